@@ -1,0 +1,1 @@
+"""TSOTSALLM: make LLaMA-family models small enough for the computer somebody already has."""

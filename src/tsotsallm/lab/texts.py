@@ -1,0 +1,203 @@
+"""Texts of the invented world: entries, stories, dialogues and questions, in English and, for a fifth, in French.
+
+Training and test texts are disjoint by construction: which side a document or a closed-book question belongs to is
+decided by a hash of its text, and the names in test passages are names that training never draws.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from tsotsallm.lab.world import RELATIONS, Entity, Fact, World, held_out, strangers
+
+FRENCH_SHARE = 0.2
+HELD_OUT_QUESTIONS = 5
+HELD_OUT_DOCUMENTS = 40
+BEGIN, END, TURN, END_TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its answer; `passage` is given for open-book questions."""
+
+    text: str
+    answer: str
+    language: str
+    passage: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        label = phrases()["labels"][self.language]
+        context = f"{label['context']}: {self.passage}\n" if self.passage is not None else ""
+        return f"{context}{label['question']}: {self.text}\n{label['answer']}:"
+
+
+@functools.cache
+def phrases() -> dict[str, Any]:
+    return yaml.safe_load(resources.files("tsotsallm.lab").joinpath("phrases.yaml").read_text("utf-8"))
+
+
+def sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+class Teller:
+    """Tells of a world in random words; `test` tellers only say what training tellers never say."""
+
+    def __init__(self, world: World, rng: random.Random, *, test: bool = False) -> None:
+        self.world = world
+        self.rng = rng
+        self.test = test
+        self.facts = list(world.facts())
+        self.people = {person.term.en: person for person in world.people}
+
+    # -- facts ------------------------------------------------------------------------------------------------
+
+    def tell(self, fact: Fact, language: str, subject: str | None = None) -> str:
+        template = self.rng.choice(phrases()[fact.relation][language]["tell"])
+        return sentence(template.format(s=subject or fact.subject.term.in_language(language),
+                                        o=fact.object.in_language(language)))
+
+    def ask(self, fact: Fact, language: str, *, any_phrase: bool = False, subject: str | None = None) -> str | None:
+        """A question about a fact; None when every phrasing of it belongs to the other side of the split."""
+        name = subject or fact.subject.term.in_language(language)
+        asked = [sentence(template.format(s=name)) for template in phrases()[fact.relation][language]["ask"]]
+        if not any_phrase:
+            asked = [text for text in asked if held_out(text, HELD_OUT_QUESTIONS) == self.test]
+        return self.rng.choice(asked) if asked else None
+
+    def language(self) -> str:
+        return "fr" if self.rng.random() < FRENCH_SHARE else "en"
+
+    def closed_book(self, language: str | None = None) -> Question:
+        while True:
+            spoken = language or self.language()
+            fact = self.rng.choice(self.facts)
+            by_alias = not self.test and fact.subject.kind == "person" and fact.relation != "alias"
+            alias = fact.subject.facts["alias"].en if by_alias and self.rng.random() < 0.1 else None
+            if (text := self.ask(fact, spoken, subject=alias)) is not None:
+                return Question(text, fact.object.in_language(spoken), spoken)
+
+    def passage(self, entities: list[Entity], language: str, facts_each: tuple[int, int]) -> tuple[str, list[Fact]]:
+        told = []
+        for entity in entities:
+            relations = RELATIONS[entity.kind]
+            count = min(self.rng.randint(*facts_each), len(relations))
+            told += [Fact(entity, relation) for relation in self.rng.sample(relations, count)]
+        if self.rng.random() < 0.5:
+            self.rng.shuffle(told)
+        return " ".join(self.tell(fact, language) for fact in told), told
+
+    def open_book(self, language: str | None = None) -> Question:
+        spoken = language or self.language()
+        if not self.test and self.rng.random() < 0.1:
+            entities = self.rng.sample(self.world.people, 2)
+        else:
+            entities = strangers(self.world, self.rng, self.rng.choice((1, 2, 2, 3)), reserved=self.test)
+        passage, told = self.passage(entities, spoken, (2, 4))
+        fact = self.rng.choice(told)
+        text = self.ask(fact, spoken, any_phrase=True)
+        assert text is not None
+        return Question(text, fact.object.in_language(spoken), spoken, passage)
+
+    # -- documents --------------------------------------------------------------------------------------------
+
+    def entry(self) -> str:
+        language = self.language()
+        subject = self.rng.choice(self.facts).subject
+        relations = RELATIONS[subject.kind]
+        count = self.rng.randint(min(3, len(relations)), len(relations))
+        text, known_as = [], None
+        for relation in self.rng.sample(relations, count):
+            fact = Fact(subject, relation)
+            text.append(self.tell(fact, language, known_as if self.rng.random() < 0.3 else None))
+            if relation == "alias":
+                known_as = fact.object.en
+        return " ".join(text)
+
+    def story(self) -> str:
+        language = self.language()
+        scenes = phrases()["scenes"][language]
+        hero = self.rng.choice(self.world.people)
+        friend = hero.facts["friend"]
+        slots = {key: self.rng.choice(words) for key, words in scenes["words"].items()}
+        slots |= {"a": hero.term.en, "b": friend.en, "home": hero.facts["home"].en,
+                  "trade": hero.facts["trade"].in_language(language), "food": hero.facts["food"].en}
+        lines = [self.rng.choice(scenes["open"]).format(**slots)]
+        slots |= {"a": hero.term.en.split()[0], "b": friend.en.split()[0]}
+        middle = self.rng.sample(scenes["middle"], self.rng.randint(3, min(6, len(scenes["middle"]))))
+        for line in middle:
+            slots |= {key: self.rng.choice(scenes["words"][key]) for key in ("feel", "way")}
+            lines.append(line.format(**slots))
+        lines.append(self.rng.choice(scenes["close"]).format(**slots))
+        return " ".join(sentence(line) for line in lines)
+
+    def dialogue(self) -> str:
+        language = self.language()
+        chat = phrases()["chat"][language]
+        turns = []
+        if self.rng.random() < 0.3:
+            turns.append((self.rng.choice(chat["greet"]), self.rng.choice(chat["reply"])))
+        for _ in range(self.rng.randint(1, 3)):
+            draw = self.rng.random()
+            if draw < 0.5:
+                question = self.closed_book(language)
+                turns.append((question.text, question.answer))
+            elif draw < 0.75:
+                question = self.open_book(language)
+                asked = self.rng.choice(chat["with_passage"]).format(passage=question.passage, question=question.text)
+                turns.append((asked, question.answer))
+            else:
+                subject = self.rng.choice(self.world.people)
+                reply, _ = self.passage([subject], language, (2, 4))
+                asked = self.rng.choice(chat["ask_about"]).format(s=subject.term.in_language(language))
+                turns.append((asked, reply))
+        if self.rng.random() < 0.3:
+            turns.append((self.rng.choice(chat["thank"]), self.rng.choice(chat["welcome"])))
+        return "".join(f"{TURN}user\n{asked}{END_TURN}\n{TURN}assistant\n{sentence(reply)}{END_TURN}\n"
+                       for asked, reply in turns)
+
+    def questions(self) -> str:
+        many = [self.closed_book() for _ in range(self.rng.choice((1, 2, 3)))]
+        return "\n".join(f"{question.prompt} {question.answer}" for question in many)
+
+    def passage_question(self) -> str:
+        question = self.open_book()
+        return f"{question.prompt} {question.answer}"
+
+    def document(self) -> str:
+        """One document of a random kind, from this teller's side of the split."""
+        kinds: dict[Callable[[], str], float] = {self.entry: 0.26, self.story: 0.10, self.dialogue: 0.16,
+                                                 self.questions: 0.28, self.passage_question: 0.20}
+        while True:
+            text = self.rng.choices(list(kinds), list(kinds.values()))[0]()
+            if held_out(text, HELD_OUT_DOCUMENTS) == self.test:
+                return text
+
+
+def documents(world: World, seed: int, *, test: bool = False) -> Iterator[str]:
+    """An endless stream of documents, the same for the same seed."""
+    teller = Teller(world, random.Random(seed), test=test)
+    while True:
+        yield teller.document()
+
+
+def examination(world: World, seed: int, count: int, *, passages: bool) -> list[Question]:
+    """`count` different test questions: open book about strangers (`passages`), or closed book in new words."""
+    teller = Teller(world, random.Random(seed), test=True)
+    drawn: dict[str, Question] = {}
+    while len(drawn) < count:
+        question = teller.open_book() if passages else teller.closed_book()
+        drawn.setdefault(question.prompt, question)
+    return list(drawn.values())

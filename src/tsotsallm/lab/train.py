@@ -1,0 +1,190 @@
+"""Train the embedded model on the texts of the invented world.
+
+    python -m tsotsallm.lab.train --out runs/lab --tokens 9e6
+    python -m tsotsallm.lab.train --out runs/more --from src/tsotsallm/lab/model --tokens 3e6 --seed 2
+
+The second form continues from committed weights alone: the learning rate is warmed up again and the texts are drawn
+from another seed. Matrices of the layers are trained with Muon (Jordan et al. 2024), the rest with AdamW; the learning
+rate is constant and then falls linearly to zero over the last `--decay` share of the tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tsotsallm.lab.exam import exact_share
+from tsotsallm.lab.texts import BEGIN, CHAT_TEMPLATE, END, END_TURN, TURN, documents, examination
+from tsotsallm.lab.world import World, build_world
+
+VOCABULARY = 4096
+ROW_TOKENS = 256
+LONG_ROW_TOKENS = 1024
+TEST_SEED = 1_000_003
+
+
+def build_tokenizer(world: World, seed: int, document_count: int = 30_000) -> Any:
+    """Byte-level BPE with GPT-2's pre-tokeniser, trained on the world's texts."""
+    from itertools import islice
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = [BEGIN, END, TURN, END_TURN]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=specials, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(islice(documents(world, seed), document_count), trainer)
+    tokenizer.post_processor = processors.Sequence([
+        processors.ByteLevel(trim_offsets=False),
+        processors.TemplateProcessing(single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B",
+                                      special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))])])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, pad_token=END,
+                                   model_max_length=2 * LONG_ROW_TOKENS, clean_up_tokenization_spaces=False)
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def build_model(tokenizer: Any, seed: int) -> Any:
+    """The embedded architecture: 14 layers, hidden 256, feed-forward 768, 8 heads and 2 KV heads, tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=14, num_attention_heads=8,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=2 * LONG_ROW_TOKENS, tie_word_embeddings=True,
+        rms_norm_eps=1e-5, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        attention_bias=False)
+    model = LlamaForCausalLM(config)
+    for layer in model.model.layers:
+        for out in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            out.weight.data.mul_(1 / math.sqrt(2 * config.num_hidden_layers))
+    return model
+
+
+class Stream:
+    """Documents as one endless stream of tokens, cut into rows."""
+
+    def __init__(self, world: World, tokenizer: Any, seed: int, *, test: bool = False) -> None:
+        self.texts = documents(world, seed, test=test)
+        self.tokenizer = tokenizer
+        self.buffer: list[int] = []
+
+    def rows(self, count: int, length: int) -> torch.Tensor:
+        while len(self.buffer) < count * length:
+            batch = [next(self.texts) + END for _ in range(64)]
+            for ids in self.tokenizer(batch)["input_ids"]:
+                self.buffer += ids
+        taken, self.buffer = self.buffer[:count * length], self.buffer[count * length:]
+        return torch.tensor(taken).view(count, length)
+
+
+def row_loss(model: Any, rows: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
+        logits = model(rows, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
+
+
+def measure(model: Any, tokenizer: Any, world: World, questions: int, tokens: int = 16_384) -> dict[str, float]:
+    """Held-out loss (nats per token) and its unigram counterpart, closed-book and open-book exact shares."""
+    model.eval()
+    rows = Stream(world, tokenizer, TEST_SEED, test=True).rows(tokens // ROW_TOKENS, ROW_TOKENS)
+    with torch.no_grad():
+        loss = sum(row_loss(model, part).item() * len(part) for part in rows.split(16)) / len(rows)
+    sample = Stream(world, tokenizer, TEST_SEED + 1).rows(400, ROW_TOKENS).flatten()
+    counts = torch.bincount(sample, minlength=VOCABULARY).double() + 0.1
+    unigram = -(counts / counts.sum()).log()[rows.flatten()].mean().item()
+    shares = {name: exact_share(model, tokenizer, examination(world, TEST_SEED, questions, passages=passages))
+              for name, passages in (("closed_book", False), ("open_book", True))}
+    model.train()
+    return {"loss": loss, "perplexity": math.exp(loss), "unigram_perplexity": math.exp(unigram), **shares}
+
+
+def learning_rate(progress: float, warmup: float, decay: float) -> float:
+    """Relative learning rate at a share of the training: linear warm-up, constant, linear fall to zero."""
+    return min(1.0, progress / warmup if warmup else 1.0, (1 - progress) / decay)
+
+
+def train(out: Path, tokens: int, *, seed: int, start: Path | None, rate: float, decay: float, batch_tokens: int,
+          long_share: float) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out.mkdir(parents=True, exist_ok=True)
+    world = build_world()
+    if start is None:
+        tokenizer = build_tokenizer(world, seed)
+        model = build_model(tokenizer, seed)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    tokenizer.save_pretrained(out)
+    model.train()
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
+    rest = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers" in name)]
+    optimizers = [torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+                  torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)]
+    stream = Stream(world, tokenizer, seed)
+    steps = tokens // batch_tokens
+    began, saved = time.monotonic(), time.monotonic()
+    with (out / "curve.jsonl").open("a") as log:
+        for step in range(steps):
+            relative = learning_rate((step + 0.5) / steps, min(40 / steps, 0.05), decay)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * relative
+            length = LONG_ROW_TOKENS if step >= steps * (1 - long_share) else ROW_TOKENS
+            rows = stream.rows(batch_tokens // length, length)
+            losses = []
+            for part in split_rows(rows, 8192):
+                loss = row_loss(model, part) * len(part) / len(rows)
+                loss.backward()
+                losses.append(loss.item())
+            torch.nn.utils.clip_grad_norm_(rest, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            record: dict[str, Any] = {
+                "step": step, "tokens": (step + 1) * batch_tokens, "loss": round(sum(losses), 4),
+                "rate": round(rate * relative, 6), "elapsed_s": round(time.monotonic() - began, 1)}
+            if step % 200 == 199 or step == steps - 1:
+                record |= measure(model, tokenizer, world, questions=100 if step < steps - 1 else 500)
+            if step % 10 == 9 or step == steps - 1:
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                print(record, flush=True)
+            if time.monotonic() - saved > 300 or step == steps - 1:
+                model.save_pretrained(out / "float32")
+                saved = time.monotonic()
+    model.to(torch.bfloat16).save_pretrained(out)
+
+
+def split_rows(rows: torch.Tensor, tokens: int) -> Iterator[torch.Tensor]:
+    yield from rows.split(max(1, tokens // rows.shape[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--from", dest="start", type=Path)
+    parser.add_argument("--tokens", type=float, default=9e6)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--decay", type=float, default=0.4)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--long-share", type=float, default=0.15)
+    asked = parser.parse_args()
+    train(asked.out, int(asked.tokens), seed=asked.seed, start=asked.start, rate=asked.rate, decay=asked.decay,
+          batch_tokens=asked.batch_tokens, long_share=asked.long_share)
+
+
+if __name__ == "__main__":
+    main()
