@@ -1,0 +1,1 @@
+"""Checkpoints on disk: read lazily, looked at through a view, written in streams."""

@@ -1,0 +1,63 @@
+"""The shape of one decoder layer, told by the transformers library itself: no family is described by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from tsotsallm.checkpoint.spec import ModelSpec
+
+
+def one_layer_model(spec: ModelSpec, index: int) -> Any:
+    """The family's base model with only layer `index`, its parameters without memory (meta device).
+
+    Embeddings are left out and the final norm passes its input through: given hidden states as `inputs_embeds`, the
+    model is exactly that layer, with the library's own masks and rotary embeddings.
+    """
+    from transformers import AutoModel
+
+    config = spec.layer_config(index)
+    config.vocab_size = 1
+    config.pad_token_id = None
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    model.rotary_emb = type(model.rotary_emb)(config=config)
+    model.embed_tokens = torch.nn.Identity()
+    model.norm = torch.nn.Identity()
+    return model.eval()
+
+
+def final_norm(spec: ModelSpec) -> Any:
+    """The family's final norm module, its parameters without memory."""
+    from transformers import AutoModel
+
+    config = spec.layer_config(0)
+    config.vocab_size = 1
+    config.pad_token_id = None
+    with torch.device("meta"):
+        return AutoModel.from_config(config).norm
+
+
+def layer_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of executed layer `index`."""
+    return _shapes(json.dumps(spec.config, sort_keys=True), spec.signature(index), spec, index)
+
+
+def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
+    """Name -> (d_out, d_in) of the linears of executed layer `index`."""
+    return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in layer_shapes(spec, index).items()
+            if len(shape) == 2 and name.endswith(".weight")}
+
+
+_shape_cache: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
+
+
+def _shapes(config: str, signature: str, spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
+    key = (config, signature)
+    if key not in _shape_cache:
+        layer = one_layer_model(spec, index).layers[0]
+        _shape_cache[key] = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
+    return _shape_cache[key]

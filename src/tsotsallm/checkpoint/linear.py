@@ -1,0 +1,66 @@
+"""One weight matrix and all that was done to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsotsallm.checkpoint import packing
+from tsotsallm.numerics.grids import Quantised
+
+
+@dataclass
+class Linear:
+    """A linear of one layer while stages edit it.
+
+    name       module name inside the layer, such as `mlp.down_proj`
+    reference  (d_out, d_in) float32: what corrections aim at, the original weight
+    storage    the floating-point type that its values or scales are stored in
+    values     (d_out, d_in) float32: its dense values now; None means the reference itself
+    mask       (d_out, d_in) bool: True where kept; None when nothing was pruned
+    stored     its codes on a grid, once quantised
+    """
+
+    name: str
+    reference: Tensor
+    storage: torch.dtype
+    values: Tensor | None = None
+    mask: Tensor | None = None
+    stored: Quantised | None = None
+    edited: bool = False
+
+    @property
+    def dense(self) -> Tensor:
+        """The dense values before rounding to storage, (d_out, d_in) float32."""
+        return self.reference if self.values is None else self.values
+
+    @property
+    def d_out(self) -> int:
+        return self.reference.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        return self.reference.shape[1]
+
+    def prune(self, keep: Tensor, values: Tensor | None = None) -> None:
+        """Zero what `keep` leaves out, in addition to what was pruned before; `values` are compensated weights."""
+        self.mask = keep if self.mask is None else self.mask & keep
+        self.values = (self.dense if values is None else values) * self.mask
+        self.stored, self.edited = None, True
+
+    def quantise(self, stored: Quantised) -> None:
+        self.stored, self.values, self.edited = stored, None, True
+
+    def effective(self) -> Tensor:
+        """The weight as a reader of the written file gets it, storage rounding included, float32."""
+        if self.stored is not None:
+            return self.stored.dequantise()
+        return self.dense.to(self.storage).float()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is written to the file, by name inside the layer."""
+        if self.stored is not None:
+            return {f"{self.name}.{suffix}": tensor for suffix, tensor in packing.pack(self.stored).items()}
+        return {f"{self.name}.weight": self.dense.to(self.storage)}

@@ -1,0 +1,259 @@
+"""A checkpoint read lazily, from a directory or the hub: a layer, a tensor, some rows, never the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tsotsallm.checkpoint import packing
+from tsotsallm.checkpoint.shards import TensorRecord, read_header
+from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
+from tsotsallm.errors import CheckpointError
+
+EMBEDDED = "embedded"
+PROVENANCE = "tsotsallm.json"
+PACKED = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+KEPT_FILES = re.compile(
+    r"(tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
+    r"chat_template\.(json|jinja)|generation_config\.json|(LICENSE|LICENCE|NOTICE|USE_POLICY|USAGE).*)", re.IGNORECASE)
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
+
+
+def layer_prefix(index: int) -> str:
+    return f"model.layers.{index}."
+
+
+class Checkpoint:
+    """Tensors of one checkpoint by name; values are effective weights, whatever form they are stored in."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.spec = ModelSpec.read(directory)
+        self.records = _records(directory)
+        self._check()
+
+    @classmethod
+    def open(cls, source: str | Path) -> Checkpoint:
+        """Open a local directory, the name `embedded`, or a hub id (downloaded once)."""
+        return cls(locate(source))
+
+    # -- tensors ----------------------------------------------------------------------------------------------
+
+    def record(self, name: str) -> TensorRecord:
+        try:
+            return self.records[name]
+        except KeyError:
+            raise CheckpointError(f"{self.directory} has no tensor {name}; the checkpoint is incomplete") from None
+
+    def grid_of(self, name: str) -> tuple[int, bool]:
+        """Bits and symmetry of a packed linear, by its full module name."""
+        for group in (self.spec.quantization or {}).get("config_groups", {}).values():
+            for target in group["targets"]:
+                matches = re.match(target[3:], name) if target.startswith("re:") else target in (name, "Linear")
+                if matches:
+                    return int(group["weights"]["num_bits"]), bool(group["weights"].get("symmetric", True))
+        raise CheckpointError(f"{self.directory}: {name} is packed but config.json has no scheme for it")
+
+    def tensor(self, name: str) -> Tensor:
+        """The effective values of a tensor in float32; NaN and infinity are refused."""
+        if name in self.records:
+            values = self.records[name].read().float()
+        else:
+            module = name.removesuffix(".weight")
+            stored = {suffix: self.records[f"{module}.{suffix}"].read()
+                      for suffix in PACKED if f"{module}.{suffix}" in self.records}
+            if "weight_packed" not in stored:
+                self.record(name)
+            values = packing.unpack(stored, *self.grid_of(module)).dequantise()
+        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
+            raise CheckpointError(f"{self.directory}: tensor {name} holds NaN or infinity; the checkpoint is damaged, "
+                                  "download or convert it again")
+        return values
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows [first, last) of a dense matrix in float32."""
+        return self.record(name).read(first, last).float()
+
+    @cached_property
+    def names_by_layer(self) -> dict[int, list[str]]:
+        """Stored layer -> names of its tensors as stored, without the layer's prefix."""
+        names: dict[int, list[str]] = {}
+        for name in self.records:
+            if match := _LAYER.match(name):
+                names.setdefault(int(match[1]), []).append(match[2])
+        return names
+
+    def layer_names(self, stored: int) -> list[str]:
+        """Names of a stored layer's tensors as a model knows them, without prefix; packed ones by their weight."""
+        names = (re.sub(r"\.(weight_packed|weight_scale|weight_shape|weight_zero_point)$", ".weight", name)
+                 for name in self.names_by_layer.get(stored, []))
+        return list(dict.fromkeys(names))
+
+    def layer(self, stored: int) -> dict[str, Tensor]:
+        """The effective float32 tensors of one stored layer, by name without prefix."""
+        prefix = layer_prefix(stored)
+        return {name: self.tensor(prefix + name) for name in self.layer_names(stored)}
+
+    def layer_records(self, stored: int) -> dict[str, TensorRecord]:
+        """One stored layer exactly as it lies on disk."""
+        prefix = layer_prefix(stored)
+        return {name: self.records[prefix + name] for name in self.names_by_layer.get(stored, [])}
+
+    @property
+    def head_name(self) -> str:
+        return EMBEDDING if self.spec.tied else HEAD
+
+    @property
+    def storage(self) -> torch.dtype:
+        """The floating-point type of the embeddings, which new tensors are stored in as well."""
+        return self.record(EMBEDDING).dtype
+
+    def end_records(self) -> dict[str, TensorRecord]:
+        """Everything that is not part of a layer, as stored; a tied head is left out."""
+        skipped = {HEAD} if self.spec.tied else set()
+        return {name: record for name, record in self.records.items()
+                if not _LAYER.match(name) and name not in skipped and not name.endswith("rotary_emb.inv_freq")}
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    @property
+    def kept_files(self) -> list[Path]:
+        """Tokenizer, generation config, chat template and licence files."""
+        return sorted(path for path in self.directory.iterdir() if path.is_file() and KEPT_FILES.fullmatch(path.name))
+
+    @cached_property
+    def provenance(self) -> dict[str, Any] | None:
+        """tsotsallm.json of a result of ours, None otherwise."""
+        path = self.directory / PROVENANCE
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer; CheckpointError when there is none that transformers can load."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+        except Exception as error:  # transformers raises many types here
+            raise CheckpointError(f"{self.directory} has no usable tokenizer ({error}); copy tokenizer.json and "
+                                  "tokenizer_config.json of the original model into it") from None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Config, and name, length and header of every shard: changes when the checkpoint does, and is quick."""
+        import hashlib
+
+        shards = {}
+        for path in sorted({record.path for record in self.records.values()}):
+            with path.open("rb") as file:
+                header = file.read(8 + int.from_bytes(file.read(8), "little"))
+                file.seek(-min(65536, path.stat().st_size), 2)
+                digest = hashlib.sha256(header + file.read())
+            shards[path.name] = {"bytes": path.stat().st_size, "sha256_of_ends": digest.hexdigest()}
+        config = hashlib.sha256((self.directory / "config.json").read_bytes()).hexdigest()
+        return {"config_sha256": config, "shards": shards}
+
+    def _check(self) -> None:
+        """Config against tensors: every tensor that the architecture needs is there, in the right shape."""
+        from tsotsallm.checkpoint.anatomy import layer_shapes
+
+        spec = self.spec
+        wanted = {EMBEDDING: (spec.vocabulary, spec.hidden), FINAL_NORM: (spec.hidden,)}
+        if not spec.tied:
+            wanted[HEAD] = (spec.vocabulary, spec.hidden)
+        for index, stored in enumerate(spec.layer_order):
+            wanted |= {layer_prefix(stored) + name: shape for name, shape in layer_shapes(spec, index).items()}
+        for name, shape in wanted.items():
+            found = self._stored_shape(name)
+            if found is None:
+                raise CheckpointError(f"{self.directory}: config.json needs tensor {name}, which no shard holds; "
+                                      "the checkpoint is incomplete or its config is of another model")
+            if found != shape:
+                raise CheckpointError(f"{self.directory}: tensor {name} has shape {list(found)}, config.json says "
+                                      f"{list(shape)}; config and weights do not belong together")
+        extra = sorted(set(self.names_by_layer) - set(spec.layer_order))
+        if extra:
+            raise CheckpointError(f"{self.directory}: shards hold layers {extra} that config.json "
+                                  f"({spec.stored_layers} layers) does not know; config and weights do not belong together")
+
+    def _stored_shape(self, name: str) -> tuple[int, ...] | None:
+        if name in self.records:
+            return self.records[name].shape
+        shape = self.records.get(name.removesuffix(".weight") + ".weight_shape")
+        return tuple(int(size) for size in shape.read()) if shape is not None else None
+
+
+def _records(directory: Path) -> dict[str, TensorRecord]:
+    index_path, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index_path.exists():
+        try:
+            weight_map: dict[str, str] = json.loads(index_path.read_text("utf-8"))["weight_map"]
+            files = sorted(set(weight_map.values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index_path} cannot be read ({type(error).__name__}: {error})") from None
+        for file in files:
+            if Path(file).name != file:
+                raise CheckpointError(f"{index_path} names {file!r}, which lies outside the checkpoint; refused")
+        headers = {file: read_header(directory / file) for file in files}
+        for name, file in weight_map.items():
+            if name not in headers[file]:
+                raise CheckpointError(f"{index_path} says that {name} is in {file}, but it is not; "
+                                      "index and shards do not belong together")
+        return {name: headers[file][name] for name, file in weight_map.items()}
+    if single.exists():
+        return read_header(single)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} does not exist")
+    pickled = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickled:
+        raise CheckpointError(f"{directory} holds pickled weights only ({pickled[0]}), and loading a pickle can run any "
+                              "code; convert it to safetensors with transformers' save_pretrained, in a place you trust")
+    raise CheckpointError(f"{directory} holds no model.safetensors and no model.safetensors.index.json")
+
+
+def locate(source: str | Path) -> Path:
+    """The directory of a checkpoint: a local path, the packaged `embedded` model, or a hub id to download."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if str(source) == EMBEDDED:
+        return embedded_directory()
+    if path.exists():
+        raise CheckpointError(f"{source} is a file; give the directory that holds config.json and the shards")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise CheckpointError(f"{source} does not exist; give a checkpoint's directory, a hub id such as "
+                              f"HuggingFaceTB/SmolLM2-135M, or {EMBEDDED!r} for the embedded model")
+    return _download(str(source))
+
+
+def embedded_directory() -> Path:
+    """Where the embedded model lies in the installed package."""
+    import tsotsallm.lab
+
+    directory = Path(tsotsallm.lab.__file__).parent / "model"
+    if not (directory / "config.json").exists():
+        raise CheckpointError("the embedded model is missing from this installation; install the package again")
+    return directory
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except GatedRepoError:
+        raise CheckpointError(f"{repository} is gated: accept its licence on its hub page, then run `hf auth login`; "
+                              "HuggingFaceTB/SmolLM2-1.7B-Instruct is open and similar in size") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(f"{repository} is neither a local directory nor on the hub (or it is private: run "
+                              "`hf auth login`)") from None
+    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{repository} is not a local directory and could not be downloaded "
+                              f"({type(error).__name__}); with no connection give a local directory, or "
+                              f"{EMBEDDED!r} for the embedded model") from None

@@ -1,0 +1,168 @@
+"""Safetensors files, read by position and written in a stream, so that no more than one tensor is ever in memory.
+
+Memory maps are avoided: pages of a mapped file count as resident memory, and Windows cannot rename a mapped file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from tsotsallm.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER_BYTES = 100 << 20
+COPY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """Where one tensor lies: file, bytes [start, start + size), type and shape."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    def read(self, first_row: int = 0, last_row: int | None = None) -> Tensor:
+        """The tensor, or its rows [first_row, last_row), in its stored type."""
+        shape, start, size = self.shape, self.start, self.size
+        if last_row is not None or first_row:
+            row_bytes = size // shape[0]
+            last_row = shape[0] if last_row is None else min(last_row, shape[0])
+            start, size = start + first_row * row_bytes, (last_row - first_row) * row_bytes
+            shape = (last_row - first_row, *shape[1:])
+        tensor = torch.empty(shape, dtype=self.dtype)
+        if size:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(start)
+                buffer = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+                filled = 0
+                while filled < size:
+                    got = file.readinto(buffer[filled:])
+                    if not got:
+                        raise CheckpointError(f"{self.path} ends {size - filled} bytes early; download or copy it again")
+                    filled += got
+        return tensor
+
+    def chunks(self) -> Iterator[bytes]:
+        """The stored bytes, piece by piece."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            left = self.size
+            while left:
+                piece = file.read(min(left, COPY_BYTES))
+                if not piece:
+                    raise CheckpointError(f"{self.path} ends {left} bytes early; download or copy it again")
+                left -= len(piece)
+                yield piece
+
+
+def read_header(path: Path) -> dict[str, TensorRecord]:
+    """The tensors of a safetensors file, checked against its length; raises CheckpointError with what is wrong."""
+    try:
+        length = path.stat().st_size
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if length < 8 or size > min(MAX_HEADER_BYTES, length - 8):
+                raise CheckpointError(f"{path} is not a safetensors file, or is cut short within its header "
+                                      f"({length} bytes); download or copy it again")
+            header = json.loads(file.read(size))
+        records, end = {}, 0
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            first, last = entry["data_offsets"]
+            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+            if math.prod(shape) * dtype.itemsize != last - first:
+                raise CheckpointError(f"{path}: tensor {name} claims {last - first} bytes for shape {list(shape)} of "
+                                      f"{entry['dtype']}; the file is damaged, download or copy it again")
+            records[name] = TensorRecord(path, dtype, shape, 8 + size + first, last - first)
+            end = max(end, last)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; download or copy the missing shard") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has an unreadable safetensors header ({type(error).__name__}: {error}); "
+                              "download or copy it again") from None
+    if length < 8 + size + end:
+        raise CheckpointError(f"{path} is {length} bytes long but its header describes {8 + size + end}: it is "
+                              "truncated; download or copy it again")
+    return records
+
+
+Piece = Tensor | TensorRecord
+
+
+def _layout(pieces: dict[str, Piece]) -> bytes:
+    """The header for tensors in the given order."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, piece in pieces.items():
+        size = piece.size if isinstance(piece, TensorRecord) else piece.numel() * piece.element_size()
+        entries[name] = {"dtype": DTYPE_NAMES[piece.dtype], "shape": list(piece.shape),
+                         "data_offsets": [position, position + size]}
+        position += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_shard(path: Path, pieces: dict[str, Piece]) -> str:
+    """Write tensors, or copies of stored ones, in the given order; flushed to disk. Returns the file's sha256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for chunk in _shard_bytes(pieces):
+            digest.update(chunk)
+            file.write(chunk)
+        sync(file)
+    return digest.hexdigest()
+
+
+def _shard_bytes(pieces: dict[str, Piece]) -> Iterator[bytes | memoryview]:
+    yield _layout(pieces)
+    for piece in pieces.values():
+        if isinstance(piece, TensorRecord):
+            yield from piece.chunks()
+        elif piece.numel():
+            yield memoryview(piece.contiguous().cpu().view(-1).view(torch.uint8).numpy())
+
+
+def sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(COPY_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def group_by_size(paths: Iterable[Path], limit_bytes: int) -> list[list[Path]]:
+    """Neighbouring files put together up to a size."""
+    groups: list[list[Path]] = []
+    filled = 0
+    for path in paths:
+        size = path.stat().st_size
+        if not groups or filled + size > limit_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(path)
+        filled += size
+    return groups

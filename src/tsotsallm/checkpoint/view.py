@@ -1,0 +1,63 @@
+"""A checkpoint with layers dropped, reordered or repeated; no byte is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
+from tsotsallm.checkpoint.shards import TensorRecord
+from tsotsallm.checkpoint.spec import ModelSpec, slice_config
+
+
+@dataclass(frozen=True)
+class View:
+    """`order[i]` is the executed layer of the checkpoint that runs as layer i here."""
+
+    checkpoint: Checkpoint
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> View:
+        return cls(checkpoint, tuple(range(checkpoint.spec.layers)))
+
+    def reordered(self, order: Sequence[int]) -> View:
+        """The same checkpoint with layers `order` of this view."""
+        return View(self.checkpoint, tuple(self.order[index] for index in order))
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The spec of the model that this view shows, every layer written out."""
+        whole = self.checkpoint.spec
+        if self.order == tuple(range(whole.layers)):
+            config = whole.config
+        else:
+            config = slice_config(whole.config, self.order, whole.layers)
+        return ModelSpec(config, whole.quantization, tuple(range(len(self.order))))
+
+    def stored(self, index: int) -> int:
+        """The stored layer behind layer `index`."""
+        return self.checkpoint.spec.layer_order[self.order[index]]
+
+    def layer(self, index: int) -> dict[str, Tensor]:
+        """Effective float32 tensors of layer `index`."""
+        return self.checkpoint.layer(self.stored(index))
+
+    def layer_tensor(self, index: int, name: str) -> Tensor:
+        return self.checkpoint.tensor(layer_prefix(self.stored(index)) + name)
+
+    def layer_records(self, index: int) -> dict[str, TensorRecord]:
+        return self.checkpoint.layer_records(self.stored(index))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of token ids, read row by row: (tokens,) -> (tokens, hidden) float32."""
+        from tsotsallm.checkpoint.spec import EMBEDDING
+
+        record = self.checkpoint.record(EMBEDDING)
+        unique, places = ids.unique(return_inverse=True)
+        rows = torch.cat([record.read(row, row + 1) for row in unique.tolist()])
+        return rows.float()[places]

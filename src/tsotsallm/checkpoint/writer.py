@@ -1,0 +1,94 @@
+"""A result written in a stream: one part a layer, joined into shards, and named only when complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tsotsallm.checkpoint.packing import quantization_config
+from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
+from tsotsallm.checkpoint.shards import Piece, group_by_size, read_header, sync, write_shard
+from tsotsallm.checkpoint.spec import CONTAINER
+from tsotsallm.errors import CheckpointError
+from tsotsallm.numerics.grids import IntegerGrid
+
+SHARD_BYTES = 2_000_000_000
+
+
+def partial_path(final: Path) -> Path:
+    """Where a result lies until it is complete."""
+    return final.with_name(final.name + ".partial")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON through a sibling file, flushed and renamed, so that it is never seen half written."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
+        sync(file)
+    temporary.replace(path)
+
+
+class Writer:
+    """Writes parts into `directory`; `finish` joins them and adds config, tokenizer and the rest."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def part(self, index: int) -> Path:
+        return self.directory / f"part-{index:05d}.safetensors"
+
+    def write_layer(self, index: int, pieces: dict[str, Piece]) -> str:
+        """Write layer `index`; returns the part's sha256."""
+        prefix = layer_prefix(index)
+        return write_shard(self.part(index), {prefix + name: pieces[name] for name in sorted(pieces)})
+
+    def write_ends(self, pieces: dict[str, Piece], layers: int) -> str:
+        """Write what is not a layer, as the last part."""
+        return write_shard(self.part(layers), {name: pieces[name] for name in sorted(pieces)})
+
+    def finish(self, source: Checkpoint, config: dict[str, Any], grids: dict[str, IntegerGrid | None],
+               layer_order: list[int] | None, parts: int) -> None:
+        """Join the parts into shards of at most 2 GB and write config, index and the source's other files."""
+        paths = [self.part(index) for index in range(parts)]
+        if missing := [path.name for path in paths if not path.exists()]:
+            raise CheckpointError(f"{self.directory} lost {missing[0]}; delete the directory and start again")
+        groups = group_by_size(paths, SHARD_BYTES)
+        weight_map, total = {}, 0
+        for number, group in enumerate(groups, 1):
+            name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+            records: dict[str, Piece] = {}
+            for path in group:
+                records |= read_header(path)
+            write_shard(self.directory / name, records)
+            for tensor, record in read_header(self.directory / name).items():
+                weight_map[tensor] = name
+                total += record.size
+        if len(groups) > 1:
+            write_json(self.directory / "model.safetensors.index.json",
+                       {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        written = dict(config)
+        if any(grid is not None for grid in grids.values()):
+            written["quantization_config"] = quantization_config(grids)
+        if layer_order is not None:
+            written = {"model_type": CONTAINER, "layer_order": layer_order, "model": written}
+        write_json(self.directory / "config.json", written)
+        for path in source.kept_files:
+            shutil.copyfile(path, self.directory / path.name)
+        for path in paths:
+            path.unlink()
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a complete directory its final name."""
+    if os.name == "posix":
+        handle = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    partial.rename(final)

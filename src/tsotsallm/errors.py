@@ -1,0 +1,51 @@
+"""What a user can do wrong. A message says what was found, the rule, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class TsotsallmError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it without a traceback."""
+
+
+class CheckpointError(TsotsallmError):
+    """A checkpoint is missing, damaged, unsafe, or not what its config says."""
+
+
+class RecipeError(TsotsallmError):
+    """A recipe cannot be read or asks for something impossible."""
+
+
+class CorpusError(TsotsallmError):
+    """A calibration or evaluation text cannot be used."""
+
+
+class ResourceError(TsotsallmError):
+    """The machine has too little memory or disk for what was asked."""
+
+
+class NumericsError(TsotsallmError):
+    """The arithmetic broke down: not finite, not positive definite."""
+
+
+class ResumeError(TsotsallmError):
+    """Unfinished work exists that belongs to other inputs."""
+
+
+class MissingExtraError(TsotsallmError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}, which is not installed; "
+                         f"install it with: pip install 'tsotsallm[{extra}]'")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known word closest to a mistyped one, with all known words listed."""
+    import difflib
+
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(known)})"

@@ -1,0 +1,101 @@
+"""This computer: cores, free memory and disk, and how fast it multiplies; measured, never assumed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+GIB = 1 << 30
+
+
+def human_bytes(count: float) -> str:
+    """Bytes for people, in decimal units: 2.50 GB, 13.1 MB, 820 B."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def human_seconds(seconds: float) -> str:
+    """Seconds for people: 1 h 32 min, 4 min 10 s, 3.2 s."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min {int(seconds % 60)} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def free_ram_bytes() -> int:
+    """Memory that a new program can take without swapping, a container's limit included."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        if (text := limit.read_text().strip()) != "max":
+            free = min(free, int(text) - int(used.read_text()))
+    except OSError:
+        pass
+    return max(free, 0)
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Free bytes of the file system that holds `path` or its nearest existing parent."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return int(psutil.disk_usage(str(path)).free)
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_rss_bytes() -> int:
+    """Highest resident memory of this process so far."""
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):
+        return int(info.peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+
+
+@functools.cache
+def gemm_flops_per_second(dtype: str = "float32", device: str = "cpu", size: int = 2048) -> float:
+    """Floating-point operations per second of a matrix product, the median of five, about half a second."""
+    import torch
+
+    left = torch.randn(512, size, dtype=getattr(torch, dtype), device=device)
+    right = torch.randn(size, size, dtype=left.dtype, device=device)
+    timings = []
+    for _ in range(6):
+        began = time.perf_counter()
+        left @ right
+        if device != "cpu":
+            torch.cuda.synchronize()
+        timings.append(time.perf_counter() - began)
+    return 2 * 512 * size * size / sorted(timings[1:])[2]
+
+
+def fingerprint() -> dict[str, Any]:
+    """What decides the last bit of a result on this machine: versions, threads, instruction set."""
+    import torch
+    import transformers
+
+    return {"python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "threads": torch.get_num_threads(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(), "processor": platform.machine()}
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,50 @@
+"""Which weights to keep: N:M and unstructured masks from a saliency. True keeps, False prunes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tsotsallm.errors import RecipeError
+
+
+def wanda_saliency(weight: Tensor, input_norm: Tensor) -> Tensor:
+    """|W|·‖X‖₂ of every weight (arXiv:2306.11695, eq. 1); weight (d_out, d_in), input_norm (d_in,)."""
+    return weight.abs() * input_norm
+
+
+def keep_all_but(saliency: Tensor, prune: int, group: int) -> Tensor:
+    """Prune the `prune` least salient of every `group` neighbouring columns of a row; ties: the lower column goes."""
+    d_out, d_in = saliency.shape
+    if d_in % group:
+        usable = [size for size in range(2, 33) if d_in % size == 0]
+        raise RecipeError(f"a linear has {d_in} input columns, which group {group} does not divide; "
+                          f"choose one of these groups: {', '.join(map(str, usable)) or 'none'}")
+    parts = saliency.reshape(d_out, d_in // group, group)
+    if group <= 16:
+        keep = _rank(parts) >= prune
+    else:
+        lowest = parts.sort(dim=-1, stable=True).indices[..., :prune]
+        keep = torch.ones_like(parts, dtype=torch.bool).scatter_(-1, lowest, False)
+    return keep.view(d_out, d_in)
+
+
+def _rank(parts: Tensor) -> Tensor:
+    """Rank of each entry in its group, ties to the lower column, by comparing pairs: far faster than a sort."""
+    group = parts.shape[-1]
+    columns = [parts[..., column].contiguous() for column in range(group)]
+    ranks = [torch.zeros(parts.shape[:-1], dtype=torch.int8, device=parts.device) for _ in range(group)]
+    for low in range(group):
+        for high in range(low + 1, group):
+            lower_first = columns[low] <= columns[high]
+            ranks[high] += lower_first
+            ranks[low] += ~lower_first
+    return torch.stack(ranks, dim=-1)
+
+
+def keep_fraction(saliency: Tensor, prune_fraction: float) -> Tensor:
+    """Prune the least salient share of every row (rounded down to whole weights); ties: the lower column goes."""
+    d_out, d_in = saliency.shape
+    count = int(d_in * prune_fraction)
+    lowest = saliency.sort(dim=-1, stable=True).indices[:, :count]
+    return torch.ones_like(saliency, dtype=torch.bool).scatter_(1, lowest, False)

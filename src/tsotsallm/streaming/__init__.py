@@ -1,0 +1,1 @@
+"""One layer at a time: corpora, sweeps forward and backward, and scores."""

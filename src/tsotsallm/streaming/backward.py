@@ -1,0 +1,100 @@
+"""The sweep from last to first: gradients of the loss with one layer in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tsotsallm.checkpoint.view import View
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
+from tsotsallm.streaming.hidden import HiddenStates
+from tsotsallm.streaming.score import _Predictions, _read_rows, log_normalisers
+from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
+
+
+def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.device,
+                   tick: Tick = silent) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
+    """Yield, from the last layer to the first, name -> (weight, gradient of the mean next-token loss), float32.
+
+    The inputs of every layer are kept on disk; each layer is loaded again, recomputed and back-propagated.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    lengths = [len(window) for window in corpus.windows]
+    layers = view.spec.layers
+    inputs = [HiddenStates(scratch / f"inputs-{index:04d}.f32", lengths, view.spec.hidden)
+              for index in range(layers + 1)]
+    frame = Frame(view.spec, device)
+    with torch.no_grad():
+        embed_corpus(view, corpus, inputs[0])
+        for index in range(layers):
+            frame.load(index, view.layer(index))
+            for batch in inputs[index].batches():
+                inputs[index + 1].write(batch, frame(inputs[index].read(batch)))
+            tick("forward", (index + 1) / layers)
+    gradient = _gradient_of_head(view, corpus, inputs[layers], scratch / "gradient.f32", device)
+    for index in reversed(range(layers)):
+        frame.load(index, view.layer(index))
+        frame.layer.requires_grad_(True)
+        with torch.enable_grad():
+            for batch in inputs[index].batches():
+                states = inputs[index].read(batch).to(device).requires_grad_()
+                frame(states).backward(gradient.read(batch).to(device))
+                assert states.grad is not None
+                gradient.write(batch, states.grad)
+        found = {}
+        for name, weight in frame.layer.named_parameters():
+            assert weight.grad is not None
+            found[name] = (weight.detach(), weight.grad)
+        yield index, found
+        inputs[index + 1].remove()
+        tick("backward", (layers - index) / layers)
+    frame.clear()
+    inputs[0].remove()
+    gradient.remove()
+
+
+def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, path: Path,
+                      device: torch.device) -> HiddenStates:
+    """∂(mean loss)/∂(output of the last layer), through head and final norm, written to `path`."""
+    norm = load_final_norm(view, device)
+    normed = last.like(path.with_name("normed.f32"))
+    gradient = last.like(path)
+    with torch.no_grad():
+        for batch in last.batches():
+            normed.write(batch, norm(last.read(batch).to(device)))
+        log_z, _ = log_normalisers(view, [normed], corpus, device)
+        predictions = _Predictions(corpus)
+        flat = HiddenStates(path, [1] * last.tokens, last.width)
+        zeros = torch.zeros(1, last.width)
+        for row in range(last.tokens):
+            flat.write([row], zeros)
+        for first, weights in head_pieces(view, device):
+            for block in predictions.blocks():
+                rows, targets = predictions.rows[block], predictions.targets[block]
+                logits = _read_rows(normed, rows).to(device) @ weights.mT
+                share = (logits - log_z[0, block].to(logits)[:, None]).exp()
+                inside = (targets >= first) & (targets < first + len(weights))
+                share[inside.nonzero()[:, 0], targets[inside] - first] -= 1
+                _add_rows(gradient, rows, (share @ weights).cpu() / len(predictions))
+    for batch in last.batches():
+        states = last.read(batch).to(device).requires_grad_()
+        with torch.enable_grad():
+            norm(states).backward(gradient.read(batch).to(device))
+        assert states.grad is not None
+        gradient.write(batch, states.grad)
+    normed.remove()
+    return gradient
+
+
+def _add_rows(states: HiddenStates, rows: Tensor, values: Tensor) -> None:
+    """Add to rising rows of a file of states."""
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    flat = HiddenStates(states.path, [first, last - first] if first else [last], states.width)
+    number = [1 if first else 0]
+    block = flat.read(number)
+    block[0].index_add_(0, rows - first, values)
+    flat.write(number, block)

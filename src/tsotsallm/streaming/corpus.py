@@ -1,0 +1,145 @@
+"""Text -> token windows, seeded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tsotsallm.errors import CorpusError
+
+TEXT_SUFFIXES = (".txt", ".md", ".text")
+HUB_DATASETS = {"allenai/c4": ("en", "train", "text"), "c4": ("en", "train", "text")}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token windows of any lengths, with where they came from."""
+
+    windows: tuple[Tensor, ...]         # each (tokens,) int64
+    source: str
+    bytes_scored: int | None = None     # UTF-8 bytes of the tokens that are predicted
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(window) for window in self.windows)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for window in self.windows:
+            digest.update(len(window).to_bytes(4, "little"))
+            digest.update(window.to(torch.int32).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def read_text(source: str | Path) -> str:
+    """The text of a file, or of all text files in a directory in the order of their names."""
+    path = Path(source)
+    if not path.exists():
+        raise CorpusError(f"{source} does not exist; give a UTF-8 text file or a directory of .txt files")
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES
+                       and file.name != "SOURCE.txt")
+        if not files:
+            raise CorpusError(f"{source} holds no text file ({', '.join(TEXT_SUFFIXES)})")
+    try:
+        text = "\n\n".join(file.read_text("utf-8") for file in files)
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    if not text.strip():
+        raise CorpusError(f"{source} is empty; give a text of at least one window")
+    return text
+
+
+def calibration(text: str, tokenizer: Any, *, windows: int, length: int, seed: int, source: str) -> Corpus:
+    """`windows` token windows of `length` from random places of a text, without overlap where it is long enough.
+
+    Each begins with the tokenizer's BOS if it adds one.
+    """
+    ids = _encode(text, tokenizer)
+    bos = _bos(tokenizer)
+    body = length - len(bos)
+    if body < 1 or len(ids) < body:
+        raise CorpusError(f"{source} has {len(ids)} tokens, fewer than one window of {length}; give more text or a "
+                          "smaller --window")
+    generator = torch.Generator().manual_seed(seed)
+    slots = len(ids) // body
+    if slots >= windows:
+        slack = len(ids) - slots * body
+        offset = int(torch.randint(slack + 1, (1,), generator=generator))
+        starts = [offset + body * slot for slot in sorted(torch.randperm(slots, generator=generator)[:windows].tolist())]
+    else:
+        starts = sorted(torch.randint(len(ids) - body + 1, (windows,), generator=generator).tolist())
+    return Corpus(tuple(torch.tensor(bos + ids[start:start + body]) for start in starts), source)
+
+
+def evaluation_windows(text: str, tokenizer: Any, context: int, source: str) -> Corpus:
+    """Protocol `windows`: the whole text in windows of `context` tokens without overlap, one BOS each where added."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    ids: list[int] = encoding["input_ids"]
+    bos = _bos(tokenizer)
+    body = context - len(bos)
+    if body < 1 or len(ids) + len(bos) < 2:
+        raise CorpusError(f"{source} has {len(ids)} tokens: too few to score; give more text")
+    windows, unscored = [], 0
+    offsets: Sequence[tuple[int, int]] | None = encoding.get("offset_mapping")
+    for start in range(0, len(ids), body):
+        part = bos + ids[start:start + body]
+        if not bos and offsets is not None:
+            first, last = offsets[start]
+            unscored += len(text[first:last].encode())
+        if len(part) > 1:
+            windows.append(torch.tensor(part))
+    return Corpus(tuple(windows), source, len(text.encode()) - unscored if bos or offsets is not None else None)
+
+
+def evaluation_rows(text: str, tokenizer: Any, context: int, source: str) -> Corpus:
+    """Protocol `rows`: each non-empty line by itself, with the tokenizer's special tokens, cut at `context` tokens."""
+    windows, scored = [], 0
+    for line in text.splitlines():
+        if line.strip():
+            ids = tokenizer(line)["input_ids"][:context]
+            if len(ids) > 1:
+                windows.append(torch.tensor(ids))
+                scored += len(line.encode())
+    if not windows:
+        raise CorpusError(f"{source} has no line of two tokens or more")
+    return Corpus(tuple(windows), source)
+
+
+def _encode(text: str, tokenizer: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    """[BOS] if the tokenizer puts one before a text by itself, else []."""
+    with_specials = tokenizer("a")["input_ids"]
+    return [with_specials[0]] if with_specials and with_specials[0] == tokenizer.bos_token_id else []
+
+
+def hub_text(repository: str, characters: int = 8_000_000) -> str:
+    """Text of a hub data set, streamed until there is enough of it."""
+    from tsotsallm.errors import MissingExtraError
+
+    try:
+        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise MissingExtraError("datasets", "hub", f"reading the hub data set {repository}") from None
+    configuration, split, column = HUB_DATASETS.get(repository, (None, "train", "text"))
+    texts, size = [], 0
+    try:
+        for row in load_dataset(repository, configuration, split=split, streaming=True):
+            texts.append(row[column])
+            size += len(row[column])
+            if size >= characters:
+                break
+    except Exception as error:  # the hub client raises many types
+        raise CorpusError(f"the hub data set {repository} cannot be read ({type(error).__name__}); "
+                          "give a local text with --calibration FILE") from None
+    return "\n\n".join(texts)

@@ -1,0 +1,110 @@
+"""A one-layer model that layers are loaded into, one after another: the arithmetic is the transformers library's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tsotsallm.checkpoint.anatomy import final_norm, one_layer_model
+from tsotsallm.checkpoint.spec import FINAL_NORM, ModelSpec
+from tsotsallm.checkpoint.view import View
+from tsotsallm.streaming.statistics import Gram
+
+
+class InputsSeen(Exception):
+    """Ends the forward of an observed layer once the inputs of its last linear are known."""
+
+
+class Frame:
+    """Runs the layers of one view; at most one layer's weights are in memory."""
+
+    def __init__(self, spec: ModelSpec, device: torch.device) -> None:
+        self.spec, self.device = spec, device
+        self.models: dict[str, Any] = {}
+        self.model: Any = None
+
+    def load(self, index: int, tensors: dict[str, Tensor]) -> None:
+        """Put the tensors of layer `index` in place of the last layer's."""
+        self.clear()
+        signature = self.spec.signature(index)
+        if signature not in self.models:
+            self.models[signature] = one_layer_model(self.spec, index)
+            self.models[signature].rotary_emb.to(self.device)
+        self.model = self.models[signature]
+        state = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.layer.load_state_dict(state, assign=True)
+        self.layer.requires_grad_(False)
+
+    def clear(self) -> None:
+        """Let go of the layer's weights."""
+        if self.model is not None:
+            self.layer.to("meta")
+            self.model = None
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.model.layers[0]
+
+    def linear(self, name: str) -> nn.Linear:
+        module = self.layer.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        return module
+
+    def linear_names(self) -> list[str]:
+        """Names of the layer's linears in the order of execution (the order of their definition)."""
+        return [name for name, module in self.layer.named_modules() if isinstance(module, nn.Linear)]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """The layer's output for windows of hidden states, (windows, tokens, width) -> the same shape."""
+        return self.model(inputs_embeds=hidden.to(self.device), use_cache=False).last_hidden_state
+
+    @contextmanager
+    def observing(self, names: list[str] | None = None) -> Iterator[dict[str, Gram]]:
+        """Gather the Grams of the linears' inputs while the block runs; linears with one input share one Gram.
+
+        A call raises InputsSeen where the last linear would start, since its output is not needed.
+        """
+        grams: dict[str, Gram] = {}
+        seen: list[Any] = [None, None]                      # the last input tensor and its Gram
+
+        def observe(name: str, inputs: Tensor) -> None:
+            if inputs is seen[0]:
+                grams.setdefault(name, seen[1])
+                return
+            if name not in grams:
+                grams[name] = Gram(inputs.shape[-1], self.device)
+            grams[name].add(inputs)
+            seen[:] = [inputs, grams[name]]
+
+        hooks = []
+        names = self.linear_names() if names is None else names
+        last = self.linear_names()[-1]
+        for name in names:
+            def hook(_module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+                observe(name, args[0])
+                if name == last:
+                    raise InputsSeen
+            hooks.append(self.linear(name).register_forward_pre_hook(hook))
+        try:
+            yield grams
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+
+def load_final_norm(view: View, device: torch.device) -> nn.Module:
+    """The final norm of a checkpoint."""
+    norm = final_norm(view.spec)
+    norm.load_state_dict({"weight": view.checkpoint.tensor(FINAL_NORM).to(device)}, assign=True)
+    return norm.requires_grad_(False)
+
+
+def head_pieces(view: View, device: torch.device, rows: int = 8192) -> Iterator[tuple[int, Tensor]]:
+    """The output head piece by piece: (first token, weights of up to `rows` tokens in float32)."""
+    name = view.checkpoint.head_name
+    for first in range(0, view.spec.vocabulary, rows):
+        yield first, view.checkpoint.rows(name, first, min(first + rows, view.spec.vocabulary)).to(device)

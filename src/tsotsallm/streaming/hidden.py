@@ -1,0 +1,67 @@
+"""Hidden states of a corpus on disk, in float32, read and written a few windows at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+BATCH_TOKENS = 1024
+
+
+class HiddenStates:
+    """One file of float32 states for windows of given lengths; batches hold windows of one length."""
+
+    def __init__(self, path: Path, lengths: Sequence[int], width: int) -> None:
+        self.path, self.width = path, width
+        self.lengths = list(lengths)
+        self.starts = [0]
+        for length in self.lengths:
+            self.starts.append(self.starts[-1] + length)
+
+    def like(self, path: Path) -> HiddenStates:
+        return HiddenStates(path, self.lengths, self.width)
+
+    @property
+    def tokens(self) -> int:
+        return self.starts[-1]
+
+    def batches(self) -> Iterator[list[int]]:
+        """Indices of neighbouring windows of one length, at most 1024 tokens together."""
+        batch: list[int] = []
+        for index, length in enumerate(self.lengths):
+            if batch and (length != self.lengths[batch[0]] or (len(batch) + 1) * length > BATCH_TOKENS):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def read(self, batch: Sequence[int]) -> Tensor:
+        """States of neighbouring windows, (windows, tokens, width)."""
+        states = torch.empty(len(batch), self.lengths[batch[0]], self.width)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.starts[batch[0]] * self.width * 4)
+            view, filled = memoryview(states.view(-1).view(torch.uint8).numpy()), 0
+            while filled < len(view) and (got := file.readinto(view[filled:])):
+                filled += got
+        if filled < len(view):
+            raise OSError(f"{self.path} is too short")
+        return states
+
+    def write(self, batch: Sequence[int], states: Tensor) -> None:
+        with self.path.open("r+b" if self.path.exists() else "w+b", buffering=0) as file:
+            file.seek(self.starts[batch[0]] * self.width * 4)
+            view = memoryview(states.float().contiguous().cpu().view(-1).view(torch.uint8).numpy())
+            while view:
+                view = view[file.write(view):]
+
+    def flush(self) -> None:
+        with self.path.open("r+b") as file:
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""Next-token losses of any text, layer by layer, and the divergence of two checkpoints. Logits are never stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import CheckpointError, NumericsError
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
+from tsotsallm.streaming.hidden import HiddenStates
+from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
+
+HEAD_TOKENS = 1024
+
+
+@torch.no_grad()
+def final_states(view: View, corpus: Corpus, path: Path, device: torch.device, tick: Tick = silent) -> HiddenStates:
+    """Run a corpus through all layers and the final norm, in one file at `path`; (tokens, hidden) float32."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    states = HiddenStates(path, [len(window) for window in corpus.windows], view.spec.hidden)
+    embed_corpus(view, corpus, states)
+    frame = Frame(view.spec, device)
+    for index in range(view.spec.layers):
+        frame.load(index, view.layer(index))
+        for batch in states.batches():
+            states.write(batch, frame(states.read(batch)))
+        tick("scoring", (index + 1) / view.spec.layers)
+    frame.clear()
+    _normalise(view, [states], device)
+    return states
+
+
+def _normalise(view: View, files: Sequence[HiddenStates], device: torch.device) -> None:
+    norm = load_final_norm(view, device)
+    for states in files:
+        for batch in states.batches():
+            states.write(batch, norm(states.read(batch).to(device)))
+
+
+class _Predictions:
+    """Which rows of the final states predict which tokens: all but the last of every window."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        rows, targets, start = [], [], 0
+        for window in corpus.windows:
+            rows.append(torch.arange(start, start + len(window) - 1))
+            targets.append(window[1:])
+            start += len(window)
+        self.rows, self.targets = torch.cat(rows), torch.cat(targets)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def blocks(self) -> list[slice]:
+        return [slice(first, first + HEAD_TOKENS) for first in range(0, len(self.rows), HEAD_TOKENS)]
+
+
+def _read_rows(states: HiddenStates, rows: Tensor) -> Tensor:
+    """Rows of a file of states; `rows` rises, with small gaps between windows."""
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    flat = HiddenStates(states.path, [first, last - first] if first else [last], states.width)
+    return flat.read([1 if first else 0])[0][rows - first]
+
+
+@torch.no_grad()
+def log_normalisers(view: View, files: Sequence[HiddenStates], corpus: Corpus,
+                    device: torch.device) -> tuple[Tensor, Tensor]:
+    """log Σ exp of the logits and the target's logit for every predicted token, (files, predictions) float64."""
+    predictions = _Predictions(corpus)
+    normaliser = torch.full((len(files), len(predictions)), -math.inf, dtype=torch.float64)
+    target = torch.zeros_like(normaliser)
+    for first, weights in head_pieces(view, device):
+        for number, states in enumerate(files):
+            for block in predictions.blocks():
+                logits = _read_rows(states, predictions.rows[block]).to(device) @ weights.mT
+                normaliser[number, block] = torch.logaddexp(normaliser[number, block],
+                                                            logits.logsumexp(-1).double().cpu())
+                _pick_targets(target[number, block], logits, predictions.targets[block], first)
+    return normaliser, target
+
+
+def _pick_targets(into: Tensor, logits: Tensor, targets: Tensor, first: int) -> None:
+    inside = (targets >= first) & (targets < first + logits.shape[1])
+    picked = logits[inside.to(logits.device)].gather(1, (targets[inside] - first).to(logits.device)[:, None])
+    into[inside] = picked[:, 0].double().cpu()
+
+
+def token_losses(view: View, files: Sequence[HiddenStates], corpus: Corpus, device: torch.device) -> Tensor:
+    """−log p of every predicted token in nats, (files, predictions) float64."""
+    normaliser, target = log_normalisers(view, files, corpus, device)
+    losses = normaliser - target
+    if not bool(torch.isfinite(losses).all()):
+        raise NumericsError(f"{view.checkpoint.directory}: the model gives losses that are not finite on this text; "
+                            "its weights are damaged or far out of range")
+    return losses
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Per predicted token, float64: losses of both models (nats), KL(reference ‖ model) (nats), same top token."""
+
+    losses: Tensor
+    reference_losses: Tensor
+    kl: Tensor
+    same_top: Tensor
+
+
+@torch.no_grad()
+def divergence(view: View, states: HiddenStates, reference: View, reference_states: HiddenStates, corpus: Corpus,
+               device: torch.device) -> Divergence:
+    """Compare two models token by token over the full vocabulary, head piece by head piece.
+
+    KL = Σ p·(z_p − z_q) − (log Z_p − log Z_q), with logits z and their normalisers Z.
+    """
+    if view.spec.vocabulary != reference.spec.vocabulary:
+        raise CheckpointError(f"{view.checkpoint.directory} has {view.spec.vocabulary} tokens and "
+                              f"{reference.checkpoint.directory} {reference.spec.vocabulary}: their divergence is not "
+                              "defined; compare bits per byte instead")
+    predictions = _Predictions(corpus)
+    count = len(predictions)
+    log_z = torch.full((2, count), -math.inf, dtype=torch.float64)
+    target = torch.zeros(2, count, dtype=torch.float64)
+    weighted = torch.zeros(count, dtype=torch.float64)          # Σ exp(z_p − peak)·(z_p − z_q)
+    peak = torch.full((count,), -math.inf, dtype=torch.float64)
+    best = torch.full((2, count), -math.inf)
+    top = torch.zeros(2, count, dtype=torch.int64)
+    for (first, weights), (_, reference_weights) in zip(head_pieces(view, device), head_pieces(reference, device),
+                                                        strict=True):
+        for block in predictions.blocks():
+            rows = predictions.rows[block]
+            z_q = _read_rows(states, rows).to(device) @ weights.mT
+            z_p = _read_rows(reference_states, rows).to(device) @ reference_weights.mT
+            for number, logits in enumerate((z_q, z_p)):
+                log_z[number, block] = torch.logaddexp(log_z[number, block], logits.logsumexp(-1).double().cpu())
+                _pick_targets(target[number, block], logits, predictions.targets[block], first)
+                value, place = (tensor.cpu() for tensor in logits.max(-1))
+                better = value > best[number, block]
+                top[number, block] = torch.where(better, place + first, top[number, block])
+                best[number, block] = torch.where(better, value, best[number, block])
+            highest = torch.maximum(peak[block], z_p.amax(-1).double().cpu())
+            here = ((z_p - highest.to(z_p)[:, None]).exp() * (z_p - z_q)).sum(-1).double().cpu()
+            weighted[block] = weighted[block] * (peak[block] - highest).exp() + here
+            peak[block] = highest
+    kl = weighted * (peak - log_z[1]).exp() - (log_z[1] - log_z[0])
+    losses = log_z - target
+    return Divergence(losses[0], losses[1], kl.clamp(min=0), top[0] == top[1])
+
+
+@torch.no_grad()
+def leave_one_out_losses(view: View, corpus: Corpus, candidates: Sequence[int], scratch: Path, device: torch.device,
+                         tick: Tick = silent) -> tuple[float, dict[int, float]]:
+    """Mean loss (nats per token) of the model, and of the model without each candidate layer, in one pass.
+
+    The hidden states branch at every candidate; the prefix before it is computed once, and each layer is loaded once.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    main = HiddenStates(scratch / "branch-main.f32", [len(window) for window in corpus.windows], view.spec.hidden)
+    embed_corpus(view, corpus, main)
+    branches: dict[int, HiddenStates] = {}
+    frame = Frame(view.spec, device)
+    for index in range(view.spec.layers):
+        frame.load(index, view.layer(index))
+        running = list(branches.values())
+        if index in candidates:
+            branches[index] = main.like(scratch / f"branch-{index:04d}.f32")
+        for batch in main.batches():
+            states = main.read(batch)
+            if index in candidates:
+                branches[index].write(batch, states)
+            main.write(batch, frame(states))
+            for branch in running:
+                branch.write(batch, frame(branch.read(batch)))
+        tick("leaving one out", (index + 1) / view.spec.layers)
+    frame.clear()
+    files = [main, *branches.values()]
+    _normalise(view, files, device)
+    means = token_losses(view, files, corpus, device).mean(-1).tolist()
+    for states in files:
+        states.remove()
+    return means[0], dict(zip(branches, means[1:], strict=True))

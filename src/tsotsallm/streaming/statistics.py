@@ -1,0 +1,62 @@
+"""What is gathered of a linear's inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tsotsallm.numerics.gptq import reversed_factor, visiting_order
+
+
+class Gram:
+    """H = Xᵀ X over all calibration tokens, (d_in, d_in) float32; linears that read the same input share it."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.matrix: Tensor | None = torch.zeros(width, width, device=device)
+        self.tokens = 0
+        self.readers = 0
+        self._diagonal: Tensor | None = None
+        self._factors: dict[tuple[float, bool], tuple[Tensor, Tensor]] = {}
+
+    def add(self, inputs: Tensor) -> None:
+        """Add the inputs of some tokens, (..., d_in)."""
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        assert self.matrix is not None
+        self.matrix.addmm_(rows.mT, rows)
+        self.tokens += len(rows)
+
+    @property
+    def width(self) -> int:
+        return len(self.diagonal)
+
+    @property
+    def diagonal(self) -> Tensor:
+        """Sums of squares of every input, (d_in,)."""
+        if self._diagonal is None:
+            assert self.matrix is not None
+            self._diagonal = self.matrix.diagonal().clone()
+        return self._diagonal
+
+    @property
+    def norms(self) -> Tensor:
+        """‖X_j‖₂ of every input j, (d_in,)."""
+        return self.diagonal.sqrt()
+
+    @property
+    def full_rank_possible(self) -> bool:
+        return self.tokens >= self.width
+
+    def factor(self, damp: float, act_order: bool, *, last: bool = False) -> tuple[Tensor, Tensor]:
+        """Reversed Cholesky factor and visiting order; computed once for each damp and order.
+
+        `last` says that nobody needs the matrix afterwards, so that its memory is reused.
+        """
+        key = (damp, act_order)
+        if key not in self._factors:
+            order = visiting_order(self.diagonal, act_order)
+            matrix = self.matrix
+            assert matrix is not None
+            if last:
+                self.matrix = None
+            self._factors[key] = (reversed_factor(matrix, order, damp), order)
+        return self._factors[key]

@@ -1,0 +1,125 @@
+"""One pass over all layers: load a layer, observe it, hand it over, propagate what it became, forget it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import ResourceError
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.frame import Frame, InputsSeen
+from tsotsallm.streaming.hidden import HiddenStates
+from tsotsallm.streaming.statistics import Gram
+
+Tick = Callable[[str, float], None]
+"""Called while a layer is worked on: what is being done, and how much of that is done, 0 to 1."""
+
+
+def silent(_what: str, _share: float) -> None:
+    """A tick that shows nothing."""
+
+
+class TwoStates:
+    """The inputs of layer i and those of layer i + 1, in two files that take turns.
+
+    The inputs of a layer stay untouched until the next layer's are complete: an interrupted sweep can go on.
+    """
+
+    def __init__(self, directory: Path, lengths: Sequence[int], width: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.files = [HiddenStates(directory / f"hidden-{side}.f32", lengths, width) for side in "ab"]
+
+    def inputs_of(self, layer: int) -> HiddenStates:
+        return self.files[layer % 2]
+
+    def remove(self) -> None:
+        for file in self.files:
+            file.remove()
+
+
+def embed_corpus(view: View, corpus: Corpus, states: HiddenStates) -> HiddenStates:
+    """Write the embeddings of all windows: the inputs of layer 0."""
+    for batch in states.batches():
+        ids = torch.stack([corpus.windows[index] for index in batch])
+        states.write(batch, view.embed(ids.flatten()).view(*ids.shape, -1))
+    return states
+
+
+@dataclass
+class Visit:
+    """One layer while it is in memory."""
+
+    index: int
+    frame: Frame
+    storage: torch.dtype
+    grams: dict[str, Gram] = field(default_factory=dict)
+    inputs: HiddenStates | None = None
+    tick: Tick = silent
+
+    @property
+    def names(self) -> list[str]:
+        return self.frame.linear_names()
+
+    def linear(self, name: str) -> Linear:
+        """The linear as it stands in memory; its weight is not copied."""
+        return Linear(name, self.frame.linear(name).weight.data, self.storage)
+
+    def gram_of(self, name: str) -> Gram:
+        return self.grams[name]
+
+    def observe(self, names: list[str] | None = None) -> None:
+        """Run the corpus through the layer as it is now and gather the Grams of the linears' inputs."""
+        assert self.inputs is not None
+        with self.frame.observing(names) as grams:
+            for batch in self.inputs.batches():
+                try:
+                    self.frame(self.inputs.read(batch))
+                except InputsSeen:
+                    pass
+                self.tick("observing", (batch[-1] + 1) / len(self.inputs.lengths))
+        self.grams |= grams
+
+    def commit(self, linear: Linear) -> None:
+        """Let the layer compute with a linear's effective weight from now on."""
+        self.frame.linear(linear.name).weight.data.copy_(linear.effective())
+
+    def propagate(self, outputs: HiddenStates) -> None:
+        """Run the corpus through the layer as it is now and write its outputs."""
+        assert self.inputs is not None
+        for batch in self.inputs.batches():
+            outputs.write(batch, self.frame(self.inputs.read(batch)))
+            self.tick("propagating", (batch[-1] + 1) / len(self.inputs.lengths))
+
+
+@torch.no_grad()
+def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.device, start: int = 0,
+          tick: Tick = silent) -> Iterator[Visit]:
+    """Visit layers `start` and up; after the caller edited a layer, its outputs are propagated to the next.
+
+    `states` holds the inputs of layer `start`; without it layers are visited but nothing runs through them.
+    """
+    frame = Frame(view.spec, device)
+    for index in range(start, view.spec.layers):
+        tick("loading", 0.0)
+        frame.load(index, view.layer(index))
+        inputs = states.inputs_of(index) if states is not None else None
+        visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, tick=tick)
+        if observe:
+            visit.observe()
+        yield visit
+        visit.grams.clear()
+        if states is not None and index + 1 < view.spec.layers:
+            try:
+                outputs = states.inputs_of(index + 1)
+                visit.propagate(outputs)
+                outputs.flush()
+            except OSError as error:
+                raise ResourceError(f"the hidden states could not be written to {outputs.path.parent} "
+                                    f"({error.strerror or error}); free some space or choose another --scratch, then run "
+                                    "the same command again: finished layers are kept") from None
+    frame.clear()
