@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,3 +62,13 @@ def _shapes(config: str, signature: str, spec: ModelSpec, index: int) -> dict[st
         layer = one_layer_model(spec, index).layers[0]
         _shape_cache[key] = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
     return _shape_cache[key]
+
+
+def input_groups(linears: Iterable[str]) -> list[list[str]]:
+    """The linears of a layer by the input they share: q, k, v; o; gate, up; down."""
+    groups: dict[str, list[str]] = {}
+    for name in linears:
+        block, _, kind = name.rpartition(".")
+        role = {"q_proj": "in", "k_proj": "in", "v_proj": "in", "gate_proj": "in", "up_proj": "in"}.get(kind, kind)
+        groups.setdefault(f"{block}.{role}", []).append(name)
+    return list(groups.values())

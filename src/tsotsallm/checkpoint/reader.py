@@ -22,6 +22,7 @@ PACKED = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
 KEPT_FILES = re.compile(
     r"(tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
     r"chat_template\.(json|jinja)|generation_config\.json|(LICENSE|LICENCE|NOTICE|USE_POLICY|USAGE).*)", re.IGNORECASE)
+CHECKED_BYTES = 32 << 20
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
 
 
@@ -62,23 +63,33 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """The effective values of a tensor in float32; NaN and infinity are refused."""
-        if name in self.records:
-            values = self.records[name].read().float()
+        module = name.removesuffix(".weight")
+        if f"{module}.weight_packed" in self.records:
+            values = read_packed(self.records, module, *self.grid_of(module))
         else:
-            module = name.removesuffix(".weight")
-            stored = {suffix: self.records[f"{module}.{suffix}"].read()
-                      for suffix in PACKED if f"{module}.{suffix}" in self.records}
-            if "weight_packed" not in stored:
-                self.record(name)
-            values = packing.unpack(stored, *self.grid_of(module)).dequantise()
-        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
-            raise CheckpointError(f"{self.directory}: tensor {name} holds NaN or infinity; the checkpoint is damaged, "
-                                  "download or convert it again")
+            values = self.record(name).read().float()
+        self._require_finite(values, name)
         return values
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows [first, last) of a dense matrix in float32."""
-        return self.record(name).read(first, last).float()
+        """Rows [first, last) of a dense matrix in float32; NaN and infinity are refused."""
+        values = self.record(name).read(first, last).float()
+        self._require_finite(values, name)
+        return values
+
+    def require_finite(self, name: str) -> None:
+        """Read a stored tensor piece by piece and raise CheckpointError if it holds NaN or infinity."""
+        record = self.record(name)
+        if record.dtype.is_floating_point:
+            step = max(1, CHECKED_BYTES // max(1, record.size // max(1, record.shape[0])))
+            for first in range(0, record.shape[0], step):
+                self.rows(name, first, first + step)
+
+    def _require_finite(self, values: Tensor, name: str) -> None:
+        # a sum is finite for finite weights (short of overflow) and costs one pass
+        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
+            raise CheckpointError(f"{self.directory}: tensor {name} holds NaN or infinity; the checkpoint is damaged, "
+                                  "download or convert it again")
 
     @cached_property
     def names_by_layer(self) -> dict[int, list[str]]:
@@ -185,6 +196,12 @@ class Checkpoint:
             return self.records[name].shape
         shape = self.records.get(name.removesuffix(".weight") + ".weight_shape")
         return tuple(int(size) for size in shape.read()) if shape is not None else None
+
+
+def read_packed(records: dict[str, TensorRecord], module: str, bits: int, symmetric: bool) -> Tensor:
+    """The float32 values of a packed linear."""
+    stored = {suffix: records[f"{module}.{suffix}"].read() for suffix in PACKED if f"{module}.{suffix}" in records}
+    return packing.unpack(stored, bits, symmetric).dequantise()
 
 
 def _records(directory: Path) -> dict[str, TensorRecord]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.shards import TensorRecord
-from tsotsallm.checkpoint.spec import ModelSpec, slice_config
+from tsotsallm.checkpoint.spec import EMBEDDING, ModelSpec, slice_config
+from tsotsallm.errors import CorpusError
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ class View:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of token ids, read row by row: (tokens,) -> (tokens, hidden) float32."""
-        from tsotsallm.checkpoint.spec import EMBEDDING
-
-        record = self.checkpoint.record(EMBEDDING)
         unique, places = ids.unique(return_inverse=True)
-        rows = torch.cat([record.read(row, row + 1) for row in unique.tolist()])
-        return rows.float()[places]
+        if len(unique) and int(unique[-1]) >= self.spec.vocabulary:
+            raise CorpusError(f"the text has token {int(unique[-1])}, but {self.checkpoint.directory} has "
+                              f"{self.spec.vocabulary} tokens: its tokenizer belongs to another model")
+        return torch.cat([self.checkpoint.rows(EMBEDDING, row, row + 1) for row in unique.tolist()])[places]

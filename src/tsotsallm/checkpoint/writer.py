@@ -52,9 +52,14 @@ class Writer:
         return write_shard(self.part(layers), {name: pieces[name] for name in sorted(pieces)})
 
     def finish(self, source: Checkpoint, config: dict[str, Any], grids: dict[str, IntegerGrid | None],
-               layer_order: list[int] | None, parts: int) -> None:
-        """Join the parts into shards of at most 2 GB and write config, index and the source's other files."""
-        paths = [self.part(index) for index in range(parts)]
+               layer_order: list[int] | None, kept: list[int], layers: int) -> None:
+        """Join the parts into shards of at most 2 GB and write config, index and the source's other files.
+
+        `kept` are the written layers in the order of their final numbers; part `layers` holds what is not a layer.
+        The parts stay until `remove_parts`, so that a kill in between loses nothing.
+        """
+        paths = {self.part(index): (layer_prefix(index), layer_prefix(number)) for number, index in enumerate(kept)}
+        paths[self.part(layers)] = ("", "")
         if missing := [path.name for path in paths if not path.exists()]:
             raise CheckpointError(f"{self.directory} lost {missing[0]}; delete the directory and start again")
         groups = group_by_size(paths, SHARD_BYTES)
@@ -63,11 +68,11 @@ class Writer:
             name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
             records: dict[str, Piece] = {}
             for path in group:
-                records |= read_header(path)
+                was, now = paths[path]
+                records |= {now + tensor.removeprefix(was): record for tensor, record in read_header(path).items()}
             write_shard(self.directory / name, records)
-            for tensor, record in read_header(self.directory / name).items():
-                weight_map[tensor] = name
-                total += record.size
+            weight_map |= dict.fromkeys(records, name)
+            total += sum(record.size for record in read_header(self.directory / name).values())
         if len(groups) > 1:
             write_json(self.directory / "model.safetensors.index.json",
                        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
@@ -79,7 +84,9 @@ class Writer:
         write_json(self.directory / "config.json", written)
         for path in source.kept_files:
             shutil.copyfile(path, self.directory / path.name)
-        for path in paths:
+
+    def remove_parts(self) -> None:
+        for path in self.directory.glob("part-*.safetensors"):
             path.unlink()
 
 

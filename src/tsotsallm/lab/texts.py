@@ -99,17 +99,22 @@ class Teller:
             self.rng.shuffle(told)
         return " ".join(self.tell(fact, language) for fact in told), told
 
-    def open_book(self, language: str | None = None) -> Question:
-        spoken = language or self.language()
+    def strangers(self) -> list[Entity]:
+        """One to three entities to tell of in a passage, new ones but for a few in training."""
         if not self.test and self.rng.random() < 0.1:
-            entities = self.rng.sample(self.world.people, 2)
-        else:
-            entities = strangers(self.world, self.rng, self.rng.choice((1, 2, 2, 3)), reserved=self.test)
-        passage, told = self.passage(entities, spoken, (2, 4))
-        fact = self.rng.choice(told)
-        text = self.ask(fact, spoken, any_phrase=True)
-        assert text is not None
-        return Question(text, fact.object.in_language(spoken), spoken, passage)
+            return self.rng.sample(self.world.people, 2)
+        return strangers(self.world, self.rng, self.rng.choice((1, 1, 2, 2, 3)), reserved=self.test)
+
+    def open_book(self, language: str | None = None, count: int = 1) -> list[Question]:
+        """`count` different questions about one passage (fewer when it tells fewer facts)."""
+        spoken = language or self.language()
+        passage, told = self.passage(self.strangers(), spoken, (2, 4))
+        found = []
+        for fact in self.rng.sample(told, min(count, len(told))):
+            text = self.ask(fact, spoken, any_phrase=True)
+            assert text is not None
+            found.append(Question(text, fact.object.in_language(spoken), spoken, passage))
+        return found
 
     # -- documents --------------------------------------------------------------------------------------------
 
@@ -155,9 +160,10 @@ class Teller:
                 question = self.closed_book(language)
                 turns.append((question.text, question.answer))
             elif draw < 0.75:
-                question = self.open_book(language)
-                asked = self.rng.choice(chat["with_passage"]).format(passage=question.passage, question=question.text)
-                turns.append((asked, question.answer))
+                first, *others = self.open_book(language, self.rng.choice((1, 2, 3)))
+                asked = self.rng.choice(chat["with_passage"]).format(passage=first.passage, question=first.text)
+                turns.append((asked, first.answer))
+                turns += [(other.text, other.answer) for other in others]
             else:
                 subject = self.rng.choice(self.world.people)
                 reply, _ = self.passage([subject], language, (2, 4))
@@ -172,14 +178,28 @@ class Teller:
         many = [self.closed_book() for _ in range(self.rng.choice((1, 2, 3)))]
         return "\n".join(f"{question.prompt} {question.answer}" for question in many)
 
-    def passage_question(self) -> str:
-        question = self.open_book()
-        return f"{question.prompt} {question.answer}"
+    def passage_questions(self) -> str:
+        """A passage with some questions: the first with the passage, the others after it."""
+        first, *others = self.open_book(count=self.rng.choice((1, 2, 4, 6)))
+        lines = [f"{first.prompt} {first.answer}"]
+        lines += [f"{Question(other.text, other.answer, other.language).prompt} {other.answer}" for other in others]
+        return "\n".join(lines)
+
+    def retelling(self) -> str:
+        """Facts about strangers told twice in another order, often in other words: what teaches to look back."""
+        language = self.language()
+        told = [Fact(entity, relation) for entity in self.strangers()
+                for relation in self.rng.sample(RELATIONS[entity.kind], 3)]
+        once = [self.tell(fact, language) for fact in told]
+        again = list(once) if self.rng.random() < 0.5 else [self.tell(fact, language) for fact in told]
+        self.rng.shuffle(again)
+        return f"{' '.join(once)}\n{phrases()['chat'][language]['again']} {' '.join(again)}"
 
     def document(self) -> str:
         """One document of a random kind, from this teller's side of the split."""
-        kinds: dict[Callable[[], str], float] = {self.entry: 0.26, self.story: 0.10, self.dialogue: 0.16,
-                                                 self.questions: 0.28, self.passage_question: 0.20}
+        kinds: dict[Callable[[], str], float] = {
+            self.entry: 0.20, self.story: 0.07, self.dialogue: 0.14, self.questions: 0.25,
+            self.passage_questions: 0.24, self.retelling: 0.10}
         while True:
             text = self.rng.choices(list(kinds), list(kinds.values()))[0]()
             if held_out(text, HELD_OUT_DOCUMENTS) == self.test:
@@ -198,6 +218,6 @@ def examination(world: World, seed: int, count: int, *, passages: bool) -> list[
     teller = Teller(world, random.Random(seed), test=True)
     drawn: dict[str, Question] = {}
     while len(drawn) < count:
-        question = teller.open_book() if passages else teller.closed_book()
+        question = teller.open_book()[0] if passages else teller.closed_book()
         drawn.setdefault(question.prompt, question)
     return list(drawn.values())

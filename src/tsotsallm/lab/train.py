@@ -155,8 +155,8 @@ def train(out: Path, tokens: int, *, seed: int, start: Path | None, rate: float,
             record: dict[str, Any] = {
                 "step": step, "tokens": (step + 1) * batch_tokens, "loss": round(sum(losses), 4),
                 "rate": round(rate * relative, 6), "elapsed_s": round(time.monotonic() - began, 1)}
-            if step % 200 == 199 or step == steps - 1:
-                record |= measure(model, tokenizer, world, questions=100 if step < steps - 1 else 500)
+            if step % 100 == 99 or step == steps - 1:
+                record |= measure(model, tokenizer, world, questions=60 if step < steps - 1 else 500)
             if step % 10 == 9 or step == steps - 1:
                 log.write(json.dumps(record) + "\n")
                 log.flush()

@@ -20,6 +20,7 @@ from tsotsallm.numerics.masks import keep_all_but, keep_fraction
 
 BLOCK = 128
 SUB_BLOCK = 16
+PERMUTED_ROWS = 512
 
 
 def visiting_order(gram_diagonal: Tensor, act_order: bool) -> Tensor:
@@ -29,23 +30,20 @@ def visiting_order(gram_diagonal: Tensor, act_order: bool) -> Tensor:
     return torch.arange(len(gram_diagonal), device=gram_diagonal.device)
 
 
-def reversed_factor(gram: Tensor, order: Tensor, damp: float, *, overwrite: bool = False) -> Tensor:
+def reversed_factor(gram: Tensor, order: Tensor, damp: float) -> Tensor:
     """Upper Cholesky factor R of the damped Gram in reversed visiting order: H = Rᵀ R, (d_in, d_in).
 
-    The diagonal is raised by `damp` times its mean. `overwrite` lets the Gram's memory be reused.
+    The diagonal is raised by `damp` times its mean (by one where all inputs are zero).
     """
     diagonal = gram.diagonal()
     raised = damp * diagonal.mean()
     if raised <= 0:
         raised = torch.ones_like(raised)
     backwards = order.flip(0)
-    straight = bool((order[1:] > order[:-1]).all())
-    if straight:
-        factor = gram.flip(0, 1)
-    elif overwrite:
-        factor = _permuted_in_place(gram, backwards)
-    else:
-        factor = gram[backwards][:, backwards]
+    factor = torch.empty_like(gram)
+    for start in range(0, len(gram), PERMUTED_ROWS):
+        rows = backwards[start:start + PERMUTED_ROWS]
+        factor[start:start + PERMUTED_ROWS] = gram[rows].index_select(1, backwards)
     factor.diagonal().add_(raised)
     info = torch.empty((), dtype=torch.int32, device=gram.device)
     # A symmetric matrix read as its transpose is the same matrix: LAPACK then factors it where it stands.
@@ -54,15 +52,6 @@ def reversed_factor(gram: Tensor, order: Tensor, damp: float, *, overwrite: bool
         raise NumericsError(f"the Gram of {len(gram)} inputs is not positive definite with damp {damp:g} "
                             f"(at column {int(info.item())}); raise damp, or calibrate on more text")
     return factor
-
-
-def _permuted_in_place(gram: Tensor, order: Tensor, rows: int = 512) -> Tensor:
-    """gram[order][:, order] with one copy of the matrix less than indexing twice."""
-    permuted = torch.empty_like(gram)
-    for start in range(0, len(gram), rows):
-        chosen = order[start:start + rows]
-        permuted[start:start + rows] = gram[chosen].index_select(1, order)
-    return permuted
 
 
 def _sweep_columns(values: Tensor, factor: Tensor, settle: Callable[[int, Tensor], Tensor],

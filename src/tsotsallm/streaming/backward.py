@@ -68,10 +68,8 @@ def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, path: Path
             normed.write(batch, norm(last.read(batch).to(device)))
         log_z, _ = log_normalisers(view, [normed], corpus, device)
         predictions = _Predictions(corpus)
-        flat = HiddenStates(path, [1] * last.tokens, last.width)
-        zeros = torch.zeros(1, last.width)
-        for row in range(last.tokens):
-            flat.write([row], zeros)
+        with path.open("wb") as file:
+            file.truncate(last.tokens * last.width * 4)
         for first, weights in head_pieces(view, device):
             for block in predictions.blocks():
                 rows, targets = predictions.rows[block], predictions.targets[block]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tsotsallm.errors import CorpusError
 
-TEXT_SUFFIXES = (".txt", ".md", ".text")
+TEXT_SUFFIXES = (".txt", ".md", ".text", ".raw")
 HUB_DATASETS = {"allenai/c4": ("en", "train", "text"), "c4": ("en", "train", "text")}
 
 

@@ -14,7 +14,6 @@ class Gram:
     def __init__(self, width: int, device: torch.device) -> None:
         self.matrix: Tensor | None = torch.zeros(width, width, device=device)
         self.tokens = 0
-        self.readers = 0
         self._diagonal: Tensor | None = None
         self._factors: dict[tuple[float, bool], tuple[Tensor, Tensor]] = {}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.view import View
@@ -98,15 +99,17 @@ class Visit:
 
 @torch.no_grad()
 def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.device, start: int = 0,
+          load: Callable[[int], dict[str, Tensor]] | None = None, settled: Callable[[int], None] = lambda _index: None,
           tick: Tick = silent) -> Iterator[Visit]:
     """Visit layers `start` and up; after the caller edited a layer, its outputs are propagated to the next.
 
-    `states` holds the inputs of layer `start`; without it layers are visited but nothing runs through them.
+    `states` holds the inputs of layer `start`; without it layers are visited but nothing runs through them. `load`
+    gives the tensors of a layer (by default the view's); `settled` is called when a layer's outputs are safe on disk.
     """
     frame = Frame(view.spec, device)
     for index in range(start, view.spec.layers):
         tick("loading", 0.0)
-        frame.load(index, view.layer(index))
+        frame.load(index, (load or view.layer)(index))
         inputs = states.inputs_of(index) if states is not None else None
         visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, tick=tick)
         if observe:
@@ -122,4 +125,5 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
                 raise ResourceError(f"the hidden states could not be written to {outputs.path.parent} "
                                     f"({error.strerror or error}); free some space or choose another --scratch, then run "
                                     "the same command again: finished layers are kept") from None
+        settled(index)
     frame.clear()

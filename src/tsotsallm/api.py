@@ -1,0 +1,149 @@
+"""Everything that the command line does, as one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, embedded_directory, locate
+from tsotsallm.errors import CorpusError, TsotsallmError
+from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
+from tsotsallm.inspection import Anatomy, inspect_checkpoint
+from tsotsallm.plan import Forecast, make_plan
+from tsotsallm.recipe import Recipe
+from tsotsallm.run import Progress, Result, run
+from tsotsallm.streaming import corpus as texts
+from tsotsallm.streaming.sweep import Tick, silent
+
+WORLD_CALIBRATION_SEED = 11
+WORLD_TEST_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where calibration text comes from, and how much of it is used."""
+
+    source: str | None = None
+    windows: int = 32
+    window: int = 1024
+    seed: int = 0
+
+
+def world_text(*, test: bool, characters: int = 400_000) -> str:
+    """Text of the embedded model's invented world; test text shares no document with the training text."""
+    from tsotsallm.lab.texts import documents
+    from tsotsallm.lab.world import build_world
+
+    stream = documents(build_world(), WORLD_TEST_SEED if test else WORLD_CALIBRATION_SEED, test=test)
+    kept: list[str] = []
+    size = 0
+    while size < characters:
+        kept.append(next(stream))
+        size += len(kept[-1])
+    return "\n\n".join(kept)
+
+
+def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> texts.Corpus:
+    """The token windows to calibrate on; without a source the embedded model's world, or the hub's C4."""
+    if calibration.windows < 1 or calibration.window < 2:
+        raise CorpusError(f"{calibration.windows} windows of {calibration.window} tokens cannot calibrate; "
+                          "take at least one window of 2 tokens")
+    if calibration.window > checkpoint.spec.context:
+        raise CorpusError(f"a window of {calibration.window} tokens is longer than the {checkpoint.spec.context} positions "
+                          f"that the model knows; choose --window {checkpoint.spec.context} or less")
+    source = calibration.source
+    if source is None and checkpoint.directory.resolve() == _embedded_or_none():
+        source, text = "the embedded world", world_text(test=False)
+    elif source is None:
+        try:
+            source, text = "allenai/c4", texts.hub_text("allenai/c4")
+        except TsotsallmError as error:
+            raise CorpusError(f"this recipe needs calibration text: give some with --calibration FILE or DIR, about "
+                              f"{calibration.windows * calibration.window * 5 // 1000} kB of ordinary prose in the "
+                              f"languages that matter to you (the default, allenai/c4, is out of reach: {error})") from None
+    elif not Path(source).exists() and source.count("/") == 1 and not source.startswith("."):
+        text = texts.hub_text(source)
+    else:
+        text = texts.read_text(source)
+    return texts.calibration(text, checkpoint.tokenizer(), windows=calibration.windows, length=calibration.window,
+                             seed=calibration.seed, source=source)
+
+
+def _embedded_or_none() -> Path | None:
+    try:
+        return embedded_directory().resolve()
+    except TsotsallmError:
+        return None
+
+
+def plan(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path = "result", *, windows: int = 32,
+         window: int = 1024, device: str = "cpu", keep_stages: bool = False) -> Forecast:
+    """Forecast a run without reading a tensor."""
+    return make_plan(Checkpoint.open(model), Recipe.parse(recipe), Path(out), windows=windows, window=window,
+                     device=check_device(device), keep_stages=keep_stages)
+
+
+def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path, *,
+             calibration: str | Path | None = None, windows: int = 32, window: int = 1024, seed: int = 0,
+             device: str = "cpu", scratch: str | Path | None = None, keep_stages: bool = False, force: bool = False,
+             progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
+    """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one to `out`."""
+    parsed = Recipe.parse(recipe)
+    checkpoint = Checkpoint.open(model)
+    out = Path(out)
+    window = min(window, checkpoint.spec.context)
+    forecast = make_plan(checkpoint, parsed, out, windows=windows, window=window, device=check_device(device),
+                         keep_stages=keep_stages)
+    if not force:
+        forecast.refuse_if_too_large(out)
+    settings = Calibration(None if calibration is None else str(calibration), windows, window, seed)
+    corpus = calibration_corpus(checkpoint, settings) if parsed.needs_corpus else None
+    return run(checkpoint, parsed, out, corpus, forecast, device=device, keep_stages=keep_stages,
+               scratch=None if scratch is None else Path(scratch), model_name=str(model), progress=progress)
+
+
+def evaluate(model: str | Path, text: str | Path | None = None, *, context: int = 512, protocol: Kind = "windows",
+             reference: str | Path | None = None, device: str = "cpu", scratch: str | Path | None = None,
+             limit: int | None = None, tick: Tick = silent) -> Perplexity:
+    """Perplexity and, against a reference, KL divergence on a text; without one, on the embedded world's test text."""
+    checkpoint = Checkpoint.open(model)
+    if text is None:
+        if EMBEDDED not in (str(model), str(reference)):
+            raise CorpusError("give the text to evaluate on with --text FILE; only the embedded model brings its own")
+        source, content = "the embedded world, test", world_text(test=True, characters=60_000)
+    else:
+        source, content = Path(text).name, texts.read_text(text)
+    return evaluate_perplexity(
+        checkpoint, content, source=source, context=context, kind=protocol, device=check_device(device),
+        reference=Checkpoint.open(reference) if reference is not None else None, name=str(model),
+        reference_name=str(reference or ""), scratch=None if scratch is None else Path(scratch), limit=limit, tick=tick)
+
+
+def inspect(model: str | Path) -> Anatomy:
+    """Anatomy of a checkpoint: widths, parameters, bytes by part, cache and work per token."""
+    return inspect_checkpoint(Checkpoint.open(model))
+
+
+def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+    """A checkpoint, ours included, as a transformers model and its tokenizer."""
+    import torch
+
+    from tsotsallm.engine.resident import resident
+
+    checkpoint = Checkpoint.open(model)
+    return resident(checkpoint, getattr(torch, dtype), check_device(device)), checkpoint.tokenizer()
+
+
+def check_device(device: str) -> str:
+    """The device's name, if this machine has it."""
+    import torch
+
+    if device == "cpu" or (device.startswith("cuda") and torch.cuda.is_available()):
+        return device
+    raise TsotsallmError(f"there is no device {device!r} here; use --device cpu" + (
+        ", or install a CUDA build of torch on a machine with an NVIDIA card" if device.startswith("cuda") else ""))
+
+
+__all__ = ["Calibration", "compress", "evaluate", "inspect", "load", "locate", "plan"]

@@ -1,0 +1,39 @@
+"""The model card (README.md) of a result, with the hub's metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from tsotsallm.machine import human_bytes
+
+
+def model_card(provenance: dict[str, Any], *, own_container: bool) -> str:
+    """What the model is, how it was made, what it weighs and how to run it."""
+    source = provenance["source"]
+    measures = provenance["measures"]
+    stages = provenance["recipe"]
+    head: dict[str, Any] = {"library_name": "tsotsallm" if own_container else "transformers",
+                            "tags": ["tsotsallm", "compressed"]}
+    if "/" in source:
+        head["base_model"] = source
+    quantised = any("quantize" in stage for stage in stages)
+    if own_container:
+        usage = ("Repeated layers are stored once, in TSOTSALLM's own container; plain transformers does not read it.\n\n"
+                 "```python\nimport tsotsallm\nmodel, tokenizer = tsotsallm.load(\"PATH\")\n```")
+    else:
+        packages = "transformers compressed-tensors" if quantised else "transformers"
+        usage = (f"```\npip install {packages}\n```\n```python\nfrom transformers import AutoModelForCausalLM, "
+                 "AutoTokenizer\nmodel = AutoModelForCausalLM.from_pretrained(\"PATH\")\n"
+                 "tokenizer = AutoTokenizer.from_pretrained(\"PATH\")\n```")
+    recipe = yaml.safe_dump(stages, sort_keys=False, default_flow_style=None) if stages else "[]\n"
+    calibration = provenance["calibration"]
+    text = (f"calibrated on {calibration['windows']} windows ({calibration['tokens']} tokens) of "
+            f"`{calibration['source']}`" if calibration else "without calibration text")
+    return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {source}, made smaller\n\n"
+            f"Made by TSOTSALLM from `{source}`, {text}. Weights: {human_bytes(measures['bytes'])}, "
+            f"from {human_bytes(measures['source_bytes'])}.\n\n"
+            f"The recipe:\n\n```yaml\n{recipe}```\n\n## How to run it\n\n{usage}\n\n"
+            "`tsotsallm.json` holds the recipe, the hashes of all inputs and the versions. What was lost can be measured "
+            "with `tsotsallm evaluate PATH --text FILE --reference ORIGINAL`.\n")

@@ -1,0 +1,1 @@
+"""What was lost: measured, with the protocol that the number depends on."""

@@ -1,0 +1,243 @@
+"""The forecast: memory, disk, operations, the floor of the time, resulting bytes; no tensor is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tsotsallm.checkpoint.anatomy import input_groups, layer_shapes, linear_shapes
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.spec import ModelSpec, slice_config
+from tsotsallm.errors import ResourceError
+from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, human_bytes, rss_bytes
+from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.recipe import Recipe, Sweep
+from tsotsallm.stages.base import LayerChoice, LinearEdit
+from tsotsallm.stages.depth import Depth
+from tsotsallm.streaming.hidden import BATCH_TOKENS
+
+HEADER_BYTES_PER_TENSOR = 200
+FILE_BYTES = 64 << 10
+ARENA_BYTES = 150 << 20
+"""Memory that matrix libraries and the allocator take beyond our tensors (measured: 60 to 140 MB)."""
+
+
+@dataclass(frozen=True)
+class SweepForecast:
+    """One pass: its stages, peak memory, scratch on disk, operations and the shortest time they can take here."""
+
+    stages: list[str]
+    layers: int
+    ram_bytes: int
+    scratch_bytes: int
+    flops: float
+    floor_s: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a recipe will take and give. Bytes of the result are an upper bound that is exact but for headers."""
+
+    sweeps: list[SweepForecast]
+    parameters: int
+    result_parameters: int
+    bytes: int
+    result_bytes: int
+    disk_bytes: int
+    free_ram_bytes: int
+    free_disk_bytes: int
+    flops_per_second: float
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ram_bytes(self) -> int:
+        return max(sweep.ram_bytes for sweep in self.sweeps)
+
+    @property
+    def floor_s(self) -> float:
+        return sum(sweep.floor_s for sweep in self.sweeps)
+
+    def refuse_if_too_large(self, out: Path) -> None:
+        """Raise ResourceError when free memory or disk cannot hold the run."""
+        if self.ram_bytes > self.free_ram_bytes + rss_bytes():
+            raise ResourceError(
+                f"the run needs {human_bytes(self.ram_bytes)} of memory and {human_bytes(self.free_ram_bytes)} are free; "
+                "close other programs, choose method rtn or magnitude (no Gram), or try anyway with --force")
+        if self.disk_bytes > self.free_disk_bytes:
+            raise ResourceError(
+                f"the run needs {human_bytes(self.disk_bytes)} of disk at {out.parent} and "
+                f"{human_bytes(self.free_disk_bytes)} are free; make room, write to another disk with -o, calibrate on "
+                "fewer windows, or try anyway with --force")
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self) | {"ram_bytes": self.ram_bytes, "floor_s": self.floor_s}
+
+
+def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int, window: int,
+              device: str = "cpu", keep_stages: bool = False) -> Forecast:
+    """Check a recipe against a checkpoint and forecast its run, with `windows` × `window` calibration tokens."""
+    spec = whole_spec(checkpoint)
+    recipe.check(spec)
+    rate = gemm_flops_per_second("float32", device)
+    base = max(rss_bytes(), 300 << 20) + ARENA_BYTES
+    ends = sum(record.size for record in checkpoint.end_records().values())
+    before = ends + sum(record.size for stored in checkpoint.names_by_layer
+                        for record in checkpoint.layer_records(stored).values())
+    parameters = _parameters(checkpoint.spec, sorted(set(checkpoint.spec.layer_order)))
+    tokens = windows * window
+    sweeps, results, warnings = [], [], []
+    unique: int | None = None
+    for number, sweep in enumerate(recipe.sweeps(one_stage_each=keep_stages)):
+        forecast, spec, unique_now = _sweep_forecast(spec, sweep, windows, window, base, rate)
+        unique = unique_now if unique_now is not None else unique
+        sweeps.append(forecast)
+        stored = unique if recipe.shared and unique is not None else spec.layers
+        results.append(ends + _layers_bytes(checkpoint, spec, sweep, stored) + FILE_BYTES)
+        widest = max((d_in for _, d_in in linear_shapes(spec, 0).values()), default=0)
+        if sweep.observes and tokens < widest:
+            warnings.append(f"{tokens} calibration tokens are fewer than the {widest} inputs of the widest linear: its "
+                            "Gram has not full rank, damping covers it; more windows are better")
+    stored_layers = list(range(min(unique, spec.layers))) if recipe.shared and unique is not None \
+        else list(range(spec.layers))
+    scratch = max(sweep.scratch_bytes for sweep in sweeps)
+    if len(results) == 1 or keep_stages:
+        kept = sum(results)
+    else:
+        kept = max(first + second for first, second in zip(results, results[1:], strict=False))
+    return Forecast(sweeps, parameters, _parameters(spec, stored_layers), before, results[-1],
+                    kept + results[-1] + scratch, free_ram_bytes(), free_disk_bytes(out), rate, warnings)
+
+
+def whole_spec(checkpoint: Checkpoint) -> ModelSpec:
+    """The spec with every executed layer written out."""
+    spec = checkpoint.spec
+    return ModelSpec(spec.config, spec.quantization, tuple(range(spec.layers)))
+
+
+def _parameters(spec: ModelSpec, layers: list[int]) -> int:
+    ends = spec.vocabulary * spec.hidden * (1 if spec.tied else 2) + spec.hidden
+    return ends + sum(math.prod(shape) for layer in layers for shape in layer_shapes(spec, layer).values())
+
+
+def _layers_bytes(checkpoint: Checkpoint, spec: ModelSpec, sweep: Sweep, stored: int) -> int:
+    """Bytes of the layers after a sweep; what no edit touches keeps at most its dense size."""
+    element = checkpoint.storage.itemsize
+    packed_already = checkpoint.spec.quantization is not None
+    total = 0
+    for layer in range(stored):
+        grid: IntegerGrid | None = None
+        for edit in sweep.edits:
+            if edit.applies_to(layer, spec.layers):
+                grid = edit.grid_for(layer, spec.layers) or grid
+        linears = linear_shapes(spec, layer)
+        for name, shape in layer_shapes(spec, layer).items():
+            linear = linears.get(name.removesuffix(".weight"))
+            if grid is not None and linear is not None:
+                total += packed_bytes(grid, *linear, element) + 3 * HEADER_BYTES_PER_TENSOR
+            else:
+                total += math.prod(shape) * (4 if packed_already else element) + HEADER_BYTES_PER_TENSOR
+    return total
+
+
+def packed_bytes(grid: IntegerGrid, d_out: int, d_in: int, scale_bytes: int) -> int:
+    """Bytes of one packed linear: codes, scales, zero points, shape."""
+    groups = d_in // (grid.group or d_in)
+    zero_points = 0 if grid.symmetric else groups * 4 * -(-d_out * grid.bits // 32)
+    return d_out * 4 * -(-d_in * grid.bits // 32) + d_out * groups * scale_bytes + zero_points + 16
+
+
+def _sweep_forecast(spec: ModelSpec, sweep: Sweep, windows: int, window: int, base: int,
+                    rate: float) -> tuple[SweepForecast, ModelSpec, int | None]:
+    tokens = windows * window
+    ram, scratch, flops, unique = 0, 0, 0.0, None
+    for choice in sweep.choices:
+        choice_ram, choice_scratch, choice_flops = _choice_cost(spec, choice, windows, window)
+        ram, scratch, flops = max(ram, choice_ram), max(scratch, choice_scratch), flops + choice_flops
+        after = choice.layers_after(spec.layers)
+        unique = len(set(choice.resolve(spec.layers))) if hasattr(choice, "resolve") else after
+        order = [min(index, spec.layers - 1) for index in range(after)]
+        spec = ModelSpec(slice_config(spec.config, order, spec.layers), spec.quantization, tuple(range(after)))
+    if sweep.edits:
+        ram = max(ram, max(_edit_ram(spec, sweep.edits, layer, sweep.observes, window) for layer in {0, spec.layers - 1}))
+        for layer in range(spec.layers):
+            flops += _edit_flops(spec, sweep.edits, layer, sweep.observes, tokens, window)
+        if sweep.observes:
+            scratch = max(scratch, 2 * 4 * tokens * spec.hidden)
+    names = [stage.name for stage in (*sweep.choices, *sweep.edits)]
+    return SweepForecast(names, spec.layers, base + ram, scratch, flops, flops / rate), spec, unique
+
+
+def _layer_weights(spec: ModelSpec, layer: int) -> int:
+    return sum(math.prod(shape) for shape in layer_shapes(spec, layer).values())
+
+
+def _forward_flops(spec: ModelSpec, layer: int, tokens: int, window: int) -> float:
+    linears = sum(math.prod(shape) for shape in linear_shapes(spec, layer).values())
+    return 2.0 * tokens * linears + 2.0 * tokens * window * spec.heads * spec.head_dim
+
+
+def _activation_bytes(spec: ModelSpec, window: int) -> int:
+    tokens = max(BATCH_TOKENS, window)
+    return 4 * tokens * (6 * spec.hidden + 3 * spec.feed_forward)
+
+
+def _choice_cost(spec: ModelSpec, choice: LayerChoice, windows: int, window: int) -> tuple[int, int, float]:
+    """(memory beyond the base, scratch, operations) of a stage that chooses layers."""
+    if not isinstance(choice, Depth) or choice.remove == 0:
+        return 0, 0, 0.0
+    tokens = windows * window
+    layer_bytes = 4 * max(_layer_weights(spec, layer) for layer in (0, spec.layers - 1))
+    candidates = choice.protect.open_layers(spec.layers)
+    rounds = choice.remove if choice.iterative else 1
+    state_bytes = 4 * tokens * spec.hidden
+    head_flops = 2.0 * tokens * spec.vocabulary * spec.hidden
+    head_bytes = 4 * 8192 * (spec.hidden + 2 * BATCH_TOKENS)
+    forward = [_forward_flops(spec, layer, tokens, window) for layer in range(spec.layers)]
+    ram = int(layer_bytes * 1.25) + _activation_bytes(spec, window) + head_bytes
+    if choice.importance == "magnitude":
+        return layer_bytes, 0, 0.0
+    if choice.importance == "cosine":
+        return ram, 2 * state_bytes, rounds * 2 * sum(forward)
+    if choice.importance == "taylor":
+        return ram + layer_bytes, (spec.layers + 3) * state_bytes, rounds * (4 * sum(forward) + 3 * head_flops)
+    branches = [sum(candidate < layer for candidate in candidates) for layer in range(spec.layers)]
+    flops = sum(cost * (1 + count) for cost, count in zip(forward, branches, strict=True))
+    return ram, (1 + len(candidates)) * state_bytes, rounds * (flops + (1 + len(candidates)) * head_flops)
+
+
+def _edit_flops(spec: ModelSpec, edits: tuple[LinearEdit, ...], layer: int, observes: bool, tokens: int,
+                window: int) -> float:
+    shapes = linear_shapes(spec, layer)
+    groups = input_groups(shapes)
+    flops = 0.0
+    again = any(edit.observes_again for edit in edits)
+    if observes:
+        forward = _forward_flops(spec, layer, tokens, window)
+        last = 2.0 * tokens * math.prod(shapes[list(shapes)[-1]])
+        widths = [shapes[group[0]][1] for group in groups]
+        flops += forward - last + 2.0 * tokens * sum(width ** 2 for width in widths)
+        if again:
+            flops += forward - last + 2.0 * tokens * sum(shapes[group[0]][1] ** 2 for group in groups if len(group) == 1)
+        if layer + 1 < spec.layers:
+            flops += forward
+    for edit in edits:
+        if edit.applies_to(layer, spec.layers):
+            flops += sum(edit.flops(*shape) for shape in shapes.values())
+            if edit.uses_factor:
+                flops += sum(shapes[group[0]][1] ** 3 / 3 for group in groups)
+    return flops
+
+
+def _edit_ram(spec: ModelSpec, edits: tuple[LinearEdit, ...], layer: int, observes: bool, window: int) -> int:
+    """Memory beyond the base while a layer is edited: weights, Grams, the working copies of its widest linear."""
+    shapes = linear_shapes(spec, layer)
+    weights = 4 * _layer_weights(spec, layer)
+    grams = 4 * sum(shapes[group[0]][1] ** 2 for group in input_groups(shapes)) if observes else 0
+    work = 0
+    for d_out, d_in in shapes.values():
+        factor = 4 * d_in ** 2 if any(edit.uses_factor for edit in edits) else 0
+        copies = 4 * 4 * d_out * d_in
+        work = max(work, factor + copies)
+    return weights + grams + max(work, _activation_bytes(spec, window))

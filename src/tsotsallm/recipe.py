@@ -1,0 +1,177 @@
+"""A recipe is data: YAML or one line -> frozen stages -> sweeps; refused when wrong, before anything starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tsotsallm.checkpoint.spec import ModelSpec, slice_config
+from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.stages import STAGES
+from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Stages that are done in one pass over the layers: choices of layers first, then edits of every linear."""
+
+    choices: tuple[LayerChoice, ...]
+    edits: tuple[LinearEdit, ...]
+
+    @property
+    def observes(self) -> bool:
+        return any(edit.needs_gram for edit in self.edits)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ordered stages; an empty recipe copies the checkpoint."""
+
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def parse(cls, source: str | Path | Sequence[Any]) -> Recipe:
+        """Read a recipe from a YAML file, a packaged name, inline YAML, a one-liner, or a list of plain data."""
+        if isinstance(source, (str, Path)):
+            source = _read(str(source))
+        if isinstance(source, Mapping):
+            source = source.get("stages") if set(source) == {"stages"} else [source]
+        if not isinstance(source, Sequence) or isinstance(source, str):
+            raise RecipeError(f"a recipe is a list of stages, but this is {source!r}")
+        return cls(tuple(_stage(item) for item in source))
+
+    def plain(self) -> list[dict[str, Any]]:
+        """The recipe as plain data, from which `parse` makes an equal one."""
+        return [{stage.name: stage.fields()} for stage in self.stages]
+
+    def sweeps(self, *, one_stage_each: bool = False) -> list[Sweep]:
+        """The passes that the recipe takes; a choice of layers after an edit begins a new one."""
+        sweeps: list[tuple[list[LayerChoice], list[LinearEdit]]] = []
+        for stage in self.stages:
+            fresh = not sweeps or one_stage_each or (isinstance(stage, LayerChoice) and sweeps[-1][1])
+            if fresh:
+                sweeps.append(([], []))
+            if isinstance(stage, LayerChoice):
+                sweeps[-1][0].append(stage)
+            elif isinstance(stage, LinearEdit):
+                sweeps[-1][1].append(stage)
+        return [Sweep(tuple(choices), tuple(edits)) for choices, edits in sweeps or [([], [])]]
+
+    @property
+    def needs_corpus(self) -> bool:
+        return any(stage.needs_corpus for stage in self.stages)
+
+    @property
+    def shared(self) -> bool:
+        """Whether repeated layers are written once, in the project's own container."""
+        return any(getattr(stage, "shared", False) for stage in self.stages)
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise RecipeError where a stage does not fit the model it will see."""
+        for stage in self.stages:
+            stage.check(spec)
+            if isinstance(stage, LayerChoice):
+                after = stage.layers_after(spec.layers)
+                order = [min(index, spec.layers - 1) for index in range(after)]
+                spec = ModelSpec(slice_config(spec.config, order, spec.layers), spec.quantization, tuple(range(after)))
+
+
+def _read(text: str) -> Any:
+    path = Path(text)
+    packaged = packaged_recipes()
+    if text in packaged:
+        content = packaged[text].read_text("utf-8")
+    elif path.suffix in (".yaml", ".yml") or (len(text) < 500 and "\n" not in text and path.is_file()):
+        try:
+            content = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"the recipe {text} cannot be read ({getattr(error, 'strerror', None) or error}); "
+                              f"packaged recipes: {', '.join(packaged)}") from None
+    elif re.match(r"\s*(\[|\{|-\s)", text):
+        content = text
+    else:
+        return [_one_line(item) for item in re.split(r",", text) if item.strip()] if text.strip() else []
+    try:
+        return yaml.safe_load(content) or []
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the recipe is not valid YAML: {error}") from None
+
+
+def packaged_recipes() -> dict[str, Any]:
+    """Name -> file of the recipes that come with the package."""
+    files = resources.files("tsotsallm.recipes").iterdir()
+    return {file.name.removesuffix(".yaml"): file for file in sorted(files, key=lambda file: file.name)
+            if file.name.endswith(".yaml")}
+
+
+def _stage(item: Any) -> Stage:
+    if isinstance(item, str):
+        item = _one_line(item)
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise RecipeError(f"a stage is written as {{name: {{options}}}}, but the recipe holds {item!r}")
+    name, fields = next(iter(item.items()))
+    if name not in STAGES:
+        raise RecipeError(f"there is no stage {name!r}{nearest(str(name), STAGES)}")
+    return STAGES[name].from_fields({} if fields is None else fields)
+
+
+def _number(text: str, where: str) -> int:
+    if not text.isdigit():
+        raise RecipeError(f"{where}: {text!r} is not a whole number")
+    return int(text)
+
+
+def _sparsity(method: str) -> Callable[[list[str]], dict[str, Any]]:
+    def read(values: list[str]) -> dict[str, Any]:
+        if len(values) == 1:
+            try:
+                return {"sparsity": {"method": method, "prune_fraction": float(values[0])}}
+            except ValueError:
+                raise RecipeError(f"{method}:{values[0]}: give a fraction such as {method}:0.5, or N:M such as "
+                                  f"{method}:2:4 (prunes 2 of every 4)") from None
+        prune, group = values
+        return {"sparsity": {"method": method, "prune": _number(prune, method), "group": _number(group, method)}}
+    return read
+
+
+def _quantize(method: str) -> Callable[[list[str]], dict[str, Any]]:
+    def read(values: list[str]) -> dict[str, Any]:
+        fields: dict[str, Any] = {"method": method, "bits": _number(values[0], method)}
+        if len(values) == 2:
+            fields["group"] = "channel" if values[1] == "channel" else _number(values[1], method)
+        return {"quantize": fields}
+    return read
+
+
+def _depth(values: list[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"remove": _number(values[0], "depth")}
+    if len(values) == 2:
+        fields["importance"] = values[1]
+    return {"depth": fields}
+
+
+_SHORT: dict[str, tuple[Callable[[list[str]], dict[str, Any]], str, int]] = {
+    "depth": (_depth, "depth:N or depth:N:importance", 2),
+    "layers": (lambda values: {"layers": {"order": values[0].split("+")}}, "layers:0-3+5+6", 1),
+    "skip": (lambda values: {"layers": {"skip": values[0].split("+")}}, "skip:3+7-9", 1),
+    **{method: (_sparsity(method), f"{method}:N:M (prunes N of every M) or {method}:FRACTION", 2)
+       for method in ("wanda", "sparsegpt", "magnitude")},
+    **{method: (_quantize(method), f"{method}:BITS or {method}:BITS:GROUP", 2) for method in ("gptq", "rtn")},
+}
+
+
+def _one_line(item: str) -> dict[str, Any]:
+    word, *values = (part.strip() for part in item.strip().split(":"))
+    if word not in _SHORT:
+        raise RecipeError(f"there is no short form {word!r}{nearest(word, _SHORT)}; packaged recipes: "
+                          f"{', '.join(packaged_recipes())}")
+    read, form, most = _SHORT[word]
+    if not 1 <= len(values) <= most or not all(values):
+        raise RecipeError(f"{item.strip()!r} is incomplete or has too many parts; it is written {form}")
+    return read(values)

@@ -1,0 +1,439 @@
+"""Execute a recipe: journaled after every layer, resumed after a kill, named only when complete."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from tsotsallm import __version__
+from tsotsallm.checkpoint.anatomy import input_groups
+from tsotsallm.checkpoint.card import model_card
+from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.reader import PROVENANCE, Checkpoint, layer_prefix, read_packed
+from tsotsallm.checkpoint.shards import Piece, read_header, sha256, sync
+from tsotsallm.checkpoint.view import View
+from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_json
+from tsotsallm.errors import NumericsError, ResourceError, ResumeError
+from tsotsallm.machine import fingerprint, peak_rss_bytes
+from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.plan import Forecast
+from tsotsallm.recipe import Recipe, Sweep
+from tsotsallm.stages.base import LayerChoice, LinearEdit, Workplace
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.statistics import Gram
+from tsotsallm.streaming.sweep import TwoStates, Visit, embed_corpus, sweep
+
+REOBSERVED = ("o_proj", "down_proj")
+
+Grids = dict[str, IntegerGrid | None]
+"""Linear -> the grid that it is stored on, None for dense."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run is doing now; `share` of the layer's current step is done."""
+
+    sweep: int
+    sweeps: int
+    stages: str
+    layer: int
+    layers: int
+    step: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a finished run wrote what, and what it took."""
+
+    path: Path
+    parameters: int
+    result_parameters: int
+    bytes: int
+    result_bytes: int
+    elapsed_s: float
+    peak_rss_bytes: int
+    floor_s: float
+    stages: list[str]
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path)}
+
+
+class Journal:
+    """Lines of JSON, each flushed to disk before work goes on; a torn last line is ignored."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        if path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                try:
+                    self.entries.append(json.loads(line))
+                except ValueError:
+                    break
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), "utf-8")
+
+    def add(self, **entry: Any) -> None:
+        self.entries.append(entry)
+        with self.path.open("ab") as file:
+            file.write((json.dumps(entry) + "\n").encode())
+            sync(file)
+
+    def find(self, kind: str, number: int) -> list[dict[str, Any]]:
+        return [entry for entry in self.entries if entry["kind"] == kind and entry["sweep"] == number]
+
+
+def weight_bytes(directory: Path) -> int:
+    """Bytes of a checkpoint's weight files."""
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None, forecast: Forecast, *,
+        device: str = "cpu", keep_stages: bool = False, scratch: Path | None = None,
+        model_name: str = "", progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
+    """Run a checked recipe and write its result to `out`, continuing unfinished work of the same inputs."""
+    partial = partial_path(out)
+    if out.exists() and not Journal(partial / "journal.jsonl").entries:
+        raise ResumeError(f"{out} exists already; choose another name with -o, or delete it first")
+    identity = {"source": checkpoint.fingerprint(), "recipe": recipe.plain(), "keep_stages": keep_stages,
+                "corpus": corpus.fingerprint() if corpus else None, "device": device, "machine": fingerprint(),
+                "tsotsallm": __version__}
+    began = time.monotonic()
+    with _work(partial, identity):
+        job = _Job(checkpoint, recipe, partial, corpus, torch.device(device), scratch or partial / "scratch", progress,
+                   model_name, identity, keep_stages)
+        if not out.exists():
+            job.execute()
+            write_json(job.result / "tsotsallm.run.json", {
+                "elapsed_s": round(time.monotonic() - began, 1), "peak_rss_bytes": peak_rss_bytes(),
+                "floor_s": round(forecast.floor_s, 1), "resumed": job.resumed})
+            if job.scratch.exists():
+                shutil.rmtree(job.scratch)
+            publish(job.result, out)
+        stages = job.publish_stages(out)
+    shutil.rmtree(partial)
+    return Result(out, forecast.parameters, forecast.result_parameters, weight_bytes(checkpoint.directory),
+                  weight_bytes(out), round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages)
+
+
+@contextmanager
+def _work(partial: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Hold the directory of unfinished work; refuse another's, and turn a full disk into a clear error."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        state, lock = partial / "run.json", partial / "lock"
+        if lock.exists() and (text := lock.read_text()).isdigit() and int(text) != os.getpid() \
+                and psutil.pid_exists(int(text)):
+            raise ResumeError(f"process {text} is working on {partial} now; wait for it, or stop it first")
+        if state.exists():
+            before = json.loads(state.read_text("utf-8"))
+            changed = [key for key in identity if before.get(key) != json.loads(json.dumps(identity[key]))]
+            if changed:
+                raise ResumeError(f"{partial} holds unfinished work with another {', '.join(changed)}; finish it with "
+                                  "the inputs it was begun with, or delete that directory to start anew")
+        lock.write_text(str(os.getpid()))
+        write_json(state, identity)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"no space left on the device that holds {partial}; make room and run the same command "
+                                "again: finished layers are kept") from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise ResourceError(f"{partial} cannot be written ({error.strerror}); choose another place with -o") from None
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise ResourceError("memory ran out; close other programs and run the same command again: finished layers "
+                                "are kept") from None
+        raise
+
+
+class _Job:
+    """One run while it goes on."""
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, partial: Path, corpus: Corpus | None,
+                 device: torch.device, scratch: Path, progress: Callable[[Progress], None], model_name: str,
+                 identity: dict[str, Any], keep_stages: bool) -> None:
+        self.checkpoint, self.recipe, self.partial, self.corpus = checkpoint, recipe, partial, corpus
+        self.device, self.scratch, self.progress, self.model_name = device, scratch, progress, model_name
+        self.identity, self.keep_stages = identity, keep_stages
+        self.journal = Journal(partial / "journal.jsonl")
+        self.resumed = bool(self.journal.entries)
+        self.sweeps = recipe.sweeps(one_stage_each=keep_stages)
+        self.reasons: list[dict[str, Any]] = []
+        self.sparse = _is_sparse(checkpoint)
+
+    @property
+    def result(self) -> Path:
+        return self.partial / "result"
+
+    def directory(self, number: int) -> Path:
+        """Where a sweep's checkpoint is written."""
+        if number + 1 == len(self.sweeps):
+            return self.result
+        return self.partial / f"{number + 1}-{_names(self.sweeps[number], '-')}"
+
+    def execute(self) -> None:
+        """Run all sweeps that are not finished; the result is then a whole checkpoint at `result`."""
+        view = origin = View.of(self.checkpoint)
+        for number, one in enumerate(self.sweeps):
+            if number and not self.journal.find("finished", number):
+                view = View.of(Checkpoint(self.directory(number - 1)))
+            for place, choice in enumerate(one.choices):
+                order = self._choice(number, place, choice, view)
+                origin = origin.reordered(order)
+                if not self.journal.find("finished", number):
+                    view = view.reordered(order)
+            if not self.journal.find("finished", number):
+                self._layers(number, one, view, origin)
+            Writer(self.directory(number)).remove_parts()
+            self.sparse = self.sparse or any(edit.name == "sparsity" for edit in one.edits)
+            if number and not self.keep_stages and self.directory(number - 1).exists():
+                shutil.rmtree(self.directory(number - 1))
+        Checkpoint(self.result)
+
+    def publish_stages(self, out: Path) -> list[str]:
+        """Move kept intermediate models beside the result."""
+        if not self.keep_stages:
+            return []
+        kept = out.with_name(out.name + "-stages")
+        kept.mkdir(exist_ok=True)
+        for number in range(len(self.sweeps) - 1):
+            directory = self.directory(number)
+            if directory.exists():
+                target = kept / directory.name
+                if target.exists():
+                    shutil.rmtree(target)
+                publish(directory, target)
+        return [str(kept / self.directory(number).name) for number in range(len(self.sweeps) - 1)]
+
+    def _tick(self, number: int, layers: int, layer: Callable[[], int]) -> Callable[[str, float], None]:
+        names = _names(self.sweeps[number], " + ")
+
+        def tick(step: str, share: float) -> None:
+            self.progress(Progress(number, len(self.sweeps), names, layer(), layers, step, share))
+        return tick
+
+    def _choice(self, number: int, place: int, choice: LayerChoice, view: View) -> list[int]:
+        for entry in self.journal.find("choice", number):
+            if entry["place"] == place:
+                break
+        else:
+            scratch = self.scratch / "choice"
+            tick = self._tick(number, view.spec.layers, lambda: 0)
+            made = choice.choose(view, Workplace(self.corpus, scratch, self.device, tick))
+            if scratch.exists():
+                shutil.rmtree(scratch)
+            entry = {"order": made.order, "reasons": made.reasons}
+            self.journal.add(kind="choice", sweep=number, place=place, **entry)
+        self.reasons.append({"stage": choice.name, "order": entry["order"], **entry["reasons"]})
+        return list(entry["order"])
+
+    def _layers(self, number: int, one: Sweep, view: View, origin: View) -> None:
+        """Write every layer of one sweep, then the whole of its checkpoint."""
+        writer = Writer(self.directory(number))
+        layers = view.spec.layers
+        first_visit = self._first_visits(origin, last=number + 1 == len(self.sweeps))
+        finished = self._verified(number, writer)
+        grids: dict[int, Grids] = {entry["layer"]: _grids_from_plain(entry["grids"]) for entry in finished}
+        current = len(finished)
+        tick = self._tick(number, layers, lambda: current)
+
+        def load(index: int) -> dict[str, Tensor]:
+            original = first_visit[index]
+            return view.layer(index) if original == index else _read_part(writer.part(original), original, grids[original])
+
+        def settled(index: int) -> None:
+            self.journal.add(kind="layer", sweep=number, layer=index, sha256=digests[index],
+                             grids=_plain_grids(grids[index]))
+
+        digests: dict[int, str | None] = {}
+        if one.edits:
+            states = self._states(one, view, current) if current < layers else None
+            visits = sweep(view, states, observe=one.observes, device=self.device, start=current, load=load,
+                           settled=settled, tick=tick)
+            for visit in visits:
+                current = visit.index
+                if first_visit[current] == current:
+                    edited = self._edit(one.edits, visit, view, origin, tick)
+                    grids[current], digests[current] = self._write_layer(writer, view, current, edited)
+                else:
+                    grids[current], digests[current] = grids[first_visit[current]], None
+            if states is not None:
+                states.remove()
+        else:
+            for current in range(current, layers):
+                tick("copying", 0.0)
+                if first_visit[current] == current:
+                    grids[current], digests[current] = self._write_layer(writer, view, current, {})
+                else:
+                    grids[current], digests[current] = grids[first_visit[current]], None
+                settled(current)
+        self._complete(number, writer, view, first_visit, grids)
+
+    def _first_visits(self, origin: View, *, last: bool) -> list[int]:
+        """For each layer the first one that it shares its weights with: itself unless repeats are shared."""
+        layers = range(origin.spec.layers)
+        if not self.recipe.shared or not last:
+            return list(layers)
+        seen: dict[int, int] = {}
+        return [seen.setdefault(origin.stored(index), index) for index in layers]
+
+    def _verified(self, number: int, writer: Writer) -> list[dict[str, Any]]:
+        """Journaled layers of this sweep whose part on disk is what was written."""
+        entries = self.journal.find("layer", number)
+        for entry in entries:
+            part = writer.part(entry["layer"])
+            if entry["sha256"] and (not part.exists() or sha256(part) != entry["sha256"]):
+                raise ResumeError(f"{part} is not what was written there; delete {self.partial} and start again")
+        return entries
+
+    def _states(self, one: Sweep, view: View, start: int) -> TwoStates | None:
+        if not one.observes:
+            return None
+        assert self.corpus is not None
+        states = TwoStates(self.scratch, [len(window) for window in self.corpus.windows], view.spec.hidden)
+        if start == 0:
+            embed_corpus(view, self.corpus, states.inputs_of(0))
+            states.inputs_of(0).flush()
+        elif not states.inputs_of(start).path.exists():
+            raise ResumeError(f"the hidden states in {self.scratch} are gone; delete {self.partial} and start again")
+        return states
+
+    def _edit(self, edits: tuple[LinearEdit, ...], visit: Visit, view: View, origin: View,
+              tick: Callable[[str, float], None]) -> dict[str, Linear]:
+        """Apply all edits to all linears of a layer; the layer then computes with what will be read back."""
+        active = [edit for edit in edits if edit.applies_to(visit.index, view.spec.layers)]
+        names = visit.names
+        edited: dict[str, Linear] = {}
+        if not active:
+            return edited
+        only_factor = sum(edit.uses_factor for edit in active) <= 1
+        again = any(edit.observes_again for edit in active)
+        groups = input_groups(names)
+        if again:
+            groups.sort(key=lambda group: group[0].rpartition(".")[2] in REOBSERVED)
+        observed_again = False
+        for group in groups:
+            if again and not observed_again and group[0].rpartition(".")[2] in REOBSERVED:
+                visit.observe([name for name in names if name.rpartition(".")[2] in REOBSERVED])
+                observed_again = True
+            gram: Gram | None = visit.grams.get(group[0])
+            for name in group:
+                tick(f"editing {name.rpartition('.')[2]}", names.index(name) / len(names))
+                linear = visit.linear(name)
+                if self.sparse:
+                    linear.mask = linear.reference != 0
+                if view.checkpoint is not origin.checkpoint:
+                    linear.values = linear.reference.clone()
+                    linear.reference = origin.layer_tensor(visit.index, f"{name}.weight").to(self.device)
+                for edit in active:
+                    edit.edit(linear, gram, visit.index, last=only_factor)
+                _require_finite(linear, visit.index)
+                visit.commit(linear)
+                linear.reference, linear.mask = torch.empty(0), None
+                edited[name] = linear
+            for name in group:
+                visit.grams.pop(name, None)
+        return edited
+
+    def _write_layer(self, writer: Writer, view: View, index: int, edited: dict[str, Linear]) -> tuple[Grids, str]:
+        """Write edited linears in their new form and everything else as stored; (grids, sha256 of the part)."""
+        pieces: dict[str, Piece] = {}
+        grids: Grids = {}
+        prefix = layer_prefix(view.stored(index))
+        for name, stored in view.layer_records(index).items():
+            module = name.rpartition(".")[0]
+            if module in edited:
+                continue
+            view.checkpoint.require_finite(prefix + name)
+            pieces[name] = stored
+            if name.endswith(".weight_packed"):
+                bits, symmetric = view.checkpoint.grid_of(prefix + module)
+                groups = view.checkpoint.records[f"{prefix}{module}.weight_scale"].shape[1]
+                width = int(view.checkpoint.records[f"{prefix}{module}.weight_shape"].read()[1])
+                grids[module] = IntegerGrid(bits, None if groups == 1 else width // groups, symmetric)
+            elif name.endswith(".weight") and len(stored.shape) == 2:
+                grids[module] = None
+        for name, linear in edited.items():
+            pieces |= linear.tensors()
+            grids[name] = linear.stored.grid if linear.stored is not None else None
+        return grids, writer.write_layer(index, pieces)
+
+    def _complete(self, number: int, writer: Writer, view: View, first_visit: list[int], grids: dict[int, Grids]) -> None:
+        """Write what is not a layer, join the parts, add config, provenance and model card."""
+        layers = view.spec.layers
+        for name in (ends := view.checkpoint.end_records()):
+            view.checkpoint.require_finite(name)
+        writer.write_ends(dict(ends), layers)
+        unique = [index for index in range(layers) if first_visit[index] == index]
+        place = {index: number for number, index in enumerate(unique)}
+        named = {layer_prefix(place[index]) + name: grid for index in unique for name, grid in grids[index].items()}
+        order = [place[first] for first in first_visit] if len(unique) < layers else None
+        writer.finish(self.checkpoint, dict(view.spec.config), named, order, unique, layers)
+        provenance = {
+            "format": 1, "source": self.model_name or self.checkpoint.directory.name,
+            "recipe": self.recipe.plain(), "sweeps_done": f"{number + 1} of {len(self.sweeps)}", "choices": self.reasons,
+            "inputs": self.identity, "ancestry": self.checkpoint.provenance,
+            "calibration": {"source": self.corpus.source, "windows": len(self.corpus.windows),
+                            "tokens": self.corpus.tokens} if self.corpus else None,
+            "measures": {"bytes": weight_bytes(writer.directory), "source_bytes": weight_bytes(self.checkpoint.directory)}}
+        write_json(writer.directory / PROVENANCE, provenance)
+        card = model_card(provenance, own_container=order is not None)
+        (writer.directory / "README.md").write_text(card, "utf-8")
+        self.journal.add(kind="finished", sweep=number)
+
+
+def _names(one: Sweep, separator: str) -> str:
+    return separator.join(stage.name for stage in (*one.choices, *one.edits)) or "copy"
+
+
+def _plain_grids(grids: Grids) -> dict[str, Any]:
+    return {name: asdict(grid) if grid is not None else None for name, grid in grids.items()}
+
+
+def _grids_from_plain(plain: dict[str, Any]) -> Grids:
+    return {name: IntegerGrid(**grid) if grid is not None else None for name, grid in plain.items()}
+
+
+def _is_sparse(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's zeros were made on purpose, by us."""
+    provenance = checkpoint.provenance
+    while provenance is not None:
+        if any("sparsity" in stage for stage in provenance["recipe"]):
+            return True
+        provenance = provenance.get("ancestry")
+    return False
+
+
+def _require_finite(linear: Linear, layer: int) -> None:
+    tensor = linear.stored.scales.float() if linear.stored is not None else linear.dense
+    if not bool(torch.isfinite(tensor).all()):
+        raise NumericsError(f"layer {layer}, {linear.name}: the edit gave values that are not finite; raise damp, or "
+                            "calibrate on more text")
+
+
+def _read_part(path: Path, layer: int, grids: Grids) -> dict[str, Tensor]:
+    """The effective float32 tensors of a layer written earlier in this run."""
+    prefix = layer_prefix(layer)
+    records = {name.removeprefix(prefix): record for name, record in read_header(path).items()}
+    tensors = {f"{name}.weight": read_packed(records, name, grid.bits, grid.symmetric)
+               for name, grid in grids.items() if grid is not None}
+    return tensors | {name: record.read().float() for name, record in records.items()
+                      if name.rpartition(".")[0] + ".weight" not in tensors}

@@ -1,0 +1,11 @@
+"""One technique a file; the registry names them all."""
+
+from __future__ import annotations
+
+from tsotsallm.stages.base import Stage
+from tsotsallm.stages.depth import Depth
+from tsotsallm.stages.layers import Layers
+from tsotsallm.stages.quantize import Quantize
+from tsotsallm.stages.sparsity import Sparsity
+
+STAGES: dict[str, type[Stage]] = {"layers": Layers, "depth": Depth, "sparsity": Sparsity, "quantize": Quantize}

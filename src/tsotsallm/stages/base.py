@@ -1,0 +1,195 @@
+"""The kinds of stages. A stage is a frozen dataclass: the configuration and the technique at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+
+from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.statistics import Gram
+from tsotsallm.streaming.sweep import Tick, silent
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a stage works with besides the model: the corpus, a scratch directory, the device."""
+
+    corpus: Corpus | None
+    scratch: Path
+    device: torch.device
+    tick: Tick = silent
+
+    def text(self, stage: str) -> Corpus:
+        assert self.corpus is not None, f"{stage} was planned without a corpus"
+        return self.corpus
+
+
+@dataclass(frozen=True)
+class Protect:
+    """Layers at either end that a stage leaves alone."""
+
+    first: int = 0
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or self.last < 0:
+            raise RecipeError(f"protect has first {self.first} and last {self.last}; both must be 0 or more")
+
+    def open_layers(self, layers: int) -> list[int]:
+        return list(range(self.first, layers - self.last))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One technique applied once."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Build the stage from a recipe's keys; unknown keys are refused with the nearest known one."""
+        return _build(cls, fields, cls.name)
+
+    def fields(self) -> dict[str, Any]:
+        """The configuration as plain data, defaults left out."""
+        plain: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            if value != default or default is dataclasses.MISSING:
+                plain[item.name] = _plain(value)
+        return plain
+
+    @property
+    def needs_corpus(self) -> bool:
+        return False
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise RecipeError where the stage cannot be applied to a model of this shape."""
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _build(cls: type[Any], fields: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(fields, Mapping):
+        raise RecipeError(f"{where} has the value {fields!r}; it takes keys and values, such as "
+                          f"{{{', '.join(item.name for item in dataclasses.fields(cls))}}}")
+    known = {item.name for item in dataclasses.fields(cls)}
+    for key in fields:
+        if key not in known:
+            raise RecipeError(f"{where} has no option {key!r}{nearest(str(key), known)}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in fields.items():
+        if hints[key] is Protect:
+            value = _build(Protect, value, f"{where}.protect")
+        _check_type(value, hints[key], f"{where}.{key}")
+        values[key] = value
+    return cls(**values)
+
+
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    """Accept plain types, unions and literals; containers are checked by their stage."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise RecipeError(f"{where} is {value!r}{nearest(str(value), map(str, choices))}")
+        return
+    options = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        base = typing.get_origin(option) or option
+        if base is typing.Literal:
+            if value in typing.get_args(option):
+                return
+        elif base is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return
+        elif base is int and isinstance(value, bool):
+            continue
+        elif base in (tuple, list) and isinstance(value, (tuple, list)):
+            return
+        elif isinstance(base, type) and isinstance(value, base):
+            return
+    names = " or ".join(" or ".join(map(str, typing.get_args(option))) if typing.get_origin(option) is typing.Literal
+                        else "nothing" if option is type(None) else getattr(option, "__name__", str(option))
+                        for option in options)
+    raise RecipeError(f"{where} is {value!r}, of type {type(value).__name__}; it takes {names}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The layers that a LayerChoice keeps, in order, and why."""
+
+    order: list[int]
+    reasons: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerChoice(Stage):
+    """Decides which layers run, in which order; moves no byte."""
+
+    def layers_after(self, layers: int) -> int:
+        """How many layers run afterwards."""
+        raise RecipeError(f"{self.name} does not say how many layers it keeps")
+
+    def choose(self, view: View, workplace: Workplace) -> Choice:
+        """The layers of `view` that the next stage sees."""
+        raise RecipeError(f"{self.name} chooses nothing")
+
+
+@dataclass(frozen=True)
+class LinearEdit(Stage):
+    """Gives one linear new values, knowing its inputs."""
+
+    @property
+    def needs_gram(self) -> bool:
+        return False
+
+    @property
+    def needs_corpus(self) -> bool:
+        return self.needs_gram
+
+    @property
+    def uses_factor(self) -> bool:
+        """Whether the Gram's Cholesky factor is needed."""
+        return False
+
+    @property
+    def observes_again(self) -> bool:
+        """Whether o_proj and down_proj are observed again after the linears before them were edited."""
+        return False
+
+    def applies_to(self, layer: int, layers: int) -> bool:
+        return True
+
+    def grid_for(self, layer: int, layers: int) -> IntegerGrid | None:
+        """The grid that linears of a layer are stored on afterwards; None leaves the form as it is."""
+        return None
+
+    def flops(self, d_out: int, d_in: int) -> float:
+        """Floating-point operations for one linear, its Gram and factor not counted."""
+        return 0.0
+
+    def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        """Edit the linear in place; `last` says that no later edit needs the Gram's matrix."""
+        raise RecipeError(f"{self.name} edits nothing")

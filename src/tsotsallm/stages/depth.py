@@ -1,0 +1,116 @@
+"""Depth pruning: remove the layers that matter least."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import RecipeError
+from tsotsallm.stages.base import Choice, LayerChoice, Protect, Workplace
+from tsotsallm.streaming.backward import backward_sweep
+from tsotsallm.streaming.score import leave_one_out_losses
+from tsotsallm.streaming.sweep import TwoStates, embed_corpus, sweep
+
+
+@dataclass(frozen=True)
+class Depth(LayerChoice):
+    """Remove the `remove` least important layers (Shortened LLaMA, arXiv:2402.02834; ShortGPT, arXiv:2403.03853).
+
+    importance  perplexity: of the model without the layer; taylor: Σ|w·∂L/∂w| over its linears; magnitude: Σ|w|;
+                cosine: 1 − mean cos(input, output) over tokens
+    iterative   measure again after every removed layer
+    """
+
+    name: ClassVar[str] = "depth"
+    remove: int = 1
+    importance: Literal["perplexity", "taylor", "magnitude", "cosine"] = "perplexity"
+    protect: Protect = field(default_factory=lambda: Protect(4, 2))
+    iterative: bool = False
+
+    def __post_init__(self) -> None:
+        if self.remove < 0:
+            raise RecipeError(f"depth.remove is {self.remove}; it takes 0 or more")
+
+    @property
+    def needs_corpus(self) -> bool:
+        return self.importance != "magnitude" and self.remove > 0
+
+    def check(self, spec: ModelSpec) -> None:
+        free = len(self.protect.open_layers(spec.layers))
+        if self.remove > free or self.remove >= spec.layers:
+            raise RecipeError(f"depth removes {self.remove} of {spec.layers} layers, but with the first "
+                              f"{self.protect.first} and last {self.protect.last} protected only {max(free, 0)} can go; "
+                              "remove fewer or protect less")
+
+    def layers_after(self, layers: int) -> int:
+        return layers - self.remove
+
+    def choose(self, view: View, workplace: Workplace) -> Choice:
+        kept = list(range(view.spec.layers))
+        candidates = self.protect.open_layers(len(kept))
+        rounds: list[dict[str, Any]] = []
+        while len(kept) > view.spec.layers - self.remove:
+            now = view.reordered(kept)
+            scores = self._scores(now, [kept.index(layer) for layer in candidates], workplace)
+            ranked = sorted((score, kept[place]) for place, score in scores.items())
+            going = [layer for _, layer in ranked[:1 if self.iterative else self.remove]]
+            rounds.append({"importance": {str(kept[place]): score for place, score in sorted(scores.items())},
+                           "removed": going})
+            kept = [layer for layer in kept if layer not in going]
+            candidates = [layer for layer in candidates if layer not in going]
+        return Choice(kept, {"rounds": rounds})
+
+    def _scores(self, view: View, candidates: list[int], workplace: Workplace) -> dict[int, float]:
+        measure = {"perplexity": _perplexity, "taylor": _taylor, "magnitude": _magnitude, "cosine": _cosine}
+        scores = measure[self.importance](view, candidates, workplace)
+        return {layer: scores[layer] for layer in candidates}
+
+
+def _perplexity(view: View, candidates: list[int], work: Workplace) -> dict[int, float]:
+    _, losses = leave_one_out_losses(view, work.text("depth"), candidates, work.scratch, work.device, work.tick)
+    return {layer: math.exp(loss) for layer, loss in losses.items()}
+
+
+def _taylor(view: View, candidates: list[int], work: Workplace) -> dict[int, float]:
+    scores = {}
+    for index, gradients in backward_sweep(view, work.text("depth"), work.scratch, work.device, work.tick):
+        scores[index] = sum(float((weight * gradient).abs().sum(dtype=torch.float64))
+                            for weight, gradient in gradients.values() if weight.ndim == 2)
+    return scores
+
+
+def _magnitude(view: View, candidates: list[int], work: Workplace) -> dict[int, float]:
+    scores = {}
+    for index in candidates:
+        names = linear_shapes(view.spec, index)
+        scores[index] = sum(float(view.layer_tensor(index, f"{name}.weight").abs().sum(dtype=torch.float64))
+                            for name in names)
+        work.tick("measuring", (index + 1) / view.spec.layers)
+    return scores
+
+
+def _cosine(view: View, candidates: list[int], work: Workplace) -> dict[int, float]:
+    corpus = work.text("depth")
+    states = TwoStates(work.scratch, [len(window) for window in corpus.windows], view.spec.hidden)
+    embed_corpus(view, corpus, states.inputs_of(0))
+    scores: dict[int, float] = {}
+    with torch.no_grad():
+        for visit in sweep(view, states, observe=False, device=work.device, tick=work.tick):
+            inputs = visit.inputs
+            assert inputs is not None
+            total = torch.zeros((), dtype=torch.float64)
+            for batch in inputs.batches():
+                before = inputs.read(batch)
+                after = visit.frame(before).cpu()
+                total += torch.cosine_similarity(before, after, dim=-1).sum(dtype=torch.float64)
+            scores[visit.index] = 1 - float(total) / inputs.tokens
+    states.remove()
+    return scores
+
+

@@ -1,0 +1,76 @@
+"""An explicit order of layers: skip, repeat, reorder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import RecipeError
+from tsotsallm.stages.base import Choice, LayerChoice, Workplace
+
+
+def expand(items: Any, where: str) -> list[int]:
+    """[0-3, 5] -> [0, 1, 2, 3, 5]; a range may run backwards (3-0)."""
+    if isinstance(items, (int, str)):
+        items = [items]
+    layers: list[int] = []
+    for item in items:
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(item))
+        if isinstance(item, bool) or not match:
+            raise RecipeError(f"{where} holds {item!r}; it takes layer numbers and ranges such as 0-3")
+        first, last = int(match[1]), int(match[2] or match[1])
+        layers += range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    return layers
+
+
+@dataclass(frozen=True)
+class Layers(LayerChoice):
+    """Run the layers in `order`, or all but `skip` with those of `repeat` several times (FRANKEN-LLAMA)."""
+
+    name: ClassVar[str] = "layers"
+    order: list[Any] | None = None
+    skip: list[Any] | int | str | None = None
+    repeat: dict[Any, int] | None = None
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.order is None) == (self.skip is None and self.repeat is None):
+            raise RecipeError("layers takes either `order`, or `skip` and `repeat`")
+        for times in (self.repeat or {}).values():
+            if not isinstance(times, int) or times < 1:
+                raise RecipeError(f"layers.repeat has {times!r} times; it takes whole numbers from 1")
+        self._named()
+
+    def _named(self) -> list[int]:
+        if self.order is not None:
+            return expand(self.order, "layers.order")
+        return (expand(self.skip if self.skip is not None else [], "layers.skip")
+                + [layer for key in (self.repeat or {}) for layer in expand(key, "layers.repeat")])
+
+    def resolve(self, layers: int) -> list[int]:
+        """The order for a model of so many layers."""
+        for layer in self._named():
+            if layer >= layers:
+                raise RecipeError(f"layers names layer {layer}, but the model has layers 0 to {layers - 1}")
+        if self.order is not None:
+            order = expand(self.order, "layers.order")
+        else:
+            skipped = set(expand(self.skip if self.skip is not None else [], "layers.skip"))
+            times = {layer: count for key, count in (self.repeat or {}).items()
+                     for layer in expand(key, "layers.repeat")}
+            order = [layer for layer in range(layers) if layer not in skipped for _ in range(times.get(layer, 1))]
+        if not order:
+            raise RecipeError("layers leaves no layer; keep at least one")
+        return order
+
+    def check(self, spec: ModelSpec) -> None:
+        self.resolve(spec.layers)
+
+    def layers_after(self, layers: int) -> int:
+        return len(self.resolve(layers))
+
+    def choose(self, view: View, workplace: Workplace) -> Choice:
+        return Choice(self.resolve(view.spec.layers))

@@ -1,0 +1,82 @@
+"""Quantisation of every linear: round to nearest, or GPTQ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.errors import NumericsError, RecipeError
+from tsotsallm.numerics.gptq import gptq
+from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.stages.base import LinearEdit
+from tsotsallm.streaming.statistics import Gram
+
+
+@dataclass(frozen=True)
+class Quantize(LinearEdit):
+    """Store linears as integers of 2 to 8 bits; zeros that `sparsity` made stay zero.
+
+    group       columns that share a scale, or `channel` for whole rows
+    symmetric   no zero points; asymmetric results load in transformers through `dequantize`
+    act_order   GPTQ visits columns by falling Gram diagonal; scales stay those of the stored order
+    damp        raises the Gram's diagonal by this share of its mean
+    sequential  observe o_proj and down_proj again after the linears before them were edited
+    """
+
+    name: ClassVar[str] = "quantize"
+    method: Literal["gptq", "rtn"] = "gptq"
+    bits: int = 4
+    group: int | Literal["channel"] = 128
+    symmetric: bool = True
+    act_order: bool = True
+    damp: float = 0.01
+    sequential: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise RecipeError(f"quantize.bits is {self.bits}; it takes 2 to 8")
+        if self.group != "channel" and (not isinstance(self.group, int) or self.group < 1):
+            raise RecipeError(f"quantize.group is {self.group!r}; it takes a number of columns or `channel`")
+        if self.damp < 0:
+            raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
+
+    @property
+    def grid(self) -> IntegerGrid:
+        return IntegerGrid(self.bits, None if self.group == "channel" else int(self.group), self.symmetric)
+
+    @property
+    def needs_gram(self) -> bool:
+        return self.method == "gptq"
+
+    @property
+    def uses_factor(self) -> bool:
+        return self.method == "gptq"
+
+    @property
+    def observes_again(self) -> bool:
+        return self.sequential and self.method == "gptq"
+
+    def grid_for(self, layer: int, layers: int) -> IntegerGrid | None:
+        return self.grid
+
+    def check(self, spec: ModelSpec) -> None:
+        for layer in range(spec.layers):
+            for name, (_, d_in) in linear_shapes(spec, layer).items():
+                self.grid.check_width(name, d_in)
+
+    def flops(self, d_out: int, d_in: int) -> float:
+        return float(d_out) * d_in ** 2 if self.method == "gptq" else 0.0
+
+    def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        if self.method == "rtn":
+            linear.quantise(self.grid.round(linear.dense, linear.storage, linear.mask))
+            return
+        assert gram is not None
+        try:
+            factor, order = gram.factor(self.damp, self.act_order, last=last)
+        except NumericsError as error:
+            raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
+        linear.quantise(gptq(linear.reference, factor, order, self.grid, linear.storage, linear.mask))

@@ -1,0 +1,115 @@
+"""Width pruning: zero single weights, N of every M or a fraction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.numerics.gptq import sparsegpt
+from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
+from tsotsallm.stages.base import LinearEdit, Protect
+from tsotsallm.streaming.statistics import Gram
+
+SPARSEGPT_DAMP = 0.01
+
+
+@dataclass(frozen=True)
+class Sparsity(LinearEdit):
+    """Zero `prune` of every `group` neighbouring inputs of a row, or `prune_fraction` of each row.
+
+    method     wanda: |W|·‖X‖₂ (arXiv:2306.11695); sparsegpt: with compensation (arXiv:2301.00774); magnitude: |W|
+    per_layer  {layer: {prune: 1}}: other numbers for some layers (prune: 0 leaves a layer dense)
+    """
+
+    name: ClassVar[str] = "sparsity"
+    method: Literal["wanda", "sparsegpt", "magnitude"] = "wanda"
+    prune: int | None = None
+    group: int | None = None
+    prune_fraction: float | None = None
+    protect: Protect = field(default_factory=Protect)
+    per_layer: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.prune_fraction is None) == (self.prune is None):
+            raise RecipeError("sparsity takes either `prune` and `group`, or `prune_fraction`")
+        if self.prune_fraction is not None:
+            if self.group is not None:
+                raise RecipeError("sparsity.group belongs to `prune`, not to `prune_fraction`")
+            if not 0 < self.prune_fraction < 1:
+                raise RecipeError(f"sparsity.prune_fraction is {self.prune_fraction}; it must lie between 0 and 1")
+        elif self.group is None or not 0 <= (self.prune or 0) < self.group:
+            raise RecipeError(f"sparsity prunes {self.prune} of every {self.group}; it must be fewer than the group")
+        for layer, changes in self.per_layer.items():
+            if not isinstance(layer, int) or not isinstance(changes, Mapping):
+                raise RecipeError(f"sparsity.per_layer has {layer!r}: {changes!r}; it takes {{layer: {{prune: 1}}}}")
+            for key in changes:
+                if key not in ("prune", "group", "prune_fraction"):
+                    raise RecipeError(f"sparsity.per_layer.{layer} has no option {key!r}"
+                                      f"{nearest(str(key), ('prune', 'group', 'prune_fraction'))}")
+            self._numbers(layer)
+
+    def _numbers(self, layer: int) -> tuple[int, int, float]:
+        """(prune, group, fraction) of a layer; group 0 means a fraction."""
+        prune, group, fraction = self.prune, self.group, self.prune_fraction
+        changes = self.per_layer.get(layer, {})
+        if "prune_fraction" in changes:
+            prune, group, fraction = None, None, changes["prune_fraction"]
+        elif changes:
+            prune, group, fraction = changes.get("prune", prune), changes.get("group", group), None
+        if fraction is not None:
+            if not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
+                raise RecipeError(f"sparsity of layer {layer} has prune_fraction {fraction!r}; it must lie between 0 and 1")
+            return 0, 0, float(fraction)
+        if not isinstance(prune, int) or not isinstance(group, int) or not 0 <= prune < group:
+            raise RecipeError(f"sparsity of layer {layer} prunes {prune} of every {group}; it must be fewer than the group")
+        return prune, group, 0.0
+
+    @property
+    def needs_gram(self) -> bool:
+        return self.method != "magnitude"
+
+    @property
+    def uses_factor(self) -> bool:
+        return self.method == "sparsegpt"
+
+    def applies_to(self, layer: int, layers: int) -> bool:
+        prune, _, fraction = self._numbers(layer)
+        return layer in self.protect.open_layers(layers) and (prune > 0 or fraction > 0)
+
+    def check(self, spec: ModelSpec) -> None:
+        for layer in self.per_layer:
+            if not 0 <= layer < spec.layers:
+                raise RecipeError(f"sparsity.per_layer names layer {layer}, but there are layers 0 to {spec.layers - 1} "
+                                  "when this stage runs")
+        if not any(self.applies_to(layer, spec.layers) for layer in range(spec.layers)):
+            raise RecipeError(f"sparsity protects all {spec.layers} layers, so it would do nothing; protect fewer")
+        for layer in range(spec.layers):
+            if self.applies_to(layer, spec.layers):
+                _, group, _ = self._numbers(layer)
+                for name, (_, d_in) in linear_shapes(spec, layer).items():
+                    if group and d_in % group:
+                        usable = ", ".join(str(size) for size in range(2, 33) if d_in % size == 0) or "none"
+                        raise RecipeError(f"{name} has {d_in} input columns, which group {group} does not divide; "
+                                          f"usable groups: {usable}")
+
+    def flops(self, d_out: int, d_in: int) -> float:
+        return float(d_out) * d_in ** 2 if self.uses_factor else 0.0
+
+    def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        prune, group, fraction = self._numbers(layer)
+        if self.method == "sparsegpt":
+            assert gram is not None
+            factor, _ = gram.factor(SPARSEGPT_DAMP, False, last=last)
+            values, keep = sparsegpt(linear.dense, factor, prune, group, fraction)
+            linear.prune(keep, values)
+            return
+        saliency = linear.dense.abs()
+        if self.method == "wanda":
+            assert gram is not None
+            saliency = wanda_saliency(linear.dense, gram.norms)
+        linear.prune(keep_all_but(saliency, prune, group) if group else keep_fraction(saliency, fraction))
