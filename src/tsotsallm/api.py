@@ -100,8 +100,9 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
         forecast.refuse_if_too_large(out)
     settings = Calibration(None if calibration is None else str(calibration), windows, window, seed)
     corpus = calibration_corpus(checkpoint, settings) if parsed.needs_corpus else None
+    name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     return run(checkpoint, parsed, out, corpus, forecast, device=device, keep_stages=keep_stages,
-               scratch=None if scratch is None else Path(scratch), model_name=str(model), progress=progress)
+               scratch=None if scratch is None else Path(scratch), model_name=name, progress=progress)
 
 
 def evaluate(model: str | Path, text: str | Path | None = None, *, context: int = 512, protocol: Kind = "windows",

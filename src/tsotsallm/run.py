@@ -21,7 +21,7 @@ from tsotsallm import __version__
 from tsotsallm.checkpoint.anatomy import input_groups
 from tsotsallm.checkpoint.card import model_card
 from tsotsallm.checkpoint.linear import Linear
-from tsotsallm.checkpoint.reader import PROVENANCE, Checkpoint, layer_prefix, read_packed
+from tsotsallm.checkpoint.reader import PACKED, PROVENANCE, Checkpoint, layer_prefix, read_packed
 from tsotsallm.checkpoint.shards import Piece, read_header, sha256, sync
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_json
@@ -98,7 +98,7 @@ class Journal:
 
 def weight_bytes(directory: Path) -> int:
     """Bytes of a checkpoint's weight files."""
-    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in directory.glob("model*.safetensors"))
 
 
 def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None, forecast: Forecast, *,
@@ -359,8 +359,8 @@ class _Job:
         grids: Grids = {}
         prefix = layer_prefix(view.stored(index))
         for name, stored in view.layer_records(index).items():
-            module = name.rpartition(".")[0]
-            if module in edited:
+            module, _, leaf = name.rpartition(".")
+            if module in edited and leaf in ("weight", *PACKED):
                 continue
             view.checkpoint.require_finite(prefix + name)
             pieces[name] = stored
@@ -436,4 +436,4 @@ def _read_part(path: Path, layer: int, grids: Grids) -> dict[str, Tensor]:
     tensors = {f"{name}.weight": read_packed(records, name, grid.bits, grid.symmetric)
                for name, grid in grids.items() if grid is not None}
     return tensors | {name: record.read().float() for name, record in records.items()
-                      if name.rpartition(".")[0] + ".weight" not in tensors}
+                      if name.rpartition(".")[2] not in PACKED}

@@ -249,9 +249,7 @@ def locate(source: str | Path) -> Path:
 
 def embedded_directory() -> Path:
     """Where the embedded model lies in the installed package."""
-    import tsotsallm.lab
-
-    directory = Path(tsotsallm.lab.__file__).parent / "model"
+    directory = Path(__file__).parents[1] / "lab" / "model"
     if not (directory / "config.json").exists():
         raise CheckpointError("the embedded model is missing from this installation; install the package again")
     return directory

@@ -142,7 +142,11 @@ def sparsegpt(weight: Tensor, factor: Tensor, prune: int = 0, group: int = 0,
     settled = torch.empty(d_out, dtype=weight.dtype, device=weight.device)
 
     def choose(low: int, high: int, wanted: Tensor) -> None:
-        saliency = (wanted.square() * power[low:high, None]).mT.flip(1)   # (d_out, columns), stored order
+        # what these columns would be were all of them still free: each one's own optimum counts as settled
+        local = (factor[low:high, low:high] / factor.diagonal()[low:high, None]).triu(1)
+        free = torch.linalg.solve_triangular(local, torch.addmm(wanted, local, values[low:high]), upper=True,
+                                             unitriangular=True)
+        saliency = (free.square() * power[low:high, None]).mT.flip(1)     # (d_out, columns), stored order
         chosen = keep_all_but(saliency, prune, group) if prune else keep_fraction(saliency, prune_fraction)
         keep[low:high] = chosen.mT.flip(0)
 

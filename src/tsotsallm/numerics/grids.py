@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,18 @@ from torch import Tensor
 from tsotsallm.errors import RecipeError
 
 
-def usable_groups(width: int) -> list[int]:
-    """Group sizes from 8 to 1024 that divide a width."""
-    return [group for group in range(8, min(width, 1024) + 1) if width % group == 0]
+OFF_THE_TIE = 1 - 2.0 ** -12
+
+
+def require_divisible(widths: dict[str, int], group: int, otherwise: str = "") -> None:
+    """Raise RecipeError, with the groups that can be used, unless `group` divides the width of every named linear."""
+    wrong = {name: width for name, width in widths.items() if width % group}
+    if wrong:
+        common = math.gcd(*widths.values())
+        usable = [str(size) for size in range(2, min(common, 1024) + 1) if common % size == 0]
+        found = ", ".join(f"{name} has {width}" for name, width in wrong.items())
+        raise RecipeError(f"group {group} must divide the input columns of every linear, but {found}; "
+                          f"usable groups: {', '.join(usable) or 'none'}{otherwise}")
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,6 @@ class IntegerGrid:
     def highest(self) -> int:
         return (1 << (self.bits - 1)) - 1
 
-    def check_width(self, name: str, d_in: int) -> None:
-        if self.group is not None and d_in % self.group:
-            usable = ", ".join(map(str, usable_groups(d_in))) or "none"
-            raise RecipeError(f"{name} has {d_in} input columns, which group {self.group} does not divide; "
-                              f"choose group: channel, or one of these groups for this linear: {usable}")
-
     def bits_per_weight(self, d_in: int, scale_bits: int = 16) -> float:
         """Stored bits per weight, scales and zero points included."""
         group = self.group or d_in
@@ -70,14 +74,15 @@ class IntegerGrid:
     def fit(self, weight: Tensor, storage: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Scales (d_out, groups) in `storage` and zero points, covering each group's range (rule of compressed-tensors).
 
-        Symmetric: scale = 2·max|w| / (2^bits − 1). Asymmetric: scale = (max − min) / (2^bits − 1), the range
-        widened to hold zero. A group of zeros gets scale 1.
+        Symmetric: scale = 2·max|w| / (2^bits − 1), less 2⁻¹² of it: else the largest weight would stand exactly between
+        two codes, and rounding noise would choose. Asymmetric: scale = (max − min) / (2^bits − 1), the range widened
+        to hold zero. A group of zeros gets scale 1.
         """
         d_out, d_in = weight.shape
         parts = weight.view(d_out, -1, self.group or d_in)
         steps = (1 << self.bits) - 1
         if self.symmetric:
-            scales = parts.abs().amax(-1) * (2 / steps)
+            scales = parts.abs().amax(-1) * (2 * OFF_THE_TIE / steps)
         else:
             low, high = parts.amin(-1).clamp(max=0), parts.amax(-1).clamp(min=0)
             scales = (high - low) / steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tsotsallm.errors import RecipeError
+from tsotsallm.numerics.grids import require_divisible
 
 
 def wanda_saliency(weight: Tensor, input_norm: Tensor) -> Tensor:
@@ -16,10 +16,7 @@ def wanda_saliency(weight: Tensor, input_norm: Tensor) -> Tensor:
 def keep_all_but(saliency: Tensor, prune: int, group: int) -> Tensor:
     """Prune the `prune` least salient of every `group` neighbouring columns of a row; ties: the lower column goes."""
     d_out, d_in = saliency.shape
-    if d_in % group:
-        usable = [size for size in range(2, 33) if d_in % size == 0]
-        raise RecipeError(f"a linear has {d_in} input columns, which group {group} does not divide; "
-                          f"choose one of these groups: {', '.join(map(str, usable)) or 'none'}")
+    require_divisible({"a linear": d_in}, group)
     parts = saliency.reshape(d_out, d_in // group, group)
     if group <= 16:
         keep = _rank(parts) >= prune

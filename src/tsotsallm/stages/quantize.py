@@ -10,7 +10,7 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import NumericsError, RecipeError
 from tsotsallm.numerics.gptq import gptq
-from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.numerics.grids import IntegerGrid, require_divisible
 from tsotsallm.stages.base import LinearEdit
 from tsotsallm.streaming.statistics import Gram
 
@@ -63,9 +63,9 @@ class Quantize(LinearEdit):
         return self.grid
 
     def check(self, spec: ModelSpec) -> None:
-        for layer in range(spec.layers):
-            for name, (_, d_in) in linear_shapes(spec, layer).items():
-                self.grid.check_width(name, d_in)
+        if self.grid.group is not None:
+            require_divisible({name: d_in for name, (_, d_in) in linear_shapes(spec, 0).items()}, self.grid.group,
+                              ", or channel for one scale a row")
 
     def flops(self, d_out: int, d_in: int) -> float:
         return float(d_out) * d_in ** 2 if self.method == "gptq" else 0.0

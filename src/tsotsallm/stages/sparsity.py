@@ -11,6 +11,7 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.numerics.gptq import sparsegpt
+from tsotsallm.numerics.grids import require_divisible
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
 from tsotsallm.stages.base import LinearEdit, Protect
 from tsotsallm.streaming.statistics import Gram
@@ -91,11 +92,8 @@ class Sparsity(LinearEdit):
         for layer in range(spec.layers):
             if self.applies_to(layer, spec.layers):
                 _, group, _ = self._numbers(layer)
-                for name, (_, d_in) in linear_shapes(spec, layer).items():
-                    if group and d_in % group:
-                        usable = ", ".join(str(size) for size in range(2, 33) if d_in % size == 0) or "none"
-                        raise RecipeError(f"{name} has {d_in} input columns, which group {group} does not divide; "
-                                          f"usable groups: {usable}")
+                if group:
+                    require_divisible({name: d_in for name, (_, d_in) in linear_shapes(spec, layer).items()}, group)
 
     def flops(self, d_out: int, d_in: int) -> float:
         return float(d_out) * d_in ** 2 if self.uses_factor else 0.0

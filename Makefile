@@ -1,0 +1,36 @@
+# Windows has no make: README.md gives the same commands for pip and python.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup setup-dev demo test test-slow lint clean
+
+$(BIN)/tsotsallm: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $(BIN)/tsotsallm
+
+$(VENV)/dev-installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(VENV)/dev-installed
+
+setup: $(BIN)/tsotsallm
+
+setup-dev: $(VENV)/dev-installed
+
+demo: setup
+	$(BIN)/python examples/demo.py demo
+
+test: setup-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: setup-dev
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,112 @@
+"""Tiny random checkpoints of every family, built on the spot, and the real data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+SHARED = Path(os.environ.get("TSOTSALLM_SHARED", Path(__file__).parents[2] / "shared"))
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1,
+    "pad_token_id": None,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama2": {"model_type": "llama", "tie_word_embeddings": False, "num_key_value_heads": 4},
+    "llama3": {"model_type": "llama", "tie_word_embeddings": True, "head_dim": 16, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}},
+    "smollm": {"model_type": "llama", "tie_word_embeddings": True, "num_attention_heads": 4, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 100000.0}},
+    "smollm3": {"model_type": "smollm3", "tie_word_embeddings": True, "no_rope_layers": [1, 1, 1, 0]},
+    "mistral": {"model_type": "mistral", "tie_word_embeddings": False, "sliding_window": 24},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 24,
+              "max_window_layers": 2},
+    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 24},
+}
+
+
+def byte_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
+    """One token a byte; 256 tokens, the first of which serves as BOS."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: place for place, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer.post_processor = TemplateProcessing(single=f"{alphabet[0]} $A", special_tokens=[(alphabet[0], 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=alphabet[0], eos_token=alphabet[1])
+
+
+def build(directory: Path, family: str, *, dtype: torch.dtype = torch.float32, shard: str = "1GB", seed: int = 0,
+          **changes: Any) -> Path:
+    """A random checkpoint whose layers matter: weights large enough for every layer to move the logits."""
+    torch.manual_seed(seed)
+    fields = COMMON | FAMILIES[family] | changes
+    config = AutoConfig.for_model(fields["model_type"], **{k: v for k, v in fields.items() if k != "model_type"})
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(torch.randn_like(parameter) * 0.15)
+            else:
+                parameter.copy_(parameter + torch.randn_like(parameter) * 0.1)
+    model.to(dtype).save_pretrained(directory, max_shard_size=shard)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp(request.param) / request.param, request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama-3-like checkpoint in bfloat16, in several shards."""
+    return build(tmp_path_factory.mktemp("tiny") / "tiny", "llama3", dtype=torch.bfloat16, shard="60KB")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 30 kB of varied words."""
+    import random
+
+    rng = random.Random(4)
+    words = ["".join(rng.choices("aeiou rstlnm", k=rng.randint(2, 8))) for _ in range(400)]
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n".join(" ".join(rng.choices(words, k=12)) for _ in range(450)))
+    return path
+
+
+def shared(*parts: str) -> Path:
+    """A file of the shared data, or a skip that says what is missing."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{'/'.join(parts)} is not at hand: set TSOTSALLM_SHARED to a directory that holds it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    return shared("models", "stories260k")
+
+
+@pytest.fixture(scope="session")
+def wikitext() -> Path:
+    return shared("data", "wikitext-2-raw", "wiki.test.raw")
+
+
+@pytest.fixture(scope="session")
+def prose() -> Path:
+    return shared("data", "calibration")

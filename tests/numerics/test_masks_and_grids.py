@@ -1,0 +1,68 @@
+"""Masks and grids against naive loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tsotsallm.errors import RecipeError
+from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
+
+
+def naive_mask(saliency: torch.Tensor, prune: int, group: int) -> torch.Tensor:
+    keep = torch.ones_like(saliency, dtype=torch.bool)
+    for row in range(saliency.shape[0]):
+        for start in range(0, saliency.shape[1], group):
+            ranked = sorted(range(start, start + group), key=lambda column: (saliency[row, column].item(), column))
+            keep[row, ranked[:prune]] = False
+    return keep
+
+
+@pytest.mark.parametrize(("prune", "group"), [(1, 8), (2, 4), (0, 4), (3, 4), (5, 16), (10, 32)])
+def test_masks_prune_the_least_salient_of_every_group_and_the_lower_of_equals(prune: int, group: int) -> None:
+    generator = torch.Generator().manual_seed(prune)
+    weight = torch.randint(-3, 4, (12, 64), generator=generator).float()     # many ties
+    norms = torch.randint(1, 3, (64,), generator=generator).float()
+    saliency = wanda_saliency(weight, norms)
+    assert torch.equal(keep_all_but(saliency, prune, group), naive_mask(saliency, prune, group))
+
+
+def test_a_fraction_is_pruned_row_by_row() -> None:
+    saliency = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)).abs()
+    keep = keep_fraction(saliency, 0.33)
+    assert (~keep).sum(1).tolist() == [13] * 6
+    assert all(saliency[row][~keep[row]].max() <= saliency[row][keep[row]].min() for row in range(6))
+
+
+def test_a_group_that_does_not_divide_names_the_usable_ones() -> None:
+    with pytest.raises(RecipeError, match=r"has 172.*usable groups: 2, 4, 43, 86, 172"):
+        keep_all_but(torch.ones(2, 172), 2, 8)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_rounding_is_to_the_nearest_value_of_the_grid(bits: int, symmetric: bool) -> None:
+    weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(bits))
+    rounded = IntegerGrid(bits, 16, symmetric).round(weight, torch.float32)
+    values = rounded.dequantise()
+    for row in range(5):
+        for column in range(32):
+            scale = rounded.scales[row, column // 16].item()
+            zero = rounded.zero_points[row, column // 16].item() if rounded.zero_points is not None else 0
+            grid = [(code - zero) * scale for code in range(-(1 << (bits - 1)), 1 << (bits - 1))]
+            nearest = min(abs(weight[row, column].item() - value) for value in grid)
+            assert abs(weight[row, column].item() - values[row, column].item()) == pytest.approx(nearest, abs=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_stay_exactly_zero(symmetric: bool) -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) + 2
+    keep = keep_all_but(weight.abs(), 2, 4)
+    assert bool((IntegerGrid(2, 32, symmetric).round(weight, torch.bfloat16, keep).dequantise()[~keep] == 0).all())
+
+
+def test_a_group_of_zeros_can_be_stored() -> None:
+    rounded = IntegerGrid(4, 8).round(torch.zeros(2, 16), torch.float16)
+    assert bool((rounded.dequantise() == 0).all())
+    assert bool((rounded.scales == 1).all())

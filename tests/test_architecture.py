@@ -1,0 +1,50 @@
+"""Each part of the house imports only from parts left of it, and importing the package does nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ORDER = ["errors", "machine", "numerics", "checkpoint", "lab", "streaming", "engine", "stages", "recipes", "recipe",
+         "plan", "run", "inspection", "evaluation", "analysis", "export", "study", "tables", "report", "serve", "api",
+         "cli"]
+ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+            [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+        found |= {name.split(".")[1] for name in names if name.startswith("tsotsallm.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or
+                                  path.name != "__init__.py"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_left(path: Path) -> None:
+    mine = ORDER.index(part_of(path))
+    wrong = [name for name in imports(path) if ORDER.index(name) > mine]
+    assert not wrong, f"{path.name} imports from {wrong}"
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, tsotsallm, tsotsallm.cli; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
+
+
+def test_families_and_stages_are_documented() -> None:
+    from tsotsallm.stages import STAGES
+
+    readme = (ROOT.parents[1] / "README.md").read_text("utf-8")
+    for name in STAGES:
+        assert f"`{name}`" in readme, name

@@ -1,0 +1,100 @@
+"""The command line as a user meets it: exit codes, one-line errors, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def tsotsallm(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    found = subprocess.run([sys.executable, "-m", "tsotsallm.cli", *map(str, arguments)], capture_output=True, text=True)
+    if check:
+        assert found.returncode == 0, found.stderr
+    return found
+
+
+def test_help_names_every_verb() -> None:
+    text = tsotsallm("--help").stdout
+    for verb in ("compress", "plan", "evaluate", "inspect", "recipes"):
+        assert verb in text
+
+
+def test_compress_evaluate_inspect_plan_speak_json(tiny: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--calibration", text, "--windows", 4, "--window", 64, "--json"]
+    result = json.loads(tsotsallm("compress", tiny, "wanda:2:4, gptq:4:32", "-o", out, *options).stdout)
+    assert result["path"] == str(out)
+    assert json.loads(tsotsallm("inspect", out, "--json").stdout)["layers"] == 4
+    assert json.loads(tsotsallm("plan", tiny, "gptq:4:32", "--json").stdout)["result_bytes"] > 0
+    found = json.loads(tsotsallm("evaluate", out, "--text", text, "--context", 64, "--limit", 5, "--reference", tiny,
+                                 "--json").stdout)
+    assert found["kl"] > 0
+    assert found["protocol"]["context"] == 64
+    assert "gptq4" in json.loads(tsotsallm("recipes", "--json").stdout)
+
+
+def test_tables_are_printed_for_people(tiny: Path, text: Path, tmp_path: Path) -> None:
+    assert "floor of time" in tsotsallm("plan", tiny, "gptq:4:32").stdout
+    assert "embeddings" in tsotsallm("inspect", tiny).stdout
+    assert "model   " in tsotsallm("compress", tiny, "", "-o", tmp_path / "o").stdout
+    assert "perplexity" in tsotsallm("evaluate", tiny, "--text", text, "--context", 64, "--limit", 3).stdout
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["inspect", "no-such-model"], "does not exist"),
+    (["plan", "TINY", "wandda:2:4"], "did you mean"),
+    (["compress", "TINY", "gptq:4", "-o", "OUT"], "usable groups"),
+    (["evaluate", "TINY", "--text", "no-such-file.txt"], "does not exist"),
+    (["evaluate", "TINY", "--text", "TEXT", "--protocol", "row"], "did you mean 'rows'"),
+    (["evaluate", "TINY", "--text", "TEXT", "--context", "100000"], "longer than the 256 positions"),
+    (["compress", "TINY", "", "-o", "/proc/nowhere/out"], "cannot be written|check the path"),
+])
+def test_a_users_error_is_one_line_and_exit_code_1(tiny: Path, text: Path, tmp_path: Path, arguments: list[str],
+                                                   message: str) -> None:
+    places = {"TINY": str(tiny), "TEXT": str(text), "OUT": str(tmp_path / "out")}
+    found = tsotsallm(*[places.get(argument, argument) for argument in arguments], check=False)
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert found.stderr.startswith("tsotsallm: ")
+    import re
+
+    assert re.search(message, found.stderr)
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_kill_lose_at_most_a_layer(tmp_path: Path, text: Path) -> None:
+    """kill -9 at five moments and one Ctrl-C; the result equals an uninterrupted one byte for byte."""
+    from tests.conftest import build
+
+    source = build(tmp_path / "source", "llama3", num_hidden_layers=12, hidden_size=256, intermediate_size=512)
+    recipe = "[{depth: {remove: 2, protect: {first: 1, last: 1}}}, {sparsity: {prune: 2, group: 4}}, " \
+             "{quantize: {bits: 4, group: 64}}]"
+    common = ["--calibration", text, "--windows", 32, "--window", 128]
+    began = time.monotonic()
+    tsotsallm("compress", source, recipe, "-o", tmp_path / "whole", *common)
+    elapsed = time.monotonic() - began
+    command = [sys.executable, "-m", "tsotsallm.cli", "compress", str(source), recipe, "-o", str(tmp_path / "cut"),
+               *map(str, common)]
+    kills = [signal.SIGKILL] * 5 + [signal.SIGINT]
+    for number, kill in enumerate(kills):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(elapsed * (0.45 + 0.09 * number))
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, kill)
+        _, errors = process.communicate()
+        assert "Traceback" not in errors
+        assert process.returncode == (130 if kill == signal.SIGINT else -kill)
+        assert not (tmp_path / "cut").exists()
+    if not (tmp_path / "cut").exists():
+        subprocess.run(command, check=True, capture_output=True)
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert (tmp_path / "cut" / path.name).read_bytes() == path.read_bytes()
+    assert not (tmp_path / "cut.partial").exists()
