@@ -20,7 +20,7 @@ from tsotsallm.numerics.masks import keep_all_but, keep_fraction
 
 BLOCK = 128
 SUB_BLOCK = 16
-PERMUTED_ROWS = 512
+PERMUTED_ROWS = 256
 
 
 def visiting_order(gram_diagonal: Tensor, act_order: bool) -> Tensor:
@@ -30,20 +30,17 @@ def visiting_order(gram_diagonal: Tensor, act_order: bool) -> Tensor:
     return torch.arange(len(gram_diagonal), device=gram_diagonal.device)
 
 
-def reversed_factor(gram: Tensor, order: Tensor, damp: float) -> Tensor:
+def reversed_factor(gram: Tensor, order: Tensor, damp: float, *, overwrite: bool = False) -> Tensor:
     """Upper Cholesky factor R of the damped Gram in reversed visiting order: H = Rᵀ R, (d_in, d_in).
 
-    The diagonal is raised by `damp` times its mean (by one where all inputs are zero).
+    The diagonal is raised by `damp` times its mean (by one where all inputs are zero). With `overwrite` the factor
+    takes the Gram's place, so that no second matrix is in memory.
     """
-    diagonal = gram.diagonal()
-    raised = damp * diagonal.mean()
+    raised = damp * gram.diagonal().mean()
     if raised <= 0:
         raised = torch.ones_like(raised)
-    backwards = order.flip(0)
-    factor = torch.empty_like(gram)
-    for start in range(0, len(gram), PERMUTED_ROWS):
-        rows = backwards[start:start + PERMUTED_ROWS]
-        factor[start:start + PERMUTED_ROWS] = gram[rows].index_select(1, backwards)
+    factor = gram if overwrite else gram.clone()
+    _permute_in_place(factor, order.flip(0))
     factor.diagonal().add_(raised)
     info = torch.empty((), dtype=torch.int32, device=gram.device)
     # A symmetric matrix read as its transpose is the same matrix: LAPACK then factors it where it stands.
@@ -52,6 +49,25 @@ def reversed_factor(gram: Tensor, order: Tensor, damp: float) -> Tensor:
         raise NumericsError(f"the Gram of {len(gram)} inputs is not positive definite with damp {damp:g} "
                             f"(at column {int(info.item())}); raise damp, or calibrate on more text")
     return factor
+
+
+def _permute_in_place(matrix: Tensor, order: Tensor) -> None:
+    """matrix[order][:, order] without a second matrix: rows along the cycles of the order, then columns by blocks."""
+    sources = order.tolist()
+    placed = [False] * len(sources)
+    for start in range(len(sources)):
+        if placed[start] or sources[start] == start:
+            continue
+        saved, row = matrix[start].clone(), start
+        while sources[row] != start:
+            matrix[row] = matrix[sources[row]]
+            placed[row] = True
+            row = sources[row]
+        matrix[row] = saved
+        placed[row] = True
+    for start in range(0, len(matrix), PERMUTED_ROWS):
+        rows = matrix[start:start + PERMUTED_ROWS]
+        rows.copy_(rows.index_select(1, order))
 
 
 def _sweep_columns(values: Tensor, factor: Tensor, settle: Callable[[int, Tensor], Tensor],

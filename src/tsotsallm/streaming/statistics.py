@@ -57,5 +57,5 @@ class Gram:
             assert matrix is not None
             if last:
                 self.matrix = None
-            self._factors[key] = (reversed_factor(matrix, order, damp), order)
+            self._factors[key] = (reversed_factor(matrix, order, damp, overwrite=last), order)
         return self._factors[key]

@@ -12,6 +12,7 @@ from torch import Tensor
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError
+from tsotsallm.machine import release_memory
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame, InputsSeen
 from tsotsallm.streaming.hidden import HiddenStates
@@ -109,11 +110,13 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
     frame = Frame(view.spec, device)
     for index in range(start, view.spec.layers):
         tick("loading", 0.0)
+        release_memory()
         frame.load(index, (load or view.layer)(index))
         inputs = states.inputs_of(index) if states is not None else None
         visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, tick=tick)
         if observe:
             visit.observe()
+            release_memory()
         yield visit
         visit.grams.clear()
         if states is not None and index + 1 < view.spec.layers:
