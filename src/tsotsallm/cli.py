@@ -86,7 +86,8 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
 def _progress(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
     """A progress bar with layer, stage, ETA, current and peak memory."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     from tsotsallm.machine import human_bytes, peak_rss_bytes, rss_bytes
 

@@ -60,9 +60,9 @@ def rss_bytes() -> int:
 
 def peak_rss_bytes() -> int:
     """Highest resident memory of this process so far."""
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):
-        return int(info.peak_wset)
+    on_windows = getattr(psutil.Process().memory_info(), "peak_wset", None)
+    if on_windows is not None:
+        return int(on_windows)
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     tokens = windows * window
     sweeps, results, warnings = [], [], []
     unique: int | None = None
-    for number, sweep in enumerate(recipe.sweeps(one_stage_each=keep_stages)):
+    for sweep in recipe.sweeps(one_stage_each=keep_stages):
         forecast, spec, unique_now = _sweep_forecast(spec, sweep, windows, window, base, rate)
         unique = unique_now if unique_now is not None else unique
         sweeps.append(forecast)
@@ -102,10 +103,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     stored_layers = list(range(min(unique, spec.layers))) if recipe.shared and unique is not None \
         else list(range(spec.layers))
     scratch = max(sweep.scratch_bytes for sweep in sweeps)
-    if len(results) == 1 or keep_stages:
-        kept = sum(results)
-    else:
-        kept = max(first + second for first, second in zip(results, results[1:], strict=False))
+    kept = sum(results) if keep_stages or len(results) == 1 else max(map(sum, pairwise(results)))
     return Forecast(sweeps, parameters, _parameters(spec, stored_layers), before, results[-1],
                     kept + results[-1] + scratch, free_ram_bytes(), free_disk_bytes(out), rate, warnings)
 

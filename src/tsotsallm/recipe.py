@@ -38,13 +38,12 @@ class Recipe:
     @classmethod
     def parse(cls, source: str | Path | Sequence[Any]) -> Recipe:
         """Read a recipe from a YAML file, a packaged name, inline YAML, a one-liner, or a list of plain data."""
-        if isinstance(source, (str, Path)):
-            source = _read(str(source))
-        if isinstance(source, Mapping):
-            source = source.get("stages") if set(source) == {"stages"} else [source]
-        if not isinstance(source, Sequence) or isinstance(source, str):
-            raise RecipeError(f"a recipe is a list of stages, but this is {source!r}")
-        return cls(tuple(_stage(item) for item in source))
+        content: Any = _read(str(source)) if isinstance(source, (str, Path)) else source
+        if isinstance(content, Mapping):
+            content = content.get("stages") if set(content) == {"stages"} else [content]
+        if not isinstance(content, Sequence) or isinstance(content, str):
+            raise RecipeError(f"a recipe is a list of stages, but this is {content!r}")
+        return cls(tuple(_stage(item) for item in content))
 
     def plain(self) -> list[dict[str, Any]]:
         """The recipe as plain data, from which `parse` makes an equal one."""

@@ -278,7 +278,8 @@ class _Job:
             if states is not None:
                 states.remove()
         else:
-            for current in range(current, layers):
+            for index in range(current, layers):
+                current = index
                 tick("copying", 0.0)
                 if first_visit[current] == current:
                     grids[current], digests[current] = self._write_layer(writer, view, current, {})

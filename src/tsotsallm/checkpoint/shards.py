@@ -28,6 +28,12 @@ MAX_HEADER_BYTES = 100 << 20
 COPY_BYTES = 8 << 20
 
 
+def byte_view(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor; of the tensor itself, not a copy, when it is contiguous and on the CPU."""
+    view: memoryview = tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data
+    return view
+
+
 @dataclass(frozen=True)
 class TensorRecord:
     """Where one tensor lies: file, bytes [start, start + size), type and shape."""
@@ -50,7 +56,7 @@ class TensorRecord:
         if size:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(start)
-                buffer = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+                buffer = byte_view(tensor)
                 filled = 0
                 while filled < size:
                     got = file.readinto(buffer[filled:])
@@ -138,7 +144,7 @@ def _shard_bytes(pieces: dict[str, Piece]) -> Iterator[bytes | memoryview]:
         if isinstance(piece, TensorRecord):
             yield from piece.chunks()
         elif piece.numel():
-            yield memoryview(piece.contiguous().cpu().view(-1).view(torch.uint8).numpy())
+            yield byte_view(piece)
 
 
 def sync(file: BinaryIO) -> None:

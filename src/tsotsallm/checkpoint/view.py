@@ -56,7 +56,7 @@ class View:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of token ids, read row by row: (tokens,) -> (tokens, hidden) float32."""
-        unique, places = ids.unique(return_inverse=True)
+        unique, places = torch.unique(ids, return_inverse=True)
         if len(unique) and int(unique[-1]) >= self.spec.vocabulary:
             raise CorpusError(f"the text has token {int(unique[-1])}, but {self.checkpoint.directory} has "
                               f"{self.spec.vocabulary} tokens: its tokenizer belongs to another model")

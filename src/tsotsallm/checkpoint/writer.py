@@ -63,7 +63,8 @@ class Writer:
         if missing := [path.name for path in paths if not path.exists()]:
             raise CheckpointError(f"{self.directory} lost {missing[0]}; delete the directory and start again")
         groups = group_by_size(paths, SHARD_BYTES)
-        weight_map, total = {}, 0
+        weight_map: dict[str, str] = {}
+        total = 0
         for number, group in enumerate(groups, 1):
             name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
             records: dict[str, Piece] = {}

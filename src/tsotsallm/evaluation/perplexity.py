@@ -70,7 +70,7 @@ def _standard_error(values: Tensor, corpus: Corpus) -> float:
     counts = torch.tensor([len(window) - 1 for window in corpus.windows], dtype=torch.float64)
     if len(counts) < 2:
         return math.nan
-    sums = torch.stack([part.sum() for part in values.split(counts.int().tolist())])
+    sums = torch.stack([part.sum() for part in torch.split(values, counts.int().tolist())])
     mean = sums.sum() / counts.sum()
     windows = len(counts)
     spread = ((sums - mean * counts) ** 2).sum() * windows / (windows - 1)

@@ -45,7 +45,8 @@ class Question:
 
 @functools.cache
 def phrases() -> dict[str, Any]:
-    return yaml.safe_load(resources.files("tsotsallm.lab").joinpath("phrases.yaml").read_text("utf-8"))
+    content: dict[str, Any] = yaml.safe_load(resources.files("tsotsallm.lab").joinpath("phrases.yaml").read_text("utf-8"))
+    return content
 
 
 def sentence(text: str) -> str:

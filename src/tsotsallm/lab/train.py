@@ -99,7 +99,7 @@ def measure(model: Any, tokenizer: Any, world: World, questions: int, tokens: in
     model.eval()
     rows = Stream(world, tokenizer, TEST_SEED, test=True).rows(tokens // ROW_TOKENS, ROW_TOKENS)
     with torch.no_grad():
-        loss = sum(row_loss(model, part).item() * len(part) for part in rows.split(16)) / len(rows)
+        loss = sum(row_loss(model, part).item() * len(part) for part in split_rows(rows, 4096)) / len(rows)
     sample = Stream(world, tokenizer, TEST_SEED + 1).rows(400, ROW_TOKENS).flatten()
     counts = torch.bincount(sample, minlength=VOCABULARY).double() + 0.1
     unigram = -(counts / counts.sum()).log()[rows.flatten()].mean().item()
@@ -146,7 +146,7 @@ def train(out: Path, tokens: int, *, seed: int, start: Path | None, rate: float,
             losses = []
             for part in split_rows(rows, 8192):
                 loss = row_loss(model, part) * len(part) / len(rows)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.item())
             torch.nn.utils.clip_grad_norm_(rest, 1.0)
             for optimizer in optimizers:
@@ -168,7 +168,9 @@ def train(out: Path, tokens: int, *, seed: int, start: Path | None, rate: float,
 
 
 def split_rows(rows: torch.Tensor, tokens: int) -> Iterator[torch.Tensor]:
-    yield from rows.split(max(1, tokens // rows.shape[1]))
+    step = max(1, tokens // rows.shape[1])
+    for first in range(0, len(rows), step):
+        yield rows[first:first + step]
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tsotsallm.errors import RecipeError
 
-
 OFF_THE_TIE = 1 - 2.0 ** -12
 
 

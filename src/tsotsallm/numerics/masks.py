@@ -41,7 +41,6 @@ def _rank(parts: Tensor) -> Tensor:
 
 def keep_fraction(saliency: Tensor, prune_fraction: float) -> Tensor:
     """Prune the least salient share of every row (rounded down to whole weights); ties: the lower column goes."""
-    d_out, d_in = saliency.shape
-    count = int(d_in * prune_fraction)
+    count = int(saliency.shape[1] * prune_fraction)
     lowest = saliency.sort(dim=-1, stable=True).indices[:, :count]
     return torch.ones_like(saliency, dtype=torch.bool).scatter_(1, lowest, False)

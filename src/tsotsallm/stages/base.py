@@ -60,7 +60,8 @@ class Stage:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """Build the stage from a recipe's keys; unknown keys are refused with the nearest known one."""
-        return _build(cls, fields, cls.name)
+        stage: Self = _build(cls, fields, cls.name)
+        return stage
 
     def fields(self) -> dict[str, Any]:
         """The configuration as plain data, defaults left out."""
@@ -119,16 +120,12 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
     options = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         base = typing.get_origin(option) or option
-        if base is typing.Literal:
-            if value in typing.get_args(option):
-                return
-        elif base is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if base is typing.Literal and value in typing.get_args(option):
             return
-        elif base is int and isinstance(value, bool):
-            continue
-        elif base in (tuple, list) and isinstance(value, (tuple, list)):
+        if base is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return
-        elif isinstance(base, type) and isinstance(value, base):
+        plain = isinstance(base, type) and isinstance(value, base) and not (base is int and isinstance(value, bool))
+        if plain or (base is list and isinstance(value, tuple)):
             return
     names = " or ".join(" or ".join(map(str, typing.get_args(option))) if typing.get_origin(option) is typing.Literal
                         else "nothing" if option is type(None) else getattr(option, "__name__", str(option))

@@ -12,7 +12,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
 from tsotsallm.streaming.hidden import HiddenStates
-from tsotsallm.streaming.score import _Predictions, _read_rows, log_normalisers
+from tsotsallm.streaming.score import Predictions, log_normalisers, read_rows
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
 
 
@@ -42,7 +42,7 @@ def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.devi
         with torch.enable_grad():
             for batch in inputs[index].batches():
                 states = inputs[index].read(batch).to(device).requires_grad_()
-                frame(states).backward(gradient.read(batch).to(device))
+                torch.autograd.backward(frame(states), gradient.read(batch).to(device))
                 assert states.grad is not None
                 gradient.write(batch, states.grad)
         found = {}
@@ -67,13 +67,13 @@ def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, path: Path
         for batch in last.batches():
             normed.write(batch, norm(last.read(batch).to(device)))
         log_z, _ = log_normalisers(view, [normed], corpus, device)
-        predictions = _Predictions(corpus)
+        predictions = Predictions(corpus)
         with path.open("wb") as file:
             file.truncate(last.tokens * last.width * 4)
         for first, weights in head_pieces(view, device):
             for block in predictions.blocks():
                 rows, targets = predictions.rows[block], predictions.targets[block]
-                logits = _read_rows(normed, rows).to(device) @ weights.mT
+                logits = read_rows(normed, rows).to(device) @ weights.mT
                 share = (logits - log_z[0, block].to(logits)[:, None]).exp()
                 inside = (targets >= first) & (targets < first + len(weights))
                 share[inside.nonzero()[:, 0], targets[inside] - first] -= 1
@@ -81,7 +81,7 @@ def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, path: Path
     for batch in last.batches():
         states = last.read(batch).to(device).requires_grad_()
         with torch.enable_grad():
-            norm(states).backward(gradient.read(batch).to(device))
+            torch.autograd.backward(norm(states), gradient.read(batch).to(device))
         assert states.grad is not None
         gradient.write(batch, states.grad)
     normed.remove()

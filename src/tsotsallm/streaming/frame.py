@@ -47,7 +47,8 @@ class Frame:
 
     @property
     def layer(self) -> nn.Module:
-        return self.model.layers[0]
+        layer: nn.Module = self.model.layers[0]
+        return layer
 
     def linear(self, name: str) -> nn.Linear:
         module = self.layer.get_submodule(name)
@@ -60,7 +61,8 @@ class Frame:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """The layer's output for windows of hidden states, (windows, tokens, width) -> the same shape."""
-        return self.model(inputs_embeds=hidden.to(self.device), use_cache=False).last_hidden_state
+        output: Tensor = self.model(inputs_embeds=hidden.to(self.device), use_cache=False).last_hidden_state
+        return output
 
     @contextmanager
     def observing(self, names: list[str] | None = None) -> Iterator[dict[str, Gram]]:
@@ -98,7 +100,7 @@ class Frame:
 
 def load_final_norm(view: View, device: torch.device) -> nn.Module:
     """The final norm of a checkpoint."""
-    norm = final_norm(view.spec)
+    norm: nn.Module = final_norm(view.spec)
     norm.load_state_dict({"weight": view.checkpoint.tensor(FINAL_NORM).to(device)}, assign=True)
     return norm.requires_grad_(False)
 

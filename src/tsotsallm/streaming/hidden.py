@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tsotsallm.checkpoint.shards import byte_view
+
 BATCH_TOKENS = 1024
 
 
@@ -45,7 +47,7 @@ class HiddenStates:
         states = torch.empty(len(batch), self.lengths[batch[0]], self.width)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.starts[batch[0]] * self.width * 4)
-            view, filled = memoryview(states.view(-1).view(torch.uint8).numpy()), 0
+            view, filled = byte_view(states), 0
             while filled < len(view) and (got := file.readinto(view[filled:])):
                 filled += got
         if filled < len(view):
@@ -55,7 +57,7 @@ class HiddenStates:
     def write(self, batch: Sequence[int], states: Tensor) -> None:
         with self.path.open("r+b" if self.path.exists() else "w+b", buffering=0) as file:
             file.seek(self.starts[batch[0]] * self.width * 4)
-            view = memoryview(states.float().contiguous().cpu().view(-1).view(torch.uint8).numpy())
+            view = byte_view(states.float())
             while view:
                 view = view[file.write(view):]
 

@@ -44,7 +44,7 @@ def _normalise(view: View, files: Sequence[HiddenStates], device: torch.device) 
             states.write(batch, norm(states.read(batch).to(device)))
 
 
-class _Predictions:
+class Predictions:
     """Which rows of the final states predict which tokens: all but the last of every window."""
 
     def __init__(self, corpus: Corpus) -> None:
@@ -62,7 +62,7 @@ class _Predictions:
         return [slice(first, first + HEAD_TOKENS) for first in range(0, len(self.rows), HEAD_TOKENS)]
 
 
-def _read_rows(states: HiddenStates, rows: Tensor) -> Tensor:
+def read_rows(states: HiddenStates, rows: Tensor) -> Tensor:
     """Rows of a file of states; `rows` rises, with small gaps between windows."""
     first, last = int(rows[0]), int(rows[-1]) + 1
     flat = HiddenStates(states.path, [first, last - first] if first else [last], states.width)
@@ -73,13 +73,13 @@ def _read_rows(states: HiddenStates, rows: Tensor) -> Tensor:
 def log_normalisers(view: View, files: Sequence[HiddenStates], corpus: Corpus,
                     device: torch.device) -> tuple[Tensor, Tensor]:
     """log Σ exp of the logits and the target's logit for every predicted token, (files, predictions) float64."""
-    predictions = _Predictions(corpus)
+    predictions = Predictions(corpus)
     normaliser = torch.full((len(files), len(predictions)), -math.inf, dtype=torch.float64)
     target = torch.zeros_like(normaliser)
     for first, weights in head_pieces(view, device):
         for number, states in enumerate(files):
             for block in predictions.blocks():
-                logits = _read_rows(states, predictions.rows[block]).to(device) @ weights.mT
+                logits = read_rows(states, predictions.rows[block]).to(device) @ weights.mT
                 normaliser[number, block] = torch.logaddexp(normaliser[number, block],
                                                             logits.logsumexp(-1).double().cpu())
                 _pick_targets(target[number, block], logits, predictions.targets[block], first)
@@ -123,7 +123,7 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
         raise CheckpointError(f"{view.checkpoint.directory} has {view.spec.vocabulary} tokens and "
                               f"{reference.checkpoint.directory} {reference.spec.vocabulary}: their divergence is not "
                               "defined; compare bits per byte instead")
-    predictions = _Predictions(corpus)
+    predictions = Predictions(corpus)
     count = len(predictions)
     log_z = torch.full((2, count), -math.inf, dtype=torch.float64)
     target = torch.zeros(2, count, dtype=torch.float64)
@@ -135,8 +135,8 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
                                                         strict=True):
         for block in predictions.blocks():
             rows = predictions.rows[block]
-            z_q = _read_rows(states, rows).to(device) @ weights.mT
-            z_p = _read_rows(reference_states, rows).to(device) @ reference_weights.mT
+            z_q = read_rows(states, rows).to(device) @ weights.mT
+            z_p = read_rows(reference_states, rows).to(device) @ reference_weights.mT
             for number, logits in enumerate((z_q, z_p)):
                 log_z[number, block] = torch.logaddexp(log_z[number, block], logits.logsumexp(-1).double().cpu())
                 _pick_targets(target[number, block], logits, predictions.targets[block], first)
@@ -171,10 +171,10 @@ def leave_one_out_losses(view: View, corpus: Corpus, candidates: Sequence[int], 
         if index in candidates:
             branches[index] = main.like(scratch / f"branch-{index:04d}.f32")
         for batch in main.batches():
-            states = main.read(batch)
+            inputs = main.read(batch)
             if index in candidates:
-                branches[index].write(batch, states)
-            main.write(batch, frame(states))
+                branches[index].write(batch, inputs)
+            main.write(batch, frame(inputs))
             for branch in running:
                 branch.write(batch, frame(branch.read(batch)))
         tick("leaving one out", (index + 1) / view.spec.layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,10 +80,8 @@ class Visit:
         assert self.inputs is not None
         with self.frame.observing(names) as grams:
             for batch in self.inputs.batches():
-                try:
+                with suppress(InputsSeen):
                     self.frame(self.inputs.read(batch))
-                except InputsSeen:
-                    pass
                 self.tick("observing", (batch[-1] + 1) / len(self.inputs.lengths))
         self.grams |= grams
 
