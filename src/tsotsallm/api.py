@@ -93,12 +93,11 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     parsed = Recipe.parse(recipe)
     checkpoint = Checkpoint.open(model)
     out = Path(out)
-    window = min(window, checkpoint.spec.context)
     forecast = make_plan(checkpoint, parsed, out, windows=windows, window=window, device=check_device(device),
                          keep_stages=keep_stages)
     if not force:
         forecast.refuse_if_too_large(out)
-    settings = Calibration(None if calibration is None else str(calibration), windows, window, seed)
+    settings = Calibration(None if calibration is None else str(calibration), windows, forecast.window, seed)
     corpus = calibration_corpus(checkpoint, settings) if parsed.needs_corpus else None
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     return run(checkpoint, parsed, out, corpus, forecast, device=device, keep_stages=keep_stages,

@@ -116,6 +116,7 @@ def _print_plan(forecast: Forecast) -> None:
              human_bytes(sweep.scratch_bytes), f"{sweep.flops:.3g}", human_seconds(sweep.floor_s)]
             for number, sweep in enumerate(forecast.sweeps, 1)]
     _table("Plan", ["sweep", "layers", "RAM", "scratch", "operations", "floor of time"], rows)
+    print(f"calibration {forecast.windows} windows of {forecast.window} tokens")
     print(f"parameters  {forecast.parameters:,} -> {forecast.result_parameters:,}")
     print(f"weights     {human_bytes(forecast.bytes)} -> {human_bytes(forecast.result_bytes)} at most")
     print(f"memory      {human_bytes(forecast.ram_bytes)} needed, {human_bytes(forecast.free_ram_bytes)} free")

@@ -42,6 +42,8 @@ class Forecast:
     """What a recipe will take and give. Bytes of the result are an upper bound that is exact but for headers."""
 
     sweeps: list[SweepForecast]
+    windows: int
+    window: int
     parameters: int
     result_parameters: int
     bytes: int
@@ -78,8 +80,9 @@ class Forecast:
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int, window: int,
               device: str = "cpu", keep_stages: bool = False) -> Forecast:
-    """Check a recipe against a checkpoint and forecast its run, with `windows` × `window` calibration tokens."""
+    """Check a recipe against a checkpoint and forecast its run on `windows` of `window` tokens (at most its context)."""
     spec = whole_spec(checkpoint)
+    window = min(window, spec.context)
     recipe.check(spec)
     rate = gemm_flops_per_second("float32", device)
     base = max(rss_bytes(), 300 << 20) + ARENA_BYTES
@@ -104,7 +107,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
         else list(range(spec.layers))
     scratch = max(sweep.scratch_bytes for sweep in sweeps)
     kept = sum(results) if keep_stages or len(results) == 1 else max(map(sum, pairwise(results)))
-    return Forecast(sweeps, parameters, _parameters(spec, stored_layers), before, results[-1],
+    return Forecast(sweeps, windows, window, parameters, _parameters(spec, stored_layers), before, results[-1],
                     kept + results[-1] + scratch, free_ram_bytes(), free_disk_bytes(out), rate, warnings)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
-from tsotsallm.errors import CheckpointError, TsotsallmError
+from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
 from tsotsallm.streaming.corpus import Corpus, evaluation_rows, evaluation_windows
 from tsotsallm.streaming.score import divergence, final_states, token_losses
 from tsotsallm.streaming.sweep import Tick, silent
@@ -83,17 +83,19 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
                         tick: Tick = silent) -> Perplexity:
     """Score a text with a checkpoint, one layer in memory; with a reference, compare token by token as well."""
     tokenizer = checkpoint.tokenizer()
-    corpus = evaluation_corpus(text, tokenizer, context, kind, source)
-    if limit is not None and limit < len(corpus.windows):
-        corpus = Corpus(corpus.windows[:limit], source)
     if context > checkpoint.spec.context:
         raise CheckpointError(f"context {context} is longer than the {checkpoint.spec.context} positions that the model "
                               "knows; choose a shorter --context")
+    if limit is not None and limit < 1:
+        raise CorpusError(f"--limit is {limit}; it takes 1 or more windows")
+    corpus = evaluation_corpus(text, tokenizer, context, kind, source)
     if reference is not None:
         other = evaluation_corpus(text, reference.tokenizer(), context, kind, source)
-        if other.fingerprint() != evaluation_corpus(text, tokenizer, context, kind, source).fingerprint():
+        if other.fingerprint() != corpus.fingerprint():
             raise CheckpointError(f"{reference.directory} segments the text differently: token by token the models do "
                                   "not compare; compare bits per byte of two separate evaluations")
+    if limit is not None and limit < len(corpus.windows):
+        corpus = Corpus(corpus.windows[:limit], source)
     where = torch.device(device)
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)

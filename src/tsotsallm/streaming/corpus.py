@@ -101,13 +101,12 @@ def evaluation_windows(text: str, tokenizer: Any, context: int, source: str) -> 
 
 def evaluation_rows(text: str, tokenizer: Any, context: int, source: str) -> Corpus:
     """Protocol `rows`: each non-empty line by itself, with the tokenizer's special tokens, cut at `context` tokens."""
-    windows, scored = [], 0
+    windows = []
     for line in text.splitlines():
         if line.strip():
             ids = tokenizer(line)["input_ids"][:context]
             if len(ids) > 1:
                 windows.append(torch.tensor(ids))
-                scored += len(line.encode())
     if not windows:
         raise CorpusError(f"{source} has no line of two tokens or more")
     return Corpus(tuple(windows), source)
