@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -86,6 +87,40 @@ def garbage(path: Path) -> None:
     shards(path)[0].write_bytes(b"\x10\0\0\0\0\0\0\0" + b"{not json at all" + b"\0" * 50)
 
 
+def rewrite_header(path: Path, change: Callable[[dict[str, dict[str, list[int]]]], object]) -> None:
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size:])
+
+
+def negative_offsets(path: Path) -> None:
+    def change(header: dict[str, dict[str, list[int]]]) -> None:
+        entry = next(entry for name, entry in header.items() if name != "__metadata__")
+        entry["data_offsets"] = [offset - 8 for offset in entry["data_offsets"]]
+        entry["data_offsets"][0] = -8
+    rewrite_header(shards(path)[0], change)
+
+
+def overlap(path: Path) -> None:
+    def change(header: dict[str, dict[str, list[int]]]) -> None:
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        same = [entry for entry in entries if entry["shape"] == entries[0]["shape"]]
+        same[1]["data_offsets"] = same[0]["data_offsets"]
+    rewrite_header(max(shards(path), key=lambda shard: shard.stat().st_size), change)
+
+
+def unknown_tensor(path: Path) -> None:
+    index = path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shard = shards(path)[0]
+    save_file(load_file(shard) | {"model.layers.1.self_attn.k_scale": torch.tensor(1.0)}, shard)
+    content["weight_map"]["model.layers.1.self_attn.k_scale"] = shard.name
+    index.write_text(json.dumps(content))
+
+
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated shard": (truncate, "truncated"),
     "cut header": (cut_header, "not a safetensors file"),
@@ -104,6 +139,19 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "config of nonsense": (lambda path: edit_config(path, hidden_size="wide"), "not a valid llama config"),
     "config is not JSON": (lambda path: (path / "config.json").write_text("{"), "not valid JSON"),
     "no config": (lambda path: (path / "config.json").unlink(), "no config.json"),
+    "config is a list": (lambda path: (path / "config.json").write_text("[]"), "not a Hugging Face config"),
+    "layers are text": (lambda path: edit_config(path, num_hidden_layers="x"), "num_hidden_layers is 'x'"),
+    "activation nobody knows": (lambda path: edit_config(path, hidden_act="foo"), "not a valid llama config"),
+    "no KV heads": (lambda path: edit_config(path, num_key_value_heads=0), "not a valid llama config"),
+    "tied to another head": (lambda path: edit_config(path, tie_word_embeddings=True), "set tie_word_embeddings to false"),
+    "integer codes": (lambda path: edit_config(path, quantization_config={
+        "quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {}}), "int-quantized"),
+    "index without files": (lambda path: (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": null}}'),
+                            "cannot be read"),
+    "offsets below zero": (negative_offsets, "unreadable safetensors header"),
+    "overlapping tensors": (overlap, "overlap"),
+    "unknown tensor in a layer": (unknown_tensor, "is not part of a llama layer"),
+    "damaged provenance": (lambda path: (path / "tsotsallm.json").write_text("{"), "tsotsallm.json is damaged"),
     "pickled": (pickled, "pickle can run any code"),
     "no tokenizer": (lambda path: [file.unlink() for file in path.glob("token*")], "no usable tokenizer"),
 }
@@ -166,11 +214,10 @@ def test_a_gpu_that_is_not_there_is_a_clear_error(source: Path, text: Path, tmp_
 
 
 def test_a_lock_of_a_living_process_is_respected(source: Path, tmp_path: Path) -> None:
-    import os
-
     partial = tmp_path / "out.partial"
     partial.mkdir()
-    (partial / "lock").write_text(str(os.getppid()))
+    (partial / "lock").write_text(json.dumps([os.getppid(), psutil.Process(os.getppid()).create_time()]))
     with pytest.raises(TsotsallmError, match="is working on"):
         tsotsallm.compress(source, "", tmp_path / "out")
-    shutil.rmtree(partial)
+    (partial / "lock").write_text(json.dumps([os.getppid(), 1.0]))       # a number given to another process since
+    tsotsallm.compress(source, "", tmp_path / "out")

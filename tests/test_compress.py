@@ -193,6 +193,73 @@ def test_our_own_result_is_compressed_again(tiny: Path, text: Path, tmp_path: Pa
     assert tsotsallm.inspect(tmp_path / "shorter").bits_per_linear_weight < 6
 
 
+def test_a_shared_layer_stays_one_layer_through_several_sweeps(tiny: Path, text: Path, tmp_path: Path) -> None:
+    recipe = "[{layers: {order: [0, 1, 1, 2], shared: true}}, {sparsity: {prune: 2, group: 4}}, {quantize: {group: 32}}]"
+    tsotsallm.compress(tiny, recipe, tmp_path / "out", calibration=text, keep_stages=True, **SMALL)
+    sparse = Checkpoint.open(tmp_path / "out-stages" / "2-sparsity")
+    for name, weight in sparse.layer(1).items():
+        assert torch.equal(weight, sparse.layer(2)[name])
+    assert Checkpoint.open(tmp_path / "out").spec.layer_order == (0, 1, 1, 2)
+
+
+def test_a_chosen_scratch_directory_is_left_as_it_was(tiny: Path, text: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "mine.txt").write_text("precious")
+    tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, scratch=scratch, **SMALL)
+    assert [path.name for path in scratch.iterdir()] == ["mine.txt"]
+
+
+def test_a_result_of_that_name_beside_unfinished_work_is_not_taken_for_it(tiny: Path, text: Path, tmp_path: Path) -> None:
+    def stop(_progress: object) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, progress=stop, **SMALL)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ResumeError, match="exists already"):
+        tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, **SMALL)
+    assert (tmp_path / "out.partial" / "run.json").exists()
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda partial: (partial / "run.json").write_text("[3]"),
+    lambda partial: (partial / "journal.jsonl").write_bytes(b'3\n{}\n\xff'),
+    lambda partial: (partial / "journal.jsonl").write_bytes((partial / "journal.jsonl").read_bytes()[:-5]),
+])
+def test_damaged_notes_of_unfinished_work_lose_no_correctness(tiny: Path, text: Path, tmp_path: Path, spoil: Any) -> None:
+    tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "whole", calibration=text, **SMALL)
+
+    def stop(progress: Any) -> None:
+        if progress.layer == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, progress=stop, **SMALL)
+    spoil(tmp_path / "out.partial")
+    if (tmp_path / "out.partial" / "run.json").read_text() == "[3]":
+        with pytest.raises(ResumeError, match="delete"):
+            tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, **SMALL)
+        return
+    tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, **SMALL)
+    assert same_bytes(tmp_path / "whole", tmp_path / "out")
+
+
+def test_old_checkpoints_with_rotary_frequencies_are_read(tiny: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import save_file
+
+    old = tmp_path / "old"
+    shutil.copytree(tiny, old)
+    (old / "model.safetensors.index.json").unlink()
+    for path in old.glob("*.safetensors"):
+        path.unlink()
+    save_file(tensors_of(tiny) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, old / "model.safetensors")
+    tsotsallm.compress(old, "rtn:4:32", tmp_path / "out")
+    assert tsotsallm.inspect(tmp_path / "out").layers == 4
+
+
 def test_sequential_calibration_runs_and_differs(tiny: Path, text: Path, tmp_path: Path) -> None:
     for name, sequential in (("one", False), ("two", True)):
         recipe = [{"quantize": {"bits": 3, "group": 32, "sequential": sequential}}]

@@ -43,6 +43,19 @@ def test_inline_yaml_and_files_and_plain_data_round_trip(tmp_path: Path) -> None
     assert Recipe.parse(recipe.plain()) == recipe
 
 
+def test_an_empty_file_is_not_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(RecipeError, match="is empty"):
+        Recipe.parse(tmp_path / "empty.yaml")
+
+
+def test_layers_named_in_json_are_numbers_again() -> None:
+    import json
+
+    recipe = Recipe.parse("[{sparsity: {prune: 2, group: 4, per_layer: {1: {prune: 1}}}}]")
+    assert Recipe.parse(json.loads(json.dumps(recipe.plain()))) == recipe
+
+
 def test_packaged_recipes_parse() -> None:
     assert len(packaged_recipes()) >= 4
     for name in packaged_recipes():
@@ -73,6 +86,12 @@ def test_packaged_recipes_parse() -> None:
     ("[{depth: 2}]", "takes keys and values"),
     ("[3]", "written as"),
     ("[{", "not valid YAML"),
+    ("[{depth: {remove: 2020-99-99}}]", "not valid YAML"),
+    ("[{layers: {repeat: {1.5: 2}}}]", "takes layer numbers"),
+    ("layers:0-9999999999", "no model has that many"),
+    ("[{layers: {repeat: {0: 1000000000}}}]", "from 1 to 100"),
+    ("gptq:²", "not a whole number"),
+    ("[{quantize: {damp: .nan}}]", "takes 0 or more"),
     ("missing.yaml", "cannot be read"),
 ])
 def test_wrong_recipes_are_refused_with_a_remedy(recipe: str, message: str) -> None:
@@ -88,6 +107,8 @@ def test_wrong_recipes_are_refused_with_a_remedy(recipe: str, message: str) -> N
     ("gptq:4:128", "usable groups: 2, 4, 8, 16, 32, or channel"),
     ("wanda:2:5", "usable groups: 2, 4, 8, 16, 32"),
     ("[{sparsity: {prune: 2, group: 4, protect: {first: 2, last: 2}}}]", "protects all"),
+    ("rtn:4:32, wanda:2:4", "put sparsity first"),
+    ("rtn:4:32, rtn:3:32", "quantizes twice"),
 ])
 def test_recipes_that_do_not_fit_the_model_are_refused(tiny: Path, recipe: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):

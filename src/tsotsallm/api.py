@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, embedded_directory, locate
+from tsotsallm.checkpoint.writer import partial_path
 from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
@@ -63,12 +64,17 @@ def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> text
             raise CorpusError(f"this recipe needs calibration text: give some with --calibration FILE or DIR, about "
                               f"{calibration.windows * calibration.window * 5 // 1000} kB of ordinary prose in the "
                               f"languages that matter to you (the default, allenai/c4, is out of reach: {error})") from None
-    elif not Path(source).exists() and source.count("/") == 1 and not source.startswith("."):
+    elif not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~":
         text = texts.hub_text(source)
     else:
         text = texts.read_text(source)
     return texts.calibration(text, checkpoint.tokenizer(), windows=calibration.windows, length=calibration.window,
                              seed=calibration.seed, source=source)
+
+
+def _bytes_under(directory: Path) -> int:
+    """Bytes of unfinished work, which a resumed run does not need again."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) if directory.exists() else 0
 
 
 def _embedded_or_none() -> Path | None:
@@ -92,11 +98,13 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one to `out`."""
     parsed = Recipe.parse(recipe)
     checkpoint = Checkpoint.open(model)
-    out = Path(out)
+    out = Path(out).absolute()
+    if not out.name:
+        raise TsotsallmError(f"{out} cannot be a result; give the name of a new directory with -o")
     forecast = make_plan(checkpoint, parsed, out, windows=windows, window=window, device=check_device(device),
                          keep_stages=keep_stages)
     if not force:
-        forecast.refuse_if_too_large(out)
+        forecast.refuse_if_too_large(out, already=_bytes_under(partial_path(out)))
     settings = Calibration(None if calibration is None else str(calibration), windows, forecast.window, seed)
     corpus = calibration_corpus(checkpoint, settings) if parsed.needs_corpus else None
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)

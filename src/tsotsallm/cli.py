@@ -197,13 +197,16 @@ def evaluate(model: Model,
         if as_json:
             _print_json(found.plain())
             return
+        def plus_minus(error: float | None) -> str:
+            return "" if error is None else f" ± {error:.4f}"
+
         rows = [["perplexity", f"{found.perplexity:.4f}",
                  "" if found.reference_perplexity is None else f"{found.reference_perplexity:.4f}"],
-                ["nats per token", f"{found.loss:.4f} ± {found.loss_standard_error:.4f}", ""]]
+                ["nats per token", f"{found.loss:.4f}{plus_minus(found.loss_standard_error)}", ""]]
         if found.bits_per_byte is not None:
             rows.append(["bits per byte", f"{found.bits_per_byte:.4f}", ""])
         if found.kl is not None:
-            rows.append(["KL from original", f"{found.kl:.4f} ± {found.kl_standard_error:.4f}", ""])
+            rows.append(["KL from original", f"{found.kl:.4f}{plus_minus(found.kl_standard_error)}", ""])
             rows.append(["same top token", f"{found.same_top_token:.1%}", ""])
         _table(f"{found.model} on {found.protocol.text}", ["", "model", "original"], rows)
         print(f"protocol: {found.protocol.kind} of {context} tokens{', one BOS each' if found.protocol.bos else ''}, "

@@ -39,7 +39,9 @@ def free_ram_bytes() -> int:
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
         if (text := limit.read_text().strip()) != "max":
-            free = min(free, int(text) - int(used.read_text()))
+            cache = [int(line.split()[1]) for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+                     if line.startswith("inactive_file ")]
+            free = min(free, int(text) - int(used.read_text()) + sum(cache))
     except OSError:
         pass
     return max(free, 0)
@@ -48,7 +50,7 @@ def free_ram_bytes() -> int:
 def free_disk_bytes(path: Path) -> int:
     """Free bytes of the file system that holds `path` or its nearest existing parent."""
     path = path.absolute()
-    while not path.exists():
+    while not path.exists() and path != path.parent:
         path = path.parent
     return int(psutil.disk_usage(str(path)).free)
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint.anatomy import input_groups, layer_shapes, linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.spec import ModelSpec, slice_config
+from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import ResourceError
 from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, human_bytes, rss_bytes
 from tsotsallm.numerics.grids import IntegerGrid
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit
 from tsotsallm.stages.depth import Depth
+from tsotsallm.stages.layers import Layers
 from tsotsallm.streaming.hidden import BATCH_TOKENS
 
 HEADER_BYTES_PER_TENSOR = 200
@@ -62,13 +62,13 @@ class Forecast:
     def floor_s(self) -> float:
         return sum(sweep.floor_s for sweep in self.sweeps)
 
-    def refuse_if_too_large(self, out: Path) -> None:
-        """Raise ResourceError when free memory or disk cannot hold the run."""
+    def refuse_if_too_large(self, out: Path, already: int = 0) -> None:
+        """Raise ResourceError when free memory or disk cannot hold the run, of which `already` bytes are on disk."""
         if self.ram_bytes > self.free_ram_bytes + rss_bytes():
             raise ResourceError(
                 f"the run needs {human_bytes(self.ram_bytes)} of memory and {human_bytes(self.free_ram_bytes)} are free; "
                 "close other programs, choose method rtn or magnitude (no Gram), or try anyway with --force")
-        if self.disk_bytes > self.free_disk_bytes:
+        if self.disk_bytes > self.free_disk_bytes + already:
             raise ResourceError(
                 f"the run needs {human_bytes(self.disk_bytes)} of disk at {out.parent} and "
                 f"{human_bytes(self.free_disk_bytes)} are free; make room, write to another disk with -o, calibrate on "
@@ -87,28 +87,39 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     rate = gemm_flops_per_second("float32", device)
     base = max(rss_bytes(), 300 << 20) + ARENA_BYTES
     ends = sum(record.size for record in checkpoint.end_records().values())
-    before = ends + sum(record.size for stored in checkpoint.names_by_layer
-                        for record in checkpoint.layer_records(stored).values())
-    parameters = _parameters(checkpoint.spec, sorted(set(checkpoint.spec.layer_order)))
-    tokens = windows * window
-    sweeps, results, warnings = [], [], []
-    unique: int | None = None
-    for sweep in recipe.sweeps(one_stage_each=keep_stages):
-        forecast, spec, unique_now = _sweep_forecast(spec, sweep, windows, window, base, rate)
-        unique = unique_now if unique_now is not None else unique
+    stored = {layer: sum(record.size for record in checkpoint.layer_records(layer).values())
+              for layer in checkpoint.names_by_layer}
+    layers = [_Layer(layer, stored[layer]) for layer in checkpoint.spec.layer_order]
+    sweeps: list[SweepForecast] = []
+    results: list[int] = []
+    planned = recipe.sweeps(one_stage_each=keep_stages)
+    for number, sweep in enumerate(planned, 1):
+        forecast, spec, layers = _sweep_forecast(spec, layers, sweep, windows, window, base, rate,
+                                                 checkpoint.storage.itemsize)
         sweeps.append(forecast)
-        stored = unique if recipe.shared and unique is not None else spec.layers
-        results.append(ends + _layers_bytes(checkpoint, spec, sweep, stored) + FILE_BYTES)
-        widest = max((d_in for _, d_in in linear_shapes(spec, 0).values()), default=0)
-        if sweep.observes and tokens < widest:
-            warnings.append(f"{tokens} calibration tokens are fewer than the {widest} inputs of the widest linear: its "
-                            "Gram has not full rank, damping covers it; more windows are better")
-    stored_layers = list(range(min(unique, spec.layers))) if recipe.shared and unique is not None \
-        else list(range(spec.layers))
-    scratch = max(sweep.scratch_bytes for sweep in sweeps)
-    kept = sum(results) if keep_stages or len(results) == 1 else max(map(sum, pairwise(results)))
-    return Forecast(sweeps, windows, window, parameters, _parameters(spec, stored_layers), before, results[-1],
-                    kept + results[-1] + scratch, free_ram_bytes(), free_disk_bytes(out), rate, warnings)
+        if recipe.shared and number == len(planned):
+            layers = list({layer.source: layer for layer in layers}.values())
+        results.append(ends + FILE_BYTES + sum(layer.size for layer in layers))
+    widest = max(d_in for _, d_in in linear_shapes(spec, 0).values())
+    warnings = []
+    if any(sweep.observes for sweep in planned) and windows * window < widest:
+        warnings.append(f"{windows * window} calibration tokens are fewer than the {widest} inputs of the widest linear: "
+                        "its Gram has not full rank, damping covers it; more windows are better")
+    # a sweep reads the result before it, and joins its parts into shards while both are on disk
+    kept = [sum(results[:number] if keep_stages else results[max(number - 1, 0):number]) for number in range(len(results))]
+    disk = max(before + 2 * result for before, result in zip(kept, results, strict=True))
+    return Forecast(
+        sweeps, windows, window, _parameters(checkpoint.spec, range(checkpoint.spec.stored_layers)),
+        _parameters(spec, range(len(layers))), ends + sum(stored.values()), results[-1],
+        disk + max(sweep.scratch_bytes for sweep in sweeps), free_ram_bytes(), free_disk_bytes(out), rate, warnings)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer on its way through the recipe: the stored layer that it comes from, and its bytes now."""
+
+    source: int
+    size: int
 
 
 def whole_spec(checkpoint: Checkpoint) -> ModelSpec:
@@ -117,29 +128,38 @@ def whole_spec(checkpoint: Checkpoint) -> ModelSpec:
     return ModelSpec(spec.config, spec.quantization, tuple(range(spec.layers)))
 
 
-def _parameters(spec: ModelSpec, layers: list[int]) -> int:
+def _parameters(spec: ModelSpec, layers: range) -> int:
     ends = spec.vocabulary * spec.hidden * (1 if spec.tied else 2) + spec.hidden
     return ends + sum(math.prod(shape) for layer in layers for shape in layer_shapes(spec, layer).values())
 
 
-def _layers_bytes(checkpoint: Checkpoint, spec: ModelSpec, sweep: Sweep, stored: int) -> int:
-    """Bytes of the layers after a sweep; what no edit touches keeps at most its dense size."""
-    element = checkpoint.storage.itemsize
-    packed_already = checkpoint.spec.quantization is not None
-    total = 0
-    for layer in range(stored):
-        grid: IntegerGrid | None = None
-        for edit in sweep.edits:
-            if edit.applies_to(layer, spec.layers):
-                grid = edit.grid_for(layer, spec.layers) or grid
-        linears = linear_shapes(spec, layer)
-        for name, shape in layer_shapes(spec, layer).items():
-            linear = linears.get(name.removesuffix(".weight"))
-            if grid is not None and linear is not None:
-                total += packed_bytes(grid, *linear, element) + 3 * HEADER_BYTES_PER_TENSOR
-            else:
-                total += math.prod(shape) * (4 if packed_already else element) + HEADER_BYTES_PER_TENSOR
-    return total
+def _edited(layer: _Layer, spec: ModelSpec, index: int, sweep: Sweep, element: int) -> _Layer:
+    """The layer after the edits of a sweep: packed, dense again, or untouched."""
+    edits = [edit for edit in sweep.edits if edit.applies_to(index, spec.layers)]
+    if not edits:
+        return layer
+    grid: IntegerGrid | None = None
+    for edit in edits:
+        grid = edit.grid_for(index, spec.layers) or grid
+    linears = linear_shapes(spec, index)
+    size = 0
+    for name, shape in layer_shapes(spec, index).items():
+        linear = linears.get(name.removesuffix(".weight"))
+        if grid is not None and linear is not None:
+            size += packed_bytes(grid, *linear, element) + 3 * HEADER_BYTES_PER_TENSOR
+        else:
+            size += math.prod(shape) * element + HEADER_BYTES_PER_TENSOR
+    return _Layer(layer.source, size)
+
+
+def _chosen(layers: list[_Layer], choice: LayerChoice) -> list[_Layer]:
+    """The layers that a choice leaves; where the plan cannot know which, those that leave the most bytes."""
+    if isinstance(choice, Layers):
+        return [layers[index] for index in choice.resolve(len(layers))]
+    seen: set[int] = set()
+    first_time = [layer.source not in seen and not seen.add(layer.source) for layer in layers]  # type: ignore[func-returns-value]
+    largest = sorted(range(len(layers)), key=lambda index: (first_time[index], layers[index].size), reverse=True)
+    return [layers[index] for index in sorted(largest[:choice.layers_after(len(layers))])]
 
 
 def packed_bytes(grid: IntegerGrid, d_out: int, d_in: int, scale_bytes: int) -> int:
@@ -149,25 +169,24 @@ def packed_bytes(grid: IntegerGrid, d_out: int, d_in: int, scale_bytes: int) -> 
     return d_out * 4 * -(-d_in * grid.bits // 32) + d_out * groups * scale_bytes + zero_points + 16
 
 
-def _sweep_forecast(spec: ModelSpec, sweep: Sweep, windows: int, window: int, base: int,
-                    rate: float) -> tuple[SweepForecast, ModelSpec, int | None]:
+def _sweep_forecast(spec: ModelSpec, layers: list[_Layer], sweep: Sweep, windows: int, window: int, base: int, rate: float,
+                    element: int) -> tuple[SweepForecast, ModelSpec, list[_Layer]]:
     tokens = windows * window
-    ram, scratch, flops, unique = 0, 0, 0.0, None
+    ram, scratch, flops = 0, 0, 0.0
     for choice in sweep.choices:
         choice_ram, choice_scratch, choice_flops = _choice_cost(spec, choice, windows, window)
         ram, scratch, flops = max(ram, choice_ram), max(scratch, choice_scratch), flops + choice_flops
-        after = choice.layers_after(spec.layers)
-        unique = len(set(choice.resolve(spec.layers))) if hasattr(choice, "resolve") else after
-        order = [min(index, spec.layers - 1) for index in range(after)]
-        spec = ModelSpec(slice_config(spec.config, order, spec.layers), spec.quantization, tuple(range(after)))
+        layers = _chosen(layers, choice)
+        spec = spec.with_layers(len(layers))
     if sweep.edits:
         ram = max(ram, max(_edit_ram(spec, sweep.edits, layer, sweep.observes, window) for layer in {0, spec.layers - 1}))
         for layer in range(spec.layers):
             flops += _edit_flops(spec, sweep.edits, layer, sweep.observes, tokens, window)
         if sweep.observes:
             scratch = max(scratch, 2 * 4 * tokens * spec.hidden)
+        layers = [_edited(layer, spec, index, sweep, element) for index, layer in enumerate(layers)]
     names = [stage.name for stage in (*sweep.choices, *sweep.edits)]
-    return SweepForecast(names, spec.layers, base + ram, scratch, flops, flops / rate), spec, unique
+    return SweepForecast(names, spec.layers, base + ram, scratch, flops, flops / rate), spec, layers
 
 
 def _layer_weights(spec: ModelSpec, layer: int) -> int:
@@ -238,7 +257,8 @@ def _edit_ram(spec: ModelSpec, edits: tuple[LinearEdit, ...], layer: int, observ
     grams = 4 * sum(shapes[group[0]][1] ** 2 for group in input_groups(shapes)) if observes else 0
     work = 0
     for d_out, d_in in shapes.values():
-        factor = 4 * d_in ** 2 if any(edit.uses_factor for edit in edits) else 0
+        # one factor stands in its Gram's place; with two edits that need factors the second is another matrix
+        factors = 4 * d_in ** 2 * (sum(edit.uses_factor for edit in edits) > 1)
         copies = 4 * 4 * d_out * d_in
-        work = max(work, factor + copies)
+        work = max(work, factors + copies)
     return weights + grams + max(work, _activation_bytes(spec, window))

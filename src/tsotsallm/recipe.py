@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tsotsallm.checkpoint.spec import ModelSpec, slice_config
+from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.stages import STAGES
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
@@ -72,13 +72,19 @@ class Recipe:
         return any(getattr(stage, "shared", False) for stage in self.stages)
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise RecipeError where a stage does not fit the model it will see."""
+        """Raise RecipeError where a stage does not fit the model it will see, or undoes the stage before it."""
+        quantized = False
         for stage in self.stages:
             stage.check(spec)
+            if quantized and stage.name == "sparsity":
+                raise RecipeError("sparsity comes after quantize, which would make the weights dense again; put sparsity "
+                                  "first: quantize keeps its zeros and compensates for them")
+            quantized = quantized or stage.name == "quantize"
             if isinstance(stage, LayerChoice):
-                after = stage.layers_after(spec.layers)
-                order = [min(index, spec.layers - 1) for index in range(after)]
-                spec = ModelSpec(slice_config(spec.config, order, spec.layers), spec.quantization, tuple(range(after)))
+                spec = spec.with_layers(stage.layers_after(spec.layers))
+        for sweep in self.sweeps():
+            if sum(edit.name == "quantize" for edit in sweep.edits) > 1:
+                raise RecipeError("the recipe quantizes twice in a row, and the first would be lost; keep one of them")
 
 
 def _read(text: str) -> Any:
@@ -86,20 +92,23 @@ def _read(text: str) -> Any:
     packaged = packaged_recipes()
     if text in packaged:
         content = packaged[text].read_text("utf-8")
-    elif path.suffix in (".yaml", ".yml") or (len(text) < 500 and "\n" not in text and path.is_file()):
+    elif re.match(r"\s*(\[|\{|-\s)", text):
+        content = text
+    elif path.suffix in (".yaml", ".yml") or (len(text) < 200 and "\n" not in text and path.is_file()):
         try:
             content = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"the recipe {text} cannot be read ({getattr(error, 'strerror', None) or error}); "
                               f"packaged recipes: {', '.join(packaged)}") from None
-    elif re.match(r"\s*(\[|\{|-\s)", text):
-        content = text
     else:
         return [_one_line(item) for item in re.split(r",", text) if item.strip()] if text.strip() else []
     try:
-        return yaml.safe_load(content) or []
-    except yaml.YAMLError as error:
+        found = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"the recipe is not valid YAML: {error}") from None
+    if found is None:
+        raise RecipeError(f"the recipe {text!r} is empty; to copy a model without any stage write []")
+    return found
 
 
 def packaged_recipes() -> dict[str, Any]:
@@ -121,7 +130,7 @@ def _stage(item: Any) -> Stage:
 
 
 def _number(text: str, where: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal() or not text.isascii():
         raise RecipeError(f"{where}: {text!r} is not a whole number")
     return int(text)
 

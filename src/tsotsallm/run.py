@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import TwoStates, Visit, embed_corpus, sweep
 
+PUBLISHED = "published"
 REOBSERVED = ("o_proj", "down_proj")
 
 Grids = dict[str, IntegerGrid | None]
@@ -78,13 +80,21 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: list[dict[str, Any]] = []
-        if path.exists():
-            for line in path.read_text("utf-8").splitlines():
-                try:
-                    self.entries.append(json.loads(line))
-                except ValueError:
-                    break
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), "utf-8")
+        content = path.read_bytes() if path.exists() else b""
+        whole = 0
+        for line in content.splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or not isinstance(entry, dict) or not {"kind", "sweep"} <= entry.keys():
+                break
+            self.entries.append(entry)
+            whole += len(line)
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+                sync(file)
 
     def add(self, **entry: Any) -> None:
         self.entries.append(entry)
@@ -96,9 +106,19 @@ class Journal:
         return [entry for entry in self.entries if entry["kind"] == kind and entry["sweep"] == number]
 
 
-def weight_bytes(directory: Path) -> int:
-    """Bytes of a checkpoint's weight files."""
-    return sum(path.stat().st_size for path in directory.glob("model*.safetensors"))
+def scratch_path(out: Path, chosen: Path | None) -> Path:
+    """Where the hidden states of a run lie: with the unfinished work, or in a folder of its own in `chosen`."""
+    if chosen is None:
+        return partial_path(out) / "scratch"
+    return chosen / f"{out.name}-{hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:12]}.scratch"
+
+
+def _remove(partial: Path) -> None:
+    """Delete finished work, what says that it is finished last."""
+    for path in partial.iterdir():
+        if path.name != PUBLISHED:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(partial)
 
 
 def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None, forecast: Forecast, *,
@@ -106,14 +126,17 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
         model_name: str = "", progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
     """Run a checked recipe and write its result to `out`, continuing unfinished work of the same inputs."""
     partial = partial_path(out)
-    if out.exists() and not Journal(partial / "journal.jsonl").entries:
+    stages_directory = out.with_name(out.name + "-stages")
+    if out.exists() and not (partial / PUBLISHED).exists():
         raise ResumeError(f"{out} exists already; choose another name with -o, or delete it first")
+    if keep_stages and stages_directory.exists() and not partial.exists():
+        raise ResumeError(f"{stages_directory} exists already; delete or rename it first: the stages go there")
     identity = {"source": checkpoint.fingerprint(), "recipe": recipe.plain(), "keep_stages": keep_stages,
                 "corpus": corpus.fingerprint() if corpus else None, "device": device, "machine": fingerprint(),
                 "tsotsallm": __version__}
     began = time.monotonic()
     with _work(partial, identity):
-        job = _Job(checkpoint, recipe, partial, corpus, torch.device(device), scratch or partial / "scratch", progress,
+        job = _Job(checkpoint, recipe, partial, corpus, torch.device(device), scratch_path(out, scratch), progress,
                    model_name, identity, keep_stages)
         if not out.exists():
             job.execute()
@@ -122,11 +145,13 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
                 "floor_s": round(forecast.floor_s, 1), "resumed": job.resumed})
             if job.scratch.exists():
                 shutil.rmtree(job.scratch)
+            (partial / PUBLISHED).touch()
             publish(job.result, out)
-        stages = job.publish_stages(out)
-    shutil.rmtree(partial)
-    return Result(out, forecast.parameters, forecast.result_parameters, weight_bytes(checkpoint.directory),
-                  weight_bytes(out), round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages)
+        stages = job.publish_stages(stages_directory)
+    _remove(partial)
+    return Result(out, forecast.parameters, forecast.result_parameters, checkpoint.weight_bytes,
+                  Checkpoint(out).weight_bytes, round(time.monotonic() - began, 1), peak_rss_bytes(),
+                  forecast.floor_s, stages)
 
 
 @contextmanager
@@ -135,16 +160,18 @@ def _work(partial: Path, identity: dict[str, Any]) -> Iterator[None]:
     try:
         partial.mkdir(parents=True, exist_ok=True)
         state, lock = partial / "run.json", partial / "lock"
-        if lock.exists() and (text := lock.read_text()).isdigit() and int(text) != os.getpid() \
-                and psutil.pid_exists(int(text)):
-            raise ResumeError(f"process {text} is working on {partial} now; wait for it, or stop it first")
+        if (holder := _living_holder(lock)) is not None:
+            raise ResumeError(f"process {holder} is working on {partial} now; wait for it, or stop it first")
         if state.exists():
-            before = json.loads(state.read_text("utf-8"))
+            try:
+                before = dict(json.loads(state.read_text("utf-8")))
+            except (ValueError, TypeError):
+                raise ResumeError(f"{state} is damaged; delete {partial} to start anew") from None
             changed = [key for key in identity if before.get(key) != json.loads(json.dumps(identity[key]))]
             if changed:
                 raise ResumeError(f"{partial} holds unfinished work with another {', '.join(changed)}; finish it with "
                                   "the inputs it was begun with, or delete that directory to start anew")
-        lock.write_text(str(os.getpid()))
+        lock.write_text(json.dumps([os.getpid(), psutil.Process().create_time()]))
         write_json(state, identity)
         try:
             yield
@@ -152,16 +179,28 @@ def _work(partial: Path, identity: dict[str, Any]) -> Iterator[None]:
             lock.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"no space left on the device that holds {partial}; make room and run the same command "
-                                "again: finished layers are kept") from None
+            raise ResourceError(f"no space left on the device that holds {partial}; make room and run the same "
+                                "command again: finished layers are kept") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ResourceError(f"{partial} cannot be written ({error.strerror}); choose another place with -o") from None
+            raise ResourceError(f"{error.filename or partial} cannot be opened ({error.strerror}); mend its permissions, "
+                                "or choose another place with -o or --scratch") from None
         raise
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate" in str(error):
             raise ResourceError("memory ran out; close other programs and run the same command again: finished layers "
                                 "are kept") from None
         raise
+
+
+def _living_holder(lock: Path) -> int | None:
+    """The process that holds a lock, if it is alive and the same that wrote it."""
+    try:
+        number, created = json.loads(lock.read_text())
+        process = psutil.Process(int(number))
+        alive = process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, TypeError, psutil.Error):
+        return None
+    return int(number) if alive and int(number) != os.getpid() else None
 
 
 class _Job:
@@ -208,11 +247,10 @@ class _Job:
                 shutil.rmtree(self.directory(number - 1))
         Checkpoint(self.result)
 
-    def publish_stages(self, out: Path) -> list[str]:
+    def publish_stages(self, kept: Path) -> list[str]:
         """Move kept intermediate models beside the result."""
         if not self.keep_stages:
             return []
-        kept = out.with_name(out.name + "-stages")
         kept.mkdir(exist_ok=True)
         for number in range(len(self.sweeps) - 1):
             directory = self.directory(number)
@@ -249,7 +287,8 @@ class _Job:
         """Write every layer of one sweep, then the whole of its checkpoint."""
         writer = Writer(self.directory(number))
         layers = view.spec.layers
-        first_visit = self._first_visits(origin, last=number + 1 == len(self.sweeps))
+        last = number + 1 == len(self.sweeps)
+        first_visit = self._first_visits(origin)
         finished = self._verified(number, writer)
         grids: dict[int, Grids] = {entry["layer"]: _grids_from_plain(entry["grids"]) for entry in finished}
         current = len(finished)
@@ -263,6 +302,15 @@ class _Job:
             self.journal.add(kind="layer", sweep=number, layer=index, sha256=digests[index],
                              grids=_plain_grids(grids[index]))
 
+        def repeat(index: int) -> None:
+            """Give a shared layer what its first visit was given: by name only in the result, written out before."""
+            original = first_visit[index]
+            grids[index], digests[index] = grids[original], None
+            if not last:
+                pieces = read_header(writer.part(original)).items()
+                digests[index] = writer.write_layer(index, {name.removeprefix(layer_prefix(original)): record
+                                                            for name, record in pieces})
+
         digests: dict[int, str | None] = {}
         if one.edits:
             states = self._states(one, view, current) if current < layers else None
@@ -274,7 +322,7 @@ class _Job:
                     edited = self._edit(one.edits, visit, view, origin, tick)
                     grids[current], digests[current] = self._write_layer(writer, view, current, edited)
                 else:
-                    grids[current], digests[current] = grids[first_visit[current]], None
+                    repeat(current)
             if states is not None:
                 states.remove()
         else:
@@ -284,14 +332,14 @@ class _Job:
                 if first_visit[current] == current:
                     grids[current], digests[current] = self._write_layer(writer, view, current, {})
                 else:
-                    grids[current], digests[current] = grids[first_visit[current]], None
+                    repeat(current)
                 settled(current)
-        self._complete(number, writer, view, first_visit, grids)
+        self._complete(number, writer, view, first_visit if last else list(range(layers)), grids)
 
-    def _first_visits(self, origin: View, *, last: bool) -> list[int]:
+    def _first_visits(self, origin: View) -> list[int]:
         """For each layer the first one that it shares its weights with: itself unless repeats are shared."""
         layers = range(origin.spec.layers)
-        if not self.recipe.shared or not last:
+        if not self.recipe.shared:
             return list(layers)
         seen: dict[int, int] = {}
         return [seen.setdefault(origin.stored(index), index) for index in layers]
@@ -348,6 +396,8 @@ class _Job:
                     edit.edit(linear, gram, visit.index, last=only_factor)
                 _require_finite(linear, visit.index)
                 visit.commit(linear)
+                if linear.values is not None:
+                    linear.values = linear.values.to(linear.storage)    # as it is written; float32 is needed no more
                 linear.reference, linear.mask = torch.empty(0), None
                 edited[name] = linear
             for name in group:
@@ -394,7 +444,8 @@ class _Job:
             "inputs": self.identity, "ancestry": self.checkpoint.provenance,
             "calibration": {"source": self.corpus.source, "windows": len(self.corpus.windows),
                             "tokens": self.corpus.tokens} if self.corpus else None,
-            "measures": {"bytes": weight_bytes(writer.directory), "source_bytes": weight_bytes(self.checkpoint.directory)}}
+            "measures": {"bytes": Checkpoint(writer.directory).weight_bytes,
+                         "source_bytes": self.checkpoint.weight_bytes}}
         write_json(writer.directory / PROVENANCE, provenance)
         card = model_card(provenance, own_container=order is not None)
         (writer.directory / "README.md").write_text(card, "utf-8")

@@ -80,7 +80,9 @@ class Checkpoint:
     def require_finite(self, name: str) -> None:
         """Read a stored tensor piece by piece and raise CheckpointError if it holds NaN or infinity."""
         record = self.record(name)
-        if record.dtype.is_floating_point:
+        if record.dtype.is_floating_point and not record.shape:
+            self._require_finite(record.read().float(), name)
+        elif record.dtype.is_floating_point:
             step = max(1, CHECKED_BYTES // max(1, record.size // max(1, record.shape[0])))
             for first in range(0, record.shape[0], step):
                 self.rows(name, first, first + step)
@@ -129,7 +131,12 @@ class Checkpoint:
         """Everything that is not part of a layer, as stored; a tied head is left out."""
         skipped = {HEAD} if self.spec.tied else set()
         return {name: record for name, record in self.records.items()
-                if not _LAYER.match(name) and name not in skipped and not name.endswith("rotary_emb.inv_freq")}
+                if not _LAYER.match(name) and name not in skipped}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(path.stat().st_size for path in {record.path for record in self.records.values()})
 
     # -- files ------------------------------------------------------------------------------------------------
 
@@ -142,14 +149,23 @@ class Checkpoint:
     def provenance(self) -> dict[str, Any] | None:
         """tsotsallm.json of a result of ours, None otherwise."""
         path = self.directory / PROVENANCE
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            if not isinstance(found["recipe"], list):
+                raise ValueError("it holds no recipe")
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); restore it, or delete it if "
+                                  "the weights are not ours") from None
+        return dict(found)
 
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer; CheckpointError when there is none that transformers can load."""
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+            return AutoTokenizer.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises many types here
             raise CheckpointError(f"{self.directory} has no usable tokenizer ({error}); copy tokenizer.json and "
                                   "tokenizer_config.json of the original model into it") from None
@@ -173,6 +189,11 @@ class Checkpoint:
         from tsotsallm.checkpoint.anatomy import layer_shapes
 
         spec = self.spec
+        try:
+            layer_shapes(spec, 0)
+        except Exception as error:  # transformers raises many types for a config whose layer cannot be built
+            raise CheckpointError(f"{self.directory}: config.json is not a valid {spec.family} config: no layer can be built "
+                                  f"from it ({type(error).__name__}: {error})") from None
         wanted = {EMBEDDING: (spec.vocabulary, spec.hidden), FINAL_NORM: (spec.hidden,)}
         if not spec.tied:
             wanted[HEAD] = (spec.vocabulary, spec.hidden)
@@ -186,6 +207,15 @@ class Checkpoint:
             if found != shape:
                 raise CheckpointError(f"{self.directory}: tensor {name} has shape {list(found)}, config.json says "
                                       f"{list(shape)}; config and weights do not belong together")
+        known = {layer_prefix(stored) + name for index, stored in enumerate(spec.layer_order)
+                 for name in layer_shapes(spec, index)}
+        for stored in self.names_by_layer:
+            for name in self.layer_names(stored):
+                if stored in spec.layer_order and layer_prefix(stored) + name not in known:
+                    raise CheckpointError(f"{self.directory}: tensor {layer_prefix(stored)}{name} is not part of a "
+                                          f"{spec.family} layer; the checkpoint was made for other software")
+        if spec.tied and HEAD in self.records:
+            self._require_same_head()
         extra = sorted(set(self.names_by_layer) - set(spec.layer_order))
         if extra:
             raise CheckpointError(f"{self.directory}: shards hold layers {extra} that config.json "
@@ -194,8 +224,33 @@ class Checkpoint:
     def _stored_shape(self, name: str) -> tuple[int, ...] | None:
         if name in self.records:
             return self.records[name].shape
-        shape = self.records.get(name.removesuffix(".weight") + ".weight_shape")
-        return tuple(int(size) for size in shape.read()) if shape is not None else None
+        module = name.removesuffix(".weight")
+        stored = self.records.get(f"{module}.weight_shape")
+        if stored is None:
+            return None
+        shape = tuple(int(size) for size in stored.read())
+        bits, symmetric = self.grid_of(module)
+        packed, scale = self.record(f"{module}.weight_packed"), self.record(f"{module}.weight_scale")
+        words = -(-shape[-1] * bits // 32)
+        if len(shape) != 2 or packed.shape != (shape[0], words) or len(scale.shape) != 2 or scale.shape[0] != shape[0] or (
+                shape[1] % scale.shape[1]) or (not symmetric and f"{module}.weight_zero_point" not in self.records):
+            raise CheckpointError(f"{self.directory}: {module} is packed as {list(packed.shape)} with scales "
+                                  f"{list(scale.shape)} for shape {list(shape)} at {bits} bits: not the layout of "
+                                  "compressed-tensors 0.20 and later; start from the 16-bit checkpoint")
+        if f"{module}.weight_g_idx" in self.records:
+            raise CheckpointError(f"{self.directory}: {module} has its columns in another order (weight_g_idx), which is "
+                                  "not read; start from the 16-bit checkpoint")
+        return shape
+
+    def _require_same_head(self) -> None:
+        """A head that is stored although the config ties it to the embeddings must equal them."""
+        head, embeddings = self.records[HEAD], self.record(EMBEDDING)
+        same = head.shape == embeddings.shape
+        for first in range(0, head.shape[0] if same else 0, 4096):
+            same = same and torch.equal(head.read(first, first + 4096), embeddings.read(first, first + 4096))
+        if not same:
+            raise CheckpointError(f"{self.directory}: config.json ties the head to the embeddings, but the stored "
+                                  f"{HEAD} differs from them; set tie_word_embeddings to false in config.json")
 
 
 def read_packed(records: dict[str, TensorRecord], module: str, bits: int, symmetric: bool) -> Tensor:
@@ -210,6 +265,8 @@ def _records(directory: Path) -> dict[str, TensorRecord]:
         try:
             weight_map: dict[str, str] = json.loads(index_path.read_text("utf-8"))["weight_map"]
             files = sorted(set(weight_map.values()))
+            if not files or not all(isinstance(file, str) for file in files):
+                raise ValueError("weight_map does not map names to files")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index_path} cannot be read ({type(error).__name__}: {error})") from None
         for file in files:
@@ -220,9 +277,9 @@ def _records(directory: Path) -> dict[str, TensorRecord]:
             if name not in headers[file]:
                 raise CheckpointError(f"{index_path} says that {name} is in {file}, but it is not; "
                                       "index and shards do not belong together")
-        return {name: headers[file][name] for name, file in weight_map.items()}
+        return _without_caches({name: headers[file][name] for name, file in weight_map.items()})
     if single.exists():
-        return read_header(single)
+        return _without_caches(read_header(single))
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist")
     pickled = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -230,6 +287,11 @@ def _records(directory: Path) -> dict[str, TensorRecord]:
         raise CheckpointError(f"{directory} holds pickled weights only ({pickled[0]}), and loading a pickle can run any "
                               "code; convert it to safetensors with transformers' save_pretrained, in a place you trust")
     raise CheckpointError(f"{directory} holds no model.safetensors and no model.safetensors.index.json")
+
+
+def _without_caches(records: dict[str, TensorRecord]) -> dict[str, TensorRecord]:
+    """Leave out the rotary frequencies that checkpoints of Llama 2's time store; they follow from the config."""
+    return {name: record for name, record in records.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
 def locate(source: str | Path) -> Path:
@@ -257,18 +319,19 @@ def embedded_directory() -> Path:
 
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return Path(snapshot_download(repository, allow_patterns=patterns,
+                                      ignore_patterns=["consolidated*", "original/*"]))
     except GatedRepoError:
         raise CheckpointError(f"{repository} is gated: accept its licence on its hub page, then run `hf auth login`; "
                               "HuggingFaceTB/SmolLM2-1.7B-Instruct is open and similar in size") from None
     except RepositoryNotFoundError:
         raise CheckpointError(f"{repository} is neither a local directory nor on the hub (or it is private: run "
                               "`hf auth login`)") from None
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # the client's transport raises types of its own
         raise CheckpointError(f"{repository} is not a local directory and could not be downloaded "
                               f"({type(error).__name__}); with no connection give a local directory, or "
                               f"{EMBEDDED!r} for the embedded model") from None

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,6 +95,8 @@ def read_header(path: Path) -> dict[str, TensorRecord]:
                 continue
             first, last = entry["data_offsets"]
             dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+            if any(type(number) is not int or number < 0 for number in (first, last, *shape)):
+                raise ValueError(f"tensor {name} has offsets {entry['data_offsets']} and shape {entry['shape']}")
             if math.prod(shape) * dtype.itemsize != last - first:
                 raise CheckpointError(f"{path}: tensor {name} claims {last - first} bytes for shape {list(shape)} of "
                                       f"{entry['dtype']}; the file is damaged, download or copy it again")
@@ -104,6 +107,9 @@ def read_header(path: Path) -> dict[str, TensorRecord]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has an unreadable safetensors header ({type(error).__name__}: {error}); "
                               "download or copy it again") from None
+    spans = sorted((record.start, record.start + record.size) for record in records.values() if record.size)
+    if any(before[1] > after[0] for before, after in pairwise(spans)):
+        raise CheckpointError(f"{path} has tensors that overlap; the file is damaged, download or copy it again")
     if length < 8 + size + end:
         raise CheckpointError(f"{path} is {length} bytes long but its header describes {8 + size + end}: it is "
                               "truncated; download or copy it again")

@@ -13,6 +13,7 @@ from tsotsallm.errors import CheckpointError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 CONTAINER = "tsotsallm"
+MOST_LAYERS = 10_000
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -32,18 +33,20 @@ class ModelSpec:
     def read(cls, directory: Path) -> ModelSpec:
         path = directory / "config.json"
         try:
-            config = json.loads(path.read_text("utf-8"))
+            config: Any = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{directory} has no config.json: it is not a Hugging Face checkpoint") from None
         except (ValueError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path} is not valid JSON ({error})") from None
-        order = None
-        if config.get("model_type") == CONTAINER:
-            order, config = config["layer_order"], config["model"]
+        order: Any = None
+        if isinstance(config, dict) and config.get("model_type") == CONTAINER:
+            order, config = config.get("layer_order"), config.get("model")
+            if not isinstance(order, list) or not all(type(index) is int and 0 <= index < len(order) for index in order):
+                raise CheckpointError(f"{path} has no usable layer_order: the container is damaged, compress again")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{path} does not hold a JSON object: it is not a Hugging Face config")
         quantization = config.pop("quantization_config", None)
-        if quantization is not None and quantization.get("quant_method") != "compressed-tensors":
-            raise CheckpointError(f"{path}: quantised with {quantization.get('quant_method')}; only compressed-tensors "
-                                  "and our own containers are read; start from the 16-bit checkpoint")
+        _require_readable(quantization, path)
         family = config.get("model_type")
         if family not in FAMILIES:
             raise CheckpointError(f"{path}: unknown architecture {family!r}; supported are {', '.join(FAMILIES)} "
@@ -51,15 +54,18 @@ class ModelSpec:
         if "auto_map" in config:
             raise CheckpointError(f"{path} asks to run Python code that comes with the checkpoint (auto_map); code "
                                   "from a checkpoint is never run; remove auto_map to use the built-in architecture")
-        if order is None:
-            order = range(int(config.get("num_hidden_layers", 0)))
-        spec = cls(config, quantization, tuple(order))
+        layers = config.get("num_hidden_layers")
+        if type(layers) is not int or not 0 < layers <= MOST_LAYERS:
+            raise CheckpointError(f"{path} is not a valid {family} config: num_hidden_layers is {layers!r}; "
+                                  f"it must be a number from 1 to {MOST_LAYERS}")
+        spec = cls(config, quantization, tuple(range(layers) if order is None else order))
         try:
             hf = spec.hf_config
-            if min(hf.hidden_size, hf.num_attention_heads, hf.intermediate_size, hf.vocab_size, spec.layers) < 1:
+            if min(hf.hidden_size, hf.num_attention_heads, hf.intermediate_size, hf.vocab_size, spec.kv_heads) < 1:
                 raise ValueError("a width is not positive")
-        except CheckpointError:
-            raise
+            if spec.layers != layers:
+                raise ValueError(f"{layers} layers, but an order of {spec.layers}")
+            spec.layer_config(0)
         except Exception as error:  # transformers raises many types for a bad config
             raise CheckpointError(f"{path} is not a valid {family} config: {error}") from None
         return spec
@@ -95,7 +101,8 @@ class ModelSpec:
 
     @property
     def kv_heads(self) -> int:
-        return int(self.hf_config.num_key_value_heads or self.heads)
+        found = self.hf_config.num_key_value_heads
+        return self.heads if found is None else int(found)
 
     @property
     def head_dim(self) -> int:
@@ -122,6 +129,11 @@ class ModelSpec:
         attention = 2 * self.heads * self.head_dim * context
         return self.layers * (linear_weights_per_layer + attention) + self.vocabulary * self.hidden
 
+    def with_layers(self, count: int) -> ModelSpec:
+        """The spec of a model with so many layers of the same kind, whichever they are."""
+        order = [min(index, self.layers - 1) for index in range(count)]
+        return ModelSpec(slice_config(self.config, order, self.layers), self.quantization, tuple(range(count)))
+
     def layer_config(self, index: int) -> Any:
         """The transformers config of a model that consists of layer `index` alone."""
         return hf_config(slice_config(self.config, [index], self.layers))
@@ -131,6 +143,23 @@ class ModelSpec:
         config = self.layer_config(index)
         return json.dumps([config.layer_types if hasattr(config, "layer_types") else None,
                            getattr(config, "no_rope_layers", None)])
+
+
+def _require_readable(quantization: Any, path: Path) -> None:
+    """Raise CheckpointError unless weights are dense or in the one packed form that is read exactly."""
+    if quantization is None:
+        return
+    found = quantization if isinstance(quantization, dict) else {}
+    groups = found.get("config_groups")
+    weights = [group.get("weights") or {} for group in groups.values()] if isinstance(groups, dict) and all(
+        isinstance(group, dict) and isinstance(group.get("targets"), list) for group in groups.values()) else [{}]
+    if found.get("quant_method") != "compressed-tensors" or found.get("format") != "pack-quantized" or any(
+            scheme.get("type") != "int" or scheme.get("strategy") not in ("group", "channel")
+            or scheme.get("actorder") not in (None, "weight", "static") or type(scheme.get("num_bits")) is not int
+            for scheme in weights):
+        raise CheckpointError(f"{path}: quantised with {found.get('quant_method')} in format {found.get('format')}; what "
+                              "is read is compressed-tensors' pack-quantized format with integer weights by group or "
+                              "channel; start from the 16-bit checkpoint")
 
 
 def hf_config(config: dict[str, Any]) -> Any:

@@ -84,7 +84,7 @@ class Writer:
             written = {"model_type": CONTAINER, "layer_order": layer_order, "model": written}
         write_json(self.directory / "config.json", written)
         for path in source.kept_files:
-            shutil.copyfile(path, self.directory / path.name)
+            shutil.copyfile(path, self.directory / path.name)  # not its mode: it may be read-only
 
     def remove_parts(self) -> None:
         for path in self.directory.glob("part-*.safetensors"):
@@ -93,10 +93,19 @@ class Writer:
 
 def publish(partial: Path, final: Path) -> None:
     """Give a complete directory its final name."""
-    if os.name == "posix":
-        handle = os.open(partial, os.O_RDONLY)
+    for path in partial.iterdir():
+        if path.is_file():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+    _sync_directory(partial)
+    partial.rename(final)
+    _sync_directory(final.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "posix":              # Windows has no handles of directories to flush
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-    partial.rename(final)

@@ -49,7 +49,7 @@ class Perplexity:
     protocol: Protocol
     perplexity: float
     loss: float
-    loss_standard_error: float
+    loss_standard_error: float | None
     bits_per_byte: float | None
     reference: str | None = None
     reference_perplexity: float | None = None
@@ -65,11 +65,11 @@ def evaluation_corpus(text: str, tokenizer: Any, context: int, kind: Kind, sourc
     return (evaluation_rows if kind == "rows" else evaluation_windows)(text, tokenizer, context, source)
 
 
-def _standard_error(values: Tensor, corpus: Corpus) -> float:
-    """Standard error of a mean over tokens, tokens of one window taken as dependent (ratio estimator)."""
+def _standard_error(values: Tensor, corpus: Corpus) -> float | None:
+    """Standard error of a mean over tokens, tokens of one window taken as dependent; None for a single window."""
     counts = torch.tensor([len(window) - 1 for window in corpus.windows], dtype=torch.float64)
     if len(counts) < 2:
-        return math.nan
+        return None
     sums = torch.stack([part.sum() for part in torch.split(values, counts.int().tolist())])
     mean = sums.sum() / counts.sum()
     windows = len(counts)
@@ -83,6 +83,8 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
                         tick: Tick = silent) -> Perplexity:
     """Score a text with a checkpoint, one layer in memory; with a reference, compare token by token as well."""
     tokenizer = checkpoint.tokenizer()
+    if context < 2:
+        raise CorpusError(f"--context is {context}; it takes 2 tokens or more")
     if context > checkpoint.spec.context:
         raise CheckpointError(f"context {context} is longer than the {checkpoint.spec.context} positions that the model "
                               "knows; choose a shorter --context")

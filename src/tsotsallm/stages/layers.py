@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.spec import MOST_LAYERS, ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.stages.base import Choice, LayerChoice, Workplace
@@ -14,7 +14,7 @@ from tsotsallm.stages.base import Choice, LayerChoice, Workplace
 
 def expand(items: Any, where: str) -> list[int]:
     """[0-3, 5] -> [0, 1, 2, 3, 5]; a range may run backwards (3-0)."""
-    if isinstance(items, (int, str)):
+    if not isinstance(items, (list, tuple)):
         items = [items]
     layers: list[int] = []
     for item in items:
@@ -22,6 +22,8 @@ def expand(items: Any, where: str) -> list[int]:
         if isinstance(item, bool) or not match:
             raise RecipeError(f"{where} holds {item!r}; it takes layer numbers and ranges such as 0-3")
         first, last = int(match[1]), int(match[2] or match[1])
+        if max(first, last) > MOST_LAYERS:
+            raise RecipeError(f"{where} names layer {max(first, last)}; no model has that many")
         layers += range(first, last + 1) if first <= last else range(first, last - 1, -1)
     return layers
 
@@ -40,8 +42,8 @@ class Layers(LayerChoice):
         if (self.order is None) == (self.skip is None and self.repeat is None):
             raise RecipeError("layers takes either `order`, or `skip` and `repeat`")
         for times in (self.repeat or {}).values():
-            if not isinstance(times, int) or times < 1:
-                raise RecipeError(f"layers.repeat has {times!r} times; it takes whole numbers from 1")
+            if type(times) is not int or not 1 <= times <= 100:
+                raise RecipeError(f"layers.repeat has {times!r} times; it takes whole numbers from 1 to 100")
         self._named()
 
     def _named(self) -> list[int]:

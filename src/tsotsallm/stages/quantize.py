@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,7 +41,7 @@ class Quantize(LinearEdit):
             raise RecipeError(f"quantize.bits is {self.bits}; it takes 2 to 8")
         if self.group != "channel" and (not isinstance(self.group, int) or self.group < 1):
             raise RecipeError(f"quantize.group is {self.group!r}; it takes a number of columns or `channel`")
-        if self.damp < 0:
+        if not 0 <= self.damp < math.inf:
             raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
 
     @property

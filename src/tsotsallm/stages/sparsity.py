@@ -45,6 +45,9 @@ class Sparsity(LinearEdit):
                 raise RecipeError(f"sparsity.prune_fraction is {self.prune_fraction}; it must lie between 0 and 1")
         elif self.group is None or not 0 <= (self.prune or 0) < self.group:
             raise RecipeError(f"sparsity prunes {self.prune} of every {self.group}; it must be fewer than the group")
+        # JSON has no numbers as keys: a recipe read back from a result has them as text
+        object.__setattr__(self, "per_layer", {int(key) if isinstance(key, str) and key.isdecimal() else key: value
+                                               for key, value in self.per_layer.items()})
         for layer, changes in self.per_layer.items():
             if not isinstance(layer, int) or not isinstance(changes, Mapping):
                 raise RecipeError(f"sparsity.per_layer has {layer!r}: {changes!r}; it takes {{layer: {{prune: 1}}}}")

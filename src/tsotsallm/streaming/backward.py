@@ -50,6 +50,7 @@ def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.devi
             assert weight.grad is not None
             found[name] = (weight.detach(), weight.grad)
         yield index, found
+        found.clear()
         inputs[index + 1].remove()
         tick("backward", (layers - index) / layers)
     frame.clear()

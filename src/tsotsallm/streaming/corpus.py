@@ -68,7 +68,7 @@ def calibration(text: str, tokenizer: Any, *, windows: int, length: int, seed: i
     if body < 1 or len(ids) < body:
         raise CorpusError(f"{source} has {len(ids)} tokens, fewer than one window of {length}; give more text or a "
                           "smaller --window")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % (1 << 63))
     slots = len(ids) // body
     if slots >= windows:
         slack = len(ids) - slots * body

@@ -18,6 +18,8 @@ from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
 
 HEAD_TOKENS = 1024
+MOST_NATS = 700.0
+"""A mean loss above this has no perplexity that a float64 can hold."""
 
 
 @torch.no_grad()
@@ -96,10 +98,14 @@ def token_losses(view: View, files: Sequence[HiddenStates], corpus: Corpus, devi
     """−log p of every predicted token in nats, (files, predictions) float64."""
     normaliser, target = log_normalisers(view, files, corpus, device)
     losses = normaliser - target
-    if not bool(torch.isfinite(losses).all()):
+    _require_finite(losses, view)
+    return losses
+
+
+def _require_finite(losses: Tensor, view: View) -> None:
+    if not bool(torch.isfinite(losses).all()) or float(losses.mean()) > MOST_NATS:
         raise NumericsError(f"{view.checkpoint.directory}: the model gives losses that are not finite on this text; "
                             "its weights are damaged or far out of range")
-    return losses
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,8 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
             peak[block] = highest
     kl = weighted * (peak - log_z[1]).exp() - (log_z[1] - log_z[0])
     losses = log_z - target
+    _require_finite(losses[0], view)
+    _require_finite(losses[1], reference)
     return Divergence(losses[0], losses[1], kl.clamp(min=0), top[0] == top[1])
 
 
