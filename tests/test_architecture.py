@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ORDER = ["errors", "machine", "numerics", "checkpoint", "lab", "streaming", "engine", "stages", "recipes", "recipe",
-         "plan", "run", "inspection", "evaluation", "analysis", "export", "study", "tables", "report", "serve", "api",
-         "cli"]
+         "plan", "journal", "run", "inspection", "evaluation", "analysis", "export", "study", "tables", "report",
+         "serve", "api", "cli"]
 ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
 
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -23,10 +17,11 @@ from tsotsallm.checkpoint.anatomy import input_groups
 from tsotsallm.checkpoint.card import model_card
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.reader import PACKED, PROVENANCE, Checkpoint, layer_prefix, read_packed
-from tsotsallm.checkpoint.shards import Piece, read_header, sha256, sync
+from tsotsallm.checkpoint.shards import Piece, read_header, sha256
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_json
-from tsotsallm.errors import NumericsError, ResourceError, ResumeError
+from tsotsallm.errors import NumericsError, ResumeError
+from tsotsallm.journal import PUBLISHED, Journal, held_work, remove_work, scratch_path
 from tsotsallm.machine import fingerprint, peak_rss_bytes
 from tsotsallm.numerics.grids import IntegerGrid
 from tsotsallm.plan import Forecast
@@ -36,7 +31,6 @@ from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import TwoStates, Visit, embed_corpus, sweep
 
-PUBLISHED = "published"
 REOBSERVED = ("o_proj", "down_proj")
 
 Grids = dict[str, IntegerGrid | None]
@@ -74,53 +68,6 @@ class Result:
         return asdict(self) | {"path": str(self.path)}
 
 
-class Journal:
-    """Lines of JSON, each flushed to disk before work goes on; a torn last line is ignored."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries: list[dict[str, Any]] = []
-        content = path.read_bytes() if path.exists() else b""
-        whole = 0
-        for line in content.splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or not isinstance(entry, dict) or not {"kind", "sweep"} <= entry.keys():
-                break
-            self.entries.append(entry)
-            whole += len(line)
-        if whole < len(content):
-            with path.open("r+b") as file:
-                file.truncate(whole)
-                sync(file)
-
-    def add(self, **entry: Any) -> None:
-        self.entries.append(entry)
-        with self.path.open("ab") as file:
-            file.write((json.dumps(entry) + "\n").encode())
-            sync(file)
-
-    def find(self, kind: str, number: int) -> list[dict[str, Any]]:
-        return [entry for entry in self.entries if entry["kind"] == kind and entry["sweep"] == number]
-
-
-def scratch_path(out: Path, chosen: Path | None) -> Path:
-    """Where the hidden states of a run lie: with the unfinished work, or in a folder of its own in `chosen`."""
-    if chosen is None:
-        return partial_path(out) / "scratch"
-    return chosen / f"{out.name}-{hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:12]}.scratch"
-
-
-def _remove(partial: Path) -> None:
-    """Delete finished work, what says that it is finished last."""
-    for path in partial.iterdir():
-        if path.name != PUBLISHED:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(partial)
-
-
 def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None, forecast: Forecast, *,
         device: str = "cpu", keep_stages: bool = False, scratch: Path | None = None,
         model_name: str = "", progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
@@ -135,7 +82,7 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
                 "corpus": corpus.fingerprint() if corpus else None, "device": device, "machine": fingerprint(),
                 "tsotsallm": __version__}
     began = time.monotonic()
-    with _work(partial, identity):
+    with held_work(partial, identity):
         job = _Job(checkpoint, recipe, partial, corpus, torch.device(device), scratch_path(out, scratch), progress,
                    model_name, identity, keep_stages)
         if not out.exists():
@@ -148,59 +95,10 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
             (partial / PUBLISHED).touch()
             publish(job.result, out)
         stages = job.publish_stages(stages_directory)
-    _remove(partial)
+    remove_work(partial)
     return Result(out, forecast.parameters, forecast.result_parameters, checkpoint.weight_bytes,
                   Checkpoint(out).weight_bytes, round(time.monotonic() - began, 1), peak_rss_bytes(),
                   forecast.floor_s, stages)
-
-
-@contextmanager
-def _work(partial: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Hold the directory of unfinished work; refuse another's, and turn a full disk into a clear error."""
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        state, lock = partial / "run.json", partial / "lock"
-        if (holder := _living_holder(lock)) is not None:
-            raise ResumeError(f"process {holder} is working on {partial} now; wait for it, or stop it first")
-        if state.exists():
-            try:
-                before = dict(json.loads(state.read_text("utf-8")))
-            except (ValueError, TypeError):
-                raise ResumeError(f"{state} is damaged; delete {partial} to start anew") from None
-            changed = [key for key in identity if before.get(key) != json.loads(json.dumps(identity[key]))]
-            if changed:
-                raise ResumeError(f"{partial} holds unfinished work with another {', '.join(changed)}; finish it with "
-                                  "the inputs it was begun with, or delete that directory to start anew")
-        lock.write_text(json.dumps([os.getpid(), psutil.Process().create_time()]))
-        write_json(state, identity)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"no space left on the device that holds {partial}; make room and run the same "
-                                "command again: finished layers are kept") from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ResourceError(f"{error.filename or partial} cannot be opened ({error.strerror}); mend its permissions, "
-                                "or choose another place with -o or --scratch") from None
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate" in str(error):
-            raise ResourceError("memory ran out; close other programs and run the same command again: finished layers "
-                                "are kept") from None
-        raise
-
-
-def _living_holder(lock: Path) -> int | None:
-    """The process that holds a lock, if it is alive and the same that wrote it."""
-    try:
-        number, created = json.loads(lock.read_text())
-        process = psutil.Process(int(number))
-        alive = process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, TypeError, psutil.Error):
-        return None
-    return int(number) if alive and int(number) != os.getpid() else None
 
 
 class _Job:

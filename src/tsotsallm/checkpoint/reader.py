@@ -192,8 +192,8 @@ class Checkpoint:
         try:
             layer_shapes(spec, 0)
         except Exception as error:  # transformers raises many types for a config whose layer cannot be built
-            raise CheckpointError(f"{self.directory}: config.json is not a valid {spec.family} config: no layer can be built "
-                                  f"from it ({type(error).__name__}: {error})") from None
+            raise CheckpointError(f"{self.directory}: config.json is not a valid {spec.family} config: no layer can be "
+                                  f"built from it ({type(error).__name__}: {error})") from None
         wanted = {EMBEDDING: (spec.vocabulary, spec.hidden), FINAL_NORM: (spec.hidden,)}
         if not spec.tied:
             wanted[HEAD] = (spec.vocabulary, spec.hidden)
