@@ -86,15 +86,15 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
 def _progress(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
     """A progress bar with layer, stage, ETA, current and peak memory."""
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     from tsotsallm.machine import human_bytes, peak_rss_bytes, rss_bytes
 
     console = Console(stderr=True)
-    bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
-              TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True),
-              TextColumn("{task.fields[memory]}"), console=console, disable=quiet or not console.is_terminal)
+    bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=10), TextColumn("{task.percentage:>3.0f}%"),
+              TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[memory]}"),
+              console=console, disable=quiet or not console.is_terminal)
     tasks: dict[int, Any] = {}
 
     def show(now: Progress) -> None:
@@ -102,10 +102,9 @@ def _progress(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
             tasks[now.sweep] = bar.add_task("", total=1.0, memory="")
         whole_model = now.layer == 0 and now.step in ("leaving one out", "forward", "backward", "measuring")
         done = now.share if whole_model else (now.layer + 0.9 * now.share) / now.layers
-        label = f"{now.stages}, {now.step}" if whole_model else \
-            f"{now.stages}, layer {min(now.layer + 1, now.layers)} of {now.layers}, {now.step}"
-        bar.update(tasks[now.sweep], completed=min(done, 1.0), description=label,
-                   memory=f"RAM {human_bytes(rss_bytes())}, peak {human_bytes(peak_rss_bytes())}")
+        where = "" if whole_model else f" {min(now.layer + 1, now.layers)}/{now.layers}"
+        bar.update(tasks[now.sweep], completed=min(done, 1.0), description=f"{now.stages}{where} {now.step}",
+                   memory=f"{human_bytes(rss_bytes())}, peak {human_bytes(peak_rss_bytes())}")
     return bar, show
 
 

@@ -64,14 +64,9 @@ class Stage:
         return stage
 
     def fields(self) -> dict[str, Any]:
-        """The configuration as plain data, defaults left out."""
-        plain: dict[str, Any] = {}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            default = item.default_factory() if callable(item.default_factory) else item.default
-            if value != default or default is dataclasses.MISSING:
-                plain[item.name] = _plain(value)
-        return plain
+        """The configuration as plain data, defaults written out (a later version may have others), empty ones left out."""
+        plain = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        return {name: value for name, value in plain.items() if value is not None and value != {}}
 
     @property
     def needs_corpus(self) -> bool:

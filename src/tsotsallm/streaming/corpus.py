@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tsotsallm.errors import CorpusError
 
+ENCODED_CHARACTERS = 100_000
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".raw")
 HUB_DATASETS = {"allenai/c4": ("en", "train", "text"), "c4": ("en", "train", "text")}
 
@@ -76,7 +77,8 @@ def calibration(text: str, tokenizer: Any, *, windows: int, length: int, seed: i
         starts = [offset + body * slot for slot in sorted(torch.randperm(slots, generator=generator)[:windows].tolist())]
     else:
         starts = sorted(torch.randint(len(ids) - body + 1, (windows,), generator=generator).tolist())
-    return Corpus(tuple(torch.tensor(bos + ids[start:start + body]) for start in starts), source)
+    first = torch.tensor(bos, dtype=torch.int64)
+    return Corpus(tuple(torch.cat([first, ids[start:start + body]]) for start in starts), source)
 
 
 def evaluation_windows(text: str, tokenizer: Any, context: int, source: str) -> Corpus:
@@ -112,8 +114,20 @@ def evaluation_rows(text: str, tokenizer: Any, context: int, source: str) -> Cor
     return Corpus(tuple(windows), source)
 
 
-def _encode(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+def _encode(text: str, tokenizer: Any) -> Tensor:
+    """Token ids of a text, (tokens,) int64, encoded in pieces of about 100 000 characters cut at line breaks.
+
+    A tokenizer takes some 200 bytes of memory a character of what it is given at once.
+    """
+    pieces, start = [], 0
+    while start < len(text):
+        end = min(start + ENCODED_CHARACTERS, len(text))
+        if end < len(text) and (line_break := text.rfind("\n", start, end)) > start:
+            end = line_break + 1
+        pieces.append(torch.tensor(tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"],
+                                   dtype=torch.int64))
+        start = end
+    return torch.cat(pieces)
 
 
 def _bos(tokenizer: Any) -> list[int]:
