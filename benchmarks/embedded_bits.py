@@ -16,8 +16,9 @@ from tsotsallm.lab.exam import exact_share
 from tsotsallm.lab.texts import examination
 from tsotsallm.lab.world import build_world
 
-RECIPES = {"16 bit": None, "rtn 4": "rtn:4:64", "rtn 3": "rtn:3:64", "rtn 2": "rtn:2:64",
-           "gptq 4": "gptq:4:64", "gptq 3": "gptq:3:64", "gptq 2": "gptq:2:64"}
+RECIPES: dict[str, str | None] = {
+    "16 bit": None, "rtn 4": "rtn:4:64", "rtn 3": "rtn:3:64", "rtn 2": "rtn:2:64",
+    "gptq 4": "gptq:4:64", "gptq 3": "gptq:3:64", "gptq 2": "gptq:2:64"}
 EXAM_SEED = 1_000_003
 
 

@@ -33,8 +33,11 @@ class Calibration:
 
 
 def world_text(*, test: bool, characters: int = 400_000) -> str:
-    """Text of the embedded model's invented world; test text shares no document with the training text."""
-    from tsotsallm.lab.texts import documents
+    """Text of the embedded model's invented world; test text shares no document with the training text.
+
+    Documents are separated as in training, by the tokens that end one text and begin the next.
+    """
+    from tsotsallm.lab.texts import BEGIN, END, documents
     from tsotsallm.lab.world import build_world
 
     stream = documents(build_world(), WORLD_TEST_SEED if test else WORLD_CALIBRATION_SEED, test=test)
@@ -43,7 +46,7 @@ def world_text(*, test: bool, characters: int = 400_000) -> str:
     while size < characters:
         kept.append(next(stream))
         size += len(kept[-1])
-    return "\n\n".join(kept)
+    return f"{END}{BEGIN}".join(kept)
 
 
 def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> texts.Corpus:
