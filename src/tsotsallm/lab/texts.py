@@ -109,12 +109,14 @@ class Teller:
     def open_book(self, language: str | None = None, count: int = 1) -> list[Question]:
         """`count` different questions about one passage (fewer when it tells fewer facts)."""
         spoken = language or self.language()
-        passage, told = self.passage(self.strangers(), spoken, (2, 4))
-        found = []
-        for fact in self.rng.sample(told, min(count, len(told))):
-            text = self.ask(fact, spoken, any_phrase=True)
-            assert text is not None
-            found.append(Question(text, fact.object.in_language(spoken), spoken, passage))
+        found: list[Question] = []
+        while not found:
+            passage, told = self.passage(self.strangers(), spoken, (2, 4))
+            for fact in self.rng.sample(told, min(count, len(told))):
+                # questions about strangers belong to both sides of the split, those about the world's people to one
+                text = self.ask(fact, spoken, any_phrase=fact.subject.term.en not in self.people)
+                if text is not None:
+                    found.append(Question(text, fact.object.in_language(spoken), spoken, passage))
         return found
 
     # -- documents --------------------------------------------------------------------------------------------
