@@ -65,11 +65,6 @@ class IntegerGrid:
     def highest(self) -> int:
         return (1 << (self.bits - 1)) - 1
 
-    def bits_per_weight(self, d_in: int, scale_bits: int = 16) -> float:
-        """Stored bits per weight, scales and zero points included."""
-        group = self.group or d_in
-        return self.bits + (scale_bits + (0 if self.symmetric else self.bits)) / group
-
     def fit(self, weight: Tensor, storage: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Scales (d_out, groups) in `storage` and zero points, covering each group's range (rule of compressed-tensors).
 

@@ -41,10 +41,6 @@ class Gram:
         """‖X_j‖₂ of every input j, (d_in,)."""
         return self.diagonal.sqrt()
 
-    @property
-    def full_rank_possible(self) -> bool:
-        return self.tokens >= self.width
-
     def factor(self, damp: float, act_order: bool, *, last: bool = False) -> tuple[Tensor, Tensor]:
         """Reversed Cholesky factor and visiting order; computed once for each damp and order.
 
