@@ -224,7 +224,7 @@ def _choice_cost(spec: ModelSpec, choice: LayerChoice, windows: int, window: int
         return ram + layer_bytes, (spec.layers + 3) * state_bytes, rounds * (4 * sum(forward) + 3 * head_flops)
     branches = [sum(candidate < layer for candidate in candidates) for layer in range(spec.layers)]
     flops = sum(cost * (1 + count) for cost, count in zip(forward, branches, strict=True))
-    return ram, (1 + len(candidates)) * state_bytes, rounds * (flops + (1 + len(candidates)) * head_flops)
+    return ram, (2 + len(candidates)) * state_bytes, rounds * (flops + (1 + len(candidates)) * head_flops)
 
 
 def _edit_flops(spec: ModelSpec, edits: tuple[LinearEdit, ...], layer: int, observes: bool, tokens: int,

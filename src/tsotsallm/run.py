@@ -173,7 +173,12 @@ class _Job:
         else:
             scratch = self.scratch / "choice"
             tick = self._tick(number, view.spec.layers, lambda: 0)
-            made = choice.choose(view, Workplace(self.corpus, scratch, self.device, tick))
+            noted = {note["key"]: note["value"] for note in self.journal.find("note", number) if note["place"] == place}
+
+            def note(key: str, value: float) -> None:
+                self.journal.add(kind="note", sweep=number, place=place, key=key, value=value)
+
+            made = choice.choose(view, Workplace(self.corpus, scratch, self.device, tick, noted, note))
             if scratch.exists():
                 shutil.rmtree(scratch)
             entry = {"order": made.order, "reasons": made.reasons}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,14 +22,23 @@ from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import Tick, silent
 
 
+def forget(_key: str, _value: float) -> None:
+    """Keep no note."""
+
+
 @dataclass(frozen=True)
 class Workplace:
-    """What a stage works with besides the model: the corpus, a scratch directory, the device."""
+    """What a stage works with besides the model: the corpus, a scratch directory, the device.
+
+    `noted` holds the measurements of an interrupted attempt, and `note` keeps one safely for the next.
+    """
 
     corpus: Corpus | None
     scratch: Path
     device: torch.device
     tick: Tick = silent
+    noted: Mapping[str, float] = field(default_factory=dict)
+    note: Callable[[str, float], None] = forget
 
     def text(self, stage: str) -> Corpus:
         assert self.corpus is not None, f"{stage} was planned without a corpus"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,8 +58,9 @@ class Depth(LayerChoice):
         candidates = self.protect.open_layers(len(kept))
         rounds: list[dict[str, Any]] = []
         while len(kept) > view.spec.layers - self.remove:
-            now = view.reordered(kept)
-            scores = self._scores(now, [kept.index(layer) for layer in candidates], workplace)
+            places = [kept.index(layer) for layer in candidates]
+            work = replace(workplace, scratch=workplace.scratch / f"round-{len(rounds)}")
+            scores = self._scores(view.reordered(kept), places, work, f"round {len(rounds)}, layer ")
             ranked = sorted((score, kept[place]) for place, score in scores.items())
             going = [layer for _, layer in ranked[:1 if self.iterative else self.remove]]
             rounds.append({"importance": {str(kept[place]): score for place, score in sorted(scores.items())},
@@ -66,51 +69,59 @@ class Depth(LayerChoice):
             candidates = [layer for layer in candidates if layer not in going]
         return Choice(kept, {"rounds": rounds})
 
-    def _scores(self, view: View, candidates: list[int], workplace: Workplace) -> dict[int, float]:
-        measure = {"perplexity": _perplexity, "taylor": _taylor, "magnitude": _magnitude, "cosine": _cosine}
-        scores = measure[self.importance](view, candidates, workplace)
+    def _scores(self, view: View, candidates: list[int], work: Workplace, note: str) -> dict[int, float]:
+        """The importance of every candidate; what an interrupted attempt measured is not measured again."""
+        scores = {int(key.removeprefix(note)): value for key, value in work.noted.items() if key.startswith(note)}
+        if not scores.keys() >= set(candidates):
+            measure = {"perplexity": _perplexity, "taylor": _taylor, "magnitude": _magnitude, "cosine": _cosine}
+            for layer, score in measure[self.importance](view, candidates, work, dict(scores)):
+                scores[layer] = score
+                work.note(f"{note}{layer}", score)
+        if work.scratch.exists():
+            shutil.rmtree(work.scratch)
         return {layer: scores[layer] for layer in candidates}
 
 
-def _perplexity(view: View, candidates: list[int], work: Workplace) -> dict[int, float]:
+Scores = Iterator[tuple[int, float]]
+
+
+def _perplexity(view: View, candidates: list[int], work: Workplace, _known: dict[int, float]) -> Scores:
     _, losses = leave_one_out_losses(view, work.text("depth"), candidates, work.scratch, work.device, work.tick)
-    return {layer: math.exp(loss) for layer, loss in losses.items()}
+    for layer, loss in losses.items():
+        yield layer, math.exp(loss)
 
 
-def _taylor(view: View, candidates: list[int], work: Workplace) -> dict[int, float]:
-    scores = {}
+def _taylor(view: View, candidates: list[int], work: Workplace, _known: dict[int, float]) -> Scores:
     for index, gradients in backward_sweep(view, work.text("depth"), work.scratch, work.device, work.tick):
-        scores[index] = sum(float((weight * gradient).abs().sum(dtype=torch.float64))
-                            for weight, gradient in gradients.values() if weight.ndim == 2)
-    return scores
+        yield index, sum(float((weight * gradient).abs().sum(dtype=torch.float64))
+                         for weight, gradient in gradients.values() if weight.ndim == 2)
 
 
-def _magnitude(view: View, candidates: list[int], work: Workplace) -> dict[int, float]:
-    scores = {}
+def _magnitude(view: View, candidates: list[int], work: Workplace, _known: dict[int, float]) -> Scores:
     for index in candidates:
         names = linear_shapes(view.spec, index)
-        scores[index] = sum(float(view.layer_tensor(index, f"{name}.weight").abs().sum(dtype=torch.float64))
-                            for name in names)
+        yield index, sum(float(view.layer_tensor(index, f"{name}.weight").abs().sum(dtype=torch.float64))
+                         for name in names)
         work.tick("measuring", (index + 1) / view.spec.layers)
-    return scores
 
 
-def _cosine(view: View, candidates: list[int], work: Workplace) -> dict[int, float]:
+@torch.no_grad()
+def _cosine(view: View, candidates: list[int], work: Workplace, known: dict[int, float]) -> Scores:
     corpus = work.text("depth")
     states = TwoStates(work.scratch, [len(window) for window in corpus.windows], view.spec.hidden)
-    embed_corpus(view, corpus, states.inputs_of(0))
-    scores: dict[int, float] = {}
-    with torch.no_grad():
-        for visit in sweep(view, states, observe=False, device=work.device, tick=work.tick):
-            inputs = visit.inputs
-            assert inputs is not None
-            total = torch.zeros((), dtype=torch.float64)
-            for batch in inputs.batches():
-                before = inputs.read(batch)
-                after = visit.frame(before).cpu()
-                total += torch.cosine_similarity(before, after, dim=-1).sum(dtype=torch.float64)
-            scores[visit.index] = 1 - float(total) / inputs.tokens
+    start = len(known) if states.inputs_of(len(known)).exists() else 0
+    if start == 0:
+        embed_corpus(view, corpus, states.inputs_of(0))
+    measured: dict[int, float] = {}
+    for visit in sweep(view, states, observe=False, device=work.device, start=start, tick=work.tick):
+        yield from measured.items()     # the layer before this one: its outputs are on disk now
+        inputs = visit.inputs
+        assert inputs is not None
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in inputs.batches():
+            before = inputs.read(batch)
+            after = visit.frame(before).cpu()
+            total += torch.cosine_similarity(before, after, dim=-1).sum(dtype=torch.float64)
+        measured = {visit.index: 1 - float(total) / inputs.tokens}
+    yield from measured.items()
     states.remove()
-    return scores
-
-

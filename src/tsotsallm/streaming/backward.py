@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,56 +20,71 @@ def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.devi
                    tick: Tick = silent) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
     """Yield, from the last layer to the first, name -> (weight, gradient of the mean next-token loss), float32.
 
-    The inputs of every layer are kept on disk; each layer is loaded again, recomputed and back-propagated.
+    The inputs of every layer are kept on disk; each layer is loaded again, recomputed and back-propagated. Files get
+    their names when they are complete: called again on the same `scratch` after a kill, the sweep goes on with the layer
+    that it was at, and layers that were yielded before it are not yielded again.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     lengths = [len(window) for window in corpus.windows]
     layers = view.spec.layers
     inputs = [HiddenStates(scratch / f"inputs-{index:04d}.f32", lengths, view.spec.hidden)
               for index in range(layers + 1)]
+    gradients = [states.like(scratch / f"gradient-{index:04d}.f32") for index, states in enumerate(inputs)]
     frame = Frame(view.spec, device)
-    with torch.no_grad():
-        embed_corpus(view, corpus, inputs[0])
-        for index in range(layers):
-            frame.load(index, view.layer(index))
-            for batch in inputs[index].batches():
-                inputs[index + 1].write(batch, frame(inputs[index].read(batch)))
-            tick("forward", (index + 1) / layers)
-    gradient = _gradient_of_head(view, corpus, inputs[layers], scratch / "gradient.f32", device)
-    for index in reversed(range(layers)):
+    at = next((index for index in range(layers + 1) if gradients[index].exists()), None)
+    if at is None:
+        _inputs_of_all_layers(view, corpus, inputs, frame, tick)
+        with gradients[layers].drafted() as draft:
+            _gradient_of_head(view, corpus, inputs[layers], draft, device)
+        at = layers
+    for index in reversed(range(at)):
         frame.load(index, view.layer(index))
         frame.layer.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), gradients[index].drafted() as draft:
             for batch in inputs[index].batches():
                 states = inputs[index].read(batch).to(device).requires_grad_()
-                torch.autograd.backward(frame(states), gradient.read(batch).to(device))
+                torch.autograd.backward(frame(states), gradients[index + 1].read(batch).to(device))
                 assert states.grad is not None
-                gradient.write(batch, states.grad)
-        found = {}
-        for name, weight in frame.layer.named_parameters():
-            assert weight.grad is not None
-            found[name] = (weight.detach(), weight.grad)
-        yield index, found
-        found.clear()
+                draft.write(batch, states.grad)
+            found = {}
+            for name, weight in frame.layer.named_parameters():
+                assert weight.grad is not None
+                found[name] = (weight.detach(), weight.grad)
+            yield index, found      # the draft is complete only when the next layer is asked for
+            found.clear()
+        gradients[index + 1].remove()
         inputs[index + 1].remove()
         tick("backward", (layers - index) / layers)
     frame.clear()
     inputs[0].remove()
-    gradient.remove()
+    gradients[0].remove()
 
 
-def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, path: Path,
-                      device: torch.device) -> HiddenStates:
-    """∂(mean loss)/∂(output of the last layer), through head and final norm, written to `path`."""
+@torch.no_grad()
+def _inputs_of_all_layers(view: View, corpus: Corpus, inputs: Sequence[HiddenStates], frame: Frame, tick: Tick) -> None:
+    if not inputs[0].exists():
+        with inputs[0].drafted() as draft:
+            embed_corpus(view, corpus, draft)
+    for index in range(view.spec.layers):
+        if not inputs[index + 1].exists():
+            frame.load(index, view.layer(index))
+            with inputs[index + 1].drafted() as draft:
+                for batch in inputs[index].batches():
+                    draft.write(batch, frame(inputs[index].read(batch)))
+        tick("forward", (index + 1) / view.spec.layers)
+
+
+def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, gradient: HiddenStates,
+                      device: torch.device) -> None:
+    """∂(mean loss)/∂(output of the last layer), through head and final norm, written to `gradient`."""
     norm = load_final_norm(view, device)
-    normed = last.like(path.with_name("normed.f32"))
-    gradient = last.like(path)
+    normed = last.like(gradient.path.with_name("normed.f32"))
     with torch.no_grad():
         for batch in last.batches():
             normed.write(batch, norm(last.read(batch).to(device)))
         log_z, _ = log_normalisers(view, [normed], corpus, device)
         predictions = Predictions(corpus)
-        with path.open("wb") as file:
+        with gradient.path.open("wb") as file:
             file.truncate(last.tokens * last.width * 4)
         for first, weights in head_pieces(view, device):
             for block in predictions.blocks():
@@ -86,7 +101,6 @@ def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, path: Path
         assert states.grad is not None
         gradient.write(batch, states.grad)
     normed.remove()
-    return gradient
 
 
 def _add_rows(states: HiddenStates, rows: Tensor, values: Tensor) -> None:

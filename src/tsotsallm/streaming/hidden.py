@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -60,6 +61,18 @@ class HiddenStates:
             view = byte_view(states.float())
             while view:
                 view = view[file.write(view):]
+
+    @contextmanager
+    def drafted(self) -> Iterator[HiddenStates]:
+        """A draft to write to; it takes this file's name when it is complete and on disk."""
+        draft = self.like(self.path.with_name(self.path.name + ".draft"))
+        draft.remove()
+        yield draft
+        draft.flush()
+        os.replace(draft.path, self.path)
+
+    def exists(self) -> bool:
+        return self.path.exists()
 
     def flush(self) -> None:
         with self.path.open("r+b") as file:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,30 +167,43 @@ def leave_one_out_losses(view: View, corpus: Corpus, candidates: Sequence[int], 
                          tick: Tick = silent) -> tuple[float, dict[int, float]]:
     """Mean loss (nats per token) of the model, and of the model without each candidate layer, in one pass.
 
-    The hidden states branch at every candidate; the prefix before it is computed once, and each layer is loaded once.
+    The hidden states branch at every candidate: its inputs become those of the layer after it. The prefix is computed
+    once, and each layer is loaded once. A file of states is named by its branch and the layer that it enters, and gets
+    that name when it is complete: called again on the same `scratch` after a kill, the pass goes on from there. The
+    last states stay in `scratch`, which is the caller's to delete.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    main = HiddenStates(scratch / "branch-main.f32", [len(window) for window in corpus.windows], view.spec.hidden)
-    embed_corpus(view, corpus, main)
-    branches: dict[int, HiddenStates] = {}
+    lengths, layers = [len(window) for window in corpus.windows], view.spec.layers
+
+    def entering(layer: int, without: int | None = None) -> HiddenStates:
+        branch = "whole" if without is None else f"without-{without:04d}"
+        return HiddenStates(scratch / f"{branch}-enters-{layer:04d}.f32", lengths, view.spec.hidden)
+
+    def advance(layer: int, through: Callable[[Tensor], Tensor]) -> None:
+        for branch in (None, *(index for index in candidates if index < layer)):
+            inputs, outputs = entering(layer, branch), entering(layer + 1, branch)
+            if not inputs.exists():
+                continue
+            if not outputs.exists():
+                with outputs.drafted() as draft:
+                    for batch in inputs.batches():
+                        draft.write(batch, through(inputs.read(batch).to(device)))
+            if branch is None and layer in candidates:
+                os.replace(inputs.path, entering(layer + 1, layer).path)
+            else:
+                inputs.remove()
+
+    if not any(entering(layer).exists() for layer in range(layers + 2)):
+        with entering(0).drafted() as draft:
+            embed_corpus(view, corpus, draft)
     frame = Frame(view.spec, device)
-    for index in range(view.spec.layers):
-        frame.load(index, view.layer(index))
-        running = list(branches.values())
-        if index in candidates:
-            branches[index] = main.like(scratch / f"branch-{index:04d}.f32")
-        for batch in main.batches():
-            inputs = main.read(batch)
-            if index in candidates:
-                branches[index].write(batch, inputs)
-            main.write(batch, frame(inputs))
-            for branch in running:
-                branch.write(batch, frame(branch.read(batch)))
-        tick("leaving one out", (index + 1) / view.spec.layers)
+    for index in range(layers):
+        if any(scratch.glob(f"*-enters-{index:04d}.f32")):
+            frame.load(index, view.layer(index))
+            advance(index, frame)
+        tick("leaving one out", (index + 1) / layers)
     frame.clear()
-    files = [main, *branches.values()]
-    _normalise(view, files, device)
+    advance(layers, load_final_norm(view, device))
+    files = [entering(layers + 1, branch) for branch in (None, *candidates)]
     means = token_losses(view, files, corpus, device).mean(-1).tolist()
-    for states in files:
-        states.remove()
-    return means[0], dict(zip(branches, means[1:], strict=True))
+    return means[0], dict(zip(candidates, means[1:], strict=True))
