@@ -138,6 +138,14 @@ class ModelSpec:
         """The transformers config of a model that consists of layer `index` alone."""
         return hf_config(slice_config(self.config, [index], self.layers))
 
+    def attention_window(self, index: int) -> int | None:
+        """How many tokens, itself included, a token of layer `index` sees; None for all before it."""
+        config = self.layer_config(index)
+        kinds = getattr(config, "layer_types", None)
+        sliding = kinds[0] == "sliding_attention" if kinds else True
+        window = getattr(config, "sliding_window", None)
+        return int(window) if sliding and window else None
+
     def signature(self, index: int) -> str:
         """Equal for layers that can be run by the same one-layer model."""
         config = self.layer_config(index)

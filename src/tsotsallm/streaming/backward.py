@@ -12,7 +12,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
 from tsotsallm.streaming.hidden import HiddenStates
-from tsotsallm.streaming.score import Predictions, log_normalisers, read_rows
+from tsotsallm.streaming.score import Predictions, head_tallies, read_rows
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
 
 
@@ -82,7 +82,7 @@ def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, gradient: 
     with torch.no_grad():
         for batch in last.batches():
             normed.write(batch, norm(last.read(batch).to(device)))
-        log_z, _ = log_normalisers(view, [normed], corpus, device)
+        [tally] = head_tallies(view, [normed], corpus, device)
         predictions = Predictions(corpus)
         with gradient.path.open("wb") as file:
             file.truncate(last.tokens * last.width * 4)
@@ -90,7 +90,7 @@ def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, gradient: 
             for block in predictions.blocks():
                 rows, targets = predictions.rows[block], predictions.targets[block]
                 logits = read_rows(normed, rows).to(device) @ weights.mT
-                share = (logits - log_z[0, block].to(logits)[:, None]).exp()
+                share = (logits - tally.log_normaliser[block].to(logits)[:, None]).exp()
                 inside = (targets >= first) & (targets < first + len(weights))
                 share[inside.nonzero()[:, 0], targets[inside] - first] -= 1
                 _add_rows(gradient, rows, (share @ weights).cpu() / len(predictions))

@@ -59,9 +59,18 @@ class Frame:
         """Names of the layer's linears in the order of execution (the order of their definition)."""
         return [name for name, module in self.layer.named_modules() if isinstance(module, nn.Linear)]
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """The layer's output for windows of hidden states, (windows, tokens, width) -> the same shape."""
-        output: Tensor = self.model(inputs_embeds=hidden.to(self.device), use_cache=False).last_hidden_state
+    def __call__(self, hidden: Tensor, *, positions: Tensor | None = None, allowed: Tensor | None = None,
+                 cache: Any = None) -> Tensor:
+        """The layer's output for windows of hidden states, (windows, tokens, width) -> the same shape.
+
+        Tokens stand one after another and see those before them, unless `positions` (windows, tokens) and `allowed`
+        (windows, 1, tokens, tokens) bool say otherwise; a transformers `cache` is read and added to.
+        """
+        where = self.device
+        output: Tensor = self.model(
+            inputs_embeds=hidden.to(where), position_ids=None if positions is None else positions.to(where),
+            attention_mask=None if allowed is None else allowed.to(where), past_key_values=cache,
+            use_cache=cache is not None).last_hidden_state
         return output
 
     @contextmanager

@@ -72,38 +72,55 @@ def read_rows(states: HiddenStates, rows: Tensor) -> Tensor:
     return flat.read([1 if first else 0])[0][rows - first]
 
 
+class HeadTally:
+    """What is kept of the logits of some predictions while the head passes by in pieces; everything float64."""
+
+    def __init__(self, targets: Tensor, *, top: bool = False) -> None:
+        self.targets = targets
+        self.log_normaliser = torch.full((len(targets),), -math.inf, dtype=torch.float64)
+        self.target_logit = torch.zeros(len(targets), dtype=torch.float64)
+        self.best = torch.full((len(targets),), -math.inf, dtype=torch.float64) if top else None
+        self.top = torch.zeros(len(targets), dtype=torch.int64)
+
+    def add(self, block: slice, logits: Tensor, first: int) -> None:
+        """Take in the logits of the tokens from `first` on for the predictions of a block, (predictions, tokens)."""
+        self.log_normaliser[block] = torch.logaddexp(self.log_normaliser[block], logits.logsumexp(-1).double().cpu())
+        targets = self.targets[block]
+        inside = (targets >= first) & (targets < first + logits.shape[1])
+        picked = logits[inside.to(logits.device)].gather(1, (targets[inside] - first).to(logits.device)[:, None])
+        self.target_logit[block][inside] = picked[:, 0].double().cpu()
+        if self.best is not None:
+            value, place = (tensor.cpu() for tensor in logits.max(-1))
+            better = value > self.best[block]
+            self.top[block] = torch.where(better, place + first, self.top[block])
+            self.best[block] = torch.where(better, value.double(), self.best[block])
+
+    @property
+    def losses(self) -> Tensor:
+        """−log p of every target in nats."""
+        return self.log_normaliser - self.target_logit
+
+
 @torch.no_grad()
-def log_normalisers(view: View, files: Sequence[HiddenStates], corpus: Corpus,
-                    device: torch.device) -> tuple[Tensor, Tensor]:
-    """log Σ exp of the logits and the target's logit for every predicted token, (files, predictions) float64."""
+def head_tallies(view: View, files: Sequence[HiddenStates], corpus: Corpus, device: torch.device) -> list[HeadTally]:
+    """Pass the head over the final states of a corpus, one tally a file."""
     predictions = Predictions(corpus)
-    normaliser = torch.full((len(files), len(predictions)), -math.inf, dtype=torch.float64)
-    target = torch.zeros_like(normaliser)
+    tallies = [HeadTally(predictions.targets) for _ in files]
     for first, weights in head_pieces(view, device):
-        for number, states in enumerate(files):
+        for tally, states in zip(tallies, files, strict=True):
             for block in predictions.blocks():
-                logits = read_rows(states, predictions.rows[block]).to(device) @ weights.mT
-                normaliser[number, block] = torch.logaddexp(normaliser[number, block],
-                                                            logits.logsumexp(-1).double().cpu())
-                _pick_targets(target[number, block], logits, predictions.targets[block], first)
-    return normaliser, target
-
-
-def _pick_targets(into: Tensor, logits: Tensor, targets: Tensor, first: int) -> None:
-    inside = (targets >= first) & (targets < first + logits.shape[1])
-    picked = logits[inside.to(logits.device)].gather(1, (targets[inside] - first).to(logits.device)[:, None])
-    into[inside] = picked[:, 0].double().cpu()
+                tally.add(block, read_rows(states, predictions.rows[block]).to(device) @ weights.mT, first)
+    return tallies
 
 
 def token_losses(view: View, files: Sequence[HiddenStates], corpus: Corpus, device: torch.device) -> Tensor:
     """−log p of every predicted token in nats, (files, predictions) float64."""
-    normaliser, target = log_normalisers(view, files, corpus, device)
-    losses = normaliser - target
-    _require_finite(losses, view)
+    losses = torch.stack([tally.losses for tally in head_tallies(view, files, corpus, device)])
+    require_finite(losses, view)
     return losses
 
 
-def _require_finite(losses: Tensor, view: View) -> None:
+def require_finite(losses: Tensor, view: View) -> None:
     if not bool(torch.isfinite(losses).all()) or float(losses.mean()) > MOST_NATS:
         raise NumericsError(f"{view.checkpoint.directory}: the model gives losses that are not finite on this text; "
                             "its weights are damaged or far out of range")
@@ -132,34 +149,25 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
                               "defined; compare bits per byte instead")
     predictions = Predictions(corpus)
     count = len(predictions)
-    log_z = torch.full((2, count), -math.inf, dtype=torch.float64)
-    target = torch.zeros(2, count, dtype=torch.float64)
+    model, original = tallies = [HeadTally(predictions.targets, top=True) for _ in range(2)]
     weighted = torch.zeros(count, dtype=torch.float64)          # Σ exp(z_p − peak)·(z_p − z_q)
     peak = torch.full((count,), -math.inf, dtype=torch.float64)
-    best = torch.full((2, count), -math.inf)
-    top = torch.zeros(2, count, dtype=torch.int64)
     for (first, weights), (_, reference_weights) in zip(head_pieces(view, device), head_pieces(reference, device),
                                                         strict=True):
         for block in predictions.blocks():
             rows = predictions.rows[block]
             z_q = read_rows(states, rows).to(device) @ weights.mT
             z_p = read_rows(reference_states, rows).to(device) @ reference_weights.mT
-            for number, logits in enumerate((z_q, z_p)):
-                log_z[number, block] = torch.logaddexp(log_z[number, block], logits.logsumexp(-1).double().cpu())
-                _pick_targets(target[number, block], logits, predictions.targets[block], first)
-                value, place = (tensor.cpu() for tensor in logits.max(-1))
-                better = value > best[number, block]
-                top[number, block] = torch.where(better, place + first, top[number, block])
-                best[number, block] = torch.where(better, value, best[number, block])
+            for tally, logits in zip(tallies, (z_q, z_p), strict=True):
+                tally.add(block, logits, first)
             highest = torch.maximum(peak[block], z_p.amax(-1).double().cpu())
             here = ((z_p - highest.to(z_p)[:, None]).exp() * (z_p - z_q)).sum(-1).double().cpu()
             weighted[block] = weighted[block] * (peak[block] - highest).exp() + here
             peak[block] = highest
-    kl = weighted * (peak - log_z[1]).exp() - (log_z[1] - log_z[0])
-    losses = log_z - target
-    _require_finite(losses[0], view)
-    _require_finite(losses[1], reference)
-    return Divergence(losses[0], losses[1], kl.clamp(min=0), top[0] == top[1])
+    kl = weighted * (peak - original.log_normaliser).exp() - (original.log_normaliser - model.log_normaliser)
+    require_finite(model.losses, view)
+    require_finite(original.losses, reference)
+    return Divergence(model.losses, original.losses, kl.clamp(min=0), model.top == original.top)
 
 
 @torch.no_grad()

@@ -1,0 +1,119 @@
+"""How sure a score is, and whether two models really differ: every measure is a function of sums over items.
+
+A measure of n items with features x_i (one row each) is g(Σ x_i): accuracy is Σ right / Σ 1, perplexity is
+exp(Σ loss / Σ tokens). One jackknife and one paired bootstrap then serve all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+RESAMPLES = 4000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score: `combine` takes sums of the named per-item features, (..., features) -> (...)."""
+
+    name: str
+    features: tuple[str, ...]
+    combine: Callable[[Array], Array]
+    higher_is_better: bool = True
+    share: bool = False                 # a share of items or the like, shown in per cent
+    binary: bool = False                # every item is right or wrong
+
+    def of(self, items: Array) -> float:
+        """The measure of items, (items, features)."""
+        return float(self.combine(items.sum(0)))
+
+
+def ratio(sums: Array) -> Array:
+    """First sum over the second."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def standard_error(measure: Measure, items: Array) -> float | None:
+    """Jackknife standard error (Efron 1982): √((n−1)/n · Σ(g_(i) − ḡ)²); that of a mean is s/√n exactly.
+
+    None for fewer than two items, or where leaving one out leaves nothing to measure.
+    """
+    count = len(items)
+    if count < 2:
+        return None
+    left_out = measure.combine(items.sum(0) - items)
+    if not np.isfinite(left_out).all():
+        return None
+    return float(np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum()))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """second − first on the same items, with its 95% interval; `p` is McNemar's for right-or-wrong items."""
+
+    value: float
+    low: float
+    high: float
+    p: float | None = None
+
+    @property
+    def within_noise(self) -> bool:
+        """True where the interval holds no difference at all."""
+        return self.low <= 0 <= self.high
+
+
+def paired_difference(measure: Measure, first: Array, second: Array, *, seed: int = 0, resamples: int = RESAMPLES,
+                      confidence: float = CONFIDENCE) -> Difference:
+    """Paired bootstrap of the difference of a measure (Efron and Tibshirani 1993, ch. 13).
+
+    Both models answer the same items, (items, features) each; items are drawn together. The interval is that of the
+    percentile bootstrap, stretched by √(n/(n−1)) about the difference, since resampling n items understates the spread.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} items against {len(second)}: a paired comparison takes the same items")
+    count = len(first)
+    value = measure.of(second) - measure.of(first)
+    both = np.concatenate([first, second], axis=1)
+    width = first.shape[1]
+    rng = np.random.default_rng(seed)
+    drawn = np.empty(resamples)
+    step = max(1, 4_000_000 // max(count, 1))
+    for start in range(0, resamples, step):
+        times = rng.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - start))
+        sums = times @ both
+        drawn[start:start + step] = measure.combine(sums[:, width:]) - measure.combine(sums[:, :width])
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Difference(value, -math.inf, math.inf)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    stretch = math.sqrt(count / (count - 1)) if count > 1 else math.inf
+    p = mcnemar(first[:, 0] > 0, second[:, 0] > 0) if measure.binary else None
+    return Difference(value, value + (low - value) * stretch, value + (high - value) * stretch, p)
+
+
+def mcnemar(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Two-sided exact p-value of McNemar's test on right-or-wrong items of two models (McNemar 1947).
+
+    Of the items that exactly one model has right, under the null hypothesis each model has half: a binomial test.
+    """
+    only_first = int((first & ~second).sum())
+    only_second = int((second & ~first).sum())
+    return binomial_two_sided(min(only_first, only_second), only_first + only_second)
+
+
+def binomial_two_sided(fewer: int, total: int) -> float:
+    """P of a split of `total` fair coins at least as uneven as `fewer` against the rest."""
+    if total == 0:
+        return 1.0
+    tail = math.fsum(math.exp(math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
+                              - total * math.log(2)) for k in range(fewer + 1))
+    return min(1.0, 2 * tail)

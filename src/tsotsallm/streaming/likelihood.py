@@ -1,0 +1,163 @@
+"""Log-likelihoods of continuations of prompts, layer by layer: continuations of one prompt share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tsotsallm.checkpoint.view import View
+from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
+from tsotsallm.streaming.hidden import HiddenStates
+from tsotsallm.streaming.score import HEAD_TOKENS, HeadTally, read_rows, require_finite
+from tsotsallm.streaming.sweep import Tick, silent
+
+CHUNK_BYTES = 512 << 20
+"""Hidden states on disk at one time; more trees than that take several passes over the weights."""
+LENGTH_STEP = 16
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt of one token or more, and the continuations of one token or more that branch from its end."""
+
+    prompt: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that run: the last of every branch is predicted only."""
+        return len(self.prompt) + sum(len(branch) - 1 for branch in self.branches)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """log p of every token of a continuation in nats, and whether each was the likeliest."""
+
+    tokens: tuple[float, ...]
+    greedy: bool
+
+    @property
+    def total(self) -> float:
+        return sum(self.tokens)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A tree written as one row of tokens, padded: position and branch of each, and which rows predict what."""
+
+    ids: Tensor             # (length,)
+    positions: Tensor       # (length,)
+    branch: Tensor          # (length,) 0 for the prompt, 1 and up for branches, −1 for padding
+    rows: Tensor            # the token whose state predicts, for all tokens of all branches in turn
+    targets: Tensor
+
+
+def _pack(tree: Tree, length: int) -> _Packed:
+    ids, positions, branch = list(tree.prompt), list(range(len(tree.prompt))), [0] * len(tree.prompt)
+    rows: list[int] = []
+    targets: list[int] = []
+    for number, tokens in enumerate(tree.branches, 1):
+        rows += [len(tree.prompt) - 1, *range(len(ids), len(ids) + len(tokens) - 1)]
+        targets += tokens
+        positions += range(len(tree.prompt), len(tree.prompt) + len(tokens) - 1)
+        branch += [number] * (len(tokens) - 1)
+        ids += tokens[:-1]
+    padding = length - len(ids)
+    return _Packed(torch.tensor(ids + [0] * padding), torch.tensor(positions + [0] * padding),
+                   torch.tensor(branch + [PADDING] * padding), torch.tensor(rows), torch.tensor(targets))
+
+
+def allowed_attention(positions: Tensor, branch: Tensor, window: int | None) -> Tensor:
+    """Who sees whom, (rows, 1, tokens, tokens) bool: a token sees the prompt and its own branch up to itself."""
+    mine, theirs = branch[:, :, None], branch[:, None, :]
+    distance = positions[:, :, None] - positions[:, None, :]
+    allowed = ((theirs == 0) | (theirs == mine)) & (distance >= 0) & (mine != PADDING) & (theirs != PADDING)
+    if window is not None:
+        allowed &= distance < window
+    return (allowed | torch.eye(branch.shape[1], dtype=torch.bool))[:, None]
+
+
+def chunks(trees: Sequence[Tree], width: int) -> list[list[int]]:
+    """Indices of the trees of each pass: long ones first, as many as the hidden states' share of disk holds."""
+    order = sorted(range(len(trees)), key=lambda index: -trees[index].tokens)
+    found: list[list[int]] = []
+    room = 0
+    for index in order:
+        size = 4 * width * _padded(trees[index])
+        if size > room:
+            found.append([])
+            room = CHUNK_BYTES
+        found[-1].append(index)
+        room -= size
+    return found
+
+
+def _padded(tree: Tree) -> int:
+    return -(-tree.tokens // LENGTH_STEP) * LENGTH_STEP
+
+
+@torch.no_grad()
+def log_likelihoods(view: View, trees: Sequence[Tree], scratch: Path, device: torch.device,
+                    tick: Tick = silent) -> Iterator[tuple[int, list[Likelihood]]]:
+    """Yield (index, likelihoods of its branches) of every tree, pass by pass, with one layer in memory.
+
+    A pass runs all its trees through all layers. The tokens of a tree stand in one row: prompt first, then its branches,
+    each beginning at the position after the prompt and blind to its siblings, so that a prompt is computed once.
+    """
+    parts = chunks(trees, view.spec.hidden)
+    for number, part in enumerate(parts):
+        def of_all(step: str, share: float, number: int = number) -> None:
+            tick(step, (number + share) / len(parts))
+
+        yield from zip(part, _one_pass(view, [trees[index] for index in part], scratch, device, of_all), strict=True)
+
+
+def _one_pass(view: View, trees: Sequence[Tree], scratch: Path, device: torch.device, tick: Tick) -> list[list[Likelihood]]:
+    scratch.mkdir(parents=True, exist_ok=True)
+    packed = [_pack(tree, _padded(tree)) for tree in trees]
+    states = HiddenStates(scratch / "trees.f32", [len(one.ids) for one in packed], view.spec.hidden)
+    branching = any(len(tree.branches) > 1 for tree in trees)
+    for batch in states.batches():
+        ids = torch.stack([packed[index].ids for index in batch])
+        states.write(batch, view.embed(ids.flatten()).view(*ids.shape, -1))
+    frame = Frame(view.spec, device)
+    for layer in range(view.spec.layers):
+        frame.load(layer, view.layer(layer))
+        window = view.spec.attention_window(layer)
+        for batch in states.batches():
+            positions = allowed = None
+            if branching:
+                positions = torch.stack([packed[index].positions for index in batch])
+                allowed = allowed_attention(positions, torch.stack([packed[index].branch for index in batch]), window)
+            states.write(batch, frame(states.read(batch), positions=positions, allowed=allowed))
+        tick("scoring", (layer + 1) / view.spec.layers)
+    frame.clear()
+    norm = load_final_norm(view, device)
+    for batch in states.batches():
+        states.write(batch, norm(states.read(batch).to(device)))
+    rows = torch.cat([one.rows + start for one, start in zip(packed, states.starts, strict=False)])
+    targets = torch.cat([one.targets for one in packed])
+    order = rows.argsort(stable=True)
+    tally = HeadTally(targets[order], top=True)
+    for first, weights in head_pieces(view, device):
+        for start in range(0, len(order), HEAD_TOKENS):
+            block = slice(start, min(start + HEAD_TOKENS, len(order)))
+            tally.add(block, read_rows(states, rows[order[block]]).to(device) @ weights.mT, first)
+    states.remove()
+    require_finite(tally.losses, view)
+    losses, right = torch.empty_like(tally.losses), torch.empty(len(order), dtype=torch.bool)
+    losses[order], right[order] = tally.losses, tally.top == tally.targets
+    found: list[list[Likelihood]] = []
+    place = 0
+    for tree in trees:
+        found.append([])
+        for branch in tree.branches:
+            block = slice(place, place + len(branch))
+            found[-1].append(Likelihood(tuple((-losses[block]).tolist()), bool(right[block].all())))
+            place += len(branch)
+    return found
