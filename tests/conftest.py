@@ -97,6 +97,12 @@ def shared(*parts: str) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations in tests neither read nor fill the user's cache."""
+    monkeypatch.setenv("TSOTSALLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def stories() -> Path:
     return shared("models", "stories260k")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ORDER = ["errors", "machine", "numerics", "checkpoint", "lab", "streaming", "engine", "stages", "recipes", "recipe",
+ORDER = ["errors", "machine", "numerics", "checkpoint", "engine", "lab", "streaming", "stages", "recipes", "tasks", "recipe",
          "plan", "journal", "run", "inspection", "evaluation", "analysis", "export", "study", "tables", "report",
-         "serve", "api", "cli"]
+         "serve", "api", "console", "cli"]
 ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
 
 

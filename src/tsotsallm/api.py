@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, embedded_directory, locate
 from tsotsallm.checkpoint.writer import partial_path
 from tsotsallm.errors import CorpusError, TsotsallmError
+from tsotsallm.evaluation.cost import Cost, cost_of, measure_speed
+from tsotsallm.evaluation.energy import check_country
+from tsotsallm.evaluation.examine import Comparison, TaskResult, compare, open_examinee, prepare
+from tsotsallm.evaluation.examine import examine as ask
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
+from tsotsallm.evaluation.tasks import Task, read_task
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
+from tsotsallm.lab.texts import world_text
 from tsotsallm.plan import Forecast, make_plan
 from tsotsallm.recipe import Recipe
 from tsotsallm.run import Progress, Result, run
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
-
-WORLD_CALIBRATION_SEED = 11
-WORLD_TEST_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -30,23 +34,6 @@ class Calibration:
     windows: int = 32
     window: int = 1024
     seed: int = 0
-
-
-def world_text(*, test: bool, characters: int = 400_000) -> str:
-    """Text of the embedded model's invented world; test text shares no document with the training text.
-
-    Documents are separated as in training, by the tokens that end one text and begin the next.
-    """
-    from tsotsallm.lab.texts import BEGIN, END, documents
-    from tsotsallm.lab.world import build_world
-
-    stream = documents(build_world(), WORLD_TEST_SEED if test else WORLD_CALIBRATION_SEED, test=test)
-    kept: list[str] = []
-    size = 0
-    while size < characters:
-        kept.append(next(stream))
-        size += len(kept[-1])
-    return f"{END}{BEGIN}".join(kept)
 
 
 def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> texts.Corpus:
@@ -132,6 +119,68 @@ def evaluate(model: str | Path, text: str | Path | None = None, *, context: int 
         reference_name=str(reference or ""), scratch=None if scratch is None else Path(scratch), limit=limit, tick=tick)
 
 
+@dataclass(frozen=True)
+class Examination:
+    """What several models scored on several tasks, side by side, and what each costs."""
+
+    models: tuple[str, ...]
+    results: tuple[tuple[TaskResult, ...], ...]     # one tuple a task, one result a model
+    comparisons: tuple[Comparison, ...]
+    costs: tuple[Cost, ...]
+
+    def plain(self) -> dict[str, Any]:
+        return {"models": list(self.models), "results": [[result.plain() for result in row] for row in self.results],
+                "comparisons": [one.plain() for one in self.comparisons], "costs": [cost.plain() for cost in self.costs]}
+
+
+def examine(models: Sequence[str | Path], tasks: Sequence[str | Path], *, data: str | Path | None = None,
+            limit: int | None = None, seed: int = 0, reference: str | Path | None = None, device: str = "cpu",
+            speed: bool = False, country: str | None = None, by_sweeps: bool | None = None,
+            scratch: str | Path | None = None, tick: Tick = silent) -> Examination:
+    """Ask every model every task on the same items; differences are to the first model.
+
+    Tasks are packaged names, YAML files or BIG-bench JSON files; `data` is a file for one task or a folder that the tasks
+    find theirs in. Everything is read and checked before a model is opened. `limit` items are drawn by `seed`.
+    """
+    if not models or not tasks:
+        raise TsotsallmError("an evaluation takes at least one model and one task")
+    asked = [read_task(task) for task in tasks]
+    prepared = [prepare(task, _own_data(task, source, data), limit=limit, seed=seed)
+                for task, source in zip(asked, tasks, strict=True)]
+    if country is not None:
+        check_country(country)
+    where = check_device(device)
+    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+        compared = open_examinee(reference, Path(folder), device=where) if reference is not None else None
+        rows: list[list[TaskResult]] = [[] for _ in prepared]
+        costs = []
+        for model in models:
+            examinee = open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps, tick=tick)
+            for row, one in zip(rows, prepared, strict=True):
+                row.append(ask(examinee, one, compared))
+            examinee.forget_model()
+            measured = measure_speed(model, device=where, country=country) if speed or country else None
+            costs.append(cost_of(examinee.checkpoint, str(model), speed=measured))
+    comparisons = [one for row in rows for one in compare(row)]
+    return Examination(tuple(map(str, models)), tuple(map(tuple, rows)), tuple(comparisons), tuple(costs))
+
+
+def harness(model: str | Path, tasks: Sequence[str], *, limit: int | None = None, shots: int | None = None,
+            include: str | Path | None = None, device: str = "cpu", scratch: str | Path | None = None,
+            tick: Tick = silent) -> dict[str, Any]:
+    """Evaluate tasks of lm-evaluation-harness over the streaming scorer; `include` is a folder of own task files."""
+    from tsotsallm.evaluation.harness import run_harness
+
+    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+        return run_harness(open_examinee(model, Path(folder), device=check_device(device), tick=tick), tasks, limit=limit,
+                           shots=shots, include=include)
+
+
+def _own_data(task: Task, source: str | Path, data: str | Path | None) -> str | Path | None:
+    """A BIG-bench task brings its items in its own file."""
+    return source if Path(source).suffix == ".json" and data is None else data
+
+
 def inspect(model: str | Path) -> Anatomy:
     """Anatomy of a checkpoint: widths, parameters, bytes by part, cache and work per token."""
     return inspect_checkpoint(Checkpoint.open(model))
@@ -157,4 +206,4 @@ def check_device(device: str) -> str:
         ", or install a CUDA build of torch on a machine with an NVIDIA card" if device.startswith("cuda") else ""))
 
 
-__all__ = ["Calibration", "compress", "evaluate", "inspect", "load", "locate", "plan"]
+__all__ = ["Calibration", "Examination", "compress", "evaluate", "examine", "harness", "inspect", "load", "locate", "plan"]

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from tsotsallm.plan import Forecast
-    from tsotsallm.run import Progress, Result
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Make LLaMA-family models small enough for the computer you have.")
@@ -39,7 +35,7 @@ def _answers(as_json: bool = False) -> Iterator[None]:
     except TsotsallmError as error:
         _fail(str(error), type(error).__name__, as_json)
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to continue after the last finished layer", file=sys.stderr)
+        print("\nstopped; what is finished is kept: run the same command again to go on", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(1) from None
@@ -71,76 +67,6 @@ def _print_json(content: Any) -> None:
     print(json.dumps(content, indent=2, ensure_ascii=False, default=str))
 
 
-def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def _progress(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
-    """A progress bar with layer, stage, ETA, current and peak memory."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    from tsotsallm.machine import human_bytes, peak_rss_bytes, rss_bytes
-
-    console = Console(stderr=True)
-    bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=10), TextColumn("{task.percentage:>3.0f}%"),
-              TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[memory]}"),
-              console=console, disable=quiet or not console.is_terminal)
-    tasks: dict[int, Any] = {}
-
-    def show(now: Progress) -> None:
-        if now.sweep not in tasks:
-            tasks[now.sweep] = bar.add_task("", total=1.0, memory="")
-        whole_model = now.layer == 0 and now.step in ("leaving one out", "forward", "backward", "measuring")
-        done = now.share if whole_model else (now.layer + 0.9 * now.share) / now.layers
-        where = "" if whole_model else f" {min(now.layer + 1, now.layers)}/{now.layers}"
-        bar.update(tasks[now.sweep], completed=min(done, 1.0), description=f"{now.stages}{where} {now.step}",
-                   memory=f"{human_bytes(rss_bytes())}, peak {human_bytes(peak_rss_bytes())}")
-    return bar, show
-
-
-def _print_plan(forecast: Forecast) -> None:
-    from tsotsallm.machine import human_bytes, human_seconds
-
-    rows = [[f"{number}. {' + '.join(sweep.stages) or 'copy'}", str(sweep.layers), human_bytes(sweep.ram_bytes),
-             human_bytes(sweep.scratch_bytes), f"{sweep.flops:.3g}", human_seconds(sweep.floor_s)]
-            for number, sweep in enumerate(forecast.sweeps, 1)]
-    _table("Plan", ["sweep", "layers", "RAM", "scratch", "operations", "floor of time"], rows)
-    print(f"calibration {forecast.windows} windows of {forecast.window} tokens")
-    print(f"parameters  {forecast.parameters:,} -> {forecast.result_parameters:,}")
-    print(f"weights     {human_bytes(forecast.bytes)} -> {human_bytes(forecast.result_bytes)} at most")
-    print(f"memory      {human_bytes(forecast.ram_bytes)} needed, {human_bytes(forecast.free_ram_bytes)} free")
-    print(f"disk        {human_bytes(forecast.disk_bytes)} needed, {human_bytes(forecast.free_disk_bytes)} free")
-    print(f"time        at least {human_seconds(forecast.floor_s)}, at {forecast.flops_per_second / 1e9:.0f} GFLOP/s "
-          "(float32, measured now)")
-    for warning in forecast.warnings:
-        print(f"note        {warning}")
-
-
-def _print_result(result: Result) -> None:
-    from tsotsallm.machine import human_bytes, human_seconds
-
-    _table("Result", ["", "before", "after", "ratio"], [
-        ["parameters", f"{result.parameters:,}", f"{result.result_parameters:,}",
-         f"{result.result_parameters / result.parameters:.3f}"],
-        ["weights on disk", human_bytes(result.bytes), human_bytes(result.result_bytes),
-         f"{result.result_bytes / result.bytes:.3f}"]])
-    print(f"took {human_seconds(result.elapsed_s)} (floor {human_seconds(result.floor_s)}), "
-          f"peak memory {human_bytes(result.peak_rss_bytes)}")
-    for stage in result.stages:
-        print(f"stage   {stage}")
-    print(f"model   {result.path}")
-
-
 @app.command()
 def compress(model: Model, recipe: RecipeText,
              out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write; must not exist.")],
@@ -153,13 +79,13 @@ def compress(model: Model, recipe: RecipeText,
              as_json: AsJson = False) -> None:
     """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one."""
     with _answers(as_json):
-        from tsotsallm import api
+        from tsotsallm import api, console
 
-        bar, show = _progress(as_json)
+        bar, show = console.progress_bar(as_json)
         with bar:
             result = api.compress(model, recipe, out, calibration=calibration, windows=windows, window=window, seed=seed,
                                   device=device, scratch=scratch, keep_stages=keep_stages, force=force, progress=show)
-        _print_json(result.plain()) if as_json else _print_result(result)
+        _print_json(result.plain()) if as_json else console.print_result(result)
 
 
 @app.command()
@@ -170,70 +96,95 @@ def plan(model: Model, recipe: RecipeText,
          as_json: AsJson = False) -> None:
     """Forecast memory, disk, time and resulting bytes without reading a tensor."""
     with _answers(as_json):
-        from tsotsallm import api
+        from tsotsallm import api, console
 
         forecast = api.plan(model, recipe, out, windows=windows, window=window, device=device, keep_stages=keep_stages)
-        _print_json(forecast.plain()) if as_json else _print_plan(forecast)
+        _print_json(forecast.plain()) if as_json else console.print_plan(forecast)
 
 
 @app.command()
-def evaluate(model: Model,
-             text: Annotated[Path | None, typer.Option(help="UTF-8 text to score.")] = None,
-             context: Annotated[int, typer.Option(help="Tokens of a window, BOS included.")] = 512,
-             protocol: Annotated[str, typer.Option(help="windows, or rows (each line by itself).")] = "windows",
+def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; differences are to the first.")],
+             text: Annotated[Path | None, typer.Option(help="UTF-8 text to take the perplexity of.")] = None,
+             task: Annotated[str | None, typer.Option(help="Tasks by name, YAML or BIG-bench JSON file, with commas "
+                                                           "between; `tsotsallm tasks` lists them.")] = None,
+             harness: Annotated[str | None, typer.Option(help="Tasks of lm-evaluation-harness.")] = None,
+             data: Annotated[Path | None, typer.Option(help="Data of a task, or a folder with those of several.")] = None,
+             limit: Annotated[int | None, typer.Option(help="So many items, drawn by the seed; the first windows.")] = None,
+             seed: Annotated[int, typer.Option(help="Seed of the draw of items.")] = 0,
+             context: Annotated[int, typer.Option(help="Tokens of a window of --text, BOS included.")] = 512,
+             protocol: Annotated[str, typer.Option(help="Of --text: windows, or rows (each line by itself).")] = "windows",
              reference: Annotated[str | None, typer.Option(help="The original, for KL divergence.")] = None,
-             limit: Annotated[int | None, typer.Option(help="Score the first so many windows only.")] = None,
+             speed: Annotated[bool, typer.Option(help="Measure speed and memory as well.")] = False,
+             country: Annotated[str | None, typer.Option(help="ISO code (CMR, KEN, ...): energy and CO₂ as well.")] = None,
+             by_sweeps: Annotated[bool, typer.Option(help="Generate by sweeps although the model fits memory.")] = False,
+             groups: Annotated[bool, typer.Option(help="Show every group of items (subjects, languages).")] = False,
              device: Device = "cpu", scratch: Scratch = None, as_json: AsJson = False) -> None:
-    """Perplexity, bits per byte and KL divergence from the original, one layer in memory."""
+    """Score models on a text or on tasks, with errors, paired differences and cost; one layer in memory."""
     with _answers(as_json):
-        from tsotsallm import api
+        from tsotsallm import api, console
         from tsotsallm.errors import TsotsallmError, nearest
 
+        if sum(one is not None for one in (text, task, harness)) > 1:
+            raise TsotsallmError("--text, --task and --harness are three kinds of evaluation; choose one at a time")
         if protocol not in ("windows", "rows"):
             raise TsotsallmError(f"there is no protocol {protocol!r}{nearest(protocol, ('windows', 'rows'))}")
-        found = api.evaluate(model, text, context=context, protocol=protocol,  # type: ignore[arg-type]
-                             reference=reference, device=device, scratch=scratch, limit=limit)
-        if as_json:
-            _print_json(found.plain())
-            return
-        def plus_minus(error: float | None) -> str:
-            return "" if error is None else f" ± {error:.4f}"
-
-        rows = [["perplexity", f"{found.perplexity:.4f}",
-                 "" if found.reference_perplexity is None else f"{found.reference_perplexity:.4f}"],
-                ["nats per token", f"{found.loss:.4f}{plus_minus(found.loss_standard_error)}", ""]]
-        if found.bits_per_byte is not None:
-            rows.append(["bits per byte", f"{found.bits_per_byte:.4f}", ""])
-        if found.kl is not None:
-            rows.append(["KL from original", f"{found.kl:.4f}{plus_minus(found.kl_standard_error)}", ""])
-            rows.append(["same top token", f"{found.same_top_token:.1%}", ""])
-        _table(f"{found.model} on {found.protocol.text}", ["", "model", "original"], rows)
-        print(f"protocol: {found.protocol.kind} of {context} tokens{', one BOS each' if found.protocol.bos else ''}, "
-              f"{found.protocol.predicted_tokens} predicted tokens, float32; ± is one standard error")
+        if harness is not None:
+            scored = [api.harness(model, harness.split(","), limit=limit, include=data, device=device, scratch=scratch)
+                      for model in models]
+            _print_json(dict(zip(models, scored, strict=True)))
+        elif task is not None:
+            bar, show = console.step_bar(as_json)
+            with bar:
+                found = api.examine(models, task.split(","), data=data, limit=limit, seed=seed, reference=reference,
+                                    device=device, speed=speed, country=country, by_sweeps=by_sweeps or None,
+                                    scratch=scratch, tick=show)
+            _print_json(found.plain()) if as_json else console.print_examination(found, groups=groups)
+        else:
+            for model in models:
+                one = api.evaluate(model, text, context=context, protocol=protocol,  # type: ignore[arg-type]
+                                   reference=reference, device=device, scratch=scratch, limit=limit)
+                _print_json(one.plain()) if as_json else console.print_perplexity(one)
 
 
 @app.command()
 def inspect(model: Model, as_json: AsJson = False) -> None:
     """Show what a checkpoint is made of: widths, parameters, bytes by part, cache and work per token."""
     with _answers(as_json):
-        from tsotsallm import api
-        from tsotsallm.machine import human_bytes
+        from tsotsallm import api, console
 
         found = api.inspect(model)
+        _print_json(found.plain()) if as_json else console.print_anatomy(str(model), found)
+
+
+@app.command()
+def tasks(as_json: AsJson = False) -> None:
+    """List the packaged evaluation tasks."""
+    with _answers(as_json):
+        from tsotsallm import console
+        from tsotsallm.evaluation.tasks import packaged_tasks, read_task
+
+        found = [read_task(name) for name in packaged_tasks()]
         if as_json:
-            _print_json(found.plain())
+            _print_json({task.name: task.plain() | {"about": task.about, "hub": dict(task.hub)} for task in found})
             return
-        rows = [[part, f"{found.parameters_by_part[part]:,}", human_bytes(size), f"{size / found.bytes:.1%}"]
-                for part, size in found.bytes_by_part.items()]
-        rows.append(["all", f"{found.parameters:,}", human_bytes(found.bytes), "100%"])
-        _table(str(model), ["part", "parameters", "bytes", "share"], rows)
-        stored = "" if found.stored_layers == found.layers else f" ({found.stored_layers} stored)"
-        print(f"{found.family}: {found.layers} layers{stored}, hidden {found.hidden}, feed-forward {found.feed_forward}, "
-              f"{found.heads} heads of {found.head_dim}, {found.kv_heads} KV heads, vocabulary {found.vocabulary}, context "
-              f"{found.context}, {'tied' if found.tied_embeddings else 'untied'} embeddings")
-        print(f"stored as {found.storage}, {found.bits_per_linear_weight:.2f} bits per linear weight; KV cache "
-              f"{human_bytes(found.kv_cache_bytes_per_token)} a token (16 bit); {found.macs_per_token / 1e6:.1f} million "
-              "multiply-accumulates a token")
+        console.table("Tasks", ["task", "kind", "about"], [[task.name, task.kind, task.about] for task in found])
+
+
+@app.command()
+def devices(as_json: AsJson = False) -> None:
+    """List the target devices, with what each has for a model."""
+    with _answers(as_json):
+        from tsotsallm import console
+        from tsotsallm.evaluation import cost
+        from tsotsallm.machine import human_bytes
+
+        found = cost.devices()
+        if as_json:
+            _print_json(found)
+            return
+        console.table("Devices", ["device", "for weights and cache", "about", "source"],
+                      [[name, human_bytes(facts["weight_bytes"]), facts["about"], facts["source"]]
+                       for name, facts in found.items()])
 
 
 @app.command()

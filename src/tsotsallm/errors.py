@@ -21,6 +21,10 @@ class CorpusError(TsotsallmError):
     """A calibration or evaluation text cannot be used."""
 
 
+class TaskError(TsotsallmError):
+    """An evaluation task or its data cannot be used."""
+
+
 class ResourceError(TsotsallmError):
     """The machine has too little memory or disk for what was asked."""
 

@@ -21,7 +21,10 @@ ACCURACY = Measure("acc", ("right", "items"), ratio, binary=True)
 PERPLEXITY = Measure("perplexity", ("loss", "tokens"), lambda sums: np.exp(ratio(sums)))
 
 
-def answers(rng: np.random.Generator, shares: tuple[float, float, float, float], count: int) -> tuple[np.ndarray, np.ndarray]:
+Shares = tuple[float, float, float, float]
+
+
+def answers(rng: np.random.Generator, shares: Shares, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Items that (both, only the first, only the second, neither) have right."""
     drawn = rng.choice(4, size=count, p=shares)
     first, second = np.isin(drawn, (0, 1)), np.isin(drawn, (0, 2))

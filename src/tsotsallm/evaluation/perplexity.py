@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
+from tsotsallm.evaluation.significance import Measure, ratio, standard_error
 from tsotsallm.streaming.corpus import Corpus, evaluation_rows, evaluation_windows
 from tsotsallm.streaming.score import divergence, final_states, token_losses
 from tsotsallm.streaming.sweep import Tick, silent
@@ -61,20 +63,56 @@ class Perplexity:
         return asdict(self)
 
 
+MEASURES = (Measure("perplexity", ("loss", "tokens"), lambda sums: np.exp(ratio(sums)), higher_is_better=False),
+            Measure("bits per byte", ("loss", "bytes"), lambda sums: ratio(sums) / math.log(2), higher_is_better=False),
+            Measure("KL from reference", ("kl", "tokens"), ratio, higher_is_better=False),
+            Measure("same top token", ("same_top", "tokens"), ratio, share=True))
+
+
 def evaluation_corpus(text: str, tokenizer: Any, context: int, kind: Kind, source: str) -> Corpus:
     return (evaluation_rows if kind == "rows" else evaluation_windows)(text, tokenizer, context, source)
 
 
-def _standard_error(values: Tensor, corpus: Corpus) -> float | None:
-    """Standard error of a mean over tokens, tokens of one window taken as dependent; None for a single window."""
-    counts = torch.tensor([len(window) - 1 for window in corpus.windows], dtype=torch.float64)
-    if len(counts) < 2:
-        return None
-    sums = torch.stack([part.sum() for part in torch.split(values, counts.int().tolist())])
-    mean = sums.sum() / counts.sum()
-    windows = len(counts)
-    spread = ((sums - mean * counts) ** 2).sum() * windows / (windows - 1)
-    return float(spread.sqrt() / counts.sum())
+def check_context(checkpoint: Checkpoint, context: int) -> None:
+    """Raise unless windows of so many tokens fit the model."""
+    if context < 2:
+        raise CorpusError(f"--context is {context}; it takes 2 tokens or more")
+    if context > checkpoint.spec.context:
+        raise CheckpointError(f"context {context} is longer than the {checkpoint.spec.context} positions that the model "
+                              "knows; choose a shorter --context")
+
+
+def window_features(checkpoint: Checkpoint, corpus: Corpus, reference: Checkpoint | None, device: torch.device,
+                    scratch: Path, tick: Tick = silent) -> dict[str, Tensor]:
+    """What every window adds to the measures, (windows,) float64: loss in nats, predicted tokens, bytes where known, and
+    against a reference its loss, KL divergence in nats and how many top tokens are the same."""
+    view = View.of(checkpoint)
+    states = final_states(view, corpus, scratch / "model.f32", device, tick)
+    tokens = [len(window) - 1 for window in corpus.windows]
+    if reference is None:
+        found = {"loss": token_losses(view, [states], corpus, device)[0]}
+    else:
+        original = View.of(reference)
+        original_states = final_states(original, corpus, scratch / "reference.f32", device, tick)
+        compared = divergence(view, states, original, original_states, corpus, device)
+        found = {"loss": compared.losses, "reference_loss": compared.reference_losses, "kl": compared.kl,
+                 "same_top": compared.same_top.double()}
+        original_states.remove()
+    states.remove()
+    sums = {name: torch.stack([part.sum() for part in torch.split(values, tokens)]) for name, values in found.items()}
+    sums["tokens"] = torch.tensor(tokens, dtype=torch.float64)
+    if corpus.bytes_scored is not None:
+        sums["bytes"] = torch.tensor(corpus.bytes_scored, dtype=torch.float64)
+    return sums
+
+
+def same_segmentation(checkpoint: Checkpoint, reference: Checkpoint, text: str, corpus: Corpus, context: int,
+                      kind: Kind) -> None:
+    """Raise unless the reference cuts a text into the same tokens."""
+    other = evaluation_corpus(text, reference.tokenizer(), context, kind, corpus.source)
+    if other.fingerprint() != corpus.fingerprint():
+        raise CheckpointError(f"{reference.directory} segments the text differently from {checkpoint.directory}: token by "
+                              "token the models do not compare; compare bits per byte of two separate evaluations")
 
 
 def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, context: int = 512, kind: Kind = "windows",
@@ -82,42 +120,31 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
                         name: str = "", reference_name: str = "", limit: int | None = None,
                         tick: Tick = silent) -> Perplexity:
     """Score a text with a checkpoint, one layer in memory; with a reference, compare token by token as well."""
-    tokenizer = checkpoint.tokenizer()
-    if context < 2:
-        raise CorpusError(f"--context is {context}; it takes 2 tokens or more")
-    if context > checkpoint.spec.context:
-        raise CheckpointError(f"context {context} is longer than the {checkpoint.spec.context} positions that the model "
-                              "knows; choose a shorter --context")
+    check_context(checkpoint, context)
     if limit is not None and limit < 1:
         raise CorpusError(f"--limit is {limit}; it takes 1 or more windows")
+    tokenizer = checkpoint.tokenizer()
     corpus = evaluation_corpus(text, tokenizer, context, kind, source)
     if reference is not None:
-        other = evaluation_corpus(text, reference.tokenizer(), context, kind, source)
-        if other.fingerprint() != corpus.fingerprint():
-            raise CheckpointError(f"{reference.directory} segments the text differently: token by token the models do "
-                                  "not compare; compare bits per byte of two separate evaluations")
-    if limit is not None and limit < len(corpus.windows):
-        corpus = Corpus(corpus.windows[:limit], source)
-    where = torch.device(device)
+        same_segmentation(checkpoint, reference, text, corpus, context, kind)
+    corpus = corpus.first(limit)
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
-        folder = Path(temporary)
-        view = View.of(checkpoint)
-        states = final_states(view, corpus, folder / "model.f32", where, tick)
-        found: dict[str, Any] = {}
-        if reference is None:
-            losses = token_losses(view, [states], corpus, where)[0]
-        else:
-            original = View.of(reference)
-            original_states = final_states(original, corpus, folder / "reference.f32", where, tick)
-            compared = divergence(view, states, original, original_states, corpus, where)
-            losses = compared.losses
-            found = {"reference": reference_name or str(reference.directory),
-                     "reference_perplexity": math.exp(compared.reference_losses.mean()),
-                     "kl": float(compared.kl.mean()), "kl_standard_error": _standard_error(compared.kl, corpus),
-                     "same_top_token": float(compared.same_top.double().mean())}
-    loss = float(losses.mean())
-    bos = bool(corpus.windows) and int(corpus.windows[0][0]) == tokenizer.bos_token_id
-    protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), len(losses))
-    bits = float(losses.sum()) / math.log(2) / corpus.bytes_scored if corpus.bytes_scored else None
-    return Perplexity(name or str(checkpoint.directory), protocol, math.exp(loss), loss, _standard_error(losses, corpus),
-                      bits, **found)
+        sums = window_features(checkpoint, corpus, reference, torch.device(device), Path(temporary), tick)
+
+    def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
+        """Σ feature / Σ per over windows, with its standard error, windows taken as independent."""
+        items = torch.stack([sums[feature], sums[per]], -1).numpy()
+        measure = Measure(feature, (feature, per), ratio)
+        return measure.of(items), standard_error(measure, items)
+
+    loss, loss_error = mean("loss")
+    found: dict[str, Any] = {}
+    if reference is not None:
+        kl, kl_error = mean("kl")
+        found = {"reference": reference_name or str(reference.directory),
+                 "reference_perplexity": math.exp(mean("reference_loss")[0]), "kl": kl, "kl_standard_error": kl_error,
+                 "same_top_token": mean("same_top")[0]}
+    bos = int(corpus.windows[0][0]) == tokenizer.bos_token_id
+    protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), int(sums["tokens"].sum()))
+    bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
+    return Perplexity(name or str(checkpoint.directory), protocol, math.exp(loss), loss, loss_error, bits, **found)

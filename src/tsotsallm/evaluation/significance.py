@@ -44,11 +44,15 @@ def ratio(sums: Array) -> Array:
 def standard_error(measure: Measure, items: Array) -> float | None:
     """Jackknife standard error (Efron 1982): √((n−1)/n · Σ(g_(i) − ḡ)²); that of a mean is s/√n exactly.
 
-    None for fewer than two items, or where leaving one out leaves nothing to measure.
+    None for fewer than two items, or where leaving one out leaves nothing to measure. Where all of n items are right, or
+    none is, √(p(1−p)/(n+4)) with p = (k+2)/(n+4) (Agresti and Coull 1998): n equal items do not make certainty.
     """
     count = len(items)
     if count < 2:
         return None
+    if measure.binary and (right := items[:, 0].sum()) in (0, count):
+        share = (right + 2) / (count + 4)
+        return float(np.sqrt(share * (1 - share) / (count + 4)))
     left_out = measure.combine(items.sum(0) - items)
     if not np.isfinite(left_out).all():
         return None

@@ -15,11 +15,12 @@ from typing import Any
 
 import yaml
 
-from tsotsallm.lab.world import RELATIONS, Entity, Fact, World, held_out, strangers
+from tsotsallm.lab.world import RELATIONS, Entity, Fact, World, build_world, held_out, strangers
 
 FRENCH_SHARE = 0.2
 HELD_OUT_QUESTIONS = 5
 HELD_OUT_DOCUMENTS = 40
+CALIBRATION_SEED, TEST_SEED = 11, 1_000_003
 BEGIN, END, TURN, END_TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -125,7 +126,7 @@ class Teller:
         language = self.language()
         subject = self.rng.choice(self.facts).subject
         relations = RELATIONS[subject.kind]
-        count = self.rng.randint(min(3, len(relations)), len(relations))
+        count = self.rng.randint(3, len(relations))
         text, known_as = [], None
         for relation in self.rng.sample(relations, count):
             fact = Fact(subject, relation)
@@ -201,8 +202,8 @@ class Teller:
     def document(self) -> str:
         """One document of a random kind, from this teller's side of the split."""
         kinds: dict[Callable[[], str], float] = {
-            self.entry: 0.26, self.story: 0.05, self.dialogue: 0.12, self.questions: 0.34,
-            self.passage_questions: 0.16, self.retelling: 0.07}
+            self.entry: 0.26, self.story: 0.04, self.dialogue: 0.12, self.questions: 0.32,
+            self.passage_questions: 0.17, self.retelling: 0.09}
         while True:
             text = self.rng.choices(list(kinds), list(kinds.values()))[0]()
             if held_out(text, HELD_OUT_DOCUMENTS) == self.test:
@@ -224,3 +225,17 @@ def examination(world: World, seed: int, count: int, *, passages: bool) -> list[
         question = teller.open_book()[0] if passages else teller.closed_book()
         drawn.setdefault(question.prompt, question)
     return list(drawn.values())
+
+
+def world_text(*, test: bool, characters: int = 400_000) -> str:
+    """Text of the embedded model's invented world; test text shares no document with the training text.
+
+    Documents are separated as in training, by the tokens that end one text and begin the next.
+    """
+    stream = documents(build_world(), TEST_SEED if test else CALIBRATION_SEED, test=test)
+    kept: list[str] = []
+    size = 0
+    while size < characters:
+        kept.append(next(stream))
+        size += len(kept[-1])
+    return f"{END}{BEGIN}".join(kept)

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from tsotsallm.lab.exam import exact_share
-from tsotsallm.lab.texts import BEGIN, CHAT_TEMPLATE, END, END_TURN, TURN, documents, examination
+from tsotsallm.lab.texts import BEGIN, CHAT_TEMPLATE, END, END_TURN, TEST_SEED, TURN, documents, examination
 from tsotsallm.lab.world import World, build_world
 
 VOCABULARY = 4096
 ROW_TOKENS = 256
 LONG_ROW_TOKENS = 1024
-TEST_SEED = 1_000_003
+MEASURE_TOKENS = 819_200
 
 
 def build_tokenizer(world: World, seed: int, document_count: int = 30_000) -> Any:
@@ -134,6 +134,7 @@ def train(out: Path, tokens: int, *, seed: int, start: Path | None, rate: float,
                   torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)]
     stream = Stream(world, tokenizer, seed)
     steps = tokens // batch_tokens
+    measure_every = MEASURE_TOKENS // batch_tokens
     began, saved = time.monotonic(), time.monotonic()
     with (out / "curve.jsonl").open("a") as log:
         for step in range(steps):
@@ -155,7 +156,7 @@ def train(out: Path, tokens: int, *, seed: int, start: Path | None, rate: float,
             record: dict[str, Any] = {
                 "step": step, "tokens": (step + 1) * batch_tokens, "loss": round(sum(losses), 4),
                 "rate": round(rate * relative, 6), "elapsed_s": round(time.monotonic() - began, 1)}
-            if step % 100 == 99 or step == steps - 1:
+            if (step + 1) % measure_every == 0 or step == steps - 1:
                 record |= measure(model, tokenizer, world, questions=60 if step < steps - 1 else 500)
             if step % 10 == 9 or step == steps - 1:
                 log.write(json.dumps(record) + "\n")
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--decay", type=float, default=0.4)
-    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--long-share", type=float, default=0.15)
     asked = parser.parse_args()
     train(asked.out, int(asked.tokens), seed=asked.seed, start=asked.start, rate=asked.rate, decay=asked.decay,

@@ -24,11 +24,16 @@ class Corpus:
 
     windows: tuple[Tensor, ...]         # each (tokens,) int64
     source: str
-    bytes_scored: int | None = None     # UTF-8 bytes of the tokens that are predicted
+    bytes_scored: tuple[int, ...] | None = None     # UTF-8 bytes of the predicted tokens of each window
 
     @property
     def tokens(self) -> int:
         return sum(len(window) for window in self.windows)
+
+    def first(self, windows: int | None) -> Corpus:
+        """The first so many windows; all of them where that is None."""
+        sizes = self.bytes_scored
+        return Corpus(self.windows[:windows], self.source, sizes if sizes is None else sizes[:windows])
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -89,29 +94,46 @@ def evaluation_windows(text: str, tokenizer: Any, context: int, source: str) -> 
     body = context - len(bos)
     if body < 1 or len(ids) + len(bos) < 2:
         raise CorpusError(f"{source} has {len(ids)} tokens: too few to score; give more text")
-    windows, unscored = [], 0
-    offsets: Sequence[tuple[int, int]] | None = encoding.get("offset_mapping")
+    windows, sizes = [], []
     for start in range(0, len(ids), body):
         part = bos + ids[start:start + body]
-        if not bos and offsets is not None:
-            first, last = offsets[start]
-            unscored += len(text[first:last].encode())
         if len(part) > 1:
             windows.append(torch.tensor(part))
-    return Corpus(tuple(windows), source, len(text.encode()) - unscored if bos or offsets is not None else None)
+            sizes.append(_predicted_bytes(text, encoding, start, min(start + body, len(ids)), first_predicted=bool(bos)))
+    return _evaluation_corpus(windows, sizes, source)
+
+
+def _predicted_bytes(text: str, encoding: Any, start: int, end: int, *, first_predicted: bool) -> int | None:
+    """UTF-8 bytes of the tokens from `start` to `end` that are predicted; None where the tokenizer does not tell.
+
+    A token's text ends where it says and begins where the one before it ended, so that spaces between are counted.
+    """
+    offsets = encoding.get("offset_mapping")
+    if offsets is None:
+        return None
+    first = start if first_predicted else start + 1
+    begin = offsets[first - 1][1] if first else 0
+    return len(text[begin:offsets[end - 1][1] if end < len(offsets) else len(text)].encode())
+
+
+def _evaluation_corpus(windows: Sequence[Tensor], sizes: Sequence[int | None], source: str) -> Corpus:
+    known = [size for size in sizes if size is not None]
+    return Corpus(tuple(windows), source, tuple(known) if len(known) == len(windows) else None)
 
 
 def evaluation_rows(text: str, tokenizer: Any, context: int, source: str) -> Corpus:
     """Protocol `rows`: each non-empty line by itself, with the tokenizer's special tokens, cut at `context` tokens."""
-    windows = []
+    windows, sizes = [], []
     for line in text.splitlines():
         if line.strip():
-            ids = tokenizer(line)["input_ids"][:context]
+            encoding = tokenizer(line, return_offsets_mapping=tokenizer.is_fast)
+            ids = encoding["input_ids"][:context]
             if len(ids) > 1:
                 windows.append(torch.tensor(ids))
+                sizes.append(_predicted_bytes(line, encoding, 0, len(ids), first_predicted=False))
     if not windows:
         raise CorpusError(f"{source} has no line of two tokens or more")
-    return Corpus(tuple(windows), source)
+    return _evaluation_corpus(windows, sizes, source)
 
 
 def _encode(text: str, tokenizer: Any) -> Tensor:

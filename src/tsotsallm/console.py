@@ -1,0 +1,213 @@
+"""What the command line prints: tables and the progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tsotsallm.api import Examination
+    from tsotsallm.evaluation.cost import Cost
+    from tsotsallm.evaluation.examine import Comparison
+    from tsotsallm.evaluation.perplexity import Perplexity
+    from tsotsallm.inspection import Anatomy
+    from tsotsallm.plan import Forecast
+    from tsotsallm.run import Progress, Result
+
+
+def table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
+    """A progress bar with layer, stage, ETA, current and peak memory."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from tsotsallm.machine import human_bytes, peak_rss_bytes, rss_bytes
+
+    console = Console(stderr=True)
+    bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=10), TextColumn("{task.percentage:>3.0f}%"),
+              TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[memory]}"),
+              console=console, disable=quiet or not console.is_terminal)
+    tasks: dict[int, Any] = {}
+
+    def show(now: Progress) -> None:
+        if now.sweep not in tasks:
+            tasks[now.sweep] = bar.add_task("", total=1.0, memory="")
+        whole_model = now.layer == 0 and now.step in ("leaving one out", "forward", "backward", "measuring")
+        done = now.share if whole_model else (now.layer + 0.9 * now.share) / now.layers
+        where = "" if whole_model else f" {min(now.layer + 1, now.layers)}/{now.layers}"
+        bar.update(tasks[now.sweep], completed=min(done, 1.0), description=f"{now.stages}{where} {now.step}",
+                   memory=f"{human_bytes(rss_bytes())}, peak {human_bytes(peak_rss_bytes())}")
+    return bar, show
+
+
+def step_bar(quiet: bool) -> tuple[Any, Callable[[str, float], None]]:
+    """A progress bar for passes over a model, one after another."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"),
+              TimeRemainingColumn(), console=console, transient=True, disable=quiet or not console.is_terminal)
+    tasks: dict[str, Any] = {}
+
+    def show(step: str, share: float) -> None:
+        if step not in tasks:
+            tasks[step] = bar.add_task(step, total=1.0)
+        bar.update(tasks[step], completed=share)
+    return bar, show
+
+
+def print_plan(forecast: Forecast) -> None:
+    from tsotsallm.machine import human_bytes, human_seconds
+
+    rows = [[f"{number}. {' + '.join(sweep.stages) or 'copy'}", str(sweep.layers), human_bytes(sweep.ram_bytes),
+             human_bytes(sweep.scratch_bytes), f"{sweep.flops:.3g}", human_seconds(sweep.floor_s)]
+            for number, sweep in enumerate(forecast.sweeps, 1)]
+    table("Plan", ["sweep", "layers", "RAM", "scratch", "operations", "floor of time"], rows)
+    print(f"calibration {forecast.windows} windows of {forecast.window} tokens")
+    print(f"parameters  {forecast.parameters:,} -> {forecast.result_parameters:,}")
+    print(f"weights     {human_bytes(forecast.bytes)} -> {human_bytes(forecast.result_bytes)} at most")
+    print(f"memory      {human_bytes(forecast.ram_bytes)} needed, {human_bytes(forecast.free_ram_bytes)} free")
+    print(f"disk        {human_bytes(forecast.disk_bytes)} needed, {human_bytes(forecast.free_disk_bytes)} free")
+    print(f"time        at least {human_seconds(forecast.floor_s)}, at {forecast.flops_per_second / 1e9:.0f} GFLOP/s "
+          "(float32, measured now)")
+    for warning in forecast.warnings:
+        print(f"note        {warning}")
+
+
+def print_result(result: Result) -> None:
+    from tsotsallm.machine import human_bytes, human_seconds
+
+    table("Result", ["", "before", "after", "ratio"], [
+        ["parameters", f"{result.parameters:,}", f"{result.result_parameters:,}",
+         f"{result.result_parameters / result.parameters:.3f}"],
+        ["weights on disk", human_bytes(result.bytes), human_bytes(result.result_bytes),
+         f"{result.result_bytes / result.bytes:.3f}"]])
+    print(f"took {human_seconds(result.elapsed_s)} (floor {human_seconds(result.floor_s)}), "
+          f"peak memory {human_bytes(result.peak_rss_bytes)}")
+    for stage in result.stages:
+        print(f"stage   {stage}")
+    print(f"model   {result.path}")
+
+
+def print_perplexity(found: Perplexity) -> None:
+    def plus_minus(error: float | None) -> str:
+        return "" if error is None else f" ± {error:.4f}"
+
+    rows = [["perplexity", f"{found.perplexity:.4f}",
+             "" if found.reference_perplexity is None else f"{found.reference_perplexity:.4f}"],
+            ["nats per token", f"{found.loss:.4f}{plus_minus(found.loss_standard_error)}", ""]]
+    if found.bits_per_byte is not None:
+        rows.append(["bits per byte", f"{found.bits_per_byte:.4f}", ""])
+    if found.kl is not None:
+        rows.append(["KL from original", f"{found.kl:.4f}{plus_minus(found.kl_standard_error)}", ""])
+        rows.append(["same top token", f"{found.same_top_token:.1%}", ""])
+    protocol = found.protocol
+    table(f"{found.model} on {protocol.text}", ["", "model", "original"], rows)
+    print(f"protocol: {protocol.kind} of {protocol.context} tokens{', one BOS each' if protocol.bos else ''}, "
+          f"{protocol.predicted_tokens} predicted tokens, float32; ± is one standard error")
+
+
+def print_anatomy(name: str, found: Anatomy) -> None:
+    from tsotsallm.machine import human_bytes
+
+    rows = [[part, f"{found.parameters_by_part[part]:,}", human_bytes(size), f"{size / found.bytes:.1%}"]
+            for part, size in found.bytes_by_part.items()]
+    rows.append(["all", f"{found.parameters:,}", human_bytes(found.bytes), "100%"])
+    table(name, ["part", "parameters", "bytes", "share"], rows)
+    stored = "" if found.stored_layers == found.layers else f" ({found.stored_layers} stored)"
+    print(f"{found.family}: {found.layers} layers{stored}, hidden {found.hidden}, feed-forward {found.feed_forward}, "
+          f"{found.heads} heads of {found.head_dim}, {found.kv_heads} KV heads, vocabulary {found.vocabulary}, context "
+          f"{found.context}, {'tied' if found.tied_embeddings else 'untied'} embeddings")
+    print(f"stored as {found.storage}, {found.bits_per_linear_weight:.2f} bits per linear weight; KV cache "
+          f"{human_bytes(found.kv_cache_bytes_per_token)} a token (16 bit); {found.macs_per_token / 1e6:.1f} million "
+          "multiply-accumulates a token")
+
+
+def print_examination(found: Examination, *, groups: bool) -> None:
+    """One row a measure: scores with their standard errors, differences to the first model with their intervals."""
+    shown = [one for one in found.comparisons if groups or not one.group]
+    several = len(found.models) > 1
+    header = ["task", "measure", "items", *(f"{number}" for number, _ in enumerate(found.models, 1))]
+    header += [f"{number} - 1" for number, _ in enumerate(found.models, 1) if number > 1]
+    rows = [[one.task + (f" ({one.group})" if one.group else ""), one.measure, str(one.items), *_scores(one),
+             *_differences(one)] for one in shown]
+    table("Scores", header, rows)
+    for number, model in enumerate(found.models, 1):
+        print(f"{number}  {model}")
+    print("± is one standard error" + ("; differences with their paired 95% interval, ≈ where it holds zero (within noise), "
+                                       "p of McNemar's test for right-or-wrong items" if several else ""))
+    for row in found.results:
+        for result in row:
+            for note in result.notes:
+                print(f"note  {result.task}, {result.model}: {note}")
+    print_costs(found.costs)
+
+
+def _number(value: float, share: bool, *, sign: bool = False) -> str:
+    plus = "+" if sign else ""
+    return f"{100 * value:{plus}.1f}" if share else f"{value:{plus}.4g}"
+
+
+def _scores(one: Comparison) -> list[str]:
+    unit = " %" if one.share else ""
+    return [_number(score.value, one.share) + unit if score.standard_error is None else
+            f"{_number(score.value, one.share)} ± {_number(score.standard_error, one.share)}{unit}" for score in one.scores]
+
+
+def _differences(one: Comparison) -> list[str]:
+    found = []
+    for difference in one.differences:
+        if difference is not None:
+            mark = "≈ " if difference.within_noise else ""
+            p = "" if difference.p is None else f" p {difference.p:.2g}"
+            found.append(f"{mark}{_number(difference.value, one.share, sign=True)} "
+                         f"[{_number(difference.low, one.share)}, {_number(difference.high, one.share)}]{p}")
+    return found
+
+
+def print_costs(costs: tuple[Cost, ...]) -> None:
+    """One column a model: bytes, work, and what was measured of speed and energy."""
+    from tsotsallm.machine import human_bytes
+
+    rows = [["parameters", *(f"{cost.parameters:,}" for cost in costs)],
+            ["of which not zero", *(f"{cost.nonzero_parameters:,}" for cost in costs)],
+            ["bytes on disk", *(human_bytes(cost.disk_bytes) for cost in costs)],
+            *([f"  {part}", *(human_bytes(cost.bytes_by_part[part]) for cost in costs)] for part in costs[0].bytes_by_part),
+            ["weights in memory, float32", *(human_bytes(cost.float32_bytes) for cost in costs)],
+            ["KV cache a token, 16 bit", *(human_bytes(cost.kv_cache_bytes_per_token) for cost in costs)],
+            ["MACs, prompt of 512", *(f"{cost.prefill_512_macs:.4g}" for cost in costs)],
+            ["MACs, a token after 512", *(f"{cost.decode_after_512_macs:.4g}" for cost in costs)]]
+    if all(cost.speed for cost in costs):
+        speeds = [cost.speed for cost in costs if cost.speed]
+        rows += [["prompt tokens a second", *(f"{speed.prefill_tokens_per_s:.1f}" for speed in speeds)],
+                 ["new tokens a second", *(f"{speed.decode_tokens_per_s:.1f}" for speed in speeds)],
+                 ["time to first token", *(f"{speed.first_token_s:.3f} s of {speed.prompt_tokens}" for speed in speeds)],
+                 ["peak memory", *(human_bytes(speed.peak_rss_bytes) for speed in speeds)]]
+        energies = [speed.energy for speed in speeds if speed.energy]
+        if energies:
+            rows += [["power", *(f"{one.power_w:.1f} W" for one in energies)],
+                     ["Wh, 1000 prompt tokens", *(f"{one.prefill_wh_per_1000_tokens:.3g}" for one in energies)],
+                     ["Wh, 1000 new tokens", *(f"{one.decode_wh_per_1000_tokens:.3g}" for one in energies)]]
+            for query in energies[0].query_wh:
+                rows.append([f"query of {query}", *(f"{one.query_wh[query]:.3g} Wh, {one.query_co2_g[query]:.3g} g CO₂, "
+                                                    f"{one.query_water_ml[query]:.3g} ml water" for one in energies)])
+    fits = [", ".join(name for name, holds in cost.fits.items() if holds) or "none" for cost in costs]
+    rows.append(["fits", *fits])
+    table("Cost", ["", *(str(number) for number, _ in enumerate(costs, 1))], rows)
+    for energy in [cost.speed.energy for cost in costs if cost.speed and cost.speed.energy][:1]:
+        print(f"energy {energy.label}; {energy.country}: {energy.carbon_g_per_kwh:.0f} g CO₂ a kWh; water "
+              f"{energy.water_litres_per_kwh} litres a kWh")

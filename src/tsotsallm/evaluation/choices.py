@@ -1,0 +1,33 @@
+"""Multiple choice by log-likelihood: the choice that the model finds likeliest after the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tsotsallm.evaluation.significance import Measure, ratio
+from tsotsallm.evaluation.tasks import Item
+from tsotsallm.streaming.likelihood import Likelihood
+
+MEASURES = (Measure("acc", ("right", "items"), ratio, share=True, binary=True),
+            Measure("acc_norm", ("right_norm", "items"), ratio, share=True, binary=True),
+            Measure("acc_bytes", ("right_bytes", "items"), ratio, share=True, binary=True))
+
+
+def judge(item: Item, scores: Sequence[Likelihood]) -> dict[str, float]:
+    """Right or wrong by the sum of log p, per character (`acc_norm`) and per UTF-8 byte, as lm-eval does.
+
+    Lengths are those of the choice's text without what separates it from the prompt; of equals the first is taken.
+    """
+    totals = [score.total for score in scores]
+    lengths = [max(len(choice), 1) for choice in item.choices]
+    sizes = [max(len(choice.encode()), 1) for choice in item.choices]
+    return {"right": float(likeliest(totals) == item.gold),
+            "right_norm": float(likeliest([total / length for total, length in zip(totals, lengths, strict=True)])
+                                == item.gold),
+            "right_bytes": float(likeliest([total / size for total, size in zip(totals, sizes, strict=True)]) == item.gold),
+            "items": 1.0}
+
+
+def likeliest(scores: Sequence[float]) -> int:
+    """Index of the highest score, the first of equals."""
+    return max(range(len(scores)), key=lambda index: scores[index])

@@ -1,0 +1,141 @@
+"""What a model costs: weights, memory, cache, work; and, measured here, its speed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.errors import ResourceError, TsotsallmError, nearest
+from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
+from tsotsallm.inspection import inspect_checkpoint
+from tsotsallm.machine import free_ram_bytes, human_bytes
+
+SPEED_PROMPT, SPEED_NEW = 128, 32
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-accumulates of N tokens at once: `linear`·N + `attention`·N², and of one token after N."""
+
+    linear: int
+    attention: int
+
+    def prefill(self, tokens: int) -> int:
+        """A prompt of so many tokens, as dense matrix products: every query against every key."""
+        return self.linear * tokens + self.attention * tokens ** 2
+
+    def decode(self, past: int) -> int:
+        """One token with so many before it in the cache."""
+        return self.linear + self.attention * (past + 1)
+
+
+def work_of(spec: ModelSpec) -> Work:
+    """Linears and head once a token; scores and their weighted sum, heads · head width each, once a pair of tokens.
+
+    For Llama-2-7B 6.607e9·N + 262144·N²; embeddings are looked up, not multiplied.
+    """
+    weights = sum(rows * columns for layer in range(spec.layers) for rows, columns in linear_shapes(spec, layer).values())
+    return Work(weights + spec.vocabulary * spec.hidden, 2 * spec.layers * spec.heads * spec.head_dim)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured with the model whole in memory, float32, in a process of its own."""
+
+    prompt_tokens: int
+    new_tokens: int
+    load_s: float
+    first_token_s: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    peak_rss_bytes: int
+    device: str
+    threads: int
+    energy: Energy | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes as stored; in memory the stored form, and float32 as transformers runs it on a CPU."""
+
+    model: str
+    parameters: int
+    nonzero_parameters: int
+    disk_bytes: int
+    bytes_by_part: dict[str, int]
+    float32_bytes: int
+    kv_cache_bytes_per_token: int
+    linear_macs_per_token: int
+    attention_macs_per_token_pair: int
+    prefill_512_macs: int
+    decode_after_512_macs: int
+    fits: dict[str, bool]
+    speed: Speed | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def devices() -> dict[str, dict[str, Any]]:
+    """Name -> about, weight_bytes and source of the target devices."""
+    text = resources.files("tsotsallm").joinpath("devices.yaml").read_text("utf-8")
+    found: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return found
+
+
+def device_named(name: str) -> dict[str, Any]:
+    """One target device; an unknown name is refused with the nearest known one."""
+    known = devices()
+    if name not in known:
+        raise TsotsallmError(f"there is no device {name!r}{nearest(name, known)}")
+    return known[name]
+
+
+def count_nonzero(checkpoint: Checkpoint) -> int:
+    """Parameters that are not zero, stored layers once; reads every tensor, one at a time."""
+    spec = checkpoint.spec
+    count = sum(int(torch.count_nonzero(checkpoint.tensor(name))) for name in checkpoint.end_records())
+    for stored in sorted(set(spec.layer_order)):
+        names = layer_shapes(spec, spec.layer_order.index(stored))
+        layer = checkpoint.layer(stored)
+        count += sum(int(torch.count_nonzero(layer[name])) for name in names)
+    return count
+
+
+def cost_of(checkpoint: Checkpoint, name: str, *, context: int = 512, speed: Speed | None = None) -> Cost:
+    """What a checkpoint costs; a device fits it if it holds the stored weights and a 16-bit cache of `context` tokens."""
+    anatomy, work = inspect_checkpoint(checkpoint), work_of(checkpoint.spec)
+    needed = anatomy.bytes + context * anatomy.kv_cache_bytes_per_token
+    return Cost(name, anatomy.parameters, count_nonzero(checkpoint), anatomy.bytes, anatomy.bytes_by_part,
+                4 * anatomy.parameters, anatomy.kv_cache_bytes_per_token, work.linear, work.attention, work.prefill(512),
+                work.decode(512), {device: needed <= facts["weight_bytes"] for device, facts in devices().items()}, speed)
+
+
+def measure_speed(model: str | Path, *, device: str = "cpu", country: str | None = None) -> Speed:
+    """Load a model in a process of its own, run a prompt and decode; medians of three rounds. With a country's code,
+    energy as well."""
+    checkpoint = Checkpoint.open(model)
+    needed = 4 * inspect_checkpoint(checkpoint).parameters
+    if device == "cpu" and needed * 1.2 > free_ram_bytes():
+        raise ResourceError(f"{model} takes {human_bytes(needed)} in float32, {human_bytes(free_ram_bytes())} are free: "
+                            "its speed cannot be measured here; measure a smaller model, or on a larger machine")
+    asked = [str(model), device, str(SPEED_PROMPT), str(SPEED_NEW), *([check_country(country)] if country else [])]
+    found = subprocess.run([sys.executable, "-m", "tsotsallm.evaluation.speed", *asked], capture_output=True, text=True,
+                           check=False)
+    if found.returncode:
+        raise TsotsallmError(f"the speed of {model} could not be measured: {found.stderr.strip().splitlines()[-1:]}")
+    measured = json.loads(found.stdout.splitlines()[-1])
+    power = measured.pop("power")
+    energy = energy_of(Power(**power), measured["prefill_tokens_per_s"], measured["decode_tokens_per_s"]) if power else None
+    return Speed(**measured, energy=energy)

@@ -1,0 +1,251 @@
+"""Ask models tasks: items that are known already come from the cache, the others are asked; scores with their errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.errors import TsotsallmError
+from tsotsallm.evaluation import answers, bias, choices, perplexity, summary
+from tsotsallm.evaluation.cache import ItemCache
+from tsotsallm.evaluation.scorer import Examinee
+from tsotsallm.evaluation.significance import Array, Difference, Measure, paired_difference, standard_error
+from tsotsallm.evaluation.tasks import Item, Task, Text, read_items, read_texts
+from tsotsallm.streaming.corpus import Corpus
+
+TOKENIZER_FREE = ("bits per byte",)
+"""Measures that compare between models which cut a text into different tokens."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measure of one model on one task, or on one group of its items."""
+
+    measure: str
+    value: float
+    standard_error: float | None
+    items: int
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one model scored on one task; rows of `features` belong to `ids`."""
+
+    task: str
+    kind: str
+    model: str
+    protocol: dict[str, Any]
+    measures: tuple[Measure, ...]
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    features: dict[str, Array] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def items_of(self, measure: Measure, group: str = "") -> Array:
+        """The rows of a measure's features, (items, features)."""
+        chosen = np.array([not group or one == group for one in self.groups])
+        return np.stack([self.features[name][chosen] for name in measure.features], -1)
+
+    @property
+    def scores(self) -> list[Score]:
+        """All measures on all items, then on every group where there are several."""
+        kinds = sorted(set(self.groups))
+        found = []
+        for group in ("", *(kinds if len(kinds) > 1 else ())):
+            for measure in self.measures:
+                items = self.items_of(measure, group)
+                found.append(Score(measure.name, measure.of(items), standard_error(measure, items), len(items), group))
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        return {"task": self.task, "kind": self.kind, "model": self.model, "protocol": self.protocol,
+                "scores": [score.__dict__ for score in self.scores], "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A task with its items or texts, read and checked before any model is opened."""
+
+    task: Task
+    items: tuple[Item, ...] = ()
+    texts: tuple[Text, ...] = ()
+    limit: int | None = None
+    seed: int = 0
+
+    @property
+    def data_sha256(self) -> str:
+        content = [item.id for item in self.items] + [[text.content, text.group] for text in self.texts]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def prepare(task: Task, data: str | Path | None = None, *, limit: int | None = None, seed: int = 0) -> PreparedTask:
+    """Read a task's data and check what can be checked without a model."""
+    if task.kind == "perplexity":
+        if limit is not None and limit < 1:
+            raise TsotsallmError(f"--limit is {limit}; it takes 1 or more windows")
+        return PreparedTask(task, texts=tuple(read_texts(task, data)), limit=limit, seed=seed)
+    items = tuple(read_items(task, data, limit=limit, seed=seed))
+    if task.kind == "answers":
+        answers.measures(task)
+    if task.kind == "summary":
+        summary.scorer()
+    if task.kind == "bias":
+        for item in items:
+            bias.biased_choices(item)
+    return PreparedTask(task, items, limit=limit, seed=seed)
+
+
+def examine(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None = None) -> TaskResult:
+    """Ask one model one task."""
+    if prepared.task.kind == "perplexity":
+        return _perplexity(examinee, prepared, reference)
+    task = prepared.task
+    protocol = {**task.plain(), "data_sha256": prepared.data_sha256, "items": len(prepared.items), "limit": prepared.limit,
+                "seed": prepared.seed if prepared.limit else None, "arithmetic": "float32",
+                "bos": examinee.encode("a")[:1] == [examinee.tokenizer.bos_token_id],
+                "context": min(examinee.context, task.context if task.kind == "perplexity" else examinee.context)}
+    cache = ItemCache(examinee.fingerprint, {"name": task.name, "task": task.plain(), "device": str(examinee.device)})
+    waiting = [item for item in prepared.items if item.id not in cache.entries]
+    measures: tuple[Measure, ...]
+    if task.kind in ("choices", "bias"):
+        judge = choices.judge if task.kind == "choices" else bias.judge
+        asked = [(item.prompt, [task.delimiter + choice for choice in item.choices]) for item in waiting]
+        for index, scores in examinee.likelihoods(asked):
+            item = waiting[index]
+            cache.add(item.id, judge(item, scores), log_likelihoods=[score.total for score in scores])
+        measures = choices.MEASURES if task.kind == "choices" else bias.MEASURES
+    else:
+        def reply(index: int, text: str) -> None:
+            item = waiting[index]
+            judged = summary.judge(item, text) if task.kind == "summary" else answers.judge(task, item, text)
+            cache.add(item.id, judged, reply=text.strip())
+
+        if waiting:
+            examinee.generate([item.prompt for item in waiting], task.max_new_tokens, task.stop, reply)
+        measures = summary.MEASURES if task.kind == "summary" else answers.measures(task)
+    found = [cache.entries[item.id]["features"] for item in prepared.items]
+    features = {name: np.array([one[name] for one in found], dtype=np.float64) for name in found[0]}
+    notes = (f"{examinee.truncated} prompts lost their beginning: they are longer than the {examinee.context} positions "
+             "that the model knows",) if examinee.truncated else ()
+    return TaskResult(task.name, task.kind, examinee.name, protocol, measures, tuple(item.id for item in prepared.items),
+                      tuple(item.group for item in prepared.items), features, notes)
+
+
+def _perplexity(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None) -> TaskResult:
+    task = prepared.task
+    context = min(task.context, examinee.context)
+    parts: list[dict[str, Array]] = []
+    ids: list[str] = []
+    groups: list[str] = []
+    for number, text in enumerate(prepared.texts):
+        corpus = perplexity.evaluation_corpus(text.content, examinee.tokenizer, context, task.protocol, text.source)  # type: ignore[arg-type]
+        if reference is not None:
+            perplexity.same_segmentation(examinee.checkpoint, reference.checkpoint, text.content, corpus, context,
+                                         task.protocol)  # type: ignore[arg-type]
+        corpus = corpus.first(prepared.limit)
+        parts.append(_window_features(examinee, task, corpus, reference))
+        ids += [f"{number}-{place}" for place in range(len(corpus.windows))]
+        groups += [text.group] * len(corpus.windows)
+    names = set(parts[0]).intersection(*parts)
+    features = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    measures = tuple(measure for measure in perplexity.MEASURES if names >= set(measure.features))
+    protocol = {**task.plain(), "context": context, "data_sha256": prepared.data_sha256, "limit": prepared.limit,
+                "bos": examinee.encode("a")[:1] == [examinee.tokenizer.bos_token_id], "arithmetic": "float32",
+                "tokenizer": examinee.tokenizer_fingerprint, "reference": reference.name if reference else None}
+    notes = () if context == task.context else (f"windows of {context} tokens instead of {task.context}: the model knows no "
+                                                "more positions",)
+    return TaskResult(task.name, task.kind, examinee.name, protocol, measures, tuple(ids), tuple(groups), features, notes)
+
+
+def _window_features(examinee: Examinee, task: Task, corpus: Corpus, reference: Examinee | None) -> dict[str, Array]:
+    """Per-window sums of one text, from the cache where this text was scored before."""
+    cache = ItemCache(examinee.fingerprint, {
+        "name": task.name, "corpus": corpus.fingerprint(), "device": str(examinee.device),
+        "reference": reference.fingerprint if reference else None})
+    if "all" not in cache.entries:
+        with tempfile.TemporaryDirectory(dir=examinee.scratch, ignore_cleanup_errors=True) as folder:
+            sums = perplexity.window_features(examinee.checkpoint, corpus, reference.checkpoint if reference else None,
+                                              examinee.device, Path(folder), examinee.tick)
+        cache.add("all", {name: values.tolist() for name, values in sums.items()})  # type: ignore[misc]
+    return {name: np.array(values) for name, values in cache.entries["all"]["features"].items()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure of several models on the same items; differences are to the first model."""
+
+    task: str
+    measure: str
+    group: str
+    items: int
+    share: bool
+    higher_is_better: bool
+    scores: tuple[Score, ...]
+    differences: tuple[Difference | None, ...]
+
+    def plain(self) -> dict[str, Any]:
+        return {**self.__dict__, "scores": [score.__dict__ for score in self.scores],
+                "differences": [None if one is None else {**one.__dict__, "within_noise": one.within_noise}
+                                for one in self.differences]}
+
+
+def compare(results: Sequence[TaskResult], *, seed: int = 0) -> list[Comparison]:
+    """Put results of one task side by side, the first one the base; refuse what was taken in different ways."""
+    first = results[0]
+    comparable = [_comparable(first, other) for other in results[1:]]
+    kinds = sorted(set(first.groups))
+    found = []
+    for group in ("", *(kinds if len(kinds) > 1 else ())):
+        for measure in first.measures:
+            if any(measure.name not in names for names in comparable):
+                continue
+            rows = [result.items_of(measure, group) for result in results]
+            scores = tuple(Score(measure.name, measure.of(items), standard_error(measure, items), len(items), group)
+                           for items in rows)
+            differences = (None, *(_difference(measure, rows[0], items, seed) for items in rows[1:]))
+            found.append(Comparison(first.task, measure.name, group, len(rows[0]), measure.share, measure.higher_is_better,
+                                    scores, differences))
+    return found
+
+
+def _difference(measure: Measure, first: Array, second: Array, seed: int) -> Difference:
+    if len(first) == len(second):
+        return paired_difference(measure, first, second, seed=seed)
+    # windows of different tokenizers: no pairs, so the errors add
+    value = measure.of(second) - measure.of(first)
+    spread = [standard_error(measure, items) for items in (first, second)]
+    width = 1.96 * math.hypot(*(math.inf if one is None else one for one in spread))
+    return Difference(value, value - width, value + width)
+
+
+def _comparable(first: TaskResult, other: TaskResult) -> set[str]:
+    """The measures that two results may be compared by; raise where there is none."""
+    differing = [key for key in {**first.protocol, **other.protocol}
+                 if first.protocol.get(key) != other.protocol.get(key) and key != "reference"]
+    names = {measure.name for measure in first.measures} & {measure.name for measure in other.measures}
+    if "reference" in first.protocol and first.protocol["reference"] != other.protocol.get("reference"):
+        names -= {"KL from reference", "same top token"}
+    if differing and set(differing) <= {"tokenizer", "bos"} and first.kind == "perplexity":
+        names &= set(TOKENIZER_FREE)
+        if names:
+            return names
+    if differing:
+        told = "; ".join(f"{key}: {first.protocol.get(key)!r} and {other.protocol.get(key)!r}" for key in sorted(differing))
+        raise TsotsallmError(f"{first.task} of {first.model} and of {other.model} were taken in different ways ({told}); "
+                             "numbers compare only under one protocol: evaluate both with the same options")
+    return names
+
+
+def open_examinee(model: str | Path, scratch: Path, *, device: str = "cpu", **options: Any) -> Examinee:
+    """A checkpoint by directory, hub id or name, ready to be asked."""
+    return Examinee(Checkpoint.open(model), str(model), scratch, device=device, **options)

@@ -1,0 +1,105 @@
+"""lm-evaluation-harness over our scorer: any of its tasks on a streamed or resident model (extra `harness`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tsotsallm.errors import MissingExtraError, TaskError
+from tsotsallm.evaluation.scorer import Examinee
+
+try:
+    from lm_eval.api.model import TemplateLM
+except ImportError:
+    raise MissingExtraError("lm-eval", "harness", "evaluating tasks of lm-evaluation-harness") from None
+
+
+class HarnessModel(TemplateLM):  # type: ignore[misc]
+    """What lm-evaluation-harness asks of a model, answered by an `Examinee`."""
+
+    backend = "causal"
+
+    def __init__(self, examinee: Examinee) -> None:
+        super().__init__()
+        self.examinee = examinee
+
+    @property
+    def eot_token_id(self) -> int:
+        end = self.examinee.tokenizer.eos_token_id
+        return self.examinee.start_token if end is None else int(end)
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.examinee.start_token
+
+    @property
+    def max_length(self) -> int:
+        return self.examinee.context
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.examinee.name.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        if add_special_tokens is False:
+            return list(self.examinee.tokenizer(string, add_special_tokens=False)["input_ids"])
+        return self.examinee.encode(string)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(self.examinee.tokenizer.apply_chat_template(chat_history, tokenize=False,
+                                                               add_generation_prompt=add_generation_prompt))
+
+    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]],
+                              **_: Any) -> list[tuple[float, bool]]:
+        pairs = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
+        found = dict(self.examinee.token_likelihoods(pairs))
+        return [(found[index].total, found[index].greedy) for index in range(len(pairs))]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        found = dict(self.examinee.rolling([request.args[0] for request in requests]))
+        return [found[index] for index in range(len(requests))]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        found: dict[int, str] = {}
+        settings = [request.args[1] for request in requests]
+        kinds = {self._limits(options) for options in settings}
+        for kind in kinds:
+            members = [index for index, options in enumerate(settings) if self._limits(options) == kind]
+            prompts = [requests[index].args[0] for index in members]
+
+            def keep(place: int, text: str, members: list[int] = members) -> None:
+                found[members[place]] = text
+
+            self.examinee.generate(prompts, *kind, keep)
+        return [found[index] for index in range(len(requests))]
+
+    @staticmethod
+    def _limits(options: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+        """(most new tokens, stop texts) of a request; only greedy ones are served."""
+        if options.get("do_sample") and float(options.get("temperature", 1.0)) > 0:
+            raise TaskError("the task samples its answers; generation here is greedy, so that it can be repeated")
+        until = options.get("until", [])
+        return int(options.get("max_gen_toks", 256)), tuple([until] if isinstance(until, str) else until)
+
+
+def run_harness(examinee: Examinee, tasks: Sequence[str], *, limit: int | None = None, shots: int | None = None,
+                include: str | Path | None = None) -> dict[str, Any]:
+    """Evaluate tasks of lm-evaluation-harness; its own results, with samples left out."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=None if include is None else str(include))
+    unknown = [name for name in tasks if name not in manager.all_tasks]
+    if unknown:
+        from tsotsallm.errors import nearest
+
+        close = nearest(unknown[0], manager.all_tasks).partition(" (known")[0]
+        raise TaskError(f"lm-evaluation-harness has no task {unknown[0]!r}{close}")
+    try:
+        found = simple_evaluate(model=HarnessModel(examinee), tasks=list(tasks), limit=limit, num_fewshot=shots,
+                                task_manager=manager, log_samples=False, bootstrap_iters=0)
+    except (OSError, ConnectionError) as error:
+        raise TaskError(f"lm-evaluation-harness could not get the data of {', '.join(tasks)} ({type(error).__name__}); it "
+                        "downloads them from the hub unless the task names local files") from None
+    return {"results": found["results"], "versions": found["versions"], "n-samples": found["n-samples"]}

@@ -1,0 +1,221 @@
+"""One model under examination: its text turned into tokens, scored by streaming, and continued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import ResourceError, TaskError
+from tsotsallm.machine import free_ram_bytes, human_bytes, release_memory
+from tsotsallm.streaming.likelihood import Likelihood, Tree, log_likelihoods
+from tsotsallm.streaming.sweep import Tick, silent
+
+RESIDENT_ROOM = 1.2
+"""A resident model takes its float32 weights and, with cache and activations, up to a fifth more."""
+
+
+Pieces = tuple[int, ...]
+MOST_BRANCH_TOKENS = 2048
+"""Continuations of one prompt that run side by side; more of them take turns."""
+
+
+class Examinee:
+    """A checkpoint that is asked; log-likelihoods stream, generation is resident where the model fits."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str, scratch: Path, *, device: str = "cpu", tick: Tick = silent,
+                 by_sweeps: bool | None = None) -> None:
+        self.checkpoint, self.name, self.scratch, self.tick = checkpoint, name, scratch, tick
+        self.device = torch.device(device)
+        self.by_sweeps = by_sweeps
+        self.tokenizer = checkpoint.tokenizer()
+        self.truncated = 0
+
+    @cached_property
+    def view(self) -> View:
+        return View.of(self.checkpoint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all weights, config and tokenizer: what a score depends on besides the protocol."""
+        digest = hashlib.sha256()
+        names = {record.path for record in self.checkpoint.records.values()}
+        for path in sorted([*names, *self.checkpoint.directory.glob("*.json")]):
+            if path.name.startswith("tsotsallm"):
+                continue
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Equal for tokenizers that have the same tokens and put the same ones before a text."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(json.dumps([vocabulary, self.encode("a b")]).encode()).hexdigest()[:16]
+
+    @property
+    def context(self) -> int:
+        return self.checkpoint.spec.context
+
+    # -- text and tokens ------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, with the BOS that the tokenizer adds, once."""
+        bos = self.tokenizer.bos_token
+        again = bool(bos) and text.startswith(bos)
+        return list(self.tokenizer(text, add_special_tokens=not again, verbose=False)["input_ids"])
+
+    @property
+    def start_token(self) -> int:
+        """What stands before a text that has nothing before it: BOS, else EOS."""
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        found = bos if bos is not None else eos
+        if found is None:
+            raise TaskError(f"{self.name}: the tokenizer has neither BOS nor EOS, so that the first token of a text "
+                            "cannot be scored")
+        return int(found)
+
+    def pair(self, prompt: str, continuation: str) -> tuple[Pieces, Pieces]:
+        """Tokens of a prompt and of its continuation, split as lm-evaluation-harness splits them.
+
+        Spaces at the prompt's end go to the continuation; both are encoded together, and the prompt's number of tokens
+        says where the continuation begins.
+        """
+        if not prompt:
+            tokens = self.tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"]
+            return (self.start_token,), tuple(tokens if tokens[0] != self.start_token else tokens[1:])
+        bare = prompt.rstrip()
+        continuation, prompt = prompt[len(bare):] + continuation, bare
+        before = self.encode(prompt)
+        after = self.encode(prompt + continuation)[len(before):]
+        if not after:
+            raise TaskError(f"the continuation {continuation!r} adds no token to its prompt; a choice must have text of its "
+                            "own")
+        return tuple(before), tuple(after)
+
+    # -- scores ---------------------------------------------------------------------------------------------------
+
+    def likelihoods(self, asked: Sequence[tuple[str, Sequence[str]]]) -> Iterator[tuple[int, list[Likelihood]]]:
+        """Yield (index, one likelihood a continuation) of every prompt with its continuations, as they are finished."""
+        owners = [(index, place) for index, (_, continuations) in enumerate(asked) for place in range(len(continuations))]
+        pairs = [self.pair(asked[index][0], asked[index][1][place]) for index, place in owners]
+        found: dict[int, dict[int, Likelihood]] = {}
+        for number, score in self.token_likelihoods(pairs):
+            index, place = owners[number]
+            done = found.setdefault(index, {})
+            done[place] = score
+            if len(done) == len(asked[index][1]):
+                yield index, [found[index][place] for place in range(len(done))]
+                del found[index]
+
+    def token_likelihoods(self, pairs: Sequence[tuple[Pieces, Pieces]]) -> Iterator[tuple[int, Likelihood]]:
+        """Yield (index, likelihood) of tokenised (prompt, continuation) pairs; equal prompts are computed once.
+
+        What is longer than the model's context loses the beginning of its prompt, as in lm-evaluation-harness.
+        """
+        branches: dict[Pieces, list[list[int]]] = {}
+        for index, (prompt, continuation) in enumerate(pairs):
+            room = self.context + 1 - len(continuation)
+            if room < 1:
+                raise TaskError(f"a continuation of {len(continuation)} tokens does not fit the {self.context} positions "
+                                f"that {self.name} knows")
+            self.truncated += len(prompt) > room
+            groups = branches.setdefault(prompt[-room:], [[]])
+            if sum(len(pairs[other][1]) for other in groups[-1]) + len(continuation) > MOST_BRANCH_TOKENS and groups[-1]:
+                groups.append([])
+            groups[-1].append(index)
+        owners = [(prompt, group) for prompt, groups in branches.items() for group in groups]
+        trees = [Tree(prompt, tuple(pairs[index][1] for index in group)) for prompt, group in owners]
+        for number, scores in log_likelihoods(self.view, trees, self.scratch, self.device, self.tick):
+            yield from zip(owners[number][1], scores, strict=True)
+
+    def rolling(self, texts: Sequence[str]) -> Iterator[tuple[int, float]]:
+        """Yield (index, log p of the whole text in nats): windows of the model's context that each predict all their
+        tokens, the first from the start token, the later ones with one token before them."""
+        pairs: list[tuple[Pieces, Pieces]] = []
+        owners: list[int] = []
+        for index, text in enumerate(texts):
+            tokens = tuple(self.encode(text))
+            first = tokens[:self.context]
+            windows: list[tuple[Pieces, Pieces]] = [((self.start_token,), first)] if first else []
+            for start in range(len(first), len(tokens), self.context):
+                part = tokens[start:start + self.context]
+                windows.append((tokens[start - (self.context - len(part)) - 1:start], part))
+            pairs += windows
+            owners += [index] * len(windows)
+        totals = dict.fromkeys(range(len(texts)), 0.0)
+        for number, score in self.token_likelihoods(pairs):
+            totals[owners[number]] += score.total
+        yield from totals.items()
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the model takes when it is whole in memory, in float32."""
+        from tsotsallm.inspection import inspect_checkpoint
+
+        return int(RESIDENT_ROOM * 4 * inspect_checkpoint(self.checkpoint).parameters)
+
+    @property
+    def generates_by_sweeps(self) -> bool:
+        """Whether generation reads the weights anew for every token, since the model does not fit."""
+        if self.by_sweeps is not None:
+            return self.by_sweeps
+        return self.device.type == "cpu" and self.resident_bytes > free_ram_bytes()
+
+    @cached_property
+    def model(self) -> Any:
+        """The model in memory."""
+        from tsotsallm.engine.resident import resident
+
+        if self.device.type == "cpu" and self.resident_bytes > free_ram_bytes():
+            raise ResourceError(f"{self.name} takes {human_bytes(self.resident_bytes)} of memory whole, "
+                                f"{human_bytes(free_ram_bytes())} are free; let it generate by sweeps, or evaluate tasks "
+                                "with choices, which stream")
+        return resident(self.checkpoint, torch.float32, str(self.device))
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str],
+                 sink: Callable[[int, str], None]) -> None:
+        """Continue every prompt greedily up to a stop text, EOS or a number of tokens; `sink` gets (index, text)."""
+        room = self.context - max_new_tokens
+        if room < 1:
+            raise TaskError(f"{max_new_tokens} new tokens do not fit the {self.context} positions that {self.name} knows")
+        encoded = []
+        for prompt in prompts:
+            tokens = self.encode(prompt) or [self.start_token]
+            self.truncated += len(tokens) > room
+            encoded.append(tokens[-room:])
+        ends = {int(token) for token in (self.tokenizer.eos_token_id,) if token is not None}
+
+        def text_of(tokens: Sequence[int]) -> tuple[str, bool]:
+            """The text of generated tokens before the first stop, and whether there was one."""
+            kept = list(tokens)
+            ended = next((place for place, token in enumerate(kept) if token in ends), None)
+            text = str(self.tokenizer.decode(kept[:ended], skip_special_tokens=True))
+            places = [place for word in stop if (place := text.find(word)) >= 0]
+            return text[:min(places)] if places else text, bool(places) or ended is not None
+
+        if self.generates_by_sweeps:
+            from tsotsallm.streaming.generate import generate_by_sweeps
+
+            results = generate_by_sweeps(self.view, encoded, max_new_tokens, lambda tokens: text_of(tokens)[1], self.scratch,
+                                         self.device, self.tick)
+        else:
+            from tsotsallm.engine.generation import generate_resident
+
+            results = generate_resident(self.model, encoded, max_new_tokens, lambda tokens: text_of(tokens)[1], self.tick)
+        for index, tokens in results:
+            sink(index, text_of(tokens)[0])
+
+    def forget_model(self) -> None:
+        """Let go of a resident model."""
+        self.__dict__.pop("model", None)
+        release_memory()

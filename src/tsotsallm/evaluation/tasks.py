@@ -1,0 +1,382 @@
+"""Tasks as data: a YAML file says where the items are, how they are asked, and what counts as right.
+
+Everything is read and checked here, before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tsotsallm.errors import MissingExtraError, TaskError, nearest
+from tsotsallm.streaming.corpus import read_text
+
+Kind = Literal["perplexity", "choices", "answers", "bias", "summary"]
+NEEDS: dict[str, tuple[str, ...]] = {
+    "perplexity": ("text",), "choices": ("prompt", "choices", "answer"), "answers": ("prompt", "answers"),
+    "bias": ("prompt", "choices", "answer"), "summary": ("prompt", "answers")}
+"""The parts that a layout of each kind has: templates and expressions over an item's columns."""
+TEMPLATES = ("prompt", "text")
+LARGEST_CSV_FIELD = 10_000_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: what is given to the model, and what is right."""
+
+    id: str
+    prompt: str
+    choices: tuple[str, ...] = ()
+    gold: int | None = None
+    answers: tuple[str, ...] = ()
+    group: str = ""
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as its file says; `layouts` are tried in turn until one fits the columns of the data."""
+
+    name: str
+    kind: Kind
+    about: str = ""
+    layouts: tuple[Mapping[str, str], ...] = ()
+    files: tuple[str, ...] = ()
+    hub: Mapping[str, str] = field(default_factory=dict)
+    world: str = ""                     # closed_book, open_book or text of the embedded model's world
+    columns: tuple[str, ...] = ()       # names of a CSV file's columns where it has no header
+    delimiter: str = " "                # between a prompt and each of its choices
+    judge: str = "tiers"                # of answers: tiers, or number
+    max_new_tokens: int = 50
+    stop: tuple[str, ...] = ("\n",)
+    protocol: str = "windows"           # of perplexity
+    context: int = 512
+
+    def plain(self) -> dict[str, Any]:
+        """Everything that a score depends on, as plain data."""
+        return {"name": self.name, "kind": self.kind, "layouts": [dict(layout) for layout in self.layouts],
+                "delimiter": self.delimiter, "judge": self.judge, "max_new_tokens": self.max_new_tokens,
+                "stop": list(self.stop), "protocol": self.protocol, "context": self.context}
+
+
+def packaged_tasks() -> dict[str, Any]:
+    """Name -> file of the tasks that come along."""
+    folder = resources.files("tsotsallm").joinpath("tasks")
+    return {file.name.removesuffix(".yaml"): file for file in sorted(folder.iterdir(), key=lambda file: file.name)
+            if file.name.endswith(".yaml")}
+
+
+def read_task(source: str | Path) -> Task:
+    """A packaged task by name, or one of the user's own: a YAML file, or a BIG-bench JSON file."""
+    path = Path(source)
+    if path.suffix == ".json":
+        return big_bench_task(path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.exists():
+            raise TaskError(f"{source} does not exist; give the name of a task or its YAML file")
+        name, text = path.stem, path.read_text("utf-8")
+    else:
+        known, name = packaged_tasks(), str(source).replace("_", "-")
+        if name not in known:
+            raise TaskError(f"there is no task {str(source)!r}{nearest(name, known)}")
+        text = known[name].read_text("utf-8")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TaskError(f"task {name} is not valid YAML: {error}") from None
+    return _task(name, content)
+
+
+def _task(name: str, content: Any) -> Task:
+    if not isinstance(content, dict) or content.get("kind") not in NEEDS:
+        found = content.get("kind") if isinstance(content, dict) else content
+        raise TaskError(f"task {name} has kind {found!r}{nearest(str(found), NEEDS)}")
+    known = Task.__dataclass_fields__.keys() - {"name"}
+    for key in content:
+        if key not in known:
+            raise TaskError(f"task {name} has no option {key!r}{nearest(str(key), known)}")
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    for key, value in values.items():
+        default = getattr(Task, key, {} if key == "hub" else "")
+        if not isinstance(value, type(default)):
+            raise TaskError(f"task {name}: {key} is {value!r}; it takes {type(default).__name__}")
+    layouts = values.get("layouts", ())
+    if not isinstance(layouts, tuple) or not all(isinstance(layout, dict) for layout in layouts):
+        raise TaskError(f"task {name}: layouts is a list of what makes a prompt from an item, such as "
+                        '{prompt: "{{question}}", answers: answer}')
+    for layout in layouts:
+        missing = [part for part in NEEDS[content["kind"]] if part not in layout]
+        extra = [part for part in layout if part not in (*NEEDS[content["kind"]], "group")]
+        if missing or extra:
+            raise TaskError(f"task {name}: a layout of kind {content['kind']} has {', '.join(NEEDS[content['kind']])} and "
+                            f"may have group; this one {'lacks ' + missing[0] if missing else 'also has ' + extra[0]}")
+        for part in layout:
+            _compiled(part in TEMPLATES, layout[part], name)
+    if not layouts and not values.get("world"):
+        raise TaskError(f"task {name} has no layouts: nothing says how an item becomes a prompt")
+    return Task(name=name, **values)
+
+
+# -- templates ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["wikihow"] = _without_wikihow_marks
+    environment.filters["shortest"] = lambda texts: min(texts, key=len)
+    return environment
+
+
+def _without_wikihow_marks(text: str) -> str:
+    """HellaSwag's texts without the marks of their source, as lm-eval cleans them."""
+    import re
+
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    fields: frozenset[str]
+    render: Callable[[Mapping[str, Any]], Any]
+
+
+@cache
+def _compiled(is_template: bool, source: str, task: str) -> _Compiled:
+    """A template that makes text, or an expression that makes a value, over the columns of an item."""
+    from jinja2 import TemplateSyntaxError, meta
+
+    environment = _environment()
+    try:
+        text = source if is_template else "{{ " + str(source) + " }}"
+        fields = frozenset(meta.find_undeclared_variables(environment.parse(text)))
+        if is_template:
+            template = environment.from_string(source)
+            return _Compiled(fields, lambda row: template.render(**row))
+        expression = environment.compile_expression(str(source), undefined_to_none=False)
+        return _Compiled(fields, lambda row: expression(**row))
+    except (TemplateSyntaxError, TypeError) as error:
+        raise TaskError(f"task {task}: {source!r} is not a valid template ({error}); write columns as {{{{column}}}} in "
+                        "prompts, and bare in choices, answer and group") from None
+
+
+def _layout_for(task: Task, columns: set[str], where: str) -> Mapping[str, str]:
+    """The first layout whose columns the data has."""
+    lacking = []
+    for layout in task.layouts:
+        fields = set().union(*(_compiled(part in TEMPLATES, text, task.name).fields for part, text in layout.items()))
+        if fields <= columns:
+            return layout
+        lacking.append(fields - columns)
+    fewest = min(lacking, key=len)
+    raise TaskError(f"{where} has no column {', '.join(sorted(fewest))}, which task {task.name} asks for; its columns are "
+                    f"{', '.join(sorted(columns)) or 'none'}: rename them, or write a task file with a layout for them")
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def read_items(task: Task, data: str | Path | None = None, *, limit: int | None = None, seed: int = 0) -> list[Item]:
+    """The items of a task from local data, the embedded world, or the hub; `limit` draws so many by `seed`."""
+    rows = list(_rows(task, data))
+    where = str(data) if data is not None else f"task {task.name}"
+    if not rows:
+        raise TaskError(f"{where} holds no items; give a file with at least one")
+    layout = _layout_for(task, set(rows[0]), where)
+    items = [_item(task, layout, row, number, where) for number, row in enumerate(rows, 1)]
+    seen: dict[str, int] = {}
+    unique = []
+    for item in items:
+        seen[item.id] = seen.get(item.id, 0) + 1
+        unique.append(item if seen[item.id] == 1 else Item(**{**item.__dict__, "id": f"{item.id}-{seen[item.id]}"}))
+    if limit is not None and limit < 1:
+        raise TaskError(f"--limit is {limit}; it takes 1 or more items")
+    if limit is None or limit >= len(unique):
+        return unique
+    import random
+
+    return [unique[index] for index in sorted(random.Random(seed).sample(range(len(unique)), limit))]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to take the perplexity of, and the group that it belongs to."""
+
+    content: str
+    group: str
+    source: str
+
+
+def read_texts(task: Task, data: str | Path | None = None) -> list[Text]:
+    """The texts of a perplexity task, one a group."""
+    if task.world:
+        from tsotsallm.lab.texts import world_text
+
+        return [Text(world_text(test=True, characters=60_000), "", "the embedded world, test")]
+    rows: list[dict[str, Any]]
+    if data is None:
+        rows = [{"file": task.name, "text": "".join(row["text"] for row in _hub_rows(task))}]
+    else:
+        rows = [{"file": path.stem, "text": read_text(path)} for path in data_files(task, Path(data))]
+    layout = _layout_for(task, set(rows[0]), str(data))
+    return [Text(_compiled(True, layout["text"], task.name).render(row),
+                 str(_compiled(False, layout["group"], task.name).render(row)) if "group" in layout else "",
+                 row["file"]) for row in rows]
+
+
+def _item(task: Task, layout: Mapping[str, str], row: Mapping[str, Any], number: int, where: str) -> Item:
+    from jinja2 import TemplateError
+
+    def part(name: str) -> Any:
+        try:
+            return _compiled(name in TEMPLATES, layout[name], task.name).render(row)
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise TaskError(f"{where}, item {number}: {name} cannot be made from {layout[name]!r} ({error}); mend the item "
+                            "or the task's layout") from None
+
+    prompt, choices, gold, answers = str(part("prompt")), [], None, []
+    if task.kind in ("choices", "bias"):
+        choices = [str(choice) for choice in part("choices")]
+        label = part("answer")
+        try:
+            gold = int(label)
+        except (TypeError, ValueError):
+            gold = -1
+        if not 0 <= gold < len(choices):
+            raise TaskError(f"{where}, item {number}: the label is {label!r}, but there are {len(choices)} choices, "
+                            "numbered from 0; mend the item")
+    elif task.kind in ("answers", "summary"):
+        found = part("answers")
+        answers = [str(answer) for answer in (found if isinstance(found, (list, tuple)) else [found])]
+        if not answers:
+            raise TaskError(f"{where}, item {number}: it has no answer; mend the item")
+    group = str(part("group")) if "group" in layout else ""
+    digest = hashlib.sha256(json.dumps([prompt, choices, gold, answers, group]).encode()).hexdigest()[:16]
+    return Item(digest, prompt, tuple(choices), gold, tuple(answers), group, row)
+
+
+def _rows(task: Task, data: str | Path | None) -> Iterator[dict[str, Any]]:
+    if task.world:
+        yield from _world_rows(task.world)
+    elif data is not None:
+        for path in data_files(task, Path(data)):
+            yield from _file_rows(path, task.columns)
+    else:
+        yield from _hub_rows(task)
+
+
+def data_files(task: Task, data: Path) -> list[Path]:
+    """The files of a task: `data` itself, those of a folder that the task names, or all data files of a folder."""
+    if not data.exists():
+        raise TaskError(f"{data} does not exist; give a file or folder with --data")
+    if data.is_file():
+        return [data]
+    for pattern in task.files:
+        if found := sorted(path for path in data.glob(pattern) if path.is_file()):
+            return found
+    suffixes = (".txt", ".raw") if task.kind == "perplexity" else (".jsonl", ".json", ".csv")
+    found = sorted(path for path in data.iterdir() if path.suffix in suffixes and path.name != "SOURCE.txt")
+    if not found:
+        raise TaskError(f"{data} holds nothing for task {task.name}: no {' or '.join(task.files or suffixes)}")
+    return found
+
+
+def _file_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    if not text.strip():
+        raise TaskError(f"{path} is empty; give a file with at least one item")
+    rows: Iterator[Any]
+    if path.suffix == ".csv":
+        csv.field_size_limit(LARGEST_CSV_FIELD)
+        rows = iter(csv.DictReader(io.StringIO(text, newline=""), fieldnames=list(columns) or None))
+    else:
+        rows = _json_rows(path, text)
+    for row in rows:
+        if not isinstance(row, dict):
+            raise TaskError(f"{path} holds {type(row).__name__} where an object with columns was expected")
+        if None in row:
+            raise TaskError(f"{path} has a line with more fields than columns ({', '.join(map(str, row))})")
+        yield {"file": path.stem, **row}
+
+
+def _json_rows(path: Path, text: str) -> Iterator[Any]:
+    """The objects of a JSON list, of a JSON object's one list, or of a file with one object a line."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise TaskError(f"{path}, line {number} is not valid JSON ({error}); one object a line is read, or a "
+                                    "JSON list of objects") from None
+        return
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        content = lists[0] if len(lists) == 1 else [content]
+    yield from content if isinstance(content, list) else [content]
+
+
+def _world_rows(part: str, count: int = 500) -> Iterator[dict[str, Any]]:
+    from tsotsallm.lab.texts import TEST_SEED, examination
+    from tsotsallm.lab.world import build_world
+
+    for question in examination(build_world(), TEST_SEED, count, passages=part == "open_book"):
+        yield {"prompt": question.prompt, "answer": question.answer, "language": question.language}
+
+
+def _hub_rows(task: Task) -> Iterator[dict[str, Any]]:
+    """The rows of a hub data set."""
+    if not task.hub:
+        raise TaskError(f"task {task.name} brings no data; give some with --data FILE")
+    repository = task.hub["repository"]
+    try:
+        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise MissingExtraError("datasets", "hub", f"without --data FILE, task {task.name}") from None
+    try:
+        for row in load_dataset(repository, task.hub.get("configuration"), split=task.hub["split"]):
+            yield {"file": task.hub.get("configuration", task.name), **row}
+    except Exception as error:  # the hub client raises many types
+        raise TaskError(f"the data of task {task.name}, {repository} on the hub, cannot be had ({type(error).__name__}); "
+                        "give them as a local file with --data FILE") from None
+
+
+# -- BIG-bench ------------------------------------------------------------------------------------------------------
+
+
+def big_bench_task(path: Path) -> Task:
+    """A BIG-bench JSON task (Srivastava et al. 2022): multiple choice where it scores targets, answers otherwise."""
+    if not path.exists():
+        raise TaskError(f"{path} does not exist; give a BIG-bench task's JSON file")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        examples = content["examples"]
+        first = examples[0]
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise TaskError(f"{path} is not a BIG-bench task: it has no list of examples") from None
+    before, after = content.get("example_input_prefix", "\nQ: "), content.get("example_output_prefix", "\nA: ")
+    prompt = (f"{content.get('task_prefix', '')}{before}" "{{input}}" f"{after}").strip("\n ")
+    if "target_scores" in first:
+        return Task(path.stem, "choices", content.get("description", ""), files=(str(path),), layouts=({
+            "prompt": prompt, "choices": "target_scores | list",
+            "answer": "(target_scores.values() | list).index(target_scores.values() | max)"},))
+    return Task(path.stem, "answers", content.get("description", ""), files=(str(path),),
+                layouts=({"prompt": prompt, "answers": "target"},))
