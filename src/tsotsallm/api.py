@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import device as torch_device
+
+from tsotsallm.analysis.analyze import Analysis, Format
+from tsotsallm.analysis.analyze import analyze as look_at
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, embedded_directory, locate
+from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
 from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import Cost, cost_of, measure_speed
@@ -181,6 +186,27 @@ def _own_data(task: Task, source: str | Path, data: str | Path | None) -> str | 
     return source if Path(source).suffix == ".json" and data is None else data
 
 
+def analyze(model: str | Path, text: str | Path | None, out: str | Path, *, reference: str | Path | None = None,
+            layers: Sequence[int] | None = None, heads: Sequence[int] | None = None, tokens: int = 256, windows: int = 16,
+            window: int = 256, seed: int = 0, picture: Format = "png", device: str = "cpu",
+            scratch: str | Path | None = None, tick: Tick = silent) -> Analysis:
+    """Look inside a model, beside its original where one is given: pictures and analysis.json go to `out`.
+
+    Attention and states are those of the first `tokens` tokens of the text, importance and outliers of its windows.
+    """
+    checkpoint = Checkpoint.open(model)
+    models = {"model": View.of(checkpoint)}
+    if reference is not None:
+        models["original"] = View.of(Checkpoint.open(reference))
+    window = min(window, checkpoint.spec.context)
+    corpus = calibration_corpus(checkpoint, Calibration(None if text is None else str(text), windows, window, seed))
+    content = world_text(test=True, characters=20_000) if text is None else texts.read_text(text)
+    tokens = min(tokens, checkpoint.spec.context)
+    ids = list(checkpoint.tokenizer()(content[:20 * tokens], verbose=False)["input_ids"])[:tokens]
+    return look_at(models, ids, corpus, Path(out), layers=layers, heads=heads, picture=picture,
+                   device=torch_device(check_device(device)), scratch=None if scratch is None else Path(scratch), tick=tick)
+
+
 def inspect(model: str | Path) -> Anatomy:
     """Anatomy of a checkpoint: widths, parameters, bytes by part, cache and work per token."""
     return inspect_checkpoint(Checkpoint.open(model))
@@ -206,4 +232,5 @@ def check_device(device: str) -> str:
         ", or install a CUDA build of torch on a machine with an NVIDIA card" if device.startswith("cuda") else ""))
 
 
-__all__ = ["Calibration", "Examination", "compress", "evaluate", "examine", "harness", "inspect", "load", "locate", "plan"]
+__all__ = ["Calibration", "Examination", "analyze", "compress", "evaluate", "examine", "harness", "inspect", "load",
+           "locate", "plan"]

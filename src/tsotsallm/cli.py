@@ -157,6 +157,44 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def analyze(model: Model,
+            out: Annotated[Path, typer.Option("-o", "--out", help="Directory for the pictures and analysis.json.")],
+            text: Annotated[Path | None, typer.Option(help="UTF-8 text to look at the model with.")] = None,
+            reference: Annotated[str | None, typer.Option(help="The original, to draw beside it.")] = None,
+            layers: Annotated[str | None, typer.Option(help="Layers, such as 0,7,-1 (default: first and last).")] = None,
+            heads: Annotated[str | None, typer.Option(help="Heads, such as 0,1,2 (default: the first eight).")] = None,
+            tokens: Annotated[int, typer.Option(help="Tokens of the text that are looked at.")] = 256,
+            picture: Annotated[str, typer.Option(help="png or svg.")] = "png",
+            device: Device = "cpu", scratch: Scratch = None, as_json: AsJson = False) -> None:
+    """Look inside: attention maps and spectra, importance of layers, outliers; pictures and a JSON file."""
+    with _answers(as_json):
+        from tsotsallm import api, console
+        from tsotsallm.errors import TsotsallmError
+
+        if picture not in ("png", "svg"):
+            raise TsotsallmError(f"--picture is {picture!r}; it takes png or svg")
+        bar, show = console.step_bar(as_json)
+        with bar:
+            found = api.analyze(model, text, out, reference=reference, layers=_numbers(layers), heads=_numbers(heads),
+                                tokens=tokens, picture=picture,  # type: ignore[arg-type]
+                                device=device, scratch=scratch, tick=show)
+        if as_json:
+            _print_json(found.plain())
+            return
+        for path in found.files:
+            print(path)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    from tsotsallm.errors import TsotsallmError
+
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise TsotsallmError(f"{text!r} is not a list of numbers, such as 0,7,-1") from None
+
+
+@app.command()
 def tasks(as_json: AsJson = False) -> None:
     """List the packaged evaluation tasks."""
     with _answers(as_json):

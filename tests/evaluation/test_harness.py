@@ -36,8 +36,8 @@ def test_every_log_likelihood_equals_theirs(name: str, stories: Path, theirs: An
     items = read_items(task, shared("data"), limit=ITEMS)
     asked = [(item.prompt, [task.delimiter + choice for choice in item.choices]) for item in items]
     ours = dict(open_examinee(stories, tmp_path).likelihoods(asked))
-    expected = theirs.loglikelihood(requests("loglikelihood", [(prompt, one) for prompt, choices in asked for one in choices]),
-                                    disable_tqdm=True)
+    pairs = [(prompt, one) for prompt, choices in asked for one in choices]
+    expected = theirs.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
     found = [score for index in range(len(items)) for score in ours[index]]
     assert len(found) == len(expected) >= 2 * ITEMS
     for score, (total, greedy) in zip(found, expected, strict=True):
@@ -69,8 +69,9 @@ def test_a_task_of_the_harness_runs_on_our_scorer(stories: Path, tmp_path: Path)
     data = tmp_path / "items.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "ours.yaml").write_text(json.dumps({
-        "task": "ours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test",
-        "output_type": "multiple_choice", "doc_to_text": "{{query | trim}}\nAnswer:", "doc_to_target": "gold", "doc_to_choice": "choices",
+        "task": "ours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{query | trim}}\nAnswer:",
+        "doc_to_target": "gold", "doc_to_choice": "choices",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}))
     found = tsotsallm.harness(stories, ["ours"], include=tmp_path)["results"]["ours"]
     ours = {score.measure: score.value for score in tsotsallm.examine([stories], ["piqa"], data=data).results[0][0].scores}

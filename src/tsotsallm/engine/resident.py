@@ -8,29 +8,32 @@ import torch
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD
+from tsotsallm.checkpoint.view import View
 
 
-def resident(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """Load any checkpoint, ours included, as a transformers model that generates.
+def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """Load any checkpoint, ours included, or a view of one as a transformers model that generates.
 
     Each executed layer is a module with its own index, hence its own KV cache; layers that are stored once hold the
     same parameters.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    spec = checkpoint.spec
+    view = source if isinstance(source, View) else View.of(source)
+    checkpoint, spec = view.checkpoint, view.spec
+    order = [view.stored(index) for index in range(spec.layers)]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(spec.hf_config)
     model.model.rotary_emb = type(model.model.rotary_emb)(config=spec.hf_config)
     state = {name: checkpoint.tensor(name).to(device, dtype) for name in (EMBEDDING, FINAL_NORM)}
     state[HEAD] = state[EMBEDDING] if spec.tied else checkpoint.tensor(HEAD).to(device, dtype)
     stored = {index: {name: tensor.to(device, dtype) for name, tensor in checkpoint.layer(index).items()}
-              for index in sorted(set(spec.layer_order))}
-    for index, source in enumerate(spec.layer_order):
+              for index in sorted(set(order))}
+    for index, source in enumerate(order):
         state |= {f"model.layers.{index}.{name}": tensor for name, tensor in stored[source].items()}
     model.load_state_dict(state, assign=True)
     first: dict[int, Any] = {}
-    for index, source in enumerate(spec.layer_order):
+    for index, source in enumerate(order):
         layer = model.model.layers[index]
         if source in first:
             _share(first[source], layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ import yaml
 from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TsotsallmError, nearest
 from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
 from tsotsallm.inspection import inspect_checkpoint
@@ -85,6 +87,13 @@ class Cost:
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def parameters_of(view: View) -> int:
+    """Parameters of the model that a view shows, layers that run twice counted once."""
+    stored = {view.stored(index): index for index in range(view.spec.layers)}
+    layers = sum(math.prod(shape) for index in stored.values() for shape in layer_shapes(view.spec, index).values())
+    return layers + sum(math.prod(record.shape) for record in view.checkpoint.end_records().values())
 
 
 def devices() -> dict[str, dict[str, Any]]:

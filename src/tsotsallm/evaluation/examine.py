@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.evaluation import answers, bias, choices, perplexity, summary
 from tsotsallm.evaluation.cache import ItemCache
@@ -174,7 +175,7 @@ def _window_features(examinee: Examinee, task: Task, corpus: Corpus, reference: 
         "reference": reference.fingerprint if reference else None})
     if "all" not in cache.entries:
         with tempfile.TemporaryDirectory(dir=examinee.scratch, ignore_cleanup_errors=True) as folder:
-            sums = perplexity.window_features(examinee.checkpoint, corpus, reference.checkpoint if reference else None,
+            sums = perplexity.window_features(examinee.view, corpus, reference.view if reference else None,
                                               examinee.device, Path(folder), examinee.tick)
         cache.add("all", {name: values.tolist() for name, values in sums.items()})  # type: ignore[misc]
     return {name: np.array(values) for name, values in cache.entries["all"]["features"].items()}
@@ -248,4 +249,4 @@ def _comparable(first: TaskResult, other: TaskResult) -> set[str]:
 
 def open_examinee(model: str | Path, scratch: Path, *, device: str = "cpu", **options: Any) -> Examinee:
     """A checkpoint by directory, hub id or name, ready to be asked."""
-    return Examinee(Checkpoint.open(model), str(model), scratch, device=device, **options)
+    return Examinee(View.of(Checkpoint.open(model)), str(model), scratch, device=device, **options)

@@ -82,19 +82,17 @@ def check_context(checkpoint: Checkpoint, context: int) -> None:
                               "knows; choose a shorter --context")
 
 
-def window_features(checkpoint: Checkpoint, corpus: Corpus, reference: Checkpoint | None, device: torch.device,
+def window_features(view: View, corpus: Corpus, reference: View | None, device: torch.device,
                     scratch: Path, tick: Tick = silent) -> dict[str, Tensor]:
     """What every window adds to the measures, (windows,) float64: loss in nats, predicted tokens, bytes where known, and
     against a reference its loss, KL divergence in nats and how many top tokens are the same."""
-    view = View.of(checkpoint)
     states = final_states(view, corpus, scratch / "model.f32", device, tick)
     tokens = [len(window) - 1 for window in corpus.windows]
     if reference is None:
         found = {"loss": token_losses(view, [states], corpus, device)[0]}
     else:
-        original = View.of(reference)
-        original_states = final_states(original, corpus, scratch / "reference.f32", device, tick)
-        compared = divergence(view, states, original, original_states, corpus, device)
+        original_states = final_states(reference, corpus, scratch / "reference.f32", device, tick)
+        compared = divergence(view, states, reference, original_states, corpus, device)
         found = {"loss": compared.losses, "reference_loss": compared.reference_losses, "kl": compared.kl,
                  "same_top": compared.same_top.double()}
         original_states.remove()
@@ -129,7 +127,8 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
         same_segmentation(checkpoint, reference, text, corpus, context, kind)
     corpus = corpus.first(limit)
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
-        sums = window_features(checkpoint, corpus, reference, torch.device(device), Path(temporary), tick)
+        sums = window_features(View.of(checkpoint), corpus, View.of(reference) if reference else None,
+                               torch.device(device), Path(temporary), tick)
 
     def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
         """Σ feature / Σ per over windows, with its standard error, windows taken as independent."""

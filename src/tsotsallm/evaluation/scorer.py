@@ -14,6 +14,7 @@ import torch
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TaskError
+from tsotsallm.evaluation.cost import parameters_of
 from tsotsallm.machine import free_ram_bytes, human_bytes, release_memory
 from tsotsallm.streaming.likelihood import Likelihood, Tree, log_likelihoods
 from tsotsallm.streaming.sweep import Tick, silent
@@ -30,22 +31,22 @@ MOST_BRANCH_TOKENS = 2048
 class Examinee:
     """A checkpoint that is asked; log-likelihoods stream, generation is resident where the model fits."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str, scratch: Path, *, device: str = "cpu", tick: Tick = silent,
+    def __init__(self, view: View, name: str, scratch: Path, *, device: str = "cpu", tick: Tick = silent,
                  by_sweeps: bool | None = None) -> None:
-        self.checkpoint, self.name, self.scratch, self.tick = checkpoint, name, scratch, tick
+        self.view, self.name, self.scratch, self.tick = view, name, scratch, tick
         self.device = torch.device(device)
         self.by_sweeps = by_sweeps
-        self.tokenizer = checkpoint.tokenizer()
+        self.tokenizer = view.checkpoint.tokenizer()
         self.truncated = 0
 
-    @cached_property
-    def view(self) -> View:
-        return View.of(self.checkpoint)
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.view.checkpoint
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all weights, config and tokenizer: what a score depends on besides the protocol."""
-        digest = hashlib.sha256()
+        """SHA-256 of all weights, their order, config and tokenizer: what a score depends on besides the protocol."""
+        digest = hashlib.sha256(repr(self.view.order).encode())
         names = {record.path for record in self.checkpoint.records.values()}
         for path in sorted([*names, *self.checkpoint.directory.glob("*.json")]):
             if path.name.startswith("tsotsallm"):
@@ -160,9 +161,7 @@ class Examinee:
     @property
     def resident_bytes(self) -> int:
         """Memory that the model takes when it is whole in memory, in float32."""
-        from tsotsallm.inspection import inspect_checkpoint
-
-        return int(RESIDENT_ROOM * 4 * inspect_checkpoint(self.checkpoint).parameters)
+        return int(RESIDENT_ROOM * 4 * parameters_of(self.view))
 
     @property
     def generates_by_sweeps(self) -> bool:
@@ -180,7 +179,7 @@ class Examinee:
             raise ResourceError(f"{self.name} takes {human_bytes(self.resident_bytes)} of memory whole, "
                                 f"{human_bytes(free_ram_bytes())} are free; let it generate by sweeps, or evaluate tasks "
                                 "with choices, which stream")
-        return resident(self.checkpoint, torch.float32, str(self.device))
+        return resident(self.view, torch.float32, str(self.device))
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str],
                  sink: Callable[[int, str], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -73,8 +73,7 @@ class Depth(LayerChoice):
         """The importance of every candidate; what an interrupted attempt measured is not measured again."""
         scores = {int(key.removeprefix(note)): value for key, value in work.noted.items() if key.startswith(note)}
         if not scores.keys() >= set(candidates):
-            measure = {"perplexity": _perplexity, "taylor": _taylor, "magnitude": _magnitude, "cosine": _cosine}
-            for layer, score in measure[self.importance](view, candidates, work, dict(scores)):
+            for layer, score in IMPORTANCES[self.importance](view, candidates, work, dict(scores)):
                 scores[layer] = score
                 work.note(f"{note}{layer}", score)
         if work.scratch.exists():
@@ -125,3 +124,8 @@ def _cosine(view: View, candidates: list[int], work: Workplace, known: dict[int,
         measured = {visit.index: 1 - float(total) / inputs.tokens}
     yield from measured.items()
     states.remove()
+
+
+IMPORTANCES: dict[str, Callable[[View, list[int], Workplace, dict[int, float]], Scores]] = {
+    "perplexity": _perplexity, "taylor": _taylor, "magnitude": _magnitude, "cosine": _cosine}
+"""Importance metric -> (layer, importance) of a view's layers; what an interrupted attempt knows is given to it."""

@@ -73,6 +73,18 @@ class Frame:
             use_cache=cache is not None).last_hidden_state
         return output
 
+    def attention(self, hidden: Tensor) -> Tensor:
+        """Whom each token of each window attends to, (windows, heads, queries, keys): rows sum to one."""
+        config = self.model.config
+        chosen = config._attn_implementation
+        config._attn_implementation = "eager"       # the only one that shows its weights
+        try:
+            out = self.model(inputs_embeds=hidden.to(self.device), use_cache=False, output_attentions=True)
+        finally:
+            config._attn_implementation = chosen
+        maps: Tensor = out.attentions[0]
+        return maps
+
     @contextmanager
     def observing(self, names: list[str] | None = None) -> Iterator[dict[str, Gram]]:
         """Gather the Grams of the linears' inputs while the block runs; linears with one input share one Gram.

@@ -1,0 +1,1 @@
+"""A look inside a model: attention and its spectra, importance of layers, outliers."""

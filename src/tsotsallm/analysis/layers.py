@@ -1,0 +1,64 @@
+"""Layer by layer: importance by each metric, and outliers of weights and activations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tsotsallm.checkpoint.anatomy import input_groups
+from tsotsallm.checkpoint.view import View
+from tsotsallm.stages.base import Workplace
+from tsotsallm.stages.depth import IMPORTANCES
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.sweep import Tick, TwoStates, embed_corpus, silent, sweep
+
+
+def importances(view: View, corpus: Corpus, scratch: Path, device: torch.device,
+                tick: Tick = silent) -> dict[str, list[float]]:
+    """Metric -> importance of every layer: what `depth` would rank layers by."""
+    layers = list(range(view.spec.layers))
+    found = {}
+    for metric, measure in IMPORTANCES.items():
+        scores = dict(measure(view, layers, Workplace(corpus, scratch / metric, device, tick), {}))
+        found[metric] = [scores[layer] for layer in layers]
+    return found
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """How far the largest stand out in one linear: of its weights, and of the channels of its inputs.
+
+    `weight_peak` is max|w| over the root mean square, `weight_kurtosis` E[w⁴]/E[w²]² (3 for a normal distribution),
+    `input_peak` the largest channel's root mean square over the median channel's.
+    """
+
+    layer: int
+    linear: str
+    weight_peak: float
+    weight_kurtosis: float
+    input_peak: float
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def outliers(view: View, corpus: Corpus, scratch: Path, device: torch.device, tick: Tick = silent) -> list[Outliers]:
+    """Outliers of every linear, from one sweep."""
+    states = TwoStates(scratch, [len(window) for window in corpus.windows], view.spec.hidden)
+    embed_corpus(view, corpus, states.inputs_of(0))
+    found = []
+    for visit in sweep(view, states, observe=True, device=device, tick=tick):
+        for group in input_groups(visit.names):
+            norms = visit.gram_of(group[0]).norms
+            peak = float(norms.max() / norms.median().clamp(min=torch.finfo(torch.float32).tiny))
+            for name in group:
+                weight = visit.linear(name).reference
+                square = weight.square().mean()
+                found.append(Outliers(visit.index, name, float(weight.abs().max() / square.sqrt()),
+                                      float((weight / square.sqrt()).pow(4).mean()), peak))
+    states.remove()
+    return found

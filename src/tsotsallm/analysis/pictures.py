@@ -1,0 +1,94 @@
+"""The pictures of an analysis, drawn from its numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tsotsallm.errors import MissingExtraError
+
+COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8e6c8a")
+MOST_HEADS = 8
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise MissingExtraError("matplotlib", "analysis", "drawing an analysis") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130})
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, bbox_inches="tight")
+    _pyplot().close(figure)
+    return path
+
+
+def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: Path) -> Path:
+    """One row a model and layer, one column a head: queries downwards, keys to the right, logarithmic shade."""
+    from matplotlib.colors import LogNorm
+
+    rows = [(model, layer, attention) for model, layers in maps.items() for layer, attention in layers.items()]
+    plot = _pyplot()
+    figure, axes = plot.subplots(len(rows), len(heads), figsize=(1.7 * len(heads) + 1.6, 1.8 * len(rows)), squeeze=False,
+                                 layout="constrained")
+    for line, (model, layer, attention) in zip(axes, rows, strict=True):
+        for axis, head in zip(line, heads, strict=True):
+            image = axis.imshow(attention[head].clamp(min=1e-4).numpy(), cmap="viridis", norm=LogNorm(1e-4, 1),
+                                interpolation="nearest")
+            axis.set_xticks([0, attention.shape[-1] - 1])
+            axis.set_yticks([0, attention.shape[-1] - 1])
+            axis.set_title(f"head {head}", fontsize=8)
+        line[0].set_ylabel(f"{model}\nlayer {layer}\nquery", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("key", fontsize=8)
+    figure.colorbar(image, ax=axes, label="attention", shrink=0.8)
+    return _save(figure, path)
+
+
+def spectra(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, path: Path) -> Path:
+    """Magnitude against frequency, one curve a model and layer."""
+    plot = _pyplot()
+    figure, axis = plot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for number, (name, (frequencies, magnitudes)) in enumerate(curves.items()):
+        axis.plot(frequencies, magnitudes, label=name, linewidth=1.4, color=COLOURS[number % len(COLOURS)],
+                  linestyle="-" if number < len(COLOURS) else "--")
+    axis.set(xlabel="frequency along the sequence, cycles per token", ylabel="magnitude", title=title, yscale="log")
+    axis.legend(frameon=False)
+    return _save(figure, path)
+
+
+def importance(metrics: dict[str, Sequence[float]], path: Path) -> Path:
+    """One panel a metric: a bar for each layer."""
+    plot = _pyplot()
+    figure, axes = plot.subplots(2, 2, figsize=(8, 5), layout="constrained")
+    for axis, (metric, values), colour in zip(axes.flat, metrics.items(), COLOURS, strict=True):
+        axis.bar(range(len(values)), values, color=colour)
+        axis.set(title=metric, xlabel="layer", ylabel="importance")
+        if min(values) > 0 and max(values) > 20 * min(values):
+            axis.set_yscale("log")
+    return _save(figure, path)
+
+
+def outliers(found: Sequence[Any], path: Path) -> Path:
+    """Weight and input peaks of every linear, layer by layer."""
+    plot = _pyplot()
+    figure, axes = plot.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    names = list(dict.fromkeys(one.linear for one in found))
+    colours = plot.get_cmap("tab10")
+    for number, name in enumerate(names):
+        mine = [one for one in found if one.linear == name]
+        layers = [one.layer for one in mine]
+        label = name.rpartition(".")[2]
+        axes[0].plot(layers, [one.weight_peak for one in mine], marker="o", markersize=3, label=label, color=colours(number))
+        axes[1].plot(layers, [one.input_peak for one in mine], marker="o", markersize=3, color=colours(number))
+    axes[0].set(xlabel="layer", ylabel="max |w| / root mean square", title="weights")
+    axes[1].set(xlabel="layer", ylabel="largest channel / median channel", title="inputs", yscale="log")
+    figure.legend(loc="outside right center", frameon=False)
+    return _save(figure, path)
