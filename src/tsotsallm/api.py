@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from tsotsallm.evaluation.cost import Cost, cost_of, measure_speed
 from tsotsallm.evaluation.energy import check_country
 from tsotsallm.evaluation.examine import Comparison, TaskResult, compare, open_examinee, prepare
 from tsotsallm.evaluation.examine import examine as ask
+from tsotsallm.evaluation.franken import OrderResult
+from tsotsallm.evaluation.franken import study as study_orders
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
 from tsotsallm.evaluation.tasks import Task, read_task
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
@@ -181,6 +183,24 @@ def harness(model: str | Path, tasks: Sequence[str], *, limit: int | None = None
                            shots=shots, include=include)
 
 
+def franken(model: str | Path, text: str | Path | None = None, *, task: str | Path | None = None,
+            data: str | Path | None = None, limit: int | None = None, seed: int = 0, only: Sequence[str] | None = None,
+            device: str = "cpu", scratch: str | Path | None = None, tick: Tick = silent) -> Iterator[OrderResult]:
+    """The layer-order study of FRANKEN-LLAMA on a model: 25 orders, rescaled to its number of layers, the whole one first.
+
+    Perplexity and KL divergence are of the text (of the embedded world without one), accuracy of a task, if one is named.
+    """
+    if text is None and str(model) != EMBEDDED:
+        raise CorpusError("give the text to evaluate on with --text FILE; only the embedded model brings its own")
+    asked = read_task("world-text" if text is None else "wikitext-2")
+    of_text = prepare(asked, text, limit=limit)
+    of_task = prepare(read_task(task), data, limit=limit, seed=seed) if task is not None else None
+    view = View.of(Checkpoint.open(model))
+    where = check_device(device)
+    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+        yield from study_orders(view, str(model), of_text, of_task, Path(folder), device=where, only=only, tick=tick)
+
+
 def _own_data(task: Task, source: str | Path, data: str | Path | None) -> str | Path | None:
     """A BIG-bench task brings its items in its own file."""
     return source if Path(source).suffix == ".json" and data is None else data
@@ -232,5 +252,5 @@ def check_device(device: str) -> str:
         ", or install a CUDA build of torch on a machine with an NVIDIA card" if device.startswith("cuda") else ""))
 
 
-__all__ = ["Calibration", "Examination", "analyze", "compress", "evaluate", "examine", "harness", "inspect", "load",
-           "locate", "plan"]
+__all__ = ["Calibration", "Examination", "analyze", "compress", "evaluate", "examine", "franken", "harness", "inspect",
+           "load", "locate", "plan"]

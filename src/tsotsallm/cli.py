@@ -195,6 +195,25 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 @app.command()
+def franken(model: Model,
+            text: Annotated[Path | None, typer.Option(help="UTF-8 text for perplexity and KL divergence.")] = None,
+            task: Annotated[str | None, typer.Option(help="A task for the accuracy, such as hellaswag.")] = None,
+            data: Annotated[Path | None, typer.Option(help="Data of the task.")] = None,
+            limit: Annotated[int | None, typer.Option(help="So many windows and items.")] = None,
+            seed: Annotated[int, typer.Option(help="Seed of the draw of items.")] = 0,
+            device: Device = "cpu", scratch: Scratch = None, as_json: AsJson = False) -> None:
+    """Run the 25 layer orders of FRANKEN-LLAMA on a model: skipped, repeated, reordered layers, side by side."""
+    with _answers(as_json):
+        from tsotsallm import api, console
+
+        bar, show = console.step_bar(as_json)
+        with bar:
+            found = list(api.franken(model, text, task=task, data=data, limit=limit, seed=seed, device=device,
+                                     scratch=scratch, tick=show))
+        _print_json([one.plain() for one in found]) if as_json else console.print_orders(found)
+
+
+@app.command()
 def tasks(as_json: AsJson = False) -> None:
     """List the packaged evaluation tasks."""
     with _answers(as_json):

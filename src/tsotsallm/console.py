@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tsotsallm.api import Examination
     from tsotsallm.evaluation.cost import Cost
     from tsotsallm.evaluation.examine import Comparison
+    from tsotsallm.evaluation.franken import OrderResult
     from tsotsallm.evaluation.perplexity import Perplexity
     from tsotsallm.inspection import Anatomy
     from tsotsallm.plan import Forecast
@@ -211,3 +212,28 @@ def print_costs(costs: tuple[Cost, ...]) -> None:
     for energy in [cost.speed.energy for cost in costs if cost.speed and cost.speed.energy][:1]:
         print(f"energy {energy.label}; {energy.country}: {energy.carbon_g_per_kwh:.0f} g CO₂ a kWh; water "
               f"{energy.water_litres_per_kwh} litres a kWh")
+
+
+def print_orders(found: list[OrderResult]) -> None:
+    """One row an order; the published accuracy (of another model, on 50 questions) beside ours."""
+    rows = []
+    for one in found:
+        accuracy = "" if one.accuracy is None else f"{100 * one.accuracy:.1f} ± {100 * (one.accuracy_error or 0):.1f}"
+        rows.append([one.name, _runs(one.order), f"{one.perplexity:.4g}", f"{one.kl:.3f}", accuracy,
+                     "" if one.published_hellaswag is None else f"{100 * one.published_hellaswag:.0f}",
+                     f"{one.decode_tokens_per_s:.1f}", f"{one.macs_per_token / 1e6:.3g}", f"{one.parameters / 1e6:.3g}"])
+    table("Layer orders", ["order", "layers", "perplexity", "KL", "accuracy %", "published %", "tokens/s", "M MACs",
+                           "M parameters"], rows)
+    for one in found:
+        print(f"{one.name}: {one.completion!r}")
+
+
+def _runs(order: list[int]) -> str:
+    """0-3, 5, 5, 6: an order of layers in short."""
+    parts: list[list[int]] = []
+    for layer in order:
+        if parts and layer == parts[-1][1] + 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: 
     return _save(figure, path)
 
 
-def spectra(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, path: Path) -> Path:
+def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, path: Path) -> Path:
     """Magnitude against frequency, one curve a model and layer."""
     plot = _pyplot()
     figure, axis = plot.subplots(figsize=(6.4, 3.6), layout="constrained")
@@ -64,7 +64,7 @@ def spectra(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: s
     return _save(figure, path)
 
 
-def importance(metrics: dict[str, Sequence[float]], path: Path) -> Path:
+def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
     """One panel a metric: a bar for each layer."""
     plot = _pyplot()
     figure, axes = plot.subplots(2, 2, figsize=(8, 5), layout="constrained")

@@ -29,15 +29,15 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
     state[HEAD] = state[EMBEDDING] if spec.tied else checkpoint.tensor(HEAD).to(device, dtype)
     stored = {index: {name: tensor.to(device, dtype) for name, tensor in checkpoint.layer(index).items()}
               for index in sorted(set(order))}
-    for index, source in enumerate(order):
-        state |= {f"model.layers.{index}.{name}": tensor for name, tensor in stored[source].items()}
+    for index, origin in enumerate(order):
+        state |= {f"model.layers.{index}.{name}": tensor for name, tensor in stored[origin].items()}
     model.load_state_dict(state, assign=True)
     first: dict[int, Any] = {}
-    for index, source in enumerate(order):
+    for index, origin in enumerate(order):
         layer = model.model.layers[index]
-        if source in first:
-            _share(first[source], layer)
-        first.setdefault(source, layer)
+        if origin in first:
+            _share(first[origin], layer)
+        first.setdefault(origin, layer)
     model.tie_weights()
     model.model.rotary_emb.to(device)
     if (checkpoint.directory / "generation_config.json").exists():

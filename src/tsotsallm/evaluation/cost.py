@@ -23,8 +23,6 @@ from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
 from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.machine import free_ram_bytes, human_bytes
 
-SPEED_PROMPT, SPEED_NEW = 128, 32
-
 
 @dataclass(frozen=True)
 class Work:
@@ -139,7 +137,7 @@ def measure_speed(model: str | Path, *, device: str = "cpu", country: str | None
     if device == "cpu" and needed * 1.2 > free_ram_bytes():
         raise ResourceError(f"{model} takes {human_bytes(needed)} in float32, {human_bytes(free_ram_bytes())} are free: "
                             "its speed cannot be measured here; measure a smaller model, or on a larger machine")
-    asked = [str(model), device, str(SPEED_PROMPT), str(SPEED_NEW), *([check_country(country)] if country else [])]
+    asked = [str(model), device, *([check_country(country)] if country else [])]
     found = subprocess.run([sys.executable, "-m", "tsotsallm.evaluation.speed", *asked], capture_output=True, text=True,
                            check=False)
     if found.returncode:

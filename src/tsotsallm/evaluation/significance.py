@@ -101,7 +101,7 @@ def paired_difference(measure: Measure, first: Array, second: Array, *, seed: in
     low, high = np.quantile(drawn, [tail, 1 - tail])
     stretch = math.sqrt(count / (count - 1)) if count > 1 else math.inf
     p = mcnemar(first[:, 0] > 0, second[:, 0] > 0) if measure.binary else None
-    return Difference(value, value + (low - value) * stretch, value + (high - value) * stretch, p)
+    return Difference(value, float(value + (low - value) * stretch), float(value + (high - value) * stretch), p)
 
 
 def mcnemar(first: NDArray[Any], second: NDArray[Any]) -> float:

@@ -1,6 +1,6 @@
 """Measure one model's speed and memory in a process of its own:
 
-    python -m tsotsallm.evaluation.speed MODEL DEVICE PROMPT_TOKENS NEW_TOKENS [COUNTRY]
+    python -m tsotsallm.evaluation.speed MODEL DEVICE [COUNTRY]
 
 With a country's code, power is measured or estimated as well.
 """
@@ -11,29 +11,32 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
+import torch
+
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.engine.resident import resident
+from tsotsallm.machine import peak_rss_bytes
+
+PROMPT_TOKENS, NEW_TOKENS = 128, 32
 ROUNDS = 3
 
 
-def main() -> None:
-    import torch
+def lengths(spec: ModelSpec) -> tuple[int, int]:
+    """(prompt tokens, new tokens) of a round, fewer where the model knows fewer positions."""
+    new = min(NEW_TOKENS, max(spec.context // 4, 1))
+    return min(PROMPT_TOKENS, spec.context - new), new
 
-    from tsotsallm.checkpoint.reader import Checkpoint
-    from tsotsallm.engine.resident import resident
-    from tsotsallm.machine import peak_rss_bytes
 
-    model_name, device, country = sys.argv[1], sys.argv[2], sys.argv[5:]
-    prompt_tokens, new_tokens = int(sys.argv[3]), int(sys.argv[4])
-    checkpoint = Checkpoint.open(model_name)
-    began = time.perf_counter()
-    model = resident(checkpoint, torch.float32, device)
-    load_s = time.perf_counter() - began
+def round_of(model: Any, spec: ModelSpec, device: str) -> Callable[[], tuple[float, float]]:
+    """A function that runs one prompt and decodes: (seconds to the first token, seconds of the tokens after it)."""
+    prompt_tokens, new_tokens = lengths(spec)
     generator = torch.Generator().manual_seed(0)
-    context = checkpoint.spec.context
-    new_tokens = min(new_tokens, max(context // 4, 1))
-    prompt_tokens = min(prompt_tokens, context - new_tokens)
-    prompt = torch.randint(checkpoint.spec.vocabulary, (1, prompt_tokens), generator=generator).to(device)
+    prompt = torch.randint(spec.vocabulary, (1, prompt_tokens), generator=generator).to(device)
 
     def synchronise() -> None:
         if device.startswith("cuda"):
@@ -41,7 +44,6 @@ def main() -> None:
 
     @torch.inference_mode()
     def one_round() -> tuple[float, float]:
-        """Seconds to the first token, and for the tokens after it."""
         synchronise()
         began = time.perf_counter()
         out = model(prompt, use_cache=True, logits_to_keep=1)
@@ -54,15 +56,31 @@ def main() -> None:
         synchronise()
         return between - began, time.perf_counter() - between
 
-    one_round()     # warms up
-    first, rest = zip(*(one_round() for _ in range(ROUNDS)), strict=True)
-    first_s, rest_s = statistics.median(first), statistics.median(rest)
+    return one_round
+
+
+def median_times(one_round: Callable[[], tuple[float, float]], rounds: int = ROUNDS) -> tuple[float, float]:
+    """Medians of some rounds after one that warms up."""
+    one_round()
+    first, rest = zip(*(one_round() for _ in range(rounds)), strict=True)
+    return statistics.median(first), statistics.median(rest)
+
+
+def main() -> None:
+    name, device, country = sys.argv[1], sys.argv[2], sys.argv[3:]
+    checkpoint = Checkpoint.open(name)
+    began = time.perf_counter()
+    model = resident(checkpoint, torch.float32, device)
+    load_s = time.perf_counter() - began
+    one_round = round_of(model, checkpoint.spec, device)
+    first_s, rest_s = median_times(one_round)
     peak = peak_rss_bytes()
     power = None
     if country:
         from tsotsallm.evaluation.energy import measure_power
 
         power = asdict(measure_power(country[0], one_round))
+    prompt_tokens, new_tokens = lengths(checkpoint.spec)
     print(json.dumps({
         "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "load_s": round(load_s, 3), "first_token_s": first_s,
         "prefill_tokens_per_s": prompt_tokens / first_s, "decode_tokens_per_s": new_tokens / rest_s,
