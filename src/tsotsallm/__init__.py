@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tsotsallm.api import analyze, compress, evaluate, examine, franken, harness, inspect, load, plan
+    from tsotsallm.api import analyze, compress, evaluate, examine, franken, harness, inspect, load, plan, plan_examination
 
-__all__ = ["analyze", "compress", "evaluate", "examine", "franken", "harness", "inspect", "load", "plan"]
+__all__ = ["analyze", "compress", "evaluate", "examine", "franken", "harness", "inspect", "load", "plan", "plan_examination"]
 
 
 def __getattr__(name: str) -> Any:

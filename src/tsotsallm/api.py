@@ -20,6 +20,7 @@ from tsotsallm.evaluation.cost import Cost, cost_of, measure_speed
 from tsotsallm.evaluation.energy import check_country
 from tsotsallm.evaluation.examine import Comparison, TaskResult, compare, open_examinee, prepare
 from tsotsallm.evaluation.examine import examine as ask
+from tsotsallm.evaluation.forecast import TaskForecast, forecast
 from tsotsallm.evaluation.franken import OrderResult
 from tsotsallm.evaluation.franken import study as study_orders
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
@@ -172,6 +173,18 @@ def examine(models: Sequence[str | Path], tasks: Sequence[str | Path], *, data: 
     return Examination(tuple(map(str, models)), tuple(map(tuple, rows)), tuple(comparisons), tuple(costs))
 
 
+def plan_examination(models: Sequence[str | Path], tasks: Sequence[str | Path], *, data: str | Path | None = None,
+                     limit: int | None = None, seed: int = 0, device: str = "cpu",
+                     by_sweeps: bool | None = None) -> list[TaskForecast]:
+    """How every task would run on every model, and the least time that it takes on this machine."""
+    prepared = [prepare(task, _own_data(task, source, data), limit=limit, seed=seed)
+                for task, source in zip(map(read_task, tasks), tasks, strict=True)]
+    where = check_device(device)
+    with tempfile.TemporaryDirectory() as folder:
+        return [one for model in models
+                for one in forecast(open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps), prepared)]
+
+
 def harness(model: str | Path, tasks: Sequence[str], *, limit: int | None = None, shots: int | None = None,
             include: str | Path | None = None, device: str = "cpu", scratch: str | Path | None = None,
             tick: Tick = silent) -> dict[str, Any]:
@@ -253,4 +266,4 @@ def check_device(device: str) -> str:
 
 
 __all__ = ["Calibration", "Examination", "analyze", "compress", "evaluate", "examine", "franken", "harness", "inspect",
-           "load", "locate", "plan"]
+           "load", "locate", "plan", "plan_examination"]

@@ -117,6 +117,7 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
              speed: Annotated[bool, typer.Option(help="Measure speed and memory as well.")] = False,
              country: Annotated[str | None, typer.Option(help="ISO code (CMR, KEN, ...): energy and CO₂ as well.")] = None,
              by_sweeps: Annotated[bool, typer.Option(help="Generate by sweeps although the model fits memory.")] = False,
+             plan_only: Annotated[bool, typer.Option("--plan", help="Only tell how tasks would run, and how long.")] = False,
              groups: Annotated[bool, typer.Option(help="Show every group of items (subjects, languages).")] = False,
              device: Device = "cpu", scratch: Scratch = None, as_json: AsJson = False) -> None:
     """Score models on a text or on tasks, with errors, paired differences and cost; one layer in memory."""
@@ -132,6 +133,10 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
             scored = [api.harness(model, harness.split(","), limit=limit, include=data, device=device, scratch=scratch)
                       for model in models]
             _print_json(dict(zip(models, scored, strict=True)))
+        elif task is not None and plan_only:
+            forecasts = api.plan_examination(models, task.split(","), data=data, limit=limit, seed=seed, device=device,
+                                             by_sweeps=by_sweeps or None)
+            _print_json([one.plain() for one in forecasts]) if as_json else console.print_forecasts(forecasts)
         elif task is not None:
             bar, show = console.step_bar(as_json)
             with bar:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tsotsallm.api import Examination
     from tsotsallm.evaluation.cost import Cost
     from tsotsallm.evaluation.examine import Comparison
+    from tsotsallm.evaluation.forecast import TaskForecast
     from tsotsallm.evaluation.franken import OrderResult
     from tsotsallm.evaluation.perplexity import Perplexity
     from tsotsallm.inspection import Anatomy
@@ -212,6 +213,18 @@ def print_costs(costs: tuple[Cost, ...]) -> None:
     for energy in [cost.speed.energy for cost in costs if cost.speed and cost.speed.energy][:1]:
         print(f"energy {energy.label}; {energy.country}: {energy.carbon_g_per_kwh:.0f} g CO₂ a kWh; water "
               f"{energy.water_litres_per_kwh} litres a kWh")
+
+
+def print_forecasts(found: list[TaskForecast]) -> None:
+    from tsotsallm.machine import human_seconds
+
+    table("Evaluation", ["task", "model", "items", "how", "tokens", "passes over the weights", "floor of time"],
+          [[one.task, one.model, str(one.items), one.how, f"{one.tokens:,}", str(one.passes), human_seconds(one.floor_s)]
+           for one in found])
+    slow = [one for one in found if one.how == "sweeps"]
+    if slow:
+        print(f"{slow[0].model} does not fit memory: it generates by sweeps, one pass over its weights a token, "
+              f"{human_seconds(slow[0].pass_s)} or more each")
 
 
 def print_orders(found: list[OrderResult]) -> None:

@@ -1,0 +1,66 @@
+"""How long an evaluation takes on this machine, before it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tsotsallm.evaluation.cost import work_of
+from tsotsallm.evaluation.examine import PreparedTask
+from tsotsallm.evaluation.scorer import Examinee
+from tsotsallm.machine import gemm_flops_per_second
+from tsotsallm.streaming.generate import turns
+from tsotsallm.streaming.likelihood import Tree, chunks
+
+
+@dataclass(frozen=True)
+class TaskForecast:
+    """One task on one model: how it runs, and the least time that takes (reading weights and multiplying)."""
+
+    task: str
+    model: str
+    items: int
+    how: str                # streamed, resident or sweeps
+    tokens: int             # that run through the model
+    passes: int             # over the weights
+    pass_s: float           # to read the weights once, measured on one layer
+    floor_s: float
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def forecast(examinee: Examinee, prepared: Sequence[PreparedTask]) -> list[TaskForecast]:
+    """Forecast every task; texts are tokenised, one layer is read."""
+    spec, work = examinee.view.spec, work_of(examinee.view.spec)
+    rate = gemm_flops_per_second()
+    began = time.perf_counter()
+    examinee.view.layer(0)
+    pass_s = (time.perf_counter() - began) * spec.layers
+    found = []
+    for one in prepared:
+        task = one.task
+        if task.kind == "perplexity":
+            lengths = [len(examinee.tokenizer(text.content, verbose=False)["input_ids"]) for text in one.texts]
+            tokens, passes, how, items = sum(lengths), len(lengths), "streamed", len(lengths)
+        elif task.kind in ("choices", "bias"):
+            trees = [_tree(examinee, item.prompt, [task.delimiter + choice for choice in item.choices])
+                     for item in one.items]
+            tokens, passes = sum(tree.tokens for tree in trees), len(chunks(trees, spec.hidden))
+            how, items = "streamed", len(trees)
+        else:
+            prompts = [examinee.encode(item.prompt) for item in one.items]
+            tokens, items = sum(map(len, prompts)) + len(prompts) * task.max_new_tokens, len(prompts)
+            by_sweeps = examinee.generates_by_sweeps
+            how = "sweeps" if by_sweeps else "resident"
+            passes = len(turns(examinee.view, prompts, task.max_new_tokens)) * task.max_new_tokens if by_sweeps else 1
+        found.append(TaskForecast(task.name, examinee.name, items, how, tokens, passes, pass_s,
+                                  passes * pass_s + 2 * work.linear * tokens / rate))
+    return found
+
+
+def _tree(examinee: Examinee, prompt: str, continuations: Sequence[str]) -> Tree:
+    pairs = [examinee.pair(prompt, continuation) for continuation in continuations]
+    return Tree(pairs[0][0], tuple(pair[1] for pair in pairs))
