@@ -15,10 +15,19 @@ from tsotsallm.analysis.analyze import analyze as look_at
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, embedded_directory, locate
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
-from tsotsallm.errors import CorpusError, TsotsallmError
-from tsotsallm.evaluation.cost import Cost, cost_of, measure_speed
+from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
+from tsotsallm.evaluation.cost import Cost, check_fits, cost_of, measure_speed
 from tsotsallm.evaluation.energy import check_country
-from tsotsallm.evaluation.examine import Comparison, TaskResult, compare, open_examinee, prepare
+from tsotsallm.evaluation.examine import (
+    Comparison,
+    PreparedTask,
+    TaskResult,
+    comparable,
+    compare,
+    open_examinee,
+    prepare,
+    protocol_of,
+)
 from tsotsallm.evaluation.examine import examine as ask
 from tsotsallm.evaluation.forecast import TaskForecast, forecast
 from tsotsallm.evaluation.franken import OrderResult
@@ -141,7 +150,7 @@ class Examination:
                 "comparisons": [one.plain() for one in self.comparisons], "costs": [cost.plain() for cost in self.costs]}
 
 
-def examine(models: Sequence[str | Path], tasks: Sequence[str | Path], *, data: str | Path | None = None,
+def examine(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,
             limit: int | None = None, seed: int = 0, reference: str | Path | None = None, device: str = "cpu",
             speed: bool = False, country: str | None = None, by_sweeps: bool | None = None,
             scratch: str | Path | None = None, tick: Tick = silent) -> Examination:
@@ -150,20 +159,22 @@ def examine(models: Sequence[str | Path], tasks: Sequence[str | Path], *, data: 
     Tasks are packaged names, YAML files or BIG-bench JSON files; `data` is a file for one task or a folder that the tasks
     find theirs in. Everything is read and checked before a model is opened. `limit` items are drawn by `seed`.
     """
-    if not models or not tasks:
-        raise TsotsallmError("an evaluation takes at least one model and one task")
-    asked = [read_task(task) for task in tasks]
-    prepared = [prepare(task, _own_data(task, source, data), limit=limit, seed=seed)
-                for task, source in zip(asked, tasks, strict=True)]
+    prepared = _prepared(models, tasks, data, limit, seed)
     if country is not None:
         check_country(country)
     where = check_device(device)
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         compared = open_examinee(reference, Path(folder), device=where) if reference is not None else None
+        asked = [open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps, tick=tick) for model in models]
+        for one in prepared:
+            protocols = [protocol_of(examinee, one, compared) for examinee in asked]
+            for other in protocols[1:]:
+                comparable(one.task.name, protocols[0], other)
+        for model in models if speed or country else ():
+            check_fits(model, where)
         rows: list[list[TaskResult]] = [[] for _ in prepared]
         costs = []
-        for model in models:
-            examinee = open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps, tick=tick)
+        for model, examinee in zip(models, asked, strict=True):
             for row, one in zip(rows, prepared, strict=True):
                 row.append(ask(examinee, one, compared))
             examinee.forget_model()
@@ -173,12 +184,32 @@ def examine(models: Sequence[str | Path], tasks: Sequence[str | Path], *, data: 
     return Examination(tuple(map(str, models)), tuple(map(tuple, rows)), tuple(comparisons), tuple(costs))
 
 
-def plan_examination(models: Sequence[str | Path], tasks: Sequence[str | Path], *, data: str | Path | None = None,
+def _prepared(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], data: str | Path | None,
+              limit: int | None, seed: int) -> list[PreparedTask]:
+    """Tasks with their data, read and checked; a BIG-bench task brings its items in its own file."""
+    if not models or not tasks:
+        raise TsotsallmError("an evaluation takes at least one model and one task")
+    found = []
+    for source in tasks:
+        if isinstance(source, Task):
+            found.append(prepare(source, data, limit=limit, seed=seed))
+        else:
+            own = data is None and Path(source).suffix == ".json"
+            found.append(prepare(read_task(source), source if own else data, limit=limit, seed=seed))
+    return found
+
+
+def text_task(context: int = 512, protocol: Kind = "windows", *, world: bool = False) -> Task:
+    """Perplexity of a text as a task: of `data`, or of the embedded world's test text."""
+    return Task("text", "perplexity", "Perplexity of a text.", ({"text": "{{text}}"},), world="text" if world else "",
+                protocol=protocol, context=context)
+
+
+def plan_examination(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,
                      limit: int | None = None, seed: int = 0, device: str = "cpu",
                      by_sweeps: bool | None = None) -> list[TaskForecast]:
     """How every task would run on every model, and the least time that it takes on this machine."""
-    prepared = [prepare(task, _own_data(task, source, data), limit=limit, seed=seed)
-                for task, source in zip(map(read_task, tasks), tasks, strict=True)]
+    prepared = _prepared(models, tasks, data, limit, seed)
     where = check_device(device)
     with tempfile.TemporaryDirectory() as folder:
         return [one for model in models
@@ -205,18 +236,12 @@ def franken(model: str | Path, text: str | Path | None = None, *, task: str | Pa
     """
     if text is None and str(model) != EMBEDDED:
         raise CorpusError("give the text to evaluate on with --text FILE; only the embedded model brings its own")
-    asked = read_task("world-text" if text is None else "wikitext-2")
-    of_text = prepare(asked, text, limit=limit)
+    of_text = prepare(text_task(world=text is None), text, limit=limit)
     of_task = prepare(read_task(task), data, limit=limit, seed=seed) if task is not None else None
     view = View.of(Checkpoint.open(model))
     where = check_device(device)
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         yield from study_orders(view, str(model), of_text, of_task, Path(folder), device=where, only=only, tick=tick)
-
-
-def _own_data(task: Task, source: str | Path, data: str | Path | None) -> str | Path | None:
-    """A BIG-bench task brings its items in its own file."""
-    return source if Path(source).suffix == ".json" and data is None else data
 
 
 def analyze(model: str | Path, text: str | Path | None, out: str | Path, *, reference: str | Path | None = None,
@@ -227,15 +252,21 @@ def analyze(model: str | Path, text: str | Path | None, out: str | Path, *, refe
 
     Attention and states are those of the first `tokens` tokens of the text, importance and outliers of its windows.
     """
+    if text is None and EMBEDDED not in (str(model), str(reference)):
+        raise CorpusError("give the text to look at the model with by --text FILE; only the embedded model brings its own")
     checkpoint = Checkpoint.open(model)
+    content = world_text(test=True, characters=100_000) if text is None else texts.read_text(text)
+    source = "the embedded world, test" if text is None else Path(text).name
+    tokenizer = checkpoint.tokenizer()
     models = {"model": View.of(checkpoint)}
+    ids = list(tokenizer(content[:20 * tokens], verbose=False)["input_ids"])[:min(tokens, checkpoint.spec.context)]
     if reference is not None:
-        models["original"] = View.of(Checkpoint.open(reference))
-    window = min(window, checkpoint.spec.context)
-    corpus = calibration_corpus(checkpoint, Calibration(None if text is None else str(text), windows, window, seed))
-    content = world_text(test=True, characters=20_000) if text is None else texts.read_text(text)
-    tokens = min(tokens, checkpoint.spec.context)
-    ids = list(checkpoint.tokenizer()(content[:20 * tokens], verbose=False)["input_ids"])[:tokens]
+        original = Checkpoint.open(reference)
+        if list(original.tokenizer()(content[:20 * tokens], verbose=False)["input_ids"])[:len(ids)] != ids:
+            raise CheckpointError(f"{reference} segments the text differently from {model}: their pictures do not compare")
+        models["original"] = View.of(original)
+    window = min(window, checkpoint.spec.context, len(tokenizer(content[:20 * window], verbose=False)["input_ids"]))
+    corpus = texts.calibration(content, tokenizer, windows=windows, length=window, seed=seed, source=source)
     return look_at(models, ids, corpus, Path(out), layers=layers, heads=heads, picture=picture,
                    device=torch_device(check_device(device)), scratch=None if scratch is None else Path(scratch), tick=tick)
 
@@ -259,7 +290,8 @@ def check_device(device: str) -> str:
     """The device's name, if this machine has it."""
     import torch
 
-    if device == "cpu" or (device.startswith("cuda") and torch.cuda.is_available()):
+    if device == "cpu" or (device in {"cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))} and (
+            torch.cuda.is_available())):
         return device
     raise TsotsallmError(f"there is no device {device!r} here; use --device cpu" + (
         ", or install a CUDA build of torch on a machine with an NVIDIA card" if device.startswith("cuda") else ""))

@@ -125,30 +125,52 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
         from tsotsallm import api, console
         from tsotsallm.errors import TsotsallmError, nearest
 
-        if sum(one is not None for one in (text, task, harness)) > 1:
-            raise TsotsallmError("--text, --task and --harness are three kinds of evaluation; choose one at a time")
+        _refuse_what_would_be_ignored(text=text, task=task, harness=harness, data=data, plan_only=plan_only,
+                                      context=context, protocol=protocol, reference=reference)
         if protocol not in ("windows", "rows"):
             raise TsotsallmError(f"there is no protocol {protocol!r}{nearest(protocol, ('windows', 'rows'))}")
         if harness is not None:
-            scored = [api.harness(model, harness.split(","), limit=limit, include=data, device=device, scratch=scratch)
-                      for model in models]
-            _print_json(dict(zip(models, scored, strict=True)))
-        elif task is not None and plan_only:
-            forecasts = api.plan_examination(models, task.split(","), data=data, limit=limit, seed=seed, device=device,
+            scored = {model: api.harness(model, harness.split(","), limit=limit, include=data, device=device,
+                                         scratch=scratch) for model in models}
+            _print_json(scored) if as_json else console.print_harness(scored)
+            return
+        bar, show = console.step_bar(as_json)
+        if task is None and len(models) == 1 and not (speed or country or plan_only):
+            with bar:
+                one = api.evaluate(models[0], text, context=context, protocol=protocol,  # type: ignore[arg-type]
+                                   reference=reference, device=device, scratch=scratch, limit=limit, tick=show)
+            _print_json(one.plain()) if as_json else console.print_perplexity(one)
+            return
+        if task is None and text is None and "embedded" not in (*models, reference):
+            raise TsotsallmError("give the text to evaluate on with --text FILE, or a task with --task; only the embedded "
+                                 "model brings its own text")
+        asked: list[Any] = task.split(",") if task is not None else [
+            api.text_task(context, protocol, world=text is None)]   # type: ignore[arg-type]
+        data = data if task is not None else text
+        if plan_only:
+            forecasts = api.plan_examination(models, asked, data=data, limit=limit, seed=seed, device=device,
                                              by_sweeps=by_sweeps or None)
             _print_json([one.plain() for one in forecasts]) if as_json else console.print_forecasts(forecasts)
-        elif task is not None:
-            bar, show = console.step_bar(as_json)
-            with bar:
-                found = api.examine(models, task.split(","), data=data, limit=limit, seed=seed, reference=reference,
-                                    device=device, speed=speed, country=country, by_sweeps=by_sweeps or None,
-                                    scratch=scratch, tick=show)
-            _print_json(found.plain()) if as_json else console.print_examination(found, groups=groups)
-        else:
-            for model in models:
-                one = api.evaluate(model, text, context=context, protocol=protocol,  # type: ignore[arg-type]
-                                   reference=reference, device=device, scratch=scratch, limit=limit)
-                _print_json(one.plain()) if as_json else console.print_perplexity(one)
+            return
+        with bar:
+            found = api.examine(models, asked, data=data, limit=limit, seed=seed, reference=reference, device=device,
+                                speed=speed, country=country, by_sweeps=by_sweeps or None, scratch=scratch, tick=show)
+        _print_json(found.plain()) if as_json else console.print_examination(found, groups=groups)
+
+
+def _refuse_what_would_be_ignored(*, text: Path | None, task: str | None, harness: str | None, data: Path | None,
+                                  plan_only: bool, context: int, protocol: str, reference: str | None) -> None:
+    """Raise where options do not belong together."""
+    from tsotsallm.errors import TsotsallmError
+
+    if sum(one is not None for one in (text, task, harness)) > 1:
+        raise TsotsallmError("--text, --task and --harness are three kinds of evaluation; choose one at a time")
+    if data is not None and task is None and harness is None:
+        raise TsotsallmError("--data belongs to --task or --harness; a text to score is given with --text")
+    if (task or harness) and (context != 512 or protocol != "windows"):
+        raise TsotsallmError("--context and --protocol are of --text; a task's own file says its context and protocol")
+    if harness and (plan_only or reference):
+        raise TsotsallmError("--plan and --reference do not reach tasks of lm-evaluation-harness; leave them out")
 
 
 @app.command()
@@ -213,8 +235,12 @@ def franken(model: Model,
 
         bar, show = console.step_bar(as_json)
         with bar:
-            found = list(api.franken(model, text, task=task, data=data, limit=limit, seed=seed, device=device,
-                                     scratch=scratch, tick=show))
+            found = []
+            for one in api.franken(model, text, task=task, data=data, limit=limit, seed=seed, device=device,
+                                   scratch=scratch, tick=show):
+                found.append(one)
+                if not as_json:
+                    bar.console.print(f"{one.name}: {one.completion!r}", markup=False, highlight=False)
         _print_json([one.plain() for one in found]) if as_json else console.print_orders(found)
 
 

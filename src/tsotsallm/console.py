@@ -150,7 +150,7 @@ def print_examination(found: Examination, *, groups: bool) -> None:
     table("Scores", header, rows)
     for number, model in enumerate(found.models, 1):
         print(f"{number}  {model}")
-    print("± is one standard error" + ("; differences with their paired 95% interval, ≈ where it holds zero (within noise), "
+    print("± is one standard error" + ("; differences with their paired 95% interval, ≈ where they are within noise, "
                                        "p of McNemar's test for right-or-wrong items" if several else ""))
     for row in found.results:
         for result in row:
@@ -185,11 +185,13 @@ def print_costs(costs: tuple[Cost, ...]) -> None:
     """One column a model: bytes, work, and what was measured of speed and energy."""
     from tsotsallm.machine import human_bytes
 
+    parts = [part for part in costs[0].disk_bytes_by_part if any(cost.disk_bytes_by_part[part] for cost in costs)]
     rows = [["parameters", *(f"{cost.parameters:,}" for cost in costs)],
             ["of which not zero", *(f"{cost.nonzero_parameters:,}" for cost in costs)],
             ["bytes on disk", *(human_bytes(cost.disk_bytes) for cost in costs)],
-            *([f"  {part}", *(human_bytes(cost.bytes_by_part[part]) for cost in costs)] for part in costs[0].bytes_by_part),
-            ["weights in memory, float32", *(human_bytes(cost.float32_bytes) for cost in costs)],
+            *([f"  {part}", *(human_bytes(cost.disk_bytes_by_part[part]) for cost in costs)] for part in parts),
+            ["in memory as float32", *(human_bytes(cost.float32_bytes) for cost in costs)],
+            *([f"  {part}", *(human_bytes(cost.float32_bytes_by_part[part]) for cost in costs)] for part in parts),
             ["KV cache a token, 16 bit", *(human_bytes(cost.kv_cache_bytes_per_token) for cost in costs)],
             ["MACs, prompt of 512", *(f"{cost.prefill_512_macs:.4g}" for cost in costs)],
             ["MACs, a token after 512", *(f"{cost.decode_after_512_macs:.4g}" for cost in costs)]]
@@ -227,18 +229,34 @@ def print_forecasts(found: list[TaskForecast]) -> None:
               f"{human_seconds(slow[0].pass_s)} or more each")
 
 
+def print_harness(scored: dict[str, dict[str, Any]]) -> None:
+    """One row a task and metric, as lm-evaluation-harness names them."""
+    names = [(task, metric) for found in list(scored.values())[:1] for task, values in found["results"].items()
+             for metric, value in values.items() if isinstance(value, float) and "_stderr" not in metric]
+
+    def cell(found: dict[str, Any], task: str, metric: str) -> str:
+        values = found["results"].get(task, {})
+        error = values.get(metric.replace(",", "_stderr,"))
+        return f"{values[metric]:.4f}" + (f" ± {error:.4f}" if isinstance(error, float) else "") if metric in values else ""
+
+    table("lm-evaluation-harness", ["task", "metric", *scored],
+          [[task, metric.partition(",")[0], *(cell(found, task, metric) for found in scored.values())]
+           for task, metric in names])
+
+
 def print_orders(found: list[OrderResult]) -> None:
     """One row an order; the published accuracy (of another model, on 50 questions) beside ours."""
+    from tsotsallm.machine import human_bytes
+
     rows = []
     for one in found:
         accuracy = "" if one.accuracy is None else f"{100 * one.accuracy:.1f} ± {100 * (one.accuracy_error or 0):.1f}"
         rows.append([one.name, _runs(one.order), f"{one.perplexity:.4g}", f"{one.kl:.3f}", accuracy,
                      "" if one.published_hellaswag is None else f"{100 * one.published_hellaswag:.0f}",
-                     f"{one.decode_tokens_per_s:.1f}", f"{one.macs_per_token / 1e6:.3g}", f"{one.parameters / 1e6:.3g}"])
+                     "" if one.decode_tokens_per_s is None else f"{one.decode_tokens_per_s:.1f}",
+                     f"{one.macs_per_token / 1e6:.3g}", human_bytes(one.bytes)])
     table("Layer orders", ["order", "layers", "perplexity", "KL", "accuracy %", "published %", "tokens/s", "M MACs",
-                           "M parameters"], rows)
-    for one in found:
-        print(f"{one.name}: {one.completion!r}")
+                           "bytes"], rows)
 
 
 def _runs(order: list[int]) -> str:

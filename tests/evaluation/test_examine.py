@@ -115,6 +115,45 @@ def test_numbers_of_different_protocols_are_refused(tiny: Path, questions: Path)
         compare([all_items, some])
 
 
+def test_models_of_other_contexts_and_tokenizers_answer_the_same_questions(tiny: Path, questions: Path,
+                                                                           stories: Path) -> None:
+    found = tsotsallm.examine([tiny, stories], ["piqa"], data=questions)
+    assert all(one.differences[1] is not None for one in found.comparisons)
+
+
+def test_bits_per_byte_of_other_tokenizers_take_the_whole_text(tmp_path: Path, text: Path, stories: Path) -> None:
+    other = build(tmp_path / "other", "llama3", max_position_embeddings=512)
+    with pytest.raises(TsotsallmError, match="without a limit"):
+        tsotsallm.examine([stories, other], ["wikitext-2"], data=text, limit=2)
+
+
+def test_a_wrong_model_name_is_told_before_the_first_is_scored(tiny: Path, questions: Path, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Examinee, "likelihoods", lambda *_: pytest.fail("scored"))
+    with pytest.raises(TsotsallmError, match="no-such"):
+        tsotsallm.examine([tiny, tmp_path / "no-such"], ["piqa"], data=questions)
+
+
+def test_a_model_in_memory_stays_there_for_the_next_task(tiny: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    examinee = open_examinee(tiny, tmp_path)
+    examinee.generate(["one"], 2, (), lambda _index, _text: None)
+    monkeypatch.setattr(Examinee, "free_bytes", 0)
+    assert not examinee.generates_by_sweeps
+    examinee.forget_model()
+    assert examinee.generates_by_sweeps
+
+
+def test_long_texts_are_scored_in_passes(tiny: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tsotsallm.evaluation import examine
+
+    whole = tsotsallm.examine([tiny], ["wikitext-2"], data=text).results[0][0].scores
+    monkeypatch.setattr(examine, "CHUNK_BYTES", 4 * Checkpoint.open(tiny).spec.hidden * 600)
+    monkeypatch.setenv("TSOTSALLM_CACHE", str(text.parent / "another"))
+    passes = tsotsallm.examine([tiny], ["wikitext-2"], data=text).results[0][0].scores
+    assert [score.value for score in passes] == pytest.approx([score.value for score in whole], rel=1e-6)
+
+
 def test_models_with_other_tokenizers_compare_by_bits_per_byte(stories: Path, tmp_path: Path, text: Path) -> None:
     other = build(tmp_path / "other", "llama3", max_position_embeddings=512)
     found = tsotsallm.examine([stories, other], ["wikitext-2"], data=text)

@@ -84,6 +84,19 @@ def test_equal_models_do_not_differ_and_clear_winners_do() -> None:
         paired_difference(ACCURACY, worse, better[1:])
 
 
+def test_few_items_make_no_significance() -> None:
+    wrong, right = np.array([[0.0, 1.0]]), np.array([[1.0, 1.0]])
+    one = paired_difference(ACCURACY, wrong, right)
+    assert (one.low, one.high, one.within_noise) == (-math.inf, math.inf, True)
+    assert one.plain()["low"] is None
+    four = paired_difference(ACCURACY, np.repeat(wrong, 4, 0), np.repeat(right, 4, 0))
+    assert four.p == pytest.approx(0.125)
+    assert four.within_noise
+    none_right = standard_error(ACCURACY, np.repeat(wrong, 60, 0))
+    assert none_right == pytest.approx(math.sqrt(2 / 64 * 62 / 64 / 64))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "shares"), [(200, (0.5, 0.15, 0.15, 0.2)), (200, (0.6, 0.12, 0.04, 0.24)),
                                                (500, (0.3, 0.05, 0.1, 0.55))])
 def test_intervals_hold_the_truth_as_often_as_they_say(count: int, shares: tuple[float, float, float, float]) -> None:

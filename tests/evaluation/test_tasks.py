@@ -84,7 +84,7 @@ def test_big_bench_files_load_as_they_are(tmp_path: Path) -> None:
         {"input": "2+2?", "target_scores": {"3": 0, "4": 1}}, {"input": "1+1?", "target_scores": {"2": 1, "3": 0}}]}))
     items = read_items(read_task(path), path)
     assert [item.gold for item in items] == [1, 0]
-    assert items[0].prompt == "Think.\n\nQ: 2+2?\nA:"
+    assert items[0].prompt == "Think.\n\nQ: 2+2?\n  choice: 3\n  choice: 4\nA:"
     path.write_text(json.dumps({"name": "t", "examples": [{"input": "2+2?", "target": ["4", "four"]}]}))
     [item] = read_items(read_task(path), path)
     assert item.answers == ("4", "four")
@@ -107,6 +107,9 @@ def write(path: Path, content: Any) -> Path:
     ("piqa", "", "is empty"),
     ("piqa", {"query": "x", "choices": ["a", "b"], "gold": 2}, "the label is 2, but there are 2 choices"),
     ("piqa", {"query": "x", "choices": ["a", "b"], "gold": "left"}, "the label is 'left'"),
+    ("piqa", {"query": "x", "choices": ["a", "b"], "gold": None}, "the label is None"),
+    ("commonsense-qa", {"question": "q", "choices": {"text": list("abcde")}, "answerKey": ""}, "answer cannot be made"),
+    ("nq-open", {"question": "q", "answer": None}, "has no answer"),
     ("piqa", "{not json", "line 1 is not valid JSON"),
     ("piqa", "[1, 2]", "holds int where an object"),
     ("arc-easy", {"question": "x", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "Z"}, "answer cannot be made"),
@@ -126,7 +129,12 @@ def test_bad_data_is_refused_before_the_model_is_looked_for(task: str, content: 
     ('{kind: answers, layouts: [{prompt: "{{text}}"}]}', "this one lacks answers"),
     ("{kind: answers, layuots: []}", "did you mean 'layouts'"),
     ("{kind: answers}", "has no layouts"),
-    ('{kind: answers, max_new_tokens: many, layouts: [{prompt: "{{text}}", answers: text}]}', "it takes int"),
+    ('{kind: answers, max_new_tokens: many, layouts: [{prompt: "{{text}}", answers: text}]}', "it takes a whole number"),
+    ('{kind: answers, max_new_tokens: 0, layouts: [{prompt: "{{text}}", answers: text}]}', "takes 1 or more"),
+    ('{kind: choices, layouts: [{prompt: "{{text}}", choices: [text, text], answer: 0}]}', "in quotes"),
+    ('{kind: perplexity, protocol: row, layouts: [{text: "{{text}}"}]}', "did you mean 'rows'"),
+    ('{kind: answers, stop: ".", layouts: [{prompt: "{{text}}", answers: text}]}', "it takes a list"),
+    ('{kind: answers, hub: {name: x}, layouts: [{prompt: "{{text}}", answers: text}]}', "names a repository"),
     ('{kind: answers, judge: luck, layouts: [{prompt: "{{text}}", answers: text}]}', "known: first_integer"),
     ("{kind: [", "not valid YAML"),
     ('{kind: answers, layouts: [{prompt: "{{text.__class__.__mro__}}", answers: text}]}', "cannot be made"),
@@ -135,6 +143,18 @@ def test_bad_tasks_are_refused_before_the_model_is_looked_for(content: str, mess
     data = write(tmp_path / "data.jsonl", {"text": "x"})
     with pytest.raises(TaskError, match=message):
         tsotsallm.examine([tmp_path / "no-such-model"], [write(tmp_path / "own.yaml", content)], data=data)
+
+
+def test_a_folder_gives_a_task_its_own_files_only(tmp_path: Path) -> None:
+    row = json.dumps({"query": "x", "choices": ["a", "b"], "gold": 0})
+    (tmp_path / "piqa.jsonl").write_text(row)
+    assert len(read_items(read_task("piqa"), tmp_path)) == 1
+    with pytest.raises(TaskError, match="holds nothing for task boolq"):
+        read_items(read_task("boolq"), tmp_path)
+    (tmp_path / "arc").mkdir()
+    (tmp_path / "arc" / "arc_easy.jsonl").write_text(row)
+    for folder in (tmp_path, tmp_path / "arc"):
+        assert len(read_items(read_task("arc-easy"), folder)) == 1
 
 
 def test_unknown_names_and_missing_files_say_what_to_do(tmp_path: Path) -> None:

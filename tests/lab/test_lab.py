@@ -24,8 +24,8 @@ WORLD = build_world()
 def test_the_world_is_the_same_for_the_same_seed() -> None:
     assert build_world() == WORLD
     assert [fact.object for fact in build_world(3).facts()] != [fact.object for fact in WORLD.facts()]
-    assert len(list(WORLD.facts())) == 4628
-    assert len({entity.term.en for entity in WORLD.people}) == 600
+    assert len(list(WORLD.facts())) == 11_988
+    assert len({entity.term.en for entity in WORLD.people}) == 960
 
 
 def test_training_and_test_texts_are_disjoint() -> None:

@@ -41,6 +41,7 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
     Attention and states are those of the text `ids`, of the first and the last layer unless `layers` says otherwise;
     importance and outliers are of `corpus`.
     """
+    pictures.pyplot()
     first = next(iter(models.values()))
     if len(ids) < 8:
         raise CorpusError(f"the text has {len(ids)} tokens; spectra take 8 or more")

@@ -12,7 +12,7 @@ COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8e6c8a")
 MOST_HEADS = 8
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
@@ -26,7 +26,7 @@ def _pyplot() -> Any:
 
 def _save(figure: Any, path: Path) -> Path:
     figure.savefig(path, bbox_inches="tight")
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return path
 
 
@@ -35,7 +35,7 @@ def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: 
     from matplotlib.colors import LogNorm
 
     rows = [(model, layer, attention) for model, layers in maps.items() for layer, attention in layers.items()]
-    plot = _pyplot()
+    plot = pyplot()
     figure, axes = plot.subplots(len(rows), len(heads), figsize=(1.7 * len(heads) + 1.6, 1.8 * len(rows)), squeeze=False,
                                  layout="constrained")
     for line, (model, layer, attention) in zip(axes, rows, strict=True):
@@ -54,7 +54,7 @@ def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: 
 
 def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, path: Path) -> Path:
     """Magnitude against frequency, one curve a model and layer."""
-    plot = _pyplot()
+    plot = pyplot()
     figure, axis = plot.subplots(figsize=(6.4, 3.6), layout="constrained")
     for number, (name, (frequencies, magnitudes)) in enumerate(curves.items()):
         axis.plot(frequencies, magnitudes, label=name, linewidth=1.4, color=COLOURS[number % len(COLOURS)],
@@ -66,7 +66,7 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title
 
 def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
     """One panel a metric: a bar for each layer."""
-    plot = _pyplot()
+    plot = pyplot()
     figure, axes = plot.subplots(2, 2, figsize=(8, 5), layout="constrained")
     for axis, (metric, values), colour in zip(axes.flat, metrics.items(), COLOURS, strict=True):
         axis.bar(range(len(values)), values, color=colour)
@@ -78,7 +78,7 @@ def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
 
 def outliers(found: Sequence[Any], path: Path) -> Path:
     """Weight and input peaks of every linear, layer by layer."""
-    plot = _pyplot()
+    plot = pyplot()
     figure, axes = plot.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     names = list(dict.fromkeys(one.linear for one in found))
     colours = plot.get_cmap("tab10")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tsotsallm.errors import TaskError, nearest
 from tsotsallm.evaluation.significance import Measure, ratio
 from tsotsallm.evaluation.tasks import Item, Task
 from tsotsallm.lab.exam import ENGLISH_ARTICLES, WORLD_ARTICLES, normalise
 
 TIERS = ("exact", "contained", "most_words")
 WORDS_SHARE = 0.8
-JUDGES = ("tiers", "number", "first_integer")
 TIER_MEASURES = (Measure("right", ("right", "items"), ratio, share=True, binary=True),
                  *(Measure(f"of which {name.replace('_', ' ')}", (name, "items"), ratio, share=True) for name in TIERS))
 RIGHT_MEASURES = (Measure("right", ("right", "items"), ratio, share=True, binary=True),)
@@ -20,8 +18,6 @@ RIGHT_MEASURES = (Measure("right", ("right", "items"), ratio, share=True, binary
 
 def measures(task: Task) -> tuple[Measure, ...]:
     """The measures of a task of answers."""
-    if task.judge not in JUDGES:
-        raise TaskError(f"task {task.name} has judge {task.judge!r}{nearest(task.judge, JUDGES)}")
     return TIER_MEASURES if task.judge == "tiers" else RIGHT_MEASURES
 
 
@@ -29,8 +25,12 @@ def tier(reply: str, aliases: tuple[str, ...], *, french: bool = False) -> str |
     """How a reply is right: `exact` after normalising, an alias `contained` in it, `most_words` (at least 80% of an
     alias's words are in it), or None. The strictest that holds for any alias is reported."""
     articles = WORLD_ARTICLES if french else ENGLISH_ARTICLES
-    given = normalise(reply, articles)
-    wanted = [found for alias in aliases if (found := normalise(alias, articles))]
+
+    def plain(text: str) -> str:
+        return normalise(text, articles) or " ".join(text.casefold().split())       # an answer such as "A" or "+" stays
+
+    given = plain(reply)
+    wanted = [found for alias in aliases if (found := plain(alias))]
     words = set(given.split())
     if given in wanted:
         return "exact"
@@ -45,19 +45,21 @@ def tier(reply: str, aliases: tuple[str, ...], *, french: bool = False) -> str |
 
 def last_number(text: str) -> str | None:
     """The last number of a text without separators, sign kept: 1,200.50 -> 1200.5."""
-    found = re.findall(r"-?\d[\d,]*\.?\d*", text.replace("$", ""))
+    found = re.findall(r"(?<![\d.])-?(?:\d[\d,]*\.?\d*|\.\d+)", text.replace("$", ""))
     return _plain(found[-1]) if found else None
 
 
 def first_integer(text: str) -> str | None:
     """The first integer of a text."""
     found = re.search(r"\d+", text)
-    return str(int(found[0])) if found else None
+    return found[0].lstrip("0") or "0" if found else None
 
 
 def _plain(number: str) -> str:
-    value = float(number.replace(",", "").rstrip("."))
-    return str(int(value)) if value == int(value) else repr(value)
+    whole, _, fraction = number.replace(",", "").lstrip("-").partition(".")
+    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
+    sign = "-" if number.startswith("-") and (whole, fraction) != ("0", "") else ""
+    return f"{sign}{whole}.{fraction}" if fraction else sign + whole
 
 
 def judge(task: Task, item: Item, reply: str) -> dict[str, float]:

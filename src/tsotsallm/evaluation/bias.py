@@ -37,9 +37,15 @@ MEASURES = (
 
 
 def _groups(labels: Sequence[str]) -> set[str]:
-    """The groups that an answer's labels name, parts of compound ones (F-Black, lowSES_African) included."""
+    """The groups that an answer's labels name, parts of compound ones (F-Black, lowSES-African) included.
+
+    Stereotyped groups are written otherwise than labels: F and M for women and men, "low SES" for lowSES.
+    """
     whole = {label.lower() for label in labels}
-    return whole | {part for label in whole for part in re.split("[-_]", label)}
+    parts = whole | {part for label in whole for part in re.split("[-_]", label)}
+    spelled = {"woman": "f", "girl": "f", "f": "f", "man": "m", "boy": "m", "m": "m", "lowses": "low ses",
+               "highses": "high ses"}
+    return parts | {spelled[part] for part in parts if part in spelled}
 
 
 def biased_choices(item: Item) -> tuple[set[int], set[int]]:

@@ -38,7 +38,7 @@ class ItemCache:
                 except (ValueError, KeyError, TypeError):
                     continue
 
-    def add(self, item: str, features: dict[str, float], **more: Any) -> None:
+    def add(self, item: str, features: dict[str, Any], **more: Any) -> None:
         """Keep one item's features and, for people, its reply."""
         entry = {"id": item, "features": features, **more}
         self.entries[item] = entry

@@ -23,6 +23,8 @@ from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
 from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.machine import free_ram_bytes, human_bytes
 
+NONZERO_ROWS = 16_384
+
 
 @dataclass(frozen=True)
 class Work:
@@ -73,8 +75,9 @@ class Cost:
     parameters: int
     nonzero_parameters: int
     disk_bytes: int
-    bytes_by_part: dict[str, int]
+    disk_bytes_by_part: dict[str, int]
     float32_bytes: int
+    float32_bytes_by_part: dict[str, int]
     kv_cache_bytes_per_token: int
     linear_macs_per_token: int
     attention_macs_per_token_pair: int
@@ -92,6 +95,12 @@ def parameters_of(view: View) -> int:
     stored = {view.stored(index): index for index in range(view.spec.layers)}
     layers = sum(math.prod(shape) for index in stored.values() for shape in layer_shapes(view.spec, index).values())
     return layers + sum(math.prod(record.shape) for record in view.checkpoint.end_records().values())
+
+
+def bytes_of(view: View) -> int:
+    """Bytes of the weights that a view shows, as stored, every executed layer written out."""
+    ends = sum(record.size for record in view.checkpoint.end_records().values())
+    return ends + sum(record.size for index in range(view.spec.layers) for record in view.layer_records(index).values())
 
 
 def devices() -> dict[str, dict[str, Any]]:
@@ -112,7 +121,11 @@ def device_named(name: str) -> dict[str, Any]:
 def count_nonzero(checkpoint: Checkpoint) -> int:
     """Parameters that are not zero, stored layers once; reads every tensor, one at a time."""
     spec = checkpoint.spec
-    count = sum(int(torch.count_nonzero(checkpoint.tensor(name))) for name in checkpoint.end_records())
+    count = 0
+    for name, record in checkpoint.end_records().items():
+        rows = record.shape[0]
+        for first in range(0, rows, NONZERO_ROWS):
+            count += int(torch.count_nonzero(checkpoint.rows(name, first, min(first + NONZERO_ROWS, rows))))
     for stored in sorted(set(spec.layer_order)):
         names = layer_shapes(spec, spec.layer_order.index(stored))
         layer = checkpoint.layer(stored)
@@ -124,19 +137,26 @@ def cost_of(checkpoint: Checkpoint, name: str, *, context: int = 512, speed: Spe
     """What a checkpoint costs; a device fits it if it holds the stored weights and a 16-bit cache of `context` tokens."""
     anatomy, work = inspect_checkpoint(checkpoint), work_of(checkpoint.spec)
     needed = anatomy.bytes + context * anatomy.kv_cache_bytes_per_token
+    fits = {device: needed <= facts["weight_bytes"] for device, facts in devices().items()}
+    in_float32 = {part: 4 * count for part, count in anatomy.parameters_by_part.items()}
     return Cost(name, anatomy.parameters, count_nonzero(checkpoint), anatomy.bytes, anatomy.bytes_by_part,
-                4 * anatomy.parameters, anatomy.kv_cache_bytes_per_token, work.linear, work.attention, work.prefill(512),
-                work.decode(512), {device: needed <= facts["weight_bytes"] for device, facts in devices().items()}, speed)
+                4 * anatomy.parameters, in_float32, anatomy.kv_cache_bytes_per_token, work.linear, work.attention,
+                work.prefill(512), work.decode(512), fits, speed)
+
+
+def check_fits(model: str | Path, device: str = "cpu") -> None:
+    """Raise unless a model can be whole in memory, in float32."""
+    needed = 4 * inspect_checkpoint(Checkpoint.open(model)).parameters
+    free = free_ram_bytes() if device == "cpu" else int(torch.cuda.mem_get_info(device)[0])
+    if needed * 1.2 > free:
+        raise ResourceError(f"{model} takes {human_bytes(needed)} in float32, {human_bytes(free)} are free: its speed "
+                            "cannot be measured here; leave --speed and --country out, or measure on a larger machine")
 
 
 def measure_speed(model: str | Path, *, device: str = "cpu", country: str | None = None) -> Speed:
     """Load a model in a process of its own, run a prompt and decode; medians of three rounds. With a country's code,
     energy as well."""
-    checkpoint = Checkpoint.open(model)
-    needed = 4 * inspect_checkpoint(checkpoint).parameters
-    if device == "cpu" and needed * 1.2 > free_ram_bytes():
-        raise ResourceError(f"{model} takes {human_bytes(needed)} in float32, {human_bytes(free_ram_bytes())} are free: "
-                            "its speed cannot be measured here; measure a smaller model, or on a larger machine")
+    check_fits(model, device)
     asked = [str(model), device, *([check_country(country)] if country else [])]
     found = subprocess.run([sys.executable, "-m", "tsotsallm.evaluation.speed", *asked], capture_output=True, text=True,
                            check=False)

@@ -19,9 +19,10 @@ from tsotsallm.errors import TsotsallmError
 from tsotsallm.evaluation import answers, bias, choices, perplexity, summary
 from tsotsallm.evaluation.cache import ItemCache
 from tsotsallm.evaluation.scorer import Examinee
-from tsotsallm.evaluation.significance import Array, Difference, Measure, paired_difference, standard_error
+from tsotsallm.evaluation.significance import Array, Difference, Measure, finite, paired_difference, standard_error
 from tsotsallm.evaluation.tasks import Item, Task, Text, read_items, read_texts
 from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.likelihood import CHUNK_BYTES
 
 TOKENIZER_FREE = ("bits per byte",)
 """Measures that compare between models which cut a text into different tokens."""
@@ -36,6 +37,9 @@ class Score:
     standard_error: float | None
     items: int
     group: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        return finite(self.__dict__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class TaskResult:
 
     def plain(self) -> dict[str, Any]:
         return {"task": self.task, "kind": self.kind, "model": self.model, "protocol": self.protocol,
-                "scores": [score.__dict__ for score in self.scores], "notes": list(self.notes)}
+                "scores": [score.plain() for score in self.scores], "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,28 @@ def prepare(task: Task, data: str | Path | None = None, *, limit: int | None = N
     return PreparedTask(task, items, limit=limit, seed=seed)
 
 
+def protocol_of(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None = None) -> dict[str, Any]:
+    """Everything that the numbers of a task on a model depend on besides its weights."""
+    task = prepared.task
+    protocol = {**task.plain(), "data_sha256": prepared.data_sha256, "limit": prepared.limit, "arithmetic": "float32",
+                "seed": prepared.seed if prepared.limit else None}
+    if task.kind == "perplexity":
+        return protocol | {"context": min(task.context, examinee.context), "tokenizer": examinee.tokenizer_fingerprint,
+                           "bos": examinee.encode("a")[:1] == [examinee.tokenizer.bos_token_id],
+                           "reference": reference.name if reference else None}
+    new_tokens = 0 if task.kind in ("choices", "bias") else task.max_new_tokens
+    truncated = sum(examinee.truncates(item.prompt, [task.delimiter + one for one in item.choices], new_tokens)
+                    for item in prepared.items)
+    return protocol | {"items": len(prepared.items), "truncated_prompts": truncated,
+                       "context": examinee.context if truncated else "holds every prompt"}
+
+
 def examine(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None = None) -> TaskResult:
     """Ask one model one task."""
-    if prepared.task.kind == "perplexity":
-        return _perplexity(examinee, prepared, reference)
     task = prepared.task
-    protocol = {**task.plain(), "data_sha256": prepared.data_sha256, "items": len(prepared.items), "limit": prepared.limit,
-                "seed": prepared.seed if prepared.limit else None, "arithmetic": "float32",
-                "bos": examinee.encode("a")[:1] == [examinee.tokenizer.bos_token_id],
-                "context": min(examinee.context, task.context if task.kind == "perplexity" else examinee.context)}
+    protocol = protocol_of(examinee, prepared, reference)
+    if task.kind == "perplexity":
+        return _perplexity(examinee, prepared, protocol, reference)
     cache = ItemCache(examinee.fingerprint, {"name": task.name, "task": task.plain(), "device": str(examinee.device)})
     waiting = [item for item in prepared.items if item.id not in cache.entries]
     measures: tuple[Measure, ...]
@@ -136,49 +153,50 @@ def examine(examinee: Examinee, prepared: PreparedTask, reference: Examinee | No
         measures = summary.MEASURES if task.kind == "summary" else answers.measures(task)
     found = [cache.entries[item.id]["features"] for item in prepared.items]
     features = {name: np.array([one[name] for one in found], dtype=np.float64) for name in found[0]}
-    notes = (f"{examinee.truncated} prompts lost their beginning: they are longer than the {examinee.context} positions "
-             "that the model knows",) if examinee.truncated else ()
+    lost = protocol["truncated_prompts"]
+    notes = (f"{lost} prompts lost their beginning: they are longer than the {examinee.context} positions that the model "
+             "knows",) if lost else ()
     return TaskResult(task.name, task.kind, examinee.name, protocol, measures, tuple(item.id for item in prepared.items),
                       tuple(item.group for item in prepared.items), features, notes)
 
 
-def _perplexity(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None) -> TaskResult:
-    task = prepared.task
-    context = min(task.context, examinee.context)
+def _perplexity(examinee: Examinee, prepared: PreparedTask, protocol: dict[str, Any],
+                reference: Examinee | None) -> TaskResult:
+    task, context = prepared.task, protocol["context"]
+    kind: perplexity.Kind = "rows" if task.protocol == "rows" else "windows"
     parts: list[dict[str, Array]] = []
     ids: list[str] = []
     groups: list[str] = []
     for number, text in enumerate(prepared.texts):
-        corpus = perplexity.evaluation_corpus(text.content, examinee.tokenizer, context, task.protocol, text.source)  # type: ignore[arg-type]
+        corpus = perplexity.evaluation_corpus(text.content, examinee.tokenizer, context, kind, text.source)
         if reference is not None:
-            perplexity.same_segmentation(examinee.checkpoint, reference.checkpoint, text.content, corpus, context,
-                                         task.protocol)  # type: ignore[arg-type]
+            perplexity.same_segmentation(examinee.checkpoint, reference.checkpoint, text.content, corpus, context, kind)
         corpus = corpus.first(prepared.limit)
-        parts.append(_window_features(examinee, task, corpus, reference))
+        parts += _window_features(examinee, task, corpus, reference)
         ids += [f"{number}-{place}" for place in range(len(corpus.windows))]
         groups += [text.group] * len(corpus.windows)
     names = set(parts[0]).intersection(*parts)
     features = {name: np.concatenate([part[name] for part in parts]) for name in names}
     measures = tuple(measure for measure in perplexity.MEASURES if names >= set(measure.features))
-    protocol = {**task.plain(), "context": context, "data_sha256": prepared.data_sha256, "limit": prepared.limit,
-                "bos": examinee.encode("a")[:1] == [examinee.tokenizer.bos_token_id], "arithmetic": "float32",
-                "tokenizer": examinee.tokenizer_fingerprint, "reference": reference.name if reference else None}
     notes = () if context == task.context else (f"windows of {context} tokens instead of {task.context}: the model knows no "
                                                 "more positions",)
     return TaskResult(task.name, task.kind, examinee.name, protocol, measures, tuple(ids), tuple(groups), features, notes)
 
 
-def _window_features(examinee: Examinee, task: Task, corpus: Corpus, reference: Examinee | None) -> dict[str, Array]:
-    """Per-window sums of one text, from the cache where this text was scored before."""
+def _window_features(examinee: Examinee, task: Task, corpus: Corpus, reference: Examinee | None) -> list[dict[str, Array]]:
+    """Per-window sums of one text, pass by pass, from the cache where they are known."""
     cache = ItemCache(examinee.fingerprint, {
         "name": task.name, "corpus": corpus.fingerprint(), "device": str(examinee.device),
         "reference": reference.fingerprint if reference else None})
-    if "all" not in cache.entries:
-        with tempfile.TemporaryDirectory(dir=examinee.scratch, ignore_cleanup_errors=True) as folder:
-            sums = perplexity.window_features(examinee.view, corpus, reference.view if reference else None,
-                                              examinee.device, Path(folder), examinee.tick)
-        cache.add("all", {name: values.tolist() for name, values in sums.items()})  # type: ignore[misc]
-    return {name: np.array(values) for name, values in cache.entries["all"]["features"].items()}
+    found = []
+    for number, part in enumerate(corpus.parts(CHUNK_BYTES // (4 * examinee.view.spec.hidden))):
+        if f"pass {number}" not in cache.entries:
+            with tempfile.TemporaryDirectory(dir=examinee.scratch, ignore_cleanup_errors=True) as folder:
+                sums = perplexity.window_features(examinee.view, part, reference.view if reference else None,
+                                                  examinee.device, Path(folder), examinee.tick)
+            cache.add(f"pass {number}", {name: values.tolist() for name, values in sums.items()})
+        found.append({name: np.array(values) for name, values in cache.entries[f"pass {number}"]["features"].items()})
+    return found
 
 
 @dataclass(frozen=True)
@@ -195,56 +213,55 @@ class Comparison:
     differences: tuple[Difference | None, ...]
 
     def plain(self) -> dict[str, Any]:
-        return {**self.__dict__, "scores": [score.__dict__ for score in self.scores],
-                "differences": [None if one is None else {**one.__dict__, "within_noise": one.within_noise}
-                                for one in self.differences]}
+        return {**self.__dict__, "scores": [score.plain() for score in self.scores],
+                "differences": [None if one is None else one.plain() for one in self.differences]}
 
 
 def compare(results: Sequence[TaskResult], *, seed: int = 0) -> list[Comparison]:
     """Put results of one task side by side, the first one the base; refuse what was taken in different ways."""
     first = results[0]
-    comparable = [_comparable(first, other) for other in results[1:]]
+    names = [comparable(first.task, first.protocol, other.protocol) for other in results[1:]]
     kinds = sorted(set(first.groups))
     found = []
     for group in ("", *(kinds if len(kinds) > 1 else ())):
         for measure in first.measures:
-            if any(measure.name not in names for names in comparable):
+            if any(allowed is not None and measure.name not in allowed for allowed in names) or any(
+                    measure.name not in {one.name for one in other.measures} for other in results):
                 continue
             rows = [result.items_of(measure, group) for result in results]
             scores = tuple(Score(measure.name, measure.of(items), standard_error(measure, items), len(items), group)
                            for items in rows)
-            differences = (None, *(_difference(measure, rows[0], items, seed) for items in rows[1:]))
+            differences = (None, *(_difference(measure, rows[0], items, seed, paired=allowed is None)
+                                   for items, allowed in zip(rows[1:], names, strict=True)))
             found.append(Comparison(first.task, measure.name, group, len(rows[0]), measure.share, measure.higher_is_better,
                                     scores, differences))
     return found
 
 
-def _difference(measure: Measure, first: Array, second: Array, seed: int) -> Difference:
-    if len(first) == len(second):
+def _difference(measure: Measure, first: Array, second: Array, seed: int, *, paired: bool) -> Difference:
+    if paired:
         return paired_difference(measure, first, second, seed=seed)
-    # windows of different tokenizers: no pairs, so the errors add
+    # windows of another tokenizer hold other text: no pairs, so the errors add
     value = measure.of(second) - measure.of(first)
     spread = [standard_error(measure, items) for items in (first, second)]
     width = 1.96 * math.hypot(*(math.inf if one is None else one for one in spread))
     return Difference(value, value - width, value + width)
 
 
-def _comparable(first: TaskResult, other: TaskResult) -> set[str]:
-    """The measures that two results may be compared by; raise where there is none."""
-    differing = [key for key in {**first.protocol, **other.protocol}
-                 if first.protocol.get(key) != other.protocol.get(key) and key != "reference"]
-    names = {measure.name for measure in first.measures} & {measure.name for measure in other.measures}
-    if "reference" in first.protocol and first.protocol["reference"] != other.protocol.get("reference"):
-        names -= {"KL from reference", "same top token"}
-    if differing and set(differing) <= {"tokenizer", "bos"} and first.kind == "perplexity":
-        names &= set(TOKENIZER_FREE)
-        if names:
-            return names
-    if differing:
-        told = "; ".join(f"{key}: {first.protocol.get(key)!r} and {other.protocol.get(key)!r}" for key in sorted(differing))
-        raise TsotsallmError(f"{first.task} of {first.model} and of {other.model} were taken in different ways ({told}); "
-                             "numbers compare only under one protocol: evaluate both with the same options")
-    return names
+def comparable(task: str, first: dict[str, Any], other: dict[str, Any]) -> set[str] | None:
+    """None where two protocols are the same; the names of the measures that compare nevertheless; raise where none does.
+
+    Perplexities of other tokenizers compare by bits per byte of the whole text.
+    """
+    differing = {key for key in {**first, **other} if first.get(key) != other.get(key)} - {"truncated_prompts"}
+    if not differing:
+        return None
+    if first.get("kind") == "perplexity" and differing <= {"tokenizer", "bos"} and first["limit"] is None:
+        return set(TOKENIZER_FREE)
+    told = "; ".join(f"{key}: {first.get(key)!r} and {other.get(key)!r}" for key in sorted(differing))
+    more = ", and without a limit, since windows hold other text then" if "tokenizer" in differing else ""
+    raise TsotsallmError(f"{task}: the models would be asked in different ways ({told}); numbers compare only under one "
+                         f"protocol: evaluate all with the same options{more}, or one by one")
 
 
 def open_examinee(model: str | Path, scratch: Path, *, device: str = "cpu", **options: Any) -> Examinee:

@@ -12,7 +12,7 @@ from tsotsallm.evaluation.examine import PreparedTask
 from tsotsallm.evaluation.scorer import Examinee
 from tsotsallm.machine import gemm_flops_per_second
 from tsotsallm.streaming.generate import turns
-from tsotsallm.streaming.likelihood import Tree, chunks
+from tsotsallm.streaming.likelihood import CHUNK_BYTES, Tree, chunks
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TaskForecast:
 def forecast(examinee: Examinee, prepared: Sequence[PreparedTask]) -> list[TaskForecast]:
     """Forecast every task; texts are tokenised, one layer is read."""
     spec, work = examinee.view.spec, work_of(examinee.view.spec)
-    rate = gemm_flops_per_second()
+    rate = gemm_flops_per_second(device=examinee.device.type)
     began = time.perf_counter()
     examinee.view.layer(0)
     pass_s = (time.perf_counter() - began) * spec.layers
@@ -43,8 +43,11 @@ def forecast(examinee: Examinee, prepared: Sequence[PreparedTask]) -> list[TaskF
     for one in prepared:
         task = one.task
         if task.kind == "perplexity":
-            lengths = [len(examinee.tokenizer(text.content, verbose=False)["input_ids"]) for text in one.texts]
-            tokens, passes, how, items = sum(lengths), len(lengths), "streamed", len(lengths)
+            most = one.limit * task.context if one.limit else None
+            lengths = [len(examinee.tokenizer(text.content, verbose=False)["input_ids"][:most]) for text in one.texts]
+            room = CHUNK_BYTES // (4 * spec.hidden)
+            tokens, passes = sum(lengths), sum(-(-length // room) for length in lengths)
+            how, items = "streamed", len(lengths)
         elif task.kind in ("choices", "bias"):
             trees = [_tree(examinee, item.prompt, [task.delimiter + choice for choice in item.choices])
                      for item in one.items]

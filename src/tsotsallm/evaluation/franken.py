@@ -13,7 +13,7 @@ import yaml
 
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError, nearest
-from tsotsallm.evaluation.cost import parameters_of, work_of
+from tsotsallm.evaluation.cost import bytes_of, parameters_of, work_of
 from tsotsallm.evaluation.examine import PreparedTask, TaskResult, examine
 from tsotsallm.evaluation.scorer import Examinee
 from tsotsallm.evaluation.speed import lengths, median_times, round_of
@@ -70,9 +70,10 @@ class OrderResult:
     kl: float
     accuracy: float | None
     accuracy_error: float | None
-    decode_tokens_per_s: float
+    decode_tokens_per_s: float | None       # None where the model is larger than memory
     macs_per_token: int
     parameters: int
+    bytes: int                              # of the stored weights, a layer that runs twice written twice
     published_hellaswag: float | None
     published_seconds: float | None
 
@@ -97,10 +98,13 @@ def study(view: View, name: str, text: PreparedTask, choices: PreparedTask | Non
         accuracy = next((score for score in scored.scores if not score.group), None) if scored else None
         told: list[str] = []
         examinee.generate([PROMPT], NEW_TOKENS, (), lambda _index, reply, told=told: told.append(reply))  # type: ignore[misc]
-        _, decode_s = median_times(round_of(examinee.model, examinee.view.spec, device))
+        speed = None
+        if not examinee.generates_by_sweeps:
+            _, decode_s = median_times(round_of(examinee.model, examinee.view.spec, device))
+            speed = lengths(examinee.view.spec)[1] / decode_s
         yield OrderResult(one.name, order, told[0].strip(), measured["perplexity"], measured["KL from reference"],
                           accuracy.value if accuracy else None, accuracy.standard_error if accuracy else None,
-                          lengths(examinee.view.spec)[1] / decode_s, work_of(examinee.view.spec).decode(512),
-                          parameters_of(examinee.view), one.hellaswag, one.seconds)
+                          speed, work_of(examinee.view.spec).decode(512),
+                          parameters_of(examinee.view), bytes_of(examinee.view), one.hellaswag, one.seconds)
         examinee.forget_model()
         tick("layer orders", (number + 1) / len(chosen))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tsotsallm.errors import MissingExtraError, TaskError
+from tsotsallm.evaluation.cache import ItemCache
 from tsotsallm.evaluation.scorer import Examinee
 
 try:
@@ -23,6 +26,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def __init__(self, examinee: Examinee) -> None:
         super().__init__()
         self.examinee = examinee
+        self.cache = ItemCache(examinee.fingerprint, {"name": "harness", "device": str(examinee.device)})
 
     @property
     def eot_token_id(self) -> int:
@@ -53,26 +57,30 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]],
                               **_: Any) -> list[tuple[float, bool]]:
         pairs = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
-        found = dict(self.examinee.token_likelihoods(pairs))
-        return [(found[index].total, found[index].greedy) for index in range(len(pairs))]
+        keys = [_key(pair) for pair in pairs]
+        waiting = [index for index, key in enumerate(keys) if key not in self.cache.entries]
+        for place, score in self.examinee.token_likelihoods([pairs[index] for index in waiting]):
+            self.cache.add(keys[waiting[place]], {"total": score.total, "greedy": float(score.greedy)})
+        found = [self.cache.entries[key]["features"] for key in keys]
+        return [(one["total"], bool(one["greedy"])) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         found = dict(self.examinee.rolling([request.args[0] for request in requests]))
         return [found[index] for index in range(len(requests))]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        found: dict[int, str] = {}
-        settings = [request.args[1] for request in requests]
-        kinds = {self._limits(options) for options in settings}
-        for kind in kinds:
-            members = [index for index, options in enumerate(settings) if self._limits(options) == kind]
-            prompts = [requests[index].args[0] for index in members]
+        asked = [(request.args[0], *self._limits(request.args[1])) for request in requests]
+        keys = [_key(one) for one in asked]
+        for limits in dict.fromkeys(one[1:] for one in asked):
+            waiting = [index for index, one in enumerate(asked)
+                       if one[1:] == limits and keys[index] not in self.cache.entries]
 
-            def keep(place: int, text: str, members: list[int] = members) -> None:
-                found[members[place]] = text
+            def keep(place: int, text: str, waiting: list[int] = waiting) -> None:
+                self.cache.add(keys[waiting[place]], {}, reply=text)
 
-            self.examinee.generate(prompts, *kind, keep)
-        return [found[index] for index in range(len(requests))]
+            if waiting:
+                self.examinee.generate([asked[index][0] for index in waiting], *limits, keep)
+        return [self.cache.entries[key]["reply"] for key in keys]
 
     @staticmethod
     def _limits(options: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
@@ -81,6 +89,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             raise TaskError("the task samples its answers; generation here is greedy, so that it can be repeated")
         until = options.get("until", [])
         return int(options.get("max_gen_toks", 256)), tuple([until] if isinstance(until, str) else until)
+
+
+def _key(asked: tuple[Any, ...]) -> str:
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 
 def run_harness(examinee: Examinee, tasks: Sequence[str], *, limit: int | None = None, shots: int | None = None,
@@ -98,7 +110,7 @@ def run_harness(examinee: Examinee, tasks: Sequence[str], *, limit: int | None =
         raise TaskError(f"lm-evaluation-harness has no task {unknown[0]!r}{close}")
     try:
         found = simple_evaluate(model=HarnessModel(examinee), tasks=list(tasks), limit=limit, num_fewshot=shots,
-                                task_manager=manager, log_samples=False, bootstrap_iters=0)
+                                task_manager=manager, log_samples=False, bootstrap_iters=100)
     except (OSError, ConnectionError) as error:
         raise TaskError(f"lm-evaluation-harness could not get the data of {', '.join(tasks)} ({type(error).__name__}); it "
                         "downloads them from the hub unless the task names local files") from None

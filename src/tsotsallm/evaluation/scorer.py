@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,13 @@ RESIDENT_ROOM = 1.2
 """A resident model takes its float32 weights and, with cache and activations, up to a fifth more."""
 
 
+@cache
+def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> bytes:
+    """Computed once for as long as a file stays as it is."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 Pieces = tuple[int, ...]
 MOST_BRANCH_TOKENS = 2048
 """Continuations of one prompt that run side by side; more of them take turns."""
@@ -37,7 +44,6 @@ class Examinee:
         self.device = torch.device(device)
         self.by_sweeps = by_sweeps
         self.tokenizer = view.checkpoint.tokenizer()
-        self.truncated = 0
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -46,13 +52,14 @@ class Examinee:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all weights, their order, config and tokenizer: what a score depends on besides the protocol."""
+        directory = self.checkpoint.directory
+        paths = {record.path for record in self.checkpoint.records.values()} | {
+            path for path in directory.iterdir() if path.suffix in (".json", ".model", ".txt", ".jinja")
+            and not path.name.startswith("tsotsallm") and path.name != "generation_config.json"}
         digest = hashlib.sha256(repr(self.view.order).encode())
-        names = {record.path for record in self.checkpoint.records.values()}
-        for path in sorted([*names, *self.checkpoint.directory.glob("*.json")]):
-            if path.name.startswith("tsotsallm"):
-                continue
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        for path in sorted(paths):
+            status = path.stat()
+            digest.update(path.name.encode() + _file_sha256(path, status.st_size, status.st_mtime_ns))
         return digest.hexdigest()
 
     @cached_property
@@ -101,6 +108,13 @@ class Examinee:
                             "own")
         return tuple(before), tuple(after)
 
+    def truncates(self, prompt: str, continuations: Sequence[str], new_tokens: int = 0) -> bool:
+        """Whether a prompt loses its beginning, since with what follows it is longer than the model's context."""
+        if len(prompt) + sum(map(len, continuations[:1])) + new_tokens < self.context // 4:
+            return False        # a token has at least one byte, and few characters have four
+        pairs = [self.pair(prompt, one) for one in continuations] or [(tuple(self.encode(prompt)), (0,) * new_tokens)]
+        return any(len(before) + len(after) > self.context + (not new_tokens) for before, after in pairs)
+
     # -- scores ---------------------------------------------------------------------------------------------------
 
     def likelihoods(self, asked: Sequence[tuple[str, Sequence[str]]]) -> Iterator[tuple[int, list[Likelihood]]]:
@@ -127,7 +141,6 @@ class Examinee:
             if room < 1:
                 raise TaskError(f"a continuation of {len(continuation)} tokens does not fit the {self.context} positions "
                                 f"that {self.name} knows")
-            self.truncated += len(prompt) > room
             groups = branches.setdefault(prompt[-room:], [[]])
             if sum(len(pairs[other][1]) for other in groups[-1]) + len(continuation) > MOST_BRANCH_TOKENS and groups[-1]:
                 groups.append([])
@@ -168,16 +181,23 @@ class Examinee:
         """Whether generation reads the weights anew for every token, since the model does not fit."""
         if self.by_sweeps is not None:
             return self.by_sweeps
-        return self.device.type == "cpu" and self.resident_bytes > free_ram_bytes()
+        return "model" not in self.__dict__ and self.resident_bytes > self.free_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that a model can take where it runs."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        return free_ram_bytes()
 
     @cached_property
     def model(self) -> Any:
         """The model in memory."""
         from tsotsallm.engine.resident import resident
 
-        if self.device.type == "cpu" and self.resident_bytes > free_ram_bytes():
+        if self.resident_bytes > self.free_bytes:
             raise ResourceError(f"{self.name} takes {human_bytes(self.resident_bytes)} of memory whole, "
-                                f"{human_bytes(free_ram_bytes())} are free; let it generate by sweeps, or evaluate tasks "
+                                f"{human_bytes(self.free_bytes)} are free; let it generate by sweeps, or evaluate tasks "
                                 "with choices, which stream")
         return resident(self.view, torch.float32, str(self.device))
 
@@ -189,9 +209,7 @@ class Examinee:
             raise TaskError(f"{max_new_tokens} new tokens do not fit the {self.context} positions that {self.name} knows")
         encoded = []
         for prompt in prompts:
-            tokens = self.encode(prompt) or [self.start_token]
-            self.truncated += len(tokens) > room
-            encoded.append(tokens[-room:])
+            encoded.append((self.encode(prompt) or [self.start_token])[-room:])
         ends = {int(token) for token in (self.tokenizer.eos_token_id,) if token is not None}
 
         def text_of(tokens: Sequence[int]) -> tuple[str, bool]:

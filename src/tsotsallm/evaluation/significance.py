@@ -70,8 +70,11 @@ class Difference:
 
     @property
     def within_noise(self) -> bool:
-        """True where the interval holds no difference at all."""
-        return self.low <= 0 <= self.high
+        """True where the interval holds zero, or McNemar's test does not tell the models apart at 5%."""
+        return self.low <= 0 <= self.high or (self.p is not None and self.p > 1 - CONFIDENCE)
+
+    def plain(self) -> dict[str, Any]:
+        return finite(self.__dict__ | {"within_noise": self.within_noise})
 
 
 def paired_difference(measure: Measure, first: Array, second: Array, *, seed: int = 0, resamples: int = RESAMPLES,
@@ -85,6 +88,9 @@ def paired_difference(measure: Measure, first: Array, second: Array, *, seed: in
         raise ValueError(f"{len(first)} items against {len(second)}: a paired comparison takes the same items")
     count = len(first)
     value = measure.of(second) - measure.of(first)
+    p = mcnemar(first[:, 0] > 0, second[:, 0] > 0) if measure.binary else None
+    if count < 2:
+        return Difference(value, -math.inf, math.inf, p)
     both = np.concatenate([first, second], axis=1)
     width = first.shape[1]
     rng = np.random.default_rng(seed)
@@ -96,12 +102,17 @@ def paired_difference(measure: Measure, first: Array, second: Array, *, seed: in
         drawn[start:start + step] = measure.combine(sums[:, width:]) - measure.combine(sums[:, :width])
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
-        return Difference(value, -math.inf, math.inf)
+        return Difference(value, -math.inf, math.inf, p)
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    stretch = math.sqrt(count / (count - 1)) if count > 1 else math.inf
-    p = mcnemar(first[:, 0] > 0, second[:, 0] > 0) if measure.binary else None
+    stretch = math.sqrt(count / (count - 1))
     return Difference(value, float(value + (low - value) * stretch), float(value + (high - value) * stretch), p)
+
+
+def finite(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Numbers as JSON has them: what is not finite becomes null."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in numbers.items()}
 
 
 def mcnemar(first: NDArray[Any], second: NDArray[Any]) -> float:

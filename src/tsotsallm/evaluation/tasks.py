@@ -22,6 +22,9 @@ from tsotsallm.errors import MissingExtraError, TaskError, nearest
 from tsotsallm.streaming.corpus import read_text
 
 Kind = Literal["perplexity", "choices", "answers", "bias", "summary"]
+_TYPE_NAMES = {str: "text", int: "a whole number", tuple: "a list", dict: "keys and values"}
+_ALLOWED = {"protocol": ("windows", "rows"), "judge": ("tiers", "number", "first_integer"),
+            "world": ("closed_book", "open_book", "text")}
 NEEDS: dict[str, tuple[str, ...]] = {
     "perplexity": ("text",), "choices": ("prompt", "choices", "answer"), "answers": ("prompt", "answers"),
     "bias": ("prompt", "choices", "answer"), "summary": ("prompt", "answers")}
@@ -98,7 +101,7 @@ def read_task(source: str | Path) -> Task:
 
 
 def _task(name: str, content: Any) -> Task:
-    if not isinstance(content, dict) or content.get("kind") not in NEEDS:
+    if not isinstance(content, dict) or str(content.get("kind")) not in NEEDS:
         found = content.get("kind") if isinstance(content, dict) else content
         raise TaskError(f"task {name} has kind {found!r}{nearest(str(found), NEEDS)}")
     known = Task.__dataclass_fields__.keys() - {"name"}
@@ -108,8 +111,16 @@ def _task(name: str, content: Any) -> Task:
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     for key, value in values.items():
         default = getattr(Task, key, {} if key == "hub" else "")
-        if not isinstance(value, type(default)):
-            raise TaskError(f"task {name}: {key} is {value!r}; it takes {type(default).__name__}")
+        if not isinstance(value, type(default)) or isinstance(value, bool):
+            raise TaskError(f"task {name}: {key} is {content[key]!r}; it takes {_TYPE_NAMES[type(default)]}")
+    for key, allowed in _ALLOWED.items():
+        if values.get(key) is not None and values[key] not in allowed:
+            raise TaskError(f"task {name}: {key} is {values[key]!r}{nearest(str(values[key]), allowed)}")
+    for key, least in (("max_new_tokens", 1), ("context", 2)):
+        if values.get(key, least) < least:
+            raise TaskError(f"task {name}: {key} is {values[key]}; it takes {least} or more")
+    if values.get("hub") and not {"repository", "split"} <= values["hub"].keys():
+        raise TaskError(f"task {name}: hub names a repository and a split, and may name a configuration")
     layouts = values.get("layouts", ())
     if not isinstance(layouts, tuple) or not all(isinstance(layout, dict) for layout in layouts):
         raise TaskError(f"task {name}: layouts is a list of what makes a prompt from an item, such as "
@@ -121,6 +132,9 @@ def _task(name: str, content: Any) -> Task:
             raise TaskError(f"task {name}: a layout of kind {content['kind']} has {', '.join(NEEDS[content['kind']])} and "
                             f"may have group; this one {'lacks ' + missing[0] if missing else 'also has ' + extra[0]}")
         for part in layout:
+            if not isinstance(layout[part], (str, int)):
+                raise TaskError(f"task {name}: {part} is {layout[part]!r}; it is an expression over columns, so write it in "
+                                'quotes: "[right, wrong]"')
             _compiled(part in TEMPLATES, layout[part], name)
     if not layouts and not values.get("world"):
         raise TaskError(f"task {name} has no layouts: nothing says how an item becomes a prompt")
@@ -191,12 +205,14 @@ def _layout_for(task: Task, columns: set[str], where: str) -> Mapping[str, str]:
 
 def read_items(task: Task, data: str | Path | None = None, *, limit: int | None = None, seed: int = 0) -> list[Item]:
     """The items of a task from local data, the embedded world, or the hub; `limit` draws so many by `seed`."""
-    rows = list(_rows(task, data))
     where = str(data) if data is not None else f"task {task.name}"
-    if not rows:
+    items: list[Item] = []
+    layout: Mapping[str, str] = {}
+    for number, row in enumerate(_rows(task, data), 1):
+        layout = layout or _layout_for(task, set(row), where)
+        items.append(_item(task, layout, row, number, where))
+    if not items:
         raise TaskError(f"{where} holds no items; give a file with at least one")
-    layout = _layout_for(task, set(rows[0]), where)
-    items = [_item(task, layout, row, number, where) for number, row in enumerate(rows, 1)]
     seen: dict[str, int] = {}
     unique = []
     for item in items:
@@ -260,12 +276,14 @@ def _item(task: Task, layout: Mapping[str, str], row: Mapping[str, Any], number:
                             "numbered from 0; mend the item")
     elif task.kind in ("answers", "summary"):
         found = part("answers")
-        answers = [str(answer) for answer in (found if isinstance(found, (list, tuple)) else [found])]
+        answers = [str(answer) for answer in (found if isinstance(found, (list, tuple)) else [found])
+                   if answer is not None and str(answer).strip()]
         if not answers:
             raise TaskError(f"{where}, item {number}: it has no answer; mend the item")
     group = str(part("group")) if "group" in layout else ""
-    digest = hashlib.sha256(json.dumps([prompt, choices, gold, answers, group]).encode()).hexdigest()[:16]
-    return Item(digest, prompt, tuple(choices), gold, tuple(answers), group, row)
+    kept = dict(row) if task.kind == "bias" else {}         # its judge reads more columns
+    digest = hashlib.sha256(json.dumps([prompt, choices, gold, answers, group, kept], default=str).encode()).hexdigest()[:16]
+    return Item(digest, prompt, tuple(choices), gold, tuple(answers), group, kept)
 
 
 def _rows(task: Task, data: str | Path | None) -> Iterator[dict[str, Any]]:
@@ -279,19 +297,18 @@ def _rows(task: Task, data: str | Path | None) -> Iterator[dict[str, Any]]:
 
 
 def data_files(task: Task, data: Path) -> list[Path]:
-    """The files of a task: `data` itself, those of a folder that the task names, or all data files of a folder."""
+    """The files of a task: `data` itself, or those of a folder that the task names (all data files if it names none)."""
     if not data.exists():
         raise TaskError(f"{data} does not exist; give a file or folder with --data")
     if data.is_file():
         return [data]
-    for pattern in task.files:
-        if found := sorted(path for path in data.glob(pattern) if path.is_file()):
-            return found
     suffixes = (".txt", ".raw") if task.kind == "perplexity" else (".jsonl", ".json", ".csv")
-    found = sorted(path for path in data.iterdir() if path.suffix in suffixes and path.name != "SOURCE.txt")
-    if not found:
-        raise TaskError(f"{data} holds nothing for task {task.name}: no {' or '.join(task.files or suffixes)}")
-    return found
+    patterns = task.files or tuple(f"*{suffix}" for suffix in suffixes)
+    for pattern in patterns:
+        own = pattern.removeprefix(f"{data.name}/")         # the task's own folder is as good as the folder above it
+        if found := sorted(path for path in data.glob(own) if path.is_file() and path.name != "SOURCE.txt"):
+            return found
+    raise TaskError(f"{data} holds nothing for task {task.name}: no {' or '.join(patterns)}; give its file with --data FILE")
 
 
 def _file_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -310,8 +327,9 @@ def _file_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     for row in rows:
         if not isinstance(row, dict):
             raise TaskError(f"{path} holds {type(row).__name__} where an object with columns was expected")
-        if None in row:
-            raise TaskError(f"{path} has a line with more fields than columns ({', '.join(map(str, row))})")
+        if None in row or (path.suffix == ".csv" and None in row.values()):
+            raise TaskError(f"{path} has a line with another number of fields than columns "
+                            f"({', '.join(str(key) for key in row if key is not None)})")
         yield {"file": path.stem, **row}
 
 
@@ -352,7 +370,7 @@ def _hub_rows(task: Task) -> Iterator[dict[str, Any]]:
     except ImportError:
         raise MissingExtraError("datasets", "hub", f"without --data FILE, task {task.name}") from None
     try:
-        for row in load_dataset(repository, task.hub.get("configuration"), split=task.hub["split"]):
+        for row in load_dataset(repository, task.hub.get("configuration"), split=task.hub["split"], streaming=True):
             yield {"file": task.hub.get("configuration", task.name), **row}
     except Exception as error:  # the hub client raises many types
         raise TaskError(f"the data of task {task.name}, {repository} on the hub, cannot be had ({type(error).__name__}); "
@@ -375,6 +393,9 @@ def big_bench_task(path: Path) -> Task:
     before, after = content.get("example_input_prefix", "\nQ: "), content.get("example_output_prefix", "\nA: ")
     prompt = (f"{content.get('task_prefix', '')}{before}" "{{input}}" f"{after}").strip("\n ")
     if "target_scores" in first:
+        if content.get("append_choices_to_input", True):
+            listed = content.get("choice_prefix", "\n  choice: ")
+            prompt = prompt.replace("{{input}}", "{{input}}{% for one in target_scores %}" f"{listed}" "{{one}}{% endfor %}")
         return Task(path.stem, "choices", content.get("description", ""), files=(str(path),), layouts=({
             "prompt": prompt, "choices": "target_scores | list",
             "answer": "(target_scores.values() | list).index(target_scores.values() | max)"},))

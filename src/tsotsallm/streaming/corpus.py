@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,18 @@ class Corpus:
     @property
     def tokens(self) -> int:
         return sum(len(window) for window in self.windows)
+
+    def parts(self, most_tokens: int) -> list[Corpus]:
+        """Neighbouring windows in parts of at most so many tokens, at least one window each."""
+        ends, tokens = [0], 0
+        for index, window in enumerate(self.windows):
+            if tokens and tokens + len(window) > most_tokens:
+                ends.append(index)
+                tokens = 0
+            tokens += len(window)
+        sizes = self.bytes_scored
+        return [Corpus(self.windows[start:end], self.source, sizes if sizes is None else sizes[start:end])
+                for start, end in itertools.pairwise([*ends, len(self.windows)])]
 
     def first(self, windows: int | None) -> Corpus:
         """The first so many windows; all of them where that is None."""

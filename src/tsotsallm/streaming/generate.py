@@ -43,7 +43,7 @@ class _Batch:
     def allowed(self, window: int | None) -> Tensor:
         """Whom the tokens that run now may see, (prompts, 1, running, tokens)."""
         branch = torch.where(self.mask.bool(), 0, PADDING)
-        return allowed_attention(self.positions, branch, window)[:, :, -self.ids.shape[1]:]
+        return allowed_attention(self.positions, branch, window, self.ids.shape[1])
 
     def append(self, tokens: Tensor, max_new_tokens: int, done: Callable[[Sequence[int]], bool]) -> None:
         for place, token in enumerate(tokens.tolist()):
@@ -56,7 +56,7 @@ class _Batch:
     def path(self, layer: int) -> Path:
         return self.folder / f"kv-{self.indices[0]:06d}-{layer:04d}.f32"
 
-    def read_cache(self, layer: int, shape: tuple[int, int]) -> Any:
+    def read_cache(self, layer: int, shape: tuple[int, int], device: torch.device) -> Any:
         """A transformers cache with the tokens that a layer has seen; `shape` is (KV heads, head width)."""
         from transformers import DynamicCache
 
@@ -67,7 +67,7 @@ class _Batch:
             with self.path(layer).open("rb") as file:
                 if file.readinto(byte_view(stored)) != stored.nbytes:
                     raise OSError(f"{self.path(layer)} is too short")
-            keys, values = stored.permute(1, 2, 3, 0, 4)
+            keys, values = stored.to(device).permute(1, 2, 3, 0, 4)
             cache.update(keys.contiguous(), values.contiguous(), 0)
         return cache
 
@@ -134,7 +134,7 @@ def _through_layers(view: View, frame: Frame, running: Sequence[_Batch]) -> None
         frame.load(layer, view.layer(layer))
         window = spec.attention_window(layer)
         for batch in running:
-            cache = batch.read_cache(layer, (spec.kv_heads, spec.head_dim))
+            cache = batch.read_cache(layer, (spec.kv_heads, spec.head_dim), frame.device)
             batch.hidden = frame(batch.hidden, positions=batch.positions[:, -batch.ids.shape[1]:],
                                  allowed=batch.allowed(window), cache=cache).cpu()
             batch.write_cache(layer, cache)

@@ -28,6 +28,10 @@ class HiddenStates:
     def like(self, path: Path) -> HiddenStates:
         return HiddenStates(path, self.lengths, self.width)
 
+    def like_lengths(self, lengths: Sequence[int]) -> HiddenStates:
+        """The same file read as windows of other lengths."""
+        return HiddenStates(self.path, lengths, self.width)
+
     @property
     def tokens(self) -> int:
         return self.starts[-1]

@@ -12,7 +12,7 @@ from torch import Tensor
 from tsotsallm.checkpoint.view import View
 from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
 from tsotsallm.streaming.hidden import HiddenStates
-from tsotsallm.streaming.score import HEAD_TOKENS, HeadTally, read_rows, require_finite
+from tsotsallm.streaming.score import HEAD_TOKENS, HeadTally, require_finite
 from tsotsallm.streaming.sweep import Tick, silent
 
 CHUNK_BYTES = 512 << 20
@@ -72,14 +72,19 @@ def _pack(tree: Tree, length: int) -> _Packed:
                    torch.tensor(branch + [PADDING] * padding), torch.tensor(rows), torch.tensor(targets))
 
 
-def allowed_attention(positions: Tensor, branch: Tensor, window: int | None) -> Tensor:
-    """Who sees whom, (rows, 1, tokens, tokens) bool: a token sees the prompt and its own branch up to itself."""
-    mine, theirs = branch[:, :, None], branch[:, None, :]
-    distance = positions[:, :, None] - positions[:, None, :]
+def allowed_attention(positions: Tensor, branch: Tensor, window: int | None, running: int | None = None) -> Tensor:
+    """Who sees whom, (rows, 1, running tokens, tokens) bool: a token sees the prompt and its own branch up to itself.
+
+    With `running` only the last so many tokens are asked for.
+    """
+    first = 0 if running is None else branch.shape[1] - running
+    positions, branch = positions.to(torch.int32), branch.to(torch.int32)
+    mine, theirs = branch[:, first:, None], branch[:, None, :]
+    distance = positions[:, first:, None] - positions[:, None, :]
     allowed = ((theirs == 0) | (theirs == mine)) & (distance >= 0) & (mine != PADDING) & (theirs != PADDING)
     if window is not None:
         allowed &= distance < window
-    return (allowed | torch.eye(branch.shape[1], dtype=torch.bool))[:, None]
+    return (allowed | torch.eye(branch.shape[1], dtype=torch.bool)[first:])[:, None]
 
 
 def chunks(trees: Sequence[Tree], width: int) -> list[list[int]]:
@@ -117,6 +122,24 @@ def log_likelihoods(view: View, trees: Sequence[Tree], scratch: Path, device: to
         yield from zip(part, _one_pass(view, [trees[index] for index in part], scratch, device, of_all), strict=True)
 
 
+def _predicting_states(view: View, states: HiddenStates, packed: Sequence[_Packed], scratch: Path,
+                       device: torch.device) -> tuple[HiddenStates, Tensor]:
+    """The final states that predict something, after the final norm, in a file of their own; and where each prediction's
+    state stands in it, (predictions,)."""
+    norm = load_final_norm(view, device)
+    needed, places, start = [], [], 0
+    for one in packed:
+        rows, inverse = torch.unique(one.rows, return_inverse=True)
+        needed.append(rows)
+        places.append(inverse + start)
+        start += len(rows)
+    compact = HiddenStates(scratch / "predicting.f32", [len(rows) for rows in needed], view.spec.hidden)
+    for batch in states.batches():
+        for index, row in zip(batch, states.read(batch), strict=True):
+            compact.write([index], norm(row[needed[index]].to(device))[None])
+    return compact, torch.cat(places)
+
+
 def _one_pass(view: View, trees: Sequence[Tree], scratch: Path, device: torch.device, tick: Tick) -> list[list[Likelihood]]:
     scratch.mkdir(parents=True, exist_ok=True)
     packed = [_pack(tree, _padded(tree)) for tree in trees]
@@ -137,21 +160,19 @@ def _one_pass(view: View, trees: Sequence[Tree], scratch: Path, device: torch.de
             states.write(batch, frame(states.read(batch), positions=positions, allowed=allowed))
         tick("scoring", (layer + 1) / view.spec.layers)
     frame.clear()
-    norm = load_final_norm(view, device)
-    for batch in states.batches():
-        states.write(batch, norm(states.read(batch).to(device)))
-    rows = torch.cat([one.rows + start for one, start in zip(packed, states.starts, strict=False)])
-    targets = torch.cat([one.targets for one in packed])
-    order = rows.argsort(stable=True)
-    tally = HeadTally(targets[order], top=True)
+    predicting, rows = _predicting_states(view, states, packed, scratch, device)
+    tally = HeadTally(torch.cat([one.targets for one in packed]), top=True)
     for first, weights in head_pieces(view, device):
-        for start in range(0, len(order), HEAD_TOKENS):
-            block = slice(start, min(start + HEAD_TOKENS, len(order)))
-            tally.add(block, read_rows(states, rows[order[block]]).to(device) @ weights.mT, first)
+        for start in range(0, len(rows), HEAD_TOKENS):
+            block = slice(start, min(start + HEAD_TOKENS, len(rows)))
+            lowest, highest = int(rows[block].min()), int(rows[block].max()) + 1
+            flat = predicting.like_lengths([lowest, highest - lowest] if lowest else [highest])
+            near = flat.read([1 if lowest else 0])[0]
+            tally.add(block, near[rows[block] - lowest].to(device) @ weights.mT, first)
     states.remove()
+    predicting.remove()
     require_finite(tally.losses, view)
-    losses, right = torch.empty_like(tally.losses), torch.empty(len(order), dtype=torch.bool)
-    losses[order], right[order] = tally.losses, tally.top == tally.targets
+    losses, right = tally.losses, tally.top == tally.targets
     found: list[list[Likelihood]] = []
     place = 0
     for tree in trees:
