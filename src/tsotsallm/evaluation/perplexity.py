@@ -17,6 +17,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
 from tsotsallm.evaluation.significance import Measure, ratio, standard_error
 from tsotsallm.streaming.corpus import Corpus, evaluation_rows, evaluation_windows
+from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.score import divergence, final_states, token_losses
 from tsotsallm.streaming.sweep import Tick, silent
 
@@ -82,20 +83,18 @@ def check_context(checkpoint: Checkpoint, context: int) -> None:
                               "knows; choose a shorter --context")
 
 
-def window_features(view: View, corpus: Corpus, reference: View | None, device: torch.device,
+def window_features(view: View, corpus: Corpus, reference: tuple[View, HiddenStates] | None, device: torch.device,
                     scratch: Path, tick: Tick = silent) -> dict[str, Tensor]:
     """What every window adds to the measures, (windows,) float64: loss in nats, predicted tokens, bytes where known, and
-    against a reference its loss, KL divergence in nats and how many top tokens are the same."""
+    against a reference, given with its final states, its loss, KL divergence in nats and how many top tokens are alike."""
     states = final_states(view, corpus, scratch / "model.f32", device, tick)
     tokens = [len(window) - 1 for window in corpus.windows]
     if reference is None:
         found = {"loss": token_losses(view, [states], corpus, device)[0]}
     else:
-        original_states = final_states(reference, corpus, scratch / "reference.f32", device, tick)
-        compared = divergence(view, states, reference, original_states, corpus, device)
+        compared = divergence(view, states, *reference, corpus, device)
         found = {"loss": compared.losses, "reference_loss": compared.reference_losses, "kl": compared.kl,
                  "same_top": compared.same_top.double()}
-        original_states.remove()
     states.remove()
     sums = {name: torch.stack([part.sum() for part in torch.split(values, tokens)]) for name, values in found.items()}
     sums["tokens"] = torch.tensor(tokens, dtype=torch.float64)
@@ -127,8 +126,11 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
         same_segmentation(checkpoint, reference, text, corpus, context, kind)
     corpus = corpus.first(limit)
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
-        sums = window_features(View.of(checkpoint), corpus, View.of(reference) if reference else None,
-                               torch.device(device), Path(temporary), tick)
+        folder, where = Path(temporary), torch.device(device)
+        original = View.of(reference) if reference is not None else None
+        sums = window_features(
+            View.of(checkpoint), corpus, None if original is None else
+            (original, final_states(original, corpus, folder / "reference.f32", where, tick)), where, folder, tick)
 
     def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
         """Σ feature / Σ per over windows, with its standard error, windows taken as independent."""

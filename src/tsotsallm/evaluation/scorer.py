@@ -16,7 +16,10 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TaskError
 from tsotsallm.evaluation.cost import parameters_of
 from tsotsallm.machine import free_ram_bytes, human_bytes, release_memory
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.likelihood import Likelihood, Tree, log_likelihoods
+from tsotsallm.streaming.score import final_states
 from tsotsallm.streaming.sweep import Tick, silent
 
 RESIDENT_ROOM = 1.2
@@ -44,6 +47,7 @@ class Examinee:
         self.device = torch.device(device)
         self.by_sweeps = by_sweeps
         self.tokenizer = view.checkpoint.tokenizer()
+        self._kept: tuple[str, HiddenStates] | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -168,6 +172,13 @@ class Examinee:
         for number, score in self.token_likelihoods(pairs):
             totals[owners[number]] += score.total
         yield from totals.items()
+
+    def final_states(self, corpus: Corpus) -> HiddenStates:
+        """The final states of a corpus, kept for the next model that is compared with this one on the same corpus."""
+        key = corpus.fingerprint()
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, final_states(self.view, corpus, self.scratch / "kept-states.f32", self.device, self.tick)
+        return self._kept[1]
 
     # -- generation -----------------------------------------------------------------------------------------------
 
