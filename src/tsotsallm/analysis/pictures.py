@@ -30,17 +30,28 @@ def _save(figure: Any, path: Path) -> Path:
     return path
 
 
+def _plain_ticks(axis: Any) -> None:
+    """Numbers such as 0.3 on a logarithmic axis instead of 3·10⁻¹."""
+    from matplotlib.ticker import FuncFormatter
+
+    for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _place: f"{value:g}" if f"{value:.0e}"[0] in "1235" else ""))
+
+
 def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: Path) -> Path:
     """One row a model and layer, one column a head: queries downwards, keys to the right, logarithmic shade."""
     from matplotlib.colors import LogNorm
 
     rows = [(model, layer, attention) for model, layers in maps.items() for layer, attention in layers.items()]
     plot = pyplot()
+    shades = plot.get_cmap("viridis").copy()
+    shades.set_bad("#e8e8e8")       # what a query cannot see
     figure, axes = plot.subplots(len(rows), len(heads), figsize=(1.7 * len(heads) + 1.6, 1.8 * len(rows)), squeeze=False,
                                  layout="constrained")
     for line, (model, layer, attention) in zip(axes, rows, strict=True):
         for axis, head in zip(line, heads, strict=True):
-            image = axis.imshow(attention[head].clamp(min=1e-4).numpy(), cmap="viridis", norm=LogNorm(1e-4, 1),
+            seen = attention[head].clamp(min=1e-4).tril()
+            image = axis.imshow(seen.where(seen > 0, float("nan")).numpy(), cmap=shades, norm=LogNorm(1e-4, 1),
                                 interpolation="nearest")
             axis.set_xticks([0, attention.shape[-1] - 1])
             axis.set_yticks([0, attention.shape[-1] - 1])
@@ -60,6 +71,7 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title
         axis.plot(frequencies, magnitudes, label=name, linewidth=1.4, color=COLOURS[number % len(COLOURS)],
                   linestyle="-" if number < len(COLOURS) else "--")
     axis.set(xlabel="frequency along the sequence, cycles per token", ylabel="magnitude", title=title, yscale="log")
+    _plain_ticks(axis)
     axis.legend(frameon=False)
     return _save(figure, path)
 
@@ -71,8 +83,10 @@ def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
     for axis, (metric, values), colour in zip(axes.flat, metrics.items(), COLOURS, strict=True):
         axis.bar(range(len(values)), values, color=colour)
         axis.set(title=metric, xlabel="layer", ylabel="importance")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         if min(values) > 0 and max(values) > 20 * min(values):
             axis.set_yscale("log")
+            _plain_ticks(axis)
     return _save(figure, path)
 
 
@@ -87,8 +101,12 @@ def outliers(found: Sequence[Any], path: Path) -> Path:
         layers = [one.layer for one in mine]
         label = name.rpartition(".")[2]
         axes[0].plot(layers, [one.weight_peak for one in mine], marker="o", markersize=3, label=label, color=colours(number))
-        axes[1].plot(layers, [one.input_peak for one in mine], marker="o", markersize=3, color=colours(number))
+        if label not in ("k_proj", "v_proj", "up_proj"):       # their inputs are those of q_proj and gate_proj
+            axes[1].plot(layers, [one.input_peak for one in mine], marker="o", markersize=3, color=colours(number))
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set(xlabel="layer", ylabel="max |w| / root mean square", title="weights")
     axes[1].set(xlabel="layer", ylabel="largest channel / median channel", title="inputs", yscale="log")
+    _plain_ticks(axes[1])
     figure.legend(loc="outside right center", frameon=False)
     return _save(figure, path)
