@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
+from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD
 
@@ -67,7 +67,6 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
     for stored in sorted(set(spec.layer_order)):
         for name, shape in layer_shapes(spec, spec.layer_order.index(stored)).items():
             parameters[part_of(f"model.layers.0.{name}")] += math.prod(shape)
-    linears = [math.prod(shape) for shape in linear_shapes(spec, 0).values()]
     linear_count = sum(math.prod(shape) for stored in sorted(set(spec.layer_order))
                        for shape in linear_shapes(spec, spec.layer_order.index(stored)).values())
     linear_bytes = sizes["attention"] + sizes["feed-forward"]
@@ -76,4 +75,4 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
         spec.heads, spec.kv_heads, spec.head_dim, spec.vocabulary, spec.context, spec.tied,
         str(checkpoint.storage).removeprefix("torch."), round(8 * linear_bytes / linear_count, 3),
         sum(parameters.values()), parameters, sum(sizes.values()), sizes, spec.kv_bytes_per_token(),
-        spec.macs_per_token(sum(linears)))
+        work_of(spec).linear)

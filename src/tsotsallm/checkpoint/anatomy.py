@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,3 +73,28 @@ def input_groups(linears: Iterable[str]) -> list[list[str]]:
         role = {"q_proj": "in", "k_proj": "in", "v_proj": "in", "gate_proj": "in", "up_proj": "in"}.get(kind, kind)
         groups.setdefault(f"{block}.{role}", []).append(name)
     return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-accumulates of N tokens at once: `linear`·N + `attention`·N², and of one token after N."""
+
+    linear: int
+    attention: int
+
+    def prefill(self, tokens: int) -> int:
+        """A prompt of so many tokens, as dense matrix products: every query against every key."""
+        return self.linear * tokens + self.attention * tokens ** 2
+
+    def decode(self, past: int) -> int:
+        """One token with so many before it in the cache."""
+        return self.linear + self.attention * (past + 1)
+
+
+def work_of(spec: ModelSpec) -> Work:
+    """Linears and head once a token; scores and their weighted sum, heads · head width each, once a pair of tokens.
+
+    For Llama-2-7B 6.607e9·N + 262144·N²; embeddings are looked up, not multiplied.
+    """
+    weights = sum(rows * columns for layer in range(spec.layers) for rows, columns in linear_shapes(spec, layer).values())
+    return Work(weights + spec.vocabulary * spec.hidden, 2 * spec.layers * spec.heads * spec.head_dim)

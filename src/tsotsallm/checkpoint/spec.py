@@ -124,11 +124,6 @@ class ModelSpec:
         """Bytes of KV cache for one token in a 16-bit cache; every executed layer has its own."""
         return 2 * self.layers * self.kv_heads * self.head_dim * element_bytes
 
-    def macs_per_token(self, linear_weights_per_layer: int, context: int = 0) -> int:
-        """Multiply-accumulates for one token: linears and head, and attention over `context` tokens before it."""
-        attention = 2 * self.heads * self.head_dim * context
-        return self.layers * (linear_weights_per_layer + attention) + self.vocabulary * self.hidden
-
     def with_layers(self, count: int) -> ModelSpec:
         """The spec of a model with so many layers of the same kind, whichever they are."""
         order = [min(index, self.layers - 1) for index in range(count)]

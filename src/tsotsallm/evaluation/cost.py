@@ -14,9 +14,8 @@ from typing import Any
 import torch
 import yaml
 
-from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
+from tsotsallm.checkpoint.anatomy import layer_shapes, work_of
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TsotsallmError, nearest
 from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
@@ -24,31 +23,6 @@ from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.machine import free_ram_bytes, human_bytes
 
 NONZERO_ROWS = 16_384
-
-
-@dataclass(frozen=True)
-class Work:
-    """Multiply-accumulates of N tokens at once: `linear`·N + `attention`·N², and of one token after N."""
-
-    linear: int
-    attention: int
-
-    def prefill(self, tokens: int) -> int:
-        """A prompt of so many tokens, as dense matrix products: every query against every key."""
-        return self.linear * tokens + self.attention * tokens ** 2
-
-    def decode(self, past: int) -> int:
-        """One token with so many before it in the cache."""
-        return self.linear + self.attention * (past + 1)
-
-
-def work_of(spec: ModelSpec) -> Work:
-    """Linears and head once a token; scores and their weighted sum, heads · head width each, once a pair of tokens.
-
-    For Llama-2-7B 6.607e9·N + 262144·N²; embeddings are looked up, not multiplied.
-    """
-    weights = sum(rows * columns for layer in range(spec.layers) for rows, columns in linear_shapes(spec, layer).values())
-    return Work(weights + spec.vocabulary * spec.hidden, 2 * spec.layers * spec.heads * spec.head_dim)
 
 
 @dataclass(frozen=True)

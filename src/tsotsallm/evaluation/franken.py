@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from tsotsallm.checkpoint.anatomy import work_of
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError, nearest
-from tsotsallm.evaluation.cost import bytes_of, parameters_of, work_of
+from tsotsallm.evaluation.cost import bytes_of, parameters_of
 from tsotsallm.evaluation.examine import PreparedTask, TaskResult, examine
 from tsotsallm.evaluation.scorer import Examinee
 from tsotsallm.evaluation.speed import lengths, median_times, round_of
