@@ -121,6 +121,7 @@ def print_perplexity(found: Perplexity) -> None:
     table(f"{found.model} on {protocol.text}", ["", "model", "original"], rows)
     print(f"protocol: {protocol.kind} of {protocol.context} tokens{', one BOS each' if protocol.bos else ''}, "
           f"{protocol.predicted_tokens} predicted tokens, float32; ± is one standard error")
+    print(f"fits: {', '.join(name for name, holds in found.fits.items() if holds) or 'none of the target devices'}")
 
 
 def print_anatomy(name: str, found: Anatomy) -> None:
@@ -242,6 +243,8 @@ def print_harness(scored: dict[str, dict[str, Any]]) -> None:
     table("lm-evaluation-harness", ["task", "metric", *scored],
           [[task, metric.partition(",")[0], *(cell(found, task, metric) for found in scored.values())]
            for task, metric in names])
+    for model, found in scored.items():
+        print(f"{model} fits: {', '.join(name for name, holds in found['fits'].items() if holds) or 'no target device'}")
 
 
 def print_orders(found: list[OrderResult]) -> None:

@@ -107,15 +107,19 @@ def count_nonzero(checkpoint: Checkpoint) -> int:
     return count
 
 
+def fits(checkpoint: Checkpoint, context: int = 512) -> dict[str, bool]:
+    """Target device -> whether it holds the stored weights and a 16-bit cache of `context` tokens."""
+    needed = inspect_checkpoint(checkpoint).bytes + context * checkpoint.spec.kv_bytes_per_token()
+    return {device: needed <= facts["weight_bytes"] for device, facts in devices().items()}
+
+
 def cost_of(checkpoint: Checkpoint, name: str, *, context: int = 512, speed: Speed | None = None) -> Cost:
-    """What a checkpoint costs; a device fits it if it holds the stored weights and a 16-bit cache of `context` tokens."""
+    """What a checkpoint costs, and on which devices it runs with `context` tokens."""
     anatomy, work = inspect_checkpoint(checkpoint), work_of(checkpoint.spec)
-    needed = anatomy.bytes + context * anatomy.kv_cache_bytes_per_token
-    fits = {device: needed <= facts["weight_bytes"] for device, facts in devices().items()}
     in_float32 = {part: 4 * count for part, count in anatomy.parameters_by_part.items()}
     return Cost(name, anatomy.parameters, count_nonzero(checkpoint), anatomy.bytes, anatomy.bytes_by_part,
                 4 * anatomy.parameters, in_float32, anatomy.kv_cache_bytes_per_token, work.linear, work.attention,
-                work.prefill(512), work.decode(512), fits, speed)
+                work.prefill(512), work.decode(512), fits(checkpoint, context), speed)
 
 
 def check_fits(model: str | Path, device: str = "cpu") -> None:

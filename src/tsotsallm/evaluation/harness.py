@@ -10,6 +10,7 @@ from typing import Any
 
 from tsotsallm.errors import MissingExtraError, TaskError
 from tsotsallm.evaluation.cache import ItemCache
+from tsotsallm.evaluation.cost import fits
 from tsotsallm.evaluation.scorer import Examinee
 
 try:
@@ -114,4 +115,5 @@ def run_harness(examinee: Examinee, tasks: Sequence[str], *, limit: int | None =
     except (OSError, ConnectionError) as error:
         raise TaskError(f"lm-evaluation-harness could not get the data of {', '.join(tasks)} ({type(error).__name__}); it "
                         "downloads them from the hub unless the task names local files") from None
-    return {"results": found["results"], "versions": found["versions"], "n-samples": found["n-samples"]}
+    return {"results": found["results"], "versions": found["versions"], "n-samples": found["n-samples"],
+            "fits": fits(examinee.checkpoint)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
+from tsotsallm.evaluation.cost import fits
 from tsotsallm.evaluation.significance import Measure, ratio, standard_error
 from tsotsallm.streaming.corpus import Corpus, evaluation_rows, evaluation_windows
 from tsotsallm.streaming.hidden import HiddenStates
@@ -59,6 +60,7 @@ class Perplexity:
     kl: float | None = None
     kl_standard_error: float | None = None
     same_top_token: float | None = None
+    fits: dict[str, bool] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -148,4 +150,5 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
     bos = int(corpus.windows[0][0]) == tokenizer.bos_token_id
     protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), int(sums["tokens"].sum()))
     bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
-    return Perplexity(name or str(checkpoint.directory), protocol, math.exp(loss), loss, loss_error, bits, **found)
+    return Perplexity(name or str(checkpoint.directory), protocol, math.exp(loss), loss, loss_error, bits, **found,
+                      fits=fits(checkpoint))
