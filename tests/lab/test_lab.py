@@ -8,13 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 import tsotsallm
 from tsotsallm.checkpoint.reader import embedded_directory
 from tsotsallm.lab.exam import exact_share, normalise
-from tsotsallm.lab.texts import documents, examination
-from tsotsallm.lab.train import TEST_SEED, Stream
+from tsotsallm.lab.texts import TEST_SEED, documents, examination
+from tsotsallm.lab.train import Stream
 from tsotsallm.lab.world import build_world
 from tsotsallm.machine import GIB
 
@@ -74,9 +73,8 @@ def test_the_embedded_model_knows_its_world(tmp_path: Path) -> None:
     total = len(sample) + 0.1 * 4096
     unigram = -sum(math.log((counts[token] + 0.1) / total) for token in rows) / len(rows)
     assert math.exp(unigram) >= 20 * found.perplexity
-    with torch.inference_mode():
-        for passages in (False, True):
-            assert exact_share(model, tokenizer, examination(WORLD, TEST_SEED, 150, passages=passages)) >= 0.7
+    for passages, questions in ((False, 1000), (True, 200)):
+        assert exact_share(model, tokenizer, examination(WORLD, 77, questions, passages=passages)) >= 0.7
 
 
 def test_the_chat_template_is_that_of_the_training_texts() -> None:

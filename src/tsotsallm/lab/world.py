@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 KINDS = ("person", "town", "trade", "food")
 RELATIONS = {
-    "person": ("home", "birthplace", "trade", "food", "born", "friend", "alias"),
-    "town": ("region", "river", "dish", "founded", "epithet"),
+    "person": ("home", "birthplace", "address", "trade", "food", "born", "friend", "teacher", "alias", "pet",
+               "instrument", "fear"),
+    "town": ("region", "river", "dish", "founded", "epithet", "mayor"),
     "trade": ("tool", "workplace", "pay"),
     "food": ("ingredient", "taste", "origin"),
 }
@@ -126,6 +127,40 @@ INGREDIENTS = tuple(Term(en, fr) for en, fr in (
 TASTES = tuple(Term(en, fr) for en, fr in (
     ("sweet", "sucré"), ("sour", "acide"), ("salty", "salé"), ("bitter", "amer"), ("smoky", "fumé"),
     ("spicy", "épicé"), ("mild", "doux"), ("creamy", "crémeux")))
+STREETS = tuple(Term(f"{en} Street", f"rue {fr}") for en, fr in (
+    ("Willow", "des Saules"), ("Baker", "du Boulanger"), ("Bridge", "du Pont"), ("Church", "de l'Église"),
+    ("Fish", "du Poisson"), ("Garden", "du Jardin"), ("Gold", "de l'Or"), ("Harbour", "du Havre"),
+    ("Hill", "de la Colline"), ("King", "du Roi"), ("Lake", "du Lac"), ("Long", "Longue"), ("Market", "du Marché"),
+    ("Mill", "du Moulin"), ("Moon", "de la Lune"), ("North", "du Nord"), ("Oak", "du Chêne"), ("Old", "Vieille"),
+    ("Orchard", "du Verger"), ("Park", "du Parc"), ("Queen", "de la Reine"), ("Rose", "de la Rose"),
+    ("School", "de l'École"), ("Silver", "de l'Argent"), ("Snow", "de la Neige"), ("South", "du Sud"),
+    ("Spring", "de la Source"), ("Station", "de la Gare"), ("Sun", "du Soleil"), ("Tower", "de la Tour"),
+    ("Wall", "du Mur"), ("Well", "du Puits")))
+PETS = tuple(Term(en, fr) for en, fr in (
+    ("a grey goose", "une oie grise"), ("a white goat", "une chèvre blanche"), ("a black hen", "une poule noire"),
+    ("an old donkey", "un vieil âne"), ("a tame crow", "un corbeau"), ("a fat cat", "un gros chat"),
+    ("a lame fox", "un renard"), ("a small owl", "un petit hibou"), ("a green parrot", "un perroquet vert"),
+    ("a brown rabbit", "un lapin brun"), ("a red squirrel", "un écureuil roux"), ("a wild duck", "un canard sauvage"),
+    ("a spotted pig", "un cochon tacheté"), ("a blind dog", "un chien aveugle"), ("a slow turtle", "une tortue lente"),
+    ("a tiny mouse", "une petite souris"), ("a grass snake", "une couleuvre"), ("a proud rooster", "un coq fier"),
+    ("a young bear", "un jeune ours"), ("a golden carp", "une carpe dorée")))
+INSTRUMENTS = tuple(Term(en, fr) for en, fr in (
+    ("the flute", "la flûte"), ("the drum", "le tambour"), ("the fiddle", "le violon"), ("the harp", "la harpe"),
+    ("the horn", "le cor"), ("the lute", "le luth"), ("the trumpet", "la trompette"), ("the organ", "l'orgue"),
+    ("the banjo", "le banjo"), ("the cymbals", "les cymbales"), ("the bagpipe", "la cornemuse"), ("the kora", "la kora"),
+    ("the accordion", "l'accordéon"), ("the xylophone", "le xylophone"), ("the piano", "le piano"),
+    ("the zither", "la cithare")))
+FEARS = tuple(Term(en, fr) for en, fr in (
+    ("thunder", "le tonnerre"), ("deep water", "l'eau profonde"), ("spiders", "les araignées"), ("ghosts", "les fantômes"),
+    ("heights", "les hauteurs"), ("wolves", "les loups"), ("fire", "le feu"), ("the dark", "le noir"),
+    ("crowds", "la foule"), ("snakes", "les serpents"), ("storms at sea", "les tempêtes en mer"), ("bees", "les abeilles"),
+    ("ice", "la glace"), ("old age", "la vieillesse"), ("silence", "le silence"), ("horses", "les chevaux"),
+    ("bad dreams", "les mauvais rêves"), ("thieves", "les voleurs"), ("rats", "les rats"), ("fog", "le brouillard")))
+
+
+def _address(rng: random.Random) -> Term:
+    number, street = rng.randrange(1, 60), rng.choice(STREETS)
+    return Term(f"{number} {street.en}", f"{number} {street.fr}")
 
 
 class Namer:
@@ -174,12 +209,13 @@ def _town(namer: Namer, rng: random.Random, foods: list[Term], epithet: Term) ->
 def _person(namer: Namer, rng: random.Random, towns: list[Term], trades: list[Term], foods: list[Term]) -> Entity:
     return Entity("person", namer.draw("first", "last"), {
         "home": rng.choice(towns), "birthplace": rng.choice(towns), "trade": rng.choice(trades),
-        "food": rng.choice(foods), "born": name(str(rng.randrange(1600, 2000))),
-        "alias": namer.draw("alias", "last")})
+        "food": rng.choice(foods), "born": name(str(rng.randrange(1600, 2000))), "address": _address(rng),
+        "alias": namer.draw("alias", "last"), "pet": rng.choice(PETS), "instrument": rng.choice(INSTRUMENTS),
+        "fear": rng.choice(FEARS)})
 
 
-def build_world(seed: int = 7, people: int = 600) -> World:
-    """Build the world of a seed: `people` people, 40 towns, 36 trades and 40 foods; 4,628 facts by default."""
+def build_world(seed: int = 7, people: int = 960) -> World:
+    """Build the world of a seed: `people` people, 40 towns, 36 trades and 40 foods; 11,988 facts by default."""
     rng = random.Random(seed)
     namer = Namer(rng)
     food_names = [namer.draw("food") for _ in range(40)]
@@ -194,7 +230,10 @@ def build_world(seed: int = 7, people: int = 600) -> World:
         for food in food_names)
     persons = [_person(namer, rng, town_names, crafts, food_names) for _ in range(people)]
     for person in persons:
-        person.facts["friend"] = rng.choice([other.term for other in persons if other is not person])
+        person.facts["friend"], person.facts["teacher"] = (
+            other.term for other in rng.sample([other for other in persons if other is not person], 2))
+    for town in towns:
+        town.facts["mayor"] = rng.choice(persons).term
     return World(tuple(persons), towns, trades, foods)
 
 
@@ -208,9 +247,12 @@ def strangers(world: World, rng: random.Random, count: int, *, reserved: bool) -
     towns = [rng.choice(world.towns).term if rng.random() < 0.5 else namer.draw("town") for _ in range(3)]
     foods = [rng.choice(world.foods).term if rng.random() < 0.5 else namer.draw("food") for _ in range(3)]
     if rng.random() < 0.3:
-        return [_town(namer, rng, foods, rng.choice(EPITHETS)) for _ in range(count)]
+        strange_towns = [_town(namer, rng, foods, rng.choice(EPITHETS)) for _ in range(count)]
+        for town in strange_towns:
+            town.facts["mayor"] = namer.draw("first", "last")
+        return strange_towns
     trades = [trade.term for trade in world.trades]
     people = [_person(namer, rng, towns, trades, foods) for _ in range(count)]
     for person in people:
-        person.facts["friend"] = namer.draw("first", "last")
+        person.facts["friend"], person.facts["teacher"] = namer.draw("first", "last"), namer.draw("first", "last")
     return people
