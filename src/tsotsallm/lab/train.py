@@ -3,9 +3,10 @@
     python -m tsotsallm.lab.train --out runs/lab --tokens 9.5e6 --decay 0.5
     python -m tsotsallm.lab.train --out runs/more --from src/tsotsallm/lab/model --tokens 3e6 --seed 2
 
-The first form made the embedded model, on two cores in 80 to 100 minutes. The second continues from committed weights alone: the learning rate is warmed up again and the texts are drawn
-from another seed. Matrices of the layers are trained with Muon (Jordan et al. 2024), the rest with AdamW; the learning
-rate is constant and then falls linearly to zero over the last `--decay` share of the tokens.
+The first form made the embedded model, on two cores in 80 to 100 minutes. The second continues from committed weights
+alone: the learning rate is warmed up again and the texts are drawn from another seed. Matrices of the layers are trained
+with Muon (Jordan et al. 2024), the rest with AdamW; the learning rate is constant and then falls linearly to zero over the
+last `--decay` share of the tokens.
 """
 
 from __future__ import annotations
