@@ -15,7 +15,7 @@ import tsotsallm
 from tests.conftest import build
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import RecipeError, ResumeError
-from tsotsallm.plan import make_plan
+from tsotsallm.planning import make_plan
 from tsotsallm.recipe import Recipe
 
 SMALL: dict[str, Any] = {"windows": 6, "window": 64}

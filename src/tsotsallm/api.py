@@ -36,7 +36,7 @@ from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexit
 from tsotsallm.evaluation.tasks import Task, read_task
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
 from tsotsallm.lab.texts import world_text
-from tsotsallm.plan import Forecast, make_plan
+from tsotsallm.planning import Forecast, make_plan
 from tsotsallm.recipe import Recipe
 from tsotsallm.run import Progress, Result, run
 from tsotsallm.streaming import corpus as texts

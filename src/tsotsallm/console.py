@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tsotsallm.evaluation.franken import OrderResult
     from tsotsallm.evaluation.perplexity import Perplexity
     from tsotsallm.inspection import Anatomy
-    from tsotsallm.plan import Forecast
+    from tsotsallm.planning import Forecast
     from tsotsallm.run import Progress, Result
 
 

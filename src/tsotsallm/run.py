@@ -24,7 +24,7 @@ from tsotsallm.errors import NumericsError, ResumeError
 from tsotsallm.journal import PUBLISHED, Journal, held_work, remove_work, scratch_path
 from tsotsallm.machine import fingerprint, peak_rss_bytes
 from tsotsallm.numerics.grids import IntegerGrid
-from tsotsallm.plan import Forecast
+from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Workplace
 from tsotsallm.streaming.corpus import Corpus
