@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD
@@ -41,7 +42,9 @@ class Anatomy:
 
 
 def part_of(name: str) -> str:
-    """embeddings, attention, feed-forward, norms or head: the part of the model that a tensor belongs to."""
+    """embeddings, attention, feed-forward, norms, head or adapter: the part of the model that a tensor belongs to."""
+    if is_adapter(name):
+        return "adapter"
     if name.startswith(EMBEDDING):
         return "embeddings"
     if name.startswith(HEAD):
@@ -51,7 +54,7 @@ def part_of(name: str) -> str:
     return "feed-forward" if ".mlp." in name else "norms"
 
 
-PARTS = ("embeddings", "attention", "feed-forward", "norms", "head")
+PARTS = ("embeddings", "attention", "feed-forward", "norms", "head", "adapter")
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
@@ -67,6 +70,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
     for stored in sorted(set(spec.layer_order)):
         for name, shape in layer_shapes(spec, spec.layer_order.index(stored)).items():
             parameters[part_of(f"model.layers.0.{name}")] += math.prod(shape)
+    parameters["adapter"] = sum(math.prod(record.shape) for name, record in checkpoint.records.items() if is_adapter(name))
     linear_count = sum(math.prod(shape) for stored in sorted(set(spec.layer_order))
                        for shape in linear_shapes(spec, spec.layer_order.index(stored)).values())
     linear_bytes = sizes["attention"] + sizes["feed-forward"]

@@ -83,6 +83,14 @@ class Recipe:
             if isinstance(stage, LayerChoice):
                 spec = spec.with_layers(stage.layers_after(spec.layers))
         for sweep in self.sweeps():
+            names = [edit.name for edit in sweep.edits]
+            if "compensate" in names and names.index("compensate") != len(names) - 1 and not getattr(
+                    sweep.edits[names.index("compensate")], "merge", False):
+                raise RecipeError("compensate keeps its correction beside the linears, so that a stage right after it would not "
+                                  "see it; put compensate last, or merge it")
+            if names == ["compensate"]:
+                raise RecipeError("compensate corrects what the stages before it did to the linears; put it right after "
+                                  "sparsity or quantize")
             if sum(edit.name == "quantize" for edit in sweep.edits) > 1:
                 raise RecipeError("the recipe quantizes twice in a row, and the first would be lost; keep one of them")
 
@@ -164,12 +172,17 @@ def _depth(values: list[str]) -> dict[str, Any]:
     return {"depth": fields}
 
 
+def _compensate(method: str) -> Callable[[list[str]], dict[str, Any]]:
+    return lambda values: {"compensate": {"method": method, "rank": _number(values[0], method)}}
+
+
 _SHORT: dict[str, tuple[Callable[[list[str]], dict[str, Any]], str, int]] = {
     "depth": (_depth, "depth:N or depth:N:importance", 2),
     "layers": (lambda values: {"layers": {"order": values[0].split("+")}}, "layers:0-3+5+6", 1),
     "skip": (lambda values: {"layers": {"skip": values[0].split("+")}}, "skip:3+7-9", 1),
     **{method: (_sparsity(method), f"{method}:N:M (prunes N of every M) or {method}:FRACTION", 2)
        for method in ("wanda", "sparsegpt", "magnitude")},
+    "eora": (_compensate("eora"), "eora:RANK", 1),
     **{method: (_quantize(method), f"{method}:BITS or {method}:BITS:GROUP", 2) for method in ("gptq", "rtn")},
 }
 

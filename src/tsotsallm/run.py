@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tsotsallm import __version__
+from tsotsallm.checkpoint.adapter import correction, is_adapter
 from tsotsallm.checkpoint.anatomy import input_groups
 from tsotsallm.checkpoint.card import model_card
 from tsotsallm.checkpoint.linear import Linear
@@ -314,7 +315,8 @@ class _Job:
         prefix = layer_prefix(view.stored(index))
         for name, stored in view.layer_records(index).items():
             module, _, leaf = name.rpartition(".")
-            if module in edited and leaf in ("weight", *PACKED):
+            if module in edited and leaf in ("weight", *PACKED) or module.removesuffix(".lora_A").removesuffix(
+                    ".lora_B") in edited and is_adapter(name):
                 continue
             view.checkpoint.require_finite(prefix + name)
             pieces[name] = stored
@@ -323,7 +325,7 @@ class _Job:
                 groups = view.checkpoint.records[f"{prefix}{module}.weight_scale"].shape[1]
                 width = int(view.checkpoint.records[f"{prefix}{module}.weight_shape"].read()[1])
                 grids[module] = IntegerGrid(bits, None if groups == 1 else width // groups, symmetric)
-            elif name.endswith(".weight") and len(stored.shape) == 2:
+            elif name.endswith(".weight") and len(stored.shape) == 2 and not is_adapter(name):
                 grids[module] = None
         for name, linear in edited.items():
             pieces |= linear.tensors()
@@ -390,5 +392,9 @@ def _read_part(path: Path, layer: int, grids: Grids) -> dict[str, Tensor]:
     records = {name.removeprefix(prefix): record for name, record in read_header(path).items()}
     tensors = {f"{name}.weight": read_packed(records, name, grid.bits, grid.symmetric)
                for name, grid in grids.items() if grid is not None}
-    return tensors | {name: record.read().float() for name, record in records.items()
-                      if name.rpartition(".")[2] not in PACKED}
+    tensors |= {name: record.read().float() for name, record in records.items()
+                if name.rpartition(".")[2] not in PACKED and not is_adapter(name)}
+    for name in grids:
+        if (found := correction(records, name)) is not None:
+            tensors[f"{name}.weight"] += found
+    return tensors

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsotsallm.checkpoint import packing
+from tsotsallm.checkpoint import adapter, packing
 from tsotsallm.checkpoint.shards import TensorRecord, read_header
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.errors import CheckpointError
@@ -36,7 +36,7 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.spec = ModelSpec.read(directory)
-        self.records = _records(directory)
+        self.records = _records(directory) | adapter.read_adapter(directory)
         self._check()
 
     @classmethod
@@ -68,6 +68,9 @@ class Checkpoint:
             values = read_packed(self.records, module, *self.grid_of(module))
         else:
             values = self.record(name).read().float()
+        correction = adapter.correction(self.records, module)
+        if correction is not None:
+            values += correction
         self._require_finite(values, name)
         return values
 
@@ -105,7 +108,7 @@ class Checkpoint:
     def layer_names(self, stored: int) -> list[str]:
         """Names of a stored layer's tensors as a model knows them, without prefix; packed ones by their weight."""
         names = (re.sub(r"\.(weight_packed|weight_scale|weight_shape|weight_zero_point)$", ".weight", name)
-                 for name in self.names_by_layer.get(stored, []))
+                 for name in self.names_by_layer.get(stored, []) if not adapter.is_adapter(name))
         return list(dict.fromkeys(names))
 
     def layer(self, stored: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tsotsallm.checkpoint.adapter import CONFIG, FOLDER, PREFIX, RIGHT, WEIGHTS, adapter_config, is_adapter
 from tsotsallm.checkpoint.packing import quantization_config
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.shards import Piece, group_by_size, read_header, sync, write_shard
@@ -64,19 +65,24 @@ class Writer:
             raise CheckpointError(f"{self.directory} lost {missing[0]}; delete the directory and start again")
         groups = group_by_size(paths, SHARD_BYTES)
         weight_map: dict[str, str] = {}
+        beside: dict[str, Piece] = {}
         total = 0
         for number, group in enumerate(groups, 1):
             name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
             records: dict[str, Piece] = {}
             for path in group:
                 was, now = paths[path]
-                records |= {now + tensor.removeprefix(was): record for tensor, record in read_header(path).items()}
+                found = {now + tensor.removeprefix(was): record for tensor, record in read_header(path).items()}
+                beside |= {name: record for name, record in found.items() if is_adapter(name)}
+                records |= {name: record for name, record in found.items() if not is_adapter(name)}
             write_shard(self.directory / name, records)
             weight_map |= dict.fromkeys(records, name)
             total += sum(record.size for record in read_header(self.directory / name).values())
         if len(groups) > 1:
             write_json(self.directory / "model.safetensors.index.json",
                        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        if beside:
+            self._write_adapter(beside, source)
         written = dict(config)
         if any(grid is not None for grid in grids.values()):
             written["quantization_config"] = quantization_config(grids)
@@ -86,6 +92,14 @@ class Writer:
         for path in source.kept_files:
             shutil.copyfile(path, self.directory / path.name)  # not its mode: it may be read-only
 
+    def _write_adapter(self, pieces: dict[str, Piece], source: Checkpoint) -> None:
+        """Write the low-rank corrections as a PEFT adapter in a folder of the base."""
+        folder = self.directory / FOLDER
+        folder.mkdir(exist_ok=True)
+        write_shard(folder / WEIGHTS, {PREFIX + name: pieces[name] for name in sorted(pieces)})
+        ranks = {name.removesuffix(f".{RIGHT}"): piece.shape[0] for name, piece in pieces.items() if name.endswith(RIGHT)}
+        write_json(folder / CONFIG, adapter_config(ranks, ".."))
+
     def remove_parts(self) -> None:
         for path in self.directory.glob("part-*.safetensors"):
             path.unlink()
@@ -93,7 +107,7 @@ class Writer:
 
 def publish(partial: Path, final: Path) -> None:
     """Give a complete directory its final name."""
-    for path in partial.iterdir():
+    for path in partial.rglob("*"):
         if path.is_file():
             with path.open("r+b") as file:
                 os.fsync(file.fileno())

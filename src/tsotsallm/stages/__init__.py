@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tsotsallm.stages.base import Stage
+from tsotsallm.stages.compensate import Compensate
 from tsotsallm.stages.depth import Depth
 from tsotsallm.stages.layers import Layers
 from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.sparsity import Sparsity
 
-STAGES: dict[str, type[Stage]] = {"layers": Layers, "depth": Depth, "sparsity": Sparsity, "quantize": Quantize}
+STAGES: dict[str, type[Stage]] = {"layers": Layers, "depth": Depth, "sparsity": Sparsity, "quantize": Quantize,
+                                  "compensate": Compensate}

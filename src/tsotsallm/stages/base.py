@@ -187,6 +187,11 @@ class LinearEdit(Stage):
         """The grid that linears of a layer are stored on afterwards; None leaves the form as it is."""
         return None
 
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the adapter that the edit leaves beside every linear, 0 for none."""
+        return 0
+
     def flops(self, d_out: int, d_in: int) -> float:
         """Floating-point operations for one linear, its Gram and factor not counted."""
         return 0.0

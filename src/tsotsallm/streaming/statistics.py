@@ -41,6 +41,16 @@ class Gram:
         """‖X_j‖₂ of every input j, (d_in,)."""
         return self.diagonal.sqrt()
 
+    def times(self, columns: Tensor) -> Tensor:
+        """H·M for M (d_in, k); by its factor where the Gram itself has made room for it, damping included."""
+        if self.matrix is not None:
+            return self.matrix @ columns
+        factor, order = next(iter(self._factors.values()))
+        backwards = order.flip(0)
+        found = torch.empty_like(columns)
+        found[backwards] = factor.mT @ (factor @ columns[backwards])
+        return found
+
     def factor(self, damp: float, act_order: bool, *, last: bool = False) -> tuple[Tensor, Tensor]:
         """Reversed Cholesky factor and visiting order; computed once for each damp and order.
 

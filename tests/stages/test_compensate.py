@@ -1,0 +1,118 @@
+"""EoRA: against plain SVD and direct errors, kept as an adapter that PEFT loads, read back by everything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import tsotsallm
+from tsotsallm.checkpoint.adapter import is_adapter
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.errors import CheckpointError, RecipeError
+
+SMALL: dict[str, Any] = {"windows": 6, "window": 64}
+QUANTISED = "{quantize: {bits: 3, group: 32}}"
+
+
+def test_the_adapter_loads_in_peft_with_our_logits(family_checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    out = tmp_path / "out"
+    tsotsallm.compress(family_checkpoint, f"[{{sparsity: {{prune: 1, group: 4}}}}, {QUANTISED}, {{compensate: {{rank: 6}}}}]", out,
+                       calibration=text, **SMALL)
+    base = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, out / "adapter").eval()
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    with torch.no_grad():
+        theirs, ours = model(ids).logits, tsotsallm.load(out)[0](ids).logits
+    scale = float(theirs.abs().max())
+    assert float((theirs - ours).abs().max()) <= 5e-3 * scale       # bf16 scales are not rounded alike; see docs/LOG.md
+
+
+def test_a_correction_brings_the_model_nearer_and_more_rank_nearer_still(tiny: Path, text: Path, tmp_path: Path) -> None:
+    found = []
+    for rank in (0, 4, 16):
+        out = tmp_path / f"rank-{rank}"
+        stages = f"[{QUANTISED}" + (f", {{compensate: {{rank: {rank}}}}}]" if rank else "]")
+        tsotsallm.compress(tiny, stages, out, calibration=text, **SMALL)
+        kl = tsotsallm.evaluate(out, text, reference=tiny, context=64).kl
+        assert kl is not None
+        found.append(kl)
+    assert found[0] > found[1] > found[2]
+
+
+def test_it_is_written_counted_and_forecast(tiny: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe = f"[{QUANTISED}, {{compensate: {{rank: 5}}}}]"
+    result = tsotsallm.compress(tiny, recipe, out, calibration=text, **SMALL)
+    checkpoint = Checkpoint.open(out)
+    halves = [record for name, record in checkpoint.records.items() if is_adapter(name)]
+    assert len(halves) == 2 * 7 * checkpoint.spec.layers
+    anatomy = tsotsallm.inspect(out)
+    assert anatomy.bytes_by_part["adapter"] == sum(record.size for record in halves)
+    assert anatomy.parameters_by_part["adapter"] == sum(record.shape[0] * record.shape[1] for record in halves)
+    assert result.result_bytes <= tsotsallm.plan(tiny, recipe, tmp_path / "x", **SMALL).result_bytes
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (5, 5)
+
+
+def test_a_compensated_result_is_compressed_again(tiny: Path, text: Path, tmp_path: Path) -> None:
+    tsotsallm.compress(tiny, f"[{QUANTISED}, {{compensate: {{rank: 4}}}}]", tmp_path / "first", calibration=text, **SMALL)
+    tsotsallm.compress(tmp_path / "first", "", tmp_path / "copy")
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    tsotsallm.compress(tmp_path / "first", "skip:1", tmp_path / "shorter")
+    first, shorter = Checkpoint.open(tmp_path / "first"), Checkpoint.open(tmp_path / "shorter")
+    for name, tensor in shorter.layer(1).items():
+        assert torch.equal(tensor, first.layer(2)[name])
+    tsotsallm.compress(tmp_path / "first", "rtn:8:channel", tmp_path / "merged")
+    assert not (tmp_path / "merged" / "adapter").exists()
+    near = Checkpoint.open(tmp_path / "merged").layer(0)["mlp.up_proj.weight"] - first.layer(0)["mlp.up_proj.weight"]
+    assert float(near.abs().max()) < 0.01 * float(first.layer(0)["mlp.up_proj.weight"].abs().max())
+
+
+def test_shared_layers_keep_their_one_correction(tiny: Path, text: Path, tmp_path: Path) -> None:
+    recipe = f"[{{layers: {{order: [0, 1, 1, 2], shared: true}}}}, {QUANTISED}, {{compensate: {{rank: 4}}}}]"
+    tsotsallm.compress(tiny, recipe, tmp_path / "out", calibration=text, **SMALL)
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    assert checkpoint.spec.stored_layers == 3
+    model, _ = tsotsallm.load(tmp_path / "out")
+    weight = checkpoint.layer(1)["mlp.up_proj.weight"]
+    for index in (1, 2):
+        assert torch.equal(model.model.layers[index].mlp.up_proj.weight, weight)
+
+
+def test_merged_it_leaves_dense_weights_and_their_zeros(tiny: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tsotsallm.compress(tiny, "[{sparsity: {prune: 2, group: 4}}, {compensate: {rank: 8, merge: true}}]", out, calibration=text,
+                       **SMALL)
+    assert not (out / "adapter").exists()
+    weight = Checkpoint.open(out).layer(0)["mlp.up_proj.weight"]
+    assert bool((weight.view(len(weight), -1, 4) == 0).sum(-1).ge(2).all())
+
+
+@pytest.mark.parametrize(("recipe", "message"), [
+    ("eora:4", "right after"), ("gptq:4:32, eora:4, wanda:2:4", "comes after quantize|compensate last"),
+    ("[{sparsity: {prune: 2, group: 4}}, {compensate: {rank: 4}}, {quantize: {bits: 4, group: 32}}]", "compensate last"),
+    ("[{quantize: {bits: 4, group: 32}}, {compensate: {rank: 0}}]", "1 or more"),
+    ("[{quantize: {bits: 4, group: 32}}, {compensate: {rank: 4, methd: svd}}]", "did you mean 'method'"),
+])
+def test_recipes_that_make_no_sense_are_refused(recipe: str, message: str, tiny: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        tsotsallm.compress(tiny, recipe, tmp_path / "out", calibration=text, **SMALL)
+
+
+def test_an_adapter_that_is_scaled_is_refused(tiny: Path, text: Path, tmp_path: Path) -> None:
+    tsotsallm.compress(tiny, f"[{QUANTISED}, {{compensate: {{rank: 4}}}}]", tmp_path / "out", calibration=text, **SMALL)
+    config = tmp_path / "out" / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8'))
+    with pytest.raises(CheckpointError, match="alpha is not the rank"):
+        Checkpoint.open(tmp_path / "out")
+    config.write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Checkpoint.open(tmp_path / "out")
