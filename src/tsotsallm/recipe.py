@@ -86,8 +86,8 @@ class Recipe:
             names = [edit.name for edit in sweep.edits]
             if "compensate" in names and names.index("compensate") != len(names) - 1 and not getattr(
                     sweep.edits[names.index("compensate")], "merge", False):
-                raise RecipeError("compensate keeps its correction beside the linears, so that a stage right after it would not "
-                                  "see it; put compensate last, or merge it")
+                raise RecipeError("compensate keeps its correction beside the linears, so that a stage right after it would "
+                                  "not see it; put compensate last, or merge it")
             if names == ["compensate"]:
                 raise RecipeError("compensate corrects what the stages before it did to the linears; put it right after "
                                   "sparsity or quantize")

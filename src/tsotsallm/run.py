@@ -315,8 +315,8 @@ class _Job:
         prefix = layer_prefix(view.stored(index))
         for name, stored in view.layer_records(index).items():
             module, _, leaf = name.rpartition(".")
-            if module in edited and leaf in ("weight", *PACKED) or module.removesuffix(".lora_A").removesuffix(
-                    ".lora_B") in edited and is_adapter(name):
+            owner = module.removesuffix(".lora_A").removesuffix(".lora_B")
+            if owner in edited and (leaf in ("weight", *PACKED) or is_adapter(name)):
                 continue
             view.checkpoint.require_finite(prefix + name)
             pieces[name] = stored

@@ -49,7 +49,8 @@ def read_adapter(directory: Path) -> dict[str, TensorRecord]:
         raise CheckpointError(f"{folder / CONFIG} cannot be read ({type(error).__name__}: {error}); restore it, or delete "
                               f"{folder} to use the base alone") from None
     if not plain or config.get("use_rslora") or config.get("use_dora"):
-        raise CheckpointError(f"{folder} scales its corrections (alpha is not the rank); merge it into the base with PEFT first")
+        raise CheckpointError(f"{folder} scales its corrections (alpha is not the rank), which is not read; merge it into "
+                              "the base with PEFT first")
     records = read_header(folder / WEIGHTS)
     wrong = [name for name in records if not name.startswith(PREFIX) or not is_adapter(name)]
     if wrong:

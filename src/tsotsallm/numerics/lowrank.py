@@ -1,9 +1,9 @@
 """The best low-rank correction of an error, weighted by the inputs that it meets.
 
-EoRA (arXiv:2410.21271) minimises ‖(Δ − B·A)·X‖ over matrices of rank r: with H = X Xᵀ = C Cᵀ, the best rank-r fit of Δ·C is
-U_r U_rᵀ Δ·C (Eckart and Young), where U_r are the leading left singular vectors of Δ·C. Multiplied by C⁻¹ that is U_r U_rᵀ Δ:
-the error itself, projected on the r output directions that it disturbs most. So B = U_r, A = U_rᵀ Δ, where U_r are the leading
-eigenvectors of Δ H Δᵀ: no Cholesky factor, no inverse and no damping are needed.
+EoRA (arXiv:2410.21271) minimises ‖(Δ − B·A)·X‖ over matrices of rank r: with H = X Xᵀ = C Cᵀ, the best rank-r fit of Δ·C
+is U_r U_rᵀ Δ·C (Eckart and Young), where U_r are the leading left singular vectors of Δ·C. Multiplied by C⁻¹ that is
+U_r U_rᵀ Δ: the error itself, projected on the r output directions that it disturbs most. So B = U_r, A = U_rᵀ Δ, where U_r
+are the leading eigenvectors of Δ H Δᵀ: no Cholesky factor, no inverse and no damping are needed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ MOST_ROUNDS = 60
 SETTLED = 1e-5
 
 
-def low_rank_correction(delta: Tensor, times: Callable[[Tensor], Tensor] | None, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def low_rank_correction(delta: Tensor, times: Callable[[Tensor], Tensor] | None,
+                        rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """B (d_out, r), A (r, d_in) that minimise tr((Δ − B·A) H (Δ − B·A)ᵀ), and what each direction removes of it, falling.
 
-    delta (d_out, d_in); times(M) returns H·M for M (d_in, k); None stands for H = identity, plain SVD. Up to 1024 outputs the
-    eigenvectors of Δ H Δᵀ are exact; beyond, a block of r + 16 directions is iterated until what it removes settles to 1e-5.
+    delta (d_out, d_in); times(M) returns H·M for M (d_in, k); None stands for H = identity, plain SVD. Up to 1024 outputs
+    the eigenvectors of Δ H Δᵀ are exact; beyond, a block of r + 16 directions is iterated until what it removes settles to
+    1e-5 of itself.
     """
     d_out = delta.shape[0]
     rank = min(rank, *delta.shape)

@@ -51,8 +51,8 @@ class Compensate(LinearEdit):
             linear.compensate(left, right)
             return
         if linear.stored is not None:
-            raise RecipeError("compensate.merge adds to dense weights, but quantize made codes of them; leave merge out, or put "
-                              "compensate before quantize")
+            raise RecipeError("compensate.merge adds to dense weights, but quantize made codes of them; leave merge out, or "
+                              "put compensate before quantize")
         linear.values = linear.dense + left @ right
         if linear.mask is not None:
             linear.values *= linear.mask
