@@ -53,7 +53,8 @@ class Recipe:
         """The passes that the recipe takes; a choice of layers after an edit begins a new one."""
         sweeps: list[tuple[list[LayerChoice], list[LinearEdit]]] = []
         for stage in self.stages:
-            fresh = not sweeps or one_stage_each or (isinstance(stage, LayerChoice) and sweeps[-1][1])
+            alone = one_stage_each and not getattr(stage, "completes_edit_before", False)
+            fresh = not sweeps or alone or (isinstance(stage, LayerChoice) and sweeps[-1][1])
             if fresh:
                 sweeps.append(([], []))
             if isinstance(stage, LayerChoice):

@@ -87,6 +87,32 @@ def test_shared_layers_keep_their_one_correction(tiny: Path, text: Path, tmp_pat
         assert torch.equal(model.model.layers[index].mlp.up_proj.weight, weight)
 
 
+def test_kept_stages_keep_the_codes_under_the_adapter(tiny: Path, text: Path, tmp_path: Path) -> None:
+    recipe = f"[{{sparsity: {{prune: 2, group: 4}}}}, {QUANTISED}, {{compensate: {{rank: 4}}}}]"
+    result = tsotsallm.compress(tiny, recipe, tmp_path / "out", calibration=text, keep_stages=True, **SMALL)
+    assert [Path(stage).name for stage in result.stages] == ["1-sparsity"]
+    names = Checkpoint.open(tmp_path / "out").layer_records(0)
+    assert {"mlp.up_proj.weight_packed", "mlp.up_proj.lora_A.weight"} <= set(names)
+    assert "mlp.up_proj.weight" not in names
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(tiny: Path, text: Path, tmp_path: Path) -> None:
+    recipe, options = f"[{QUANTISED}, {{compensate: {{rank: 4}}}}]", {"calibration": text, **SMALL}
+    tsotsallm.compress(tiny, recipe, tmp_path / "whole", **options)
+    left = [25]
+
+    def stop(_progress: object) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tsotsallm.compress(tiny, recipe, tmp_path / "cut", progress=stop, **options)
+    tsotsallm.compress(tiny, recipe, tmp_path / "cut", **options)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_merged_it_leaves_dense_weights_and_their_zeros(tiny: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stages = "[{sparsity: {prune: 2, group: 4}}, {compensate: {rank: 8, merge: true}}]"

@@ -188,6 +188,11 @@ class LinearEdit(Stage):
         return None
 
     @property
+    def completes_edit_before(self) -> bool:
+        """Whether the edit makes sense only in one pass with the edit before it."""
+        return False
+
+    @property
     def adapter_rank(self) -> int:
         """Rank of the adapter that the edit leaves beside every linear, 0 for none."""
         return 0

@@ -34,6 +34,10 @@ class Compensate(LinearEdit):
         return self.method == "eora"
 
     @property
+    def completes_edit_before(self) -> bool:
+        return True
+
+    @property
     def adapter_rank(self) -> int:
         return 0 if self.merge else self.rank
 
