@@ -195,11 +195,11 @@ def test_a_missing_model_names_the_ways_to_give_one(tmp_path: Path) -> None:
 
 def test_too_little_memory_or_disk_is_refused_before_anything_starts(source: Path, text: Path, tmp_path: Path,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tsotsallm.plan.free_disk_bytes", lambda _path: 1000)
+    monkeypatch.setattr("tsotsallm.planning.free_disk_bytes", lambda _path: 1000)
     with pytest.raises(TsotsallmError, match="of disk"):
         tsotsallm.compress(source, "gptq:4:32", tmp_path / "out", calibration=text, windows=4, window=64)
     monkeypatch.undo()
-    monkeypatch.setattr("tsotsallm.plan.free_ram_bytes", lambda: -(1 << 40))
+    monkeypatch.setattr("tsotsallm.planning.free_ram_bytes", lambda: -(1 << 40))
     with pytest.raises(TsotsallmError, match="of memory"):
         tsotsallm.compress(source, "gptq:4:32", tmp_path / "out", calibration=text, windows=4, window=64)
     assert not (tmp_path / "out.partial").exists()
