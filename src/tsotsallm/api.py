@@ -166,17 +166,17 @@ def examine(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *,
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         compared = open_examinee(reference, Path(folder), device=where) if reference is not None else None
         asked = [open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps, tick=tick) for model in models]
-        for one in prepared:
-            protocols = [protocol_of(examinee, one, compared) for examinee in asked]
-            for other in protocols[1:]:
-                comparable(one.task.name, protocols[0], other)
+        protocols = [[protocol_of(examinee, one, compared) for one in prepared] for examinee in asked]
+        for others in protocols[1:]:
+            for one, first, other in zip(prepared, protocols[0], others, strict=True):
+                comparable(one.task.name, first, other)
         for model in models if speed or country else ():
             check_fits(model, where)
         rows: list[list[TaskResult]] = [[] for _ in prepared]
         costs = []
-        for model, examinee in zip(models, asked, strict=True):
-            for row, one in zip(rows, prepared, strict=True):
-                row.append(ask(examinee, one, compared))
+        for model, examinee, own in zip(models, asked, protocols, strict=True):
+            for row, one, protocol in zip(rows, prepared, own, strict=True):
+                row.append(ask(examinee, one, compared, protocol))
             examinee.forget_model()
             measured = measure_speed(model, device=where, country=country) if speed or country else None
             costs.append(cost_of(examinee.checkpoint, str(model), speed=measured))

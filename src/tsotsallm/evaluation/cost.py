@@ -17,7 +17,7 @@ import yaml
 from tsotsallm.checkpoint.anatomy import layer_shapes, work_of
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
-from tsotsallm.errors import ResourceError, TsotsallmError, nearest
+from tsotsallm.errors import ResourceError, TsotsallmError
 from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
 from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.machine import free_ram_bytes, human_bytes
@@ -82,14 +82,6 @@ def devices() -> dict[str, dict[str, Any]]:
     text = resources.files("tsotsallm").joinpath("devices.yaml").read_text("utf-8")
     found: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return found
-
-
-def device_named(name: str) -> dict[str, Any]:
-    """One target device; an unknown name is refused with the nearest known one."""
-    known = devices()
-    if name not in known:
-        raise TsotsallmError(f"there is no device {name!r}{nearest(name, known)}")
-    return known[name]
 
 
 def count_nonzero(checkpoint: Checkpoint) -> int:

@@ -126,10 +126,11 @@ def protocol_of(examinee: Examinee, prepared: PreparedTask, reference: Examinee 
                        "context": examinee.context if truncated else "holds every prompt"}
 
 
-def examine(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None = None) -> TaskResult:
-    """Ask one model one task."""
+def examine(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None = None,
+            protocol: dict[str, Any] | None = None) -> TaskResult:
+    """Ask one model one task; `protocol` is that of `protocol_of` where it was taken before."""
     task = prepared.task
-    protocol = protocol_of(examinee, prepared, reference)
+    protocol = protocol or protocol_of(examinee, prepared, reference)
     if task.kind == "perplexity":
         return _perplexity(examinee, prepared, protocol, reference)
     cache = ItemCache(examinee.fingerprint, {"name": task.name, "task": task.plain(), "device": str(examinee.device)})
