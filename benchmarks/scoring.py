@@ -1,8 +1,9 @@
 """Streamed scoring of multiple choice against the resident float32 model: seconds and peak memory, each in its own process.
 
-    python benchmarks/scoring.py --items ITEMS.jsonl --tokenizer CHECKPOINT [--work DIR] [--shape llama-3.2-1b]
+    python benchmarks/scoring.py --items ITEMS.jsonl --text FOLDER [--work DIR] [--shape llama-3.2-1b]
 
-ITEMS is HellaSwag (query, endings, label); the checkpoint is random, of real shape. The resident model scores as
+ITEMS is HellaSwag (query, endings, label); the checkpoint is random, of real shape, with a byte-level BPE of 32,000
+tokens learned from the text files in FOLDER, so that items have as many tokens as usual. The resident model scores as
 lm-evaluation-harness does: every choice with its prompt, in padded batches of like lengths. Both give the same sums.
 """
 
@@ -25,27 +26,33 @@ def asked(items: Path, count: int) -> list[tuple[str, list[str]]]:
             for item in read_items(read_task("hellaswag"), items, limit=count)]
 
 
-def examinee(model: Path, tokenizer: Path, scratch: Path):  # type: ignore[no-untyped-def]
-    """The random checkpoint with a real tokenizer of fewer tokens than its vocabulary has."""
-    from transformers import AutoTokenizer
+def learn_tokenizer(texts: Path, model: Path, tokens: int = 32_000) -> None:
+    """Give the checkpoint a byte-level BPE learned from text files, in place of the one it has."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
-    from tsotsallm.checkpoint.reader import Checkpoint
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train([str(path) for path in sorted(texts.glob("*.txt"))], trainers.BpeTrainer(
+        vocab_size=tokens, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(model)
+
+
+def streamed(model: Path, items: Path, count: int, scratch: Path) -> list[float]:
     from tsotsallm.evaluation.examine import open_examinee
 
-    Checkpoint.tokenizer = lambda _self: AutoTokenizer.from_pretrained(tokenizer)
-    return open_examinee(model, scratch)
-
-
-def streamed(model: Path, tokenizer: Path, items: Path, count: int, scratch: Path) -> list[float]:
-    found = dict(examinee(model, tokenizer, scratch).likelihoods(asked(items, count)))
+    found = dict(open_examinee(model, scratch).likelihoods(asked(items, count)))
     return [score.total for index in range(len(found)) for score in found[index]]
 
 
-def resident(model: Path, tokenizer: Path, items: Path, count: int, scratch: Path) -> list[float]:
+def resident(model: Path, items: Path, count: int, scratch: Path) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    one = examinee(model, tokenizer, scratch)
+    from tsotsallm.evaluation.examine import open_examinee
+
+    one = open_examinee(model, scratch)
     pairs = [one.pair(prompt, choice) for prompt, choices in asked(items, count) for choice in choices]
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     totals = [0.0] * len(pairs)
@@ -67,7 +74,7 @@ def resident(model: Path, tokenizer: Path, items: Path, count: int, scratch: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("scoring"))
     parser.add_argument("--shape", default="llama-3.2-1b")
     parser.add_argument("--count", type=int, default=200)
@@ -79,7 +86,7 @@ def main() -> None:
 
         began = time.perf_counter()
         way = streamed if options.run == "streamed" else resident
-        totals = way(model, options.tokenizer, options.items, options.count, options.work / "scratch")
+        totals = way(model, options.items, options.count, options.work / "scratch")
         print(json.dumps({"seconds": time.perf_counter() - began, "peak_rss_bytes": peak_rss_bytes(), "totals": totals}))
         return
     sys.path.insert(0, str(Path(__file__).parent))
@@ -87,6 +94,7 @@ def main() -> None:
 
     if not model.exists():
         make_checkpoint(model, SHAPES[options.shape], None)
+        learn_tokenizer(options.text, model)
     found = {}
     for way in ("streamed", "resident"):
         out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--run", way], capture_output=True, text=True,

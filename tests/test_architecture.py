@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ORDER = ["errors", "machine", "numerics", "checkpoint", "engine", "lab", "streaming", "stages", "recipes", "tasks", "recipe",
-         "planning", "journal", "run", "inspection", "evaluation", "analysis", "export", "study", "tables", "report",
-         "serve", "api", "console", "cli"]
+ORDER = ["errors", "machine", "numerics", "checkpoint", "engine", "lab", "streaming", "training", "stages", "recipes",
+         "tasks", "recipe", "planning", "journal", "run", "inspection", "evaluation", "analysis", "export", "study",
+         "tables", "report", "serve", "api", "console", "cli"]
 ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
 
 

@@ -41,6 +41,7 @@ from tsotsallm.recipe import Recipe
 from tsotsallm.run import Progress, Result, run
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
+from tsotsallm.training.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -53,28 +54,36 @@ class Calibration:
     seed: int = 0
 
 
-def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> texts.Corpus:
-    """The token windows to calibrate on; without a source the embedded model's world, or the hub's C4."""
+def _check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
     if calibration.windows < 1 or calibration.window < 2:
         raise CorpusError(f"{calibration.windows} windows of {calibration.window} tokens cannot calibrate; "
                           "take at least one window of 2 tokens")
     if calibration.window > checkpoint.spec.context:
         raise CorpusError(f"a window of {calibration.window} tokens is longer than the {checkpoint.spec.context} positions "
                           f"that the model knows; choose --window {checkpoint.spec.context} or less")
+
+
+def calibration_text(checkpoint: Checkpoint, calibration: Calibration) -> tuple[str, str]:
+    """(text, its source) that a recipe works on; without a source the embedded model's world, or the hub's C4."""
     source = calibration.source
     if source is None and checkpoint.directory.resolve() == _embedded_or_none():
-        source, text = "the embedded world", world_text(test=False)
-    elif source is None:
+        return world_text(test=False), "the embedded world"
+    if source is None:
         try:
-            source, text = "allenai/c4", texts.hub_text("allenai/c4")
+            return texts.hub_text("allenai/c4"), "allenai/c4"
         except TsotsallmError as error:
             raise CorpusError(f"this recipe needs calibration text: give some with --calibration FILE or DIR, about "
                               f"{calibration.windows * calibration.window * 5 // 1000} kB of ordinary prose in the "
                               f"languages that matter to you (the default, allenai/c4, is out of reach: {error})") from None
-    elif not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~":
-        text = texts.hub_text(source)
-    else:
-        text = texts.read_text(source)
+    if not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~":
+        return texts.hub_text(source), source
+    return texts.read_text(source), source
+
+
+def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> texts.Corpus:
+    """The token windows to calibrate on."""
+    _check_windows(checkpoint, calibration)
+    text, source = calibration_text(checkpoint, calibration)
     return texts.calibration(text, checkpoint.tokenizer(), windows=calibration.windows, length=calibration.window,
                              seed=calibration.seed, source=source)
 
@@ -113,10 +122,24 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     if not force:
         forecast.refuse_if_too_large(out, already=_bytes_under(partial_path(out)))
     settings = Calibration(None if calibration is None else str(calibration), windows, forecast.window, seed)
-    corpus = calibration_corpus(checkpoint, settings) if parsed.needs_corpus else None
+    corpus, samples = _texts_of(checkpoint, parsed, settings)
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
-    return run(checkpoint, parsed, out, corpus, forecast, device=device, keep_stages=keep_stages,
+    return run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
                scratch=None if scratch is None else Path(scratch), model_name=name, progress=progress)
+
+
+def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
+              calibration: Calibration) -> tuple[texts.Corpus | None, list[list[Samples]]]:
+    """What a recipe calibrates and trains on, read and checked before anything starts."""
+    _check_windows(checkpoint, calibration)
+    text, source = calibration_text(checkpoint, calibration) if recipe.needs_text else (None, "")
+    tokenizer = checkpoint.tokenizer() if recipe.needs_text or recipe.trainings else None
+    samples = [stage.read(tokenizer, checkpoint.spec, text, source) for stage in recipe.trainings]
+    if not recipe.needs_corpus:
+        return None, samples
+    assert text is not None
+    return texts.calibration(text, tokenizer, windows=calibration.windows, length=calibration.window, seed=calibration.seed,
+                             source=source), samples
 
 
 def evaluate(model: str | Path, text: str | Path | None = None, *, context: int = 512, protocol: Kind = "windows",

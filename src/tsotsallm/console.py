@@ -46,9 +46,8 @@ def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
     def show(now: Progress) -> None:
         if now.sweep not in tasks:
             tasks[now.sweep] = bar.add_task("", total=1.0, memory="")
-        whole_model = now.layer == 0 and now.step in ("leaving one out", "forward", "backward", "measuring")
-        done = now.share if whole_model else (now.layer + 0.9 * now.share) / now.layers
-        where = "" if whole_model else f" {min(now.layer + 1, now.layers)}/{now.layers}"
+        done = (now.layer + 0.9 * now.share) / now.layers if now.layers else now.share
+        where = f" {min(now.layer + 1, now.layers)}/{now.layers}" if now.layers else ""
         bar.update(tasks[now.sweep], completed=min(done, 1.0), description=f"{now.stages}{where} {now.step}",
                    memory=f"{human_bytes(rss_bytes())}, peak {human_bytes(peak_rss_bytes())}")
     return bar, show

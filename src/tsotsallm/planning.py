@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,25 @@ from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit
 from tsotsallm.stages.depth import Depth
 from tsotsallm.stages.layers import Layers
+from tsotsallm.stages.retraining import Retraining
 from tsotsallm.streaming.hidden import BATCH_TOKENS
+from tsotsallm.training.engines import HEAD_ROWS, MICRO_TOKENS
+from tsotsallm.training.samples import MOST_HELD_OUT
 
 HEADER_BYTES_PER_TENSOR = 200
 FILE_BYTES = 64 << 10
+RESIDENT_SHARE = 0.8
+"""A whole model is trained in memory when it takes at most so much of what is free."""
 ARENA_BYTES = 150 << 20
 """Memory that matrix libraries and the allocator take beyond our tensors (measured: 60 to 140 MB)."""
 
 
 @dataclass(frozen=True)
 class SweepForecast:
-    """One pass: its stages, peak memory, scratch on disk, operations and the shortest time they can take here."""
+    """One pass: its stages, peak memory, scratch on disk, operations and the shortest time they can take here.
+
+    `engine` says how a pass that trains does so: resident or streamed.
+    """
 
     stages: list[str]
     layers: int
@@ -35,6 +43,7 @@ class SweepForecast:
     scratch_bytes: int
     flops: float
     floor_s: float
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,11 +98,14 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     ends = sum(record.size for record in checkpoint.end_records().values())
     stored = {layer: sum(record.size for record in checkpoint.layer_records(layer).values())
               for layer in checkpoint.names_by_layer}
-    layers = [_Layer(layer, stored[layer]) for layer in checkpoint.spec.layer_order]
+    packed = {layer: any(name.endswith(".weight_packed") for name in names)
+              for layer, names in checkpoint.names_by_layer.items()}
+    layers = before = [_Layer(layer, stored[layer], packed[layer]) for layer in checkpoint.spec.layer_order]
     sweeps: list[SweepForecast] = []
     results: list[int] = []
     planned = recipe.sweeps(one_stage_each=keep_stages)
     for number, sweep in enumerate(planned, 1):
+        layers, before = (before if sweep.does_over else layers), layers
         forecast, spec, layers = _sweep_forecast(spec, layers, sweep, windows, window, base, rate,
                                                  checkpoint.storage.itemsize)
         sweeps.append(forecast)
@@ -120,6 +132,7 @@ class _Layer:
 
     source: int
     size: int
+    packed: bool = False
 
 
 def whole_spec(checkpoint: Checkpoint) -> ModelSpec:
@@ -152,7 +165,7 @@ def _edited(layer: _Layer, spec: ModelSpec, index: int, sweep: Sweep, element: i
             size += math.prod(shape) * element + HEADER_BYTES_PER_TENSOR
         if linear is not None and rank:
             size += min(rank, *linear) * sum(linear) * element + 2 * HEADER_BYTES_PER_TENSOR
-    return _Layer(layer.source, size)
+    return _Layer(layer.source, size, grid is not None)
 
 
 def _chosen(layers: list[_Layer], choice: LayerChoice) -> list[_Layer]:
@@ -188,8 +201,53 @@ def _sweep_forecast(spec: ModelSpec, layers: list[_Layer], sweep: Sweep, windows
         if sweep.observes:
             scratch = max(scratch, 2 * 4 * tokens * spec.hidden)
         layers = [_edited(layer, spec, index, sweep, element) for index, layer in enumerate(layers)]
-    names = [stage.name for stage in (*sweep.choices, *sweep.edits)]
-    return SweepForecast(names, spec.layers, base + ram, scratch, flops, flops / rate), spec, layers
+    engine = ""
+    if sweep.training is not None:
+        engine, training_ram, training_scratch, training_flops = _training_cost(spec, sweep.training, layers,
+                                                                                free_ram_bytes() + rss_bytes() - base)
+        ram, scratch, flops = max(ram, training_ram), max(scratch, training_scratch), flops + training_flops
+        layers = _trained(spec, sweep.training, layers, element)
+    names = [stage.name for stage in sweep.stages]
+    return SweepForecast(names, spec.layers, base + ram, scratch, flops, flops / rate, engine), spec, layers
+
+
+def _training_cost(spec: ModelSpec, stage: Retraining, layers: list[_Layer], free: int) -> tuple[str, int, int, float]:
+    """(engine, memory beyond the base, scratch, operations) of a stage that trains.
+
+    Resident it is forward and backward through frozen weights; streamed, every layer is computed once more. Both pass
+    the head by three times. Factors are kept with their gradient, two moments and their best values.
+    """
+    tokens = stage.tokens_a_step(spec)
+    window = min(stage.window, spec.context)
+    dense = 4 * max(_layer_weights(spec, layer) for layer in (0, spec.layers - 1))
+    ends = 4 * spec.vocabulary * spec.hidden * (1 if spec.tied else 2)
+    state = 5 * 4 * stage.trained_values(spec)
+    head = 4 * HEAD_ROWS * (spec.hidden + 3 * BATCH_TOKENS)
+    a_layer = 4 * (8 * spec.hidden + 4 * spec.feed_forward) + 2 * 4 * spec.heads * window
+    weights = sum(layer.size if layer.packed else dense for layer in layers)
+    resident = weights + ends + state + head + spec.layers * a_layer * min(tokens, max(MICRO_TOKENS, window))
+    streamed = int(1.25 * dense) + state + head + a_layer * max(BATCH_TOKENS, window)
+    engine = stage.engine
+    if engine == "auto":
+        engine = "resident" if resident < RESIDENT_SHARE * free else "streamed"
+    forward = sum(_forward_flops(spec, layer, tokens, window) for layer in range(spec.layers))
+    past_head = 2.0 * tokens * spec.vocabulary * spec.hidden
+    looks = -(-stage.steps // stage.schedule.look_every) + 1
+    a_look = MOST_HELD_OUT * window * (forward + past_head) / tokens
+    a_step = (2 if engine == "resident" else 3) * forward + 3 * past_head
+    flops = max(1, len(stage.sources)) * (stage.steps * a_step + looks * a_look)
+    if engine == "resident":
+        return engine, resident, 0, flops
+    return engine, streamed, (spec.layers + 4) * 4 * max(tokens, MOST_HELD_OUT * window) * spec.hidden, flops
+
+
+def _trained(spec: ModelSpec, stage: Retraining, layers: list[_Layer], element: int) -> list[_Layer]:
+    """The layers with the factors that stay beside them."""
+    found = []
+    for index, layer in enumerate(layers):
+        kept = stage.kept_values(spec, index, packed=layer.packed)
+        found.append(replace(layer, size=layer.size + element * sum(kept) + 2 * HEADER_BYTES_PER_TENSOR * len(kept)))
+    return found
 
 
 def _layer_weights(spec: ModelSpec, layer: int) -> int:

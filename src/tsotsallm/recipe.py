@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,29 @@ from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.stages import STAGES
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
+from tsotsallm.stages.retraining import Retraining
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Stages that are done in one pass over the layers: choices of layers first, then edits of every linear."""
+    """Stages that are done in one pass: choices of layers first, then edits of every linear, or one retraining.
 
-    choices: tuple[LayerChoice, ...]
-    edits: tuple[LinearEdit, ...]
+    A pass begins with the model that the pass before it wrote; one that does over what that one did, with more stages,
+    begins where that one began.
+    """
+
+    choices: tuple[LayerChoice, ...] = ()
+    edits: tuple[LinearEdit, ...] = ()
+    training: Retraining | None = None
+    does_over: bool = False
 
     @property
     def observes(self) -> bool:
         return any(edit.needs_gram for edit in self.edits)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (*self.choices, *self.edits, *((self.training,) if self.training else ()))
 
 
 @dataclass(frozen=True)
@@ -50,22 +61,42 @@ class Recipe:
         return [{stage.name: stage.fields()} for stage in self.stages]
 
     def sweeps(self, *, one_stage_each: bool = False) -> list[Sweep]:
-        """The passes that the recipe takes; a choice of layers after an edit begins a new one."""
-        sweeps: list[tuple[list[LayerChoice], list[LinearEdit]]] = []
+        """The passes that the recipe takes; a choice of layers after an edit begins a new one.
+
+        With `one_stage_each` every stage gets a pass of its own. A stage that makes sense only in one pass with the edit
+        before it gets one that does both, from where that edit began.
+        """
+        sweeps: list[Sweep] = []
         for stage in self.stages:
-            alone = one_stage_each and not getattr(stage, "completes_edit_before", False)
-            fresh = not sweeps or alone or (isinstance(stage, LayerChoice) and sweeps[-1][1])
-            if fresh:
-                sweeps.append(([], []))
+            last = sweeps[-1] if sweeps else Sweep()
+            if isinstance(stage, LinearEdit) and stage.completes_edit_before and one_stage_each and last.edits:
+                sweeps.append(Sweep(last.choices, (*last.edits, stage), does_over=True))
+                continue
+            after_edits = bool(last.edits) and not isinstance(stage, LinearEdit)
+            if not sweeps or one_stage_each or last.training or after_edits:
+                last = Sweep()
+                sweeps.append(last)
             if isinstance(stage, LayerChoice):
-                sweeps[-1][0].append(stage)
+                sweeps[-1] = replace(last, choices=(*last.choices, stage))
             elif isinstance(stage, LinearEdit):
-                sweeps[-1][1].append(stage)
-        return [Sweep(tuple(choices), tuple(edits)) for choices, edits in sweeps or [([], [])]]
+                sweeps[-1] = replace(last, edits=(*last.edits, stage))
+            elif isinstance(stage, Retraining):
+                sweeps[-1] = replace(last, training=stage)
+        return sweeps or [Sweep()]
 
     @property
     def needs_corpus(self) -> bool:
         return any(stage.needs_corpus for stage in self.stages)
+
+    @property
+    def trainings(self) -> list[Retraining]:
+        """The stages that train, in order."""
+        return [stage for stage in self.stages if isinstance(stage, Retraining)]
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether anything works on the text that the recipe is calibrated on."""
+        return self.needs_corpus or any(stage.needs_text for stage in self.trainings)
 
     @property
     def shared(self) -> bool:
@@ -74,13 +105,19 @@ class Recipe:
 
     def check(self, spec: ModelSpec) -> None:
         """Raise RecipeError where a stage does not fit the model it will see, or undoes the stage before it."""
-        quantized = False
+        quantized, packed = False, spec.quantization is not None
         for stage in self.stages:
             stage.check(spec)
+            if isinstance(stage, Retraining):
+                if self.shared:
+                    raise RecipeError(f"{stage.name} trains every layer by itself, but `shared` keeps repeated layers as "
+                                      "one; leave shared out")
+                stage.check_base(packed=packed)
             if quantized and stage.name == "sparsity":
                 raise RecipeError("sparsity comes after quantize, which would make the weights dense again; put sparsity "
                                   "first: quantize keeps its zeros and compensates for them")
             quantized = quantized or stage.name == "quantize"
+            packed = quantized or (packed and stage.name != "sparsity")
             if isinstance(stage, LayerChoice):
                 spec = spec.with_layers(stage.layers_after(spec.layers))
         for sweep in self.sweeps():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tsotsallm import __version__
 from tsotsallm.checkpoint.adapter import correction, is_adapter
+from tsotsallm.checkpoint.adapter import pieces as adapter_pieces
 from tsotsallm.checkpoint.anatomy import input_groups
 from tsotsallm.checkpoint.card import model_card
 from tsotsallm.checkpoint.linear import Linear
@@ -28,9 +29,13 @@ from tsotsallm.numerics.grids import IntegerGrid
 from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Workplace
+from tsotsallm.stages.retraining import Retraining
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import TwoStates, Visit, embed_corpus, sweep
+from tsotsallm.training.engines import Engine, ResidentEngine, StreamedEngine
+from tsotsallm.training.loop import Curve
+from tsotsallm.training.samples import Samples
 
 REOBSERVED = ("o_proj", "down_proj")
 
@@ -40,7 +45,7 @@ Grids = dict[str, IntegerGrid | None]
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run is doing now; `share` of the layer's current step is done."""
+    """What a run is doing now; `share` of the layer's current step is done, or of the whole pass where `layers` is 0."""
 
     sweep: int
     sweeps: int
@@ -70,9 +75,13 @@ class Result:
 
 
 def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None, forecast: Forecast, *,
-        device: str = "cpu", keep_stages: bool = False, scratch: Path | None = None,
-        model_name: str = "", progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
-    """Run a checked recipe and write its result to `out`, continuing unfinished work of the same inputs."""
+        samples: Sequence[Sequence[Samples]] = (), device: str = "cpu", keep_stages: bool = False,
+        scratch: Path | None = None, model_name: str = "",
+        progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
+    """Run a checked recipe and write its result to `out`, continuing unfinished work of the same inputs.
+
+    `samples` are those of every stage that trains, in order.
+    """
     partial = partial_path(out)
     stages_directory = out.with_name(out.name + "-stages")
     if out.exists() and not (partial / PUBLISHED).exists():
@@ -80,12 +89,13 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
     if keep_stages and stages_directory.exists() and not partial.exists():
         raise ResumeError(f"{stages_directory} exists already; delete or rename it first: the stages go there")
     identity = {"source": checkpoint.fingerprint(), "recipe": recipe.plain(), "keep_stages": keep_stages,
-                "corpus": corpus.fingerprint() if corpus else None, "device": device, "machine": fingerprint(),
-                "tsotsallm": __version__}
+                "corpus": corpus.fingerprint() if corpus else None,
+                "samples": [[some.fingerprint() for some in stage] for stage in samples], "device": device,
+                "machine": fingerprint(), "tsotsallm": __version__}
     began = time.monotonic()
     with held_work(partial, identity):
-        job = _Job(checkpoint, recipe, partial, corpus, torch.device(device), scratch_path(out, scratch), progress,
-                   model_name, identity, keep_stages)
+        job = _Job(checkpoint, recipe, partial, corpus, samples, forecast, torch.device(device), scratch_path(out, scratch),
+                   progress, model_name, identity, keep_stages)
         if not out.exists():
             job.execute()
             write_json(job.result / "tsotsallm.run.json", {
@@ -106,15 +116,17 @@ class _Job:
     """One run while it goes on."""
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe, partial: Path, corpus: Corpus | None,
-                 device: torch.device, scratch: Path, progress: Callable[[Progress], None], model_name: str,
-                 identity: dict[str, Any], keep_stages: bool) -> None:
+                 samples: Sequence[Sequence[Samples]], forecast: Forecast, device: torch.device, scratch: Path,
+                 progress: Callable[[Progress], None], model_name: str, identity: dict[str, Any], keep_stages: bool) -> None:
         self.checkpoint, self.recipe, self.partial, self.corpus = checkpoint, recipe, partial, corpus
+        self.samples, self.forecast = list(samples), forecast
         self.device, self.scratch, self.progress, self.model_name = device, scratch, progress, model_name
         self.identity, self.keep_stages = identity, keep_stages
         self.journal = Journal(partial / "journal.jsonl")
         self.resumed = bool(self.journal.entries)
         self.sweeps = recipe.sweeps(one_stage_each=keep_stages)
         self.reasons: list[dict[str, Any]] = []
+        self.trained: list[dict[str, Any]] = []
         self.sparse = _is_sparse(checkpoint)
 
     @property
@@ -128,22 +140,33 @@ class _Job:
         return self.partial / f"{number + 1}-{_names(self.sweeps[number], '-')}"
 
     def execute(self) -> None:
-        """Run all sweeps that are not finished; the result is then a whole checkpoint at `result`."""
-        view = origin = View.of(self.checkpoint)
+        """Run all passes that are not finished; the result is then a whole checkpoint at `result`.
+
+        `origin` is the model that corrections aim at: the source, or what the last retraining made of it.
+        """
+        order = list(range(self.checkpoint.spec.layers))
+        retrained: int | None = None
+        samples = iter(self.samples)
         for number, one in enumerate(self.sweeps):
-            if number and not self.journal.find("finished", number):
-                view = View.of(Checkpoint(self.directory(number - 1)))
+            finished = bool(self.journal.find("finished", number))
+            if not one.does_over:
+                before = number - 1
+            view = View.of(self.checkpoint if before < 0 or finished else Checkpoint(self.directory(before)))
             for place, choice in enumerate(one.choices):
-                order = self._choice(number, place, choice, view)
-                origin = origin.reordered(order)
-                if not self.journal.find("finished", number):
-                    view = view.reordered(order)
-            if not self.journal.find("finished", number):
-                self._layers(number, one, view, origin)
+                chosen = self._choice(number, place, choice, view)
+                order = [order[index] for index in chosen]
+                view = view if finished else view.reordered(chosen)
+            if one.training is not None:
+                self._retrain(number, one.training, next(samples), view)
+                retrained, order = number, list(range(len(order)))
+            elif not finished:
+                source = self.checkpoint if retrained is None else Checkpoint(self.directory(retrained))
+                self._layers(number, one, view, View.of(source).reordered(order))
             Writer(self.directory(number)).remove_parts()
             self.sparse = self.sparse or any(edit.name == "sparsity" for edit in one.edits)
-            if number and not self.keep_stages and self.directory(number - 1).exists():
-                shutil.rmtree(self.directory(number - 1))
+            for old in range(number):
+                if old != retrained and not self.keep_stages and self.directory(old).exists():
+                    shutil.rmtree(self.directory(old))
         Checkpoint(self.result)
 
     def publish_stages(self, kept: Path) -> list[str]:
@@ -160,7 +183,7 @@ class _Job:
                 publish(directory, target)
         return [str(kept / self.directory(number).name) for number in range(len(self.sweeps) - 1)]
 
-    def _tick(self, number: int, layers: int, layer: Callable[[], int]) -> Callable[[str, float], None]:
+    def _tick(self, number: int, layers: int = 0, layer: Callable[[], int] = lambda: 0) -> Callable[[str, float], None]:
         names = _names(self.sweeps[number], " + ")
 
         def tick(step: str, share: float) -> None:
@@ -173,7 +196,7 @@ class _Job:
                 break
         else:
             scratch = self.scratch / "choice"
-            tick = self._tick(number, view.spec.layers, lambda: 0)
+            tick = self._tick(number)
             noted = {note["key"]: note["value"] for note in self.journal.find("note", number) if note["place"] == place}
 
             def note(key: str, value: float) -> None:
@@ -186,6 +209,35 @@ class _Job:
             self.journal.add(kind="choice", sweep=number, place=place, **entry)
         self.reasons.append({"stage": choice.name, "order": entry["order"], **entry["reasons"]})
         return list(entry["order"])
+
+    def _retrain(self, number: int, stage: Retraining, samples: Sequence[Samples], view: View) -> None:
+        """Train what the stage trains, and write every layer with what became of it."""
+        if self.journal.find("finished", number):
+            self.trained.append(self.journal.find("trained", number)[-1]["training"])
+            return
+        chosen = self.journal.find("engine", number)
+        name = chosen[0]["engine"] if chosen else self.forecast.sweeps[number].engine
+        if not chosen:
+            self.journal.add(kind="engine", sweep=number, engine=name)
+        trainee = stage.prepare(view, sparse=self.sparse)
+        scratch = self.scratch / "training"
+        scratch.mkdir(parents=True, exist_ok=True)
+        engine: Engine = (ResidentEngine(trainee.base, trainee.adapted, self.device) if name == "resident" else
+                          StreamedEngine(trainee.base, trainee.adapted, self.device, scratch))
+        curves = stage.train(trainee, samples, engine, self.partial / f"training-{number + 1}", self._tick(number))
+        del engine
+        shutil.rmtree(scratch)
+        self.trained.append({"stage": stage.name, "engine": name, "samples": [
+            {"source": some.training.source, "training": len(some.training.windows), "held_out": len(some.held_out.windows),
+             "curve": curve.plain()} for some, curve in zip(samples, curves, strict=True)]})
+        self.journal.add(kind="trained", sweep=number, training=self.trained[-1])
+        writer = Writer(self.directory(number))
+        layers = list(range(view.spec.layers))
+        grids: dict[int, Grids] = {}
+        for index in layers:
+            merged, beside = trainee.layer(index)
+            grids[index], _ = self._write_layer(writer, trainee.base, index, merged, beside)
+        self._complete(number, writer, view, layers, grids)
 
     def _layers(self, number: int, one: Sweep, view: View, origin: View) -> None:
         """Write every layer of one sweep, then the whole of its checkpoint."""
@@ -308,15 +360,17 @@ class _Job:
                 visit.grams.pop(name, None)
         return edited
 
-    def _write_layer(self, writer: Writer, view: View, index: int, edited: dict[str, Linear]) -> tuple[Grids, str]:
-        """Write edited linears in their new form and everything else as stored; (grids, sha256 of the part)."""
+    def _write_layer(self, writer: Writer, view: View, index: int, edited: dict[str, Linear],
+                     beside: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> tuple[Grids, str]:
+        """Write edited linears and corrections in their new form, everything else as stored; (grids, sha256 of the part)."""
+        beside = beside or {}
         pieces: dict[str, Piece] = {}
         grids: Grids = {}
         prefix = layer_prefix(view.stored(index))
         for name, stored in view.layer_records(index).items():
             module, _, leaf = name.rpartition(".")
             owner = module.removesuffix(".lora_A").removesuffix(".lora_B")
-            if owner in edited and (leaf in ("weight", *PACKED) or is_adapter(name)):
+            if (owner in edited and leaf in ("weight", *PACKED)) or (owner in {*edited, *beside} and is_adapter(name)):
                 continue
             view.checkpoint.require_finite(prefix + name)
             pieces[name] = stored
@@ -330,6 +384,8 @@ class _Job:
         for name, linear in edited.items():
             pieces |= linear.tensors()
             grids[name] = linear.stored.grid if linear.stored is not None else None
+        for name, (left, right) in beside.items():
+            pieces |= adapter_pieces(name, left, right)
         return grids, writer.write_layer(index, pieces)
 
     def _complete(self, number: int, writer: Writer, view: View, first_visit: list[int], grids: dict[int, Grids]) -> None:
@@ -345,20 +401,33 @@ class _Job:
         writer.finish(self.checkpoint, dict(view.spec.config), named, order, unique, layers)
         provenance = {
             "format": 1, "source": self.model_name or self.checkpoint.directory.name,
-            "recipe": self.recipe.plain(), "sweeps_done": f"{number + 1} of {len(self.sweeps)}", "choices": self.reasons,
+            "recipe": self.recipe.plain(), "training": [_summary(one) for one in self.trained],
+            "sweeps_done": f"{number + 1} of {len(self.sweeps)}", "choices": self.reasons,
             "inputs": self.identity, "ancestry": self.checkpoint.provenance,
             "calibration": {"source": self.corpus.source, "windows": len(self.corpus.windows),
                             "tokens": self.corpus.tokens} if self.corpus else None,
             "measures": {"bytes": Checkpoint(writer.directory).weight_bytes,
                          "source_bytes": self.checkpoint.weight_bytes}}
         write_json(writer.directory / PROVENANCE, provenance)
+        for count, trained in enumerate(self.trained, 1):
+            write_json(writer.directory / f"training-{count}-{trained['stage']}.json", trained)
         card = model_card(provenance, own_container=order is not None)
         (writer.directory / "README.md").write_text(card, "utf-8")
         self.journal.add(kind="finished", sweep=number)
 
 
 def _names(one: Sweep, separator: str) -> str:
-    return separator.join(stage.name for stage in (*one.choices, *one.edits)) or "copy"
+    return separator.join(stage.name for stage in one.stages) or "copy"
+
+
+def _summary(trained: dict[str, Any]) -> dict[str, Any]:
+    """What a training did, without its curves."""
+    def of(one: dict[str, Any]) -> dict[str, Any]:
+        curve = Curve.from_plain(one["curve"])
+        return {"source": one["source"], "samples": one["training"], "steps": len(curve.loss), "best_step": curve.best_step,
+                "held_out_loss_before": curve.held_out[0][1], "held_out_loss": curve.best, "stopped": curve.stopped,
+                "elapsed_s": round(curve.elapsed_s, 1)}
+    return trained | {"samples": [of(one) for one in trained["samples"]]}
 
 
 def _plain_grids(grids: Grids) -> dict[str, Any]:
@@ -390,7 +459,7 @@ def _read_part(path: Path, layer: int, grids: Grids) -> dict[str, Tensor]:
     """The effective float32 tensors of a layer written earlier in this run."""
     prefix = layer_prefix(layer)
     records = {name.removeprefix(prefix): record for name, record in read_header(path).items()}
-    tensors = {f"{name}.weight": read_packed(records, name, grid.bits, grid.symmetric)
+    tensors = {f"{name}.weight": read_packed(records, name, grid.bits, grid.symmetric).unpack().dequantise()
                for name, grid in grids.items() if grid is not None}
     tensors |= {name: record.read().float() for name, record in records.items()
                 if name.rpartition(".")[2] not in PACKED and not is_adapter(name)}

@@ -22,16 +22,26 @@ def is_adapter(name: str) -> bool:
     return name.endswith((LEFT, RIGHT))
 
 
+def names(module: str) -> tuple[str, str]:
+    """What the halves B and A of a linear's correction are called."""
+    return f"{module}.{LEFT}", f"{module}.{RIGHT}"
+
+
 def pieces(module: str, left: Tensor, right: Tensor) -> dict[str, Tensor]:
     """B (d_out, r) and A (r, d_in) of a linear, by the names that they have beside it."""
-    return {f"{module}.{LEFT}": left.contiguous(), f"{module}.{RIGHT}": right.contiguous()}
+    return dict(zip(names(module), (left.contiguous(), right.contiguous()), strict=True))
+
+
+def factors(records: Mapping[str, TensorRecord], module: str) -> tuple[Tensor, Tensor] | None:
+    """B (d_out, r) and A (r, d_in) of a linear as stored; None where it has none."""
+    left, right = names(module)
+    return (records[left].read(), records[right].read()) if left in records else None
 
 
 def correction(records: Mapping[str, TensorRecord], module: str) -> Tensor | None:
     """B·A of a linear in float32, (d_out, d_in); None where it has none."""
-    if f"{module}.{LEFT}" not in records:
-        return None
-    return records[f"{module}.{LEFT}"].read().float() @ records[f"{module}.{RIGHT}"].read().float()
+    found = factors(records, module)
+    return None if found is None else found[0].float() @ found[1].float()
 
 
 def read_adapter(directory: Path) -> dict[str, TensorRecord]:

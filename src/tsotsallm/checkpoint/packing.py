@@ -6,6 +6,7 @@ files are the same as those of every earlier version; 3, 5, 6 and 7 bits follow 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,12 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
 
 def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
     """The inverse of `pack_rows`: int8 codes of shape (rows, columns)."""
+    if bits in (2, 4, 8):               # whole codes in every byte
+        parts = packed.contiguous().view(torch.uint8)[:, :, None]
+        if bits < 8:
+            parts = parts >> torch.arange(0, 8, bits, dtype=torch.uint8) & ((1 << bits) - 1)
+        return (parts.flatten(1)[:, :columns] ^ (1 << (bits - 1))).view(torch.int8) if bits == 8 else (
+            parts.flatten(1)[:, :columns].to(torch.int8) - (1 << (bits - 1)))
     stream = np.ascontiguousarray(packed.numpy()).view(np.uint8)
     codes = np.empty((len(stream), columns), dtype=np.int8)
     for first in range(0, len(stream), ROWS_AT_ONCE):
@@ -63,6 +70,18 @@ def unpack(tensors: dict[str, Tensor], bits: int, symmetric: bool) -> Quantised:
         zero_points = unpack_rows(tensors["weight_zero_point"].mT, bits, d_out).mT.contiguous()
     grid = IntegerGrid(bits, None if groups == 1 else d_in // groups, symmetric)
     return Quantised(unpack_rows(tensors["weight_packed"], bits, d_in), scales, zero_points, grid)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One linear as its file holds it: the tensors by the suffix of their names."""
+
+    tensors: dict[str, Tensor]
+    bits: int
+    symmetric: bool
+
+    def unpack(self) -> Quantised:
+        return unpack(self.tensors, self.bits, self.symmetric)
 
 
 def quantization_config(grids: dict[str, IntegerGrid | None]) -> dict[str, Any]:

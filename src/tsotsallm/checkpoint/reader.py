@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,15 +66,31 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         """The effective values of a tensor in float32; NaN and infinity are refused."""
         module = name.removesuffix(".weight")
-        if f"{module}.weight_packed" in self.records:
-            values = read_packed(self.records, module, *self.grid_of(module))
-        else:
-            values = self.record(name).read().float()
+        packed = self.packed(module)
+        values = packed.unpack().dequantise() if packed is not None else self.record(name).read().float()
         correction = adapter.correction(self.records, module)
         if correction is not None:
             values += correction
         self._require_finite(values, name)
         return values
+
+    def packed(self, module: str) -> packing.Packed | None:
+        """A linear as it lies packed in its file, by its full module name; None where it is dense."""
+        if f"{module}.weight_packed" not in self.records:
+            return None
+        return read_packed(self.records, module, *self.grid_of(module))
+
+    def beside(self, module: str) -> tuple[Tensor, Tensor] | None:
+        """The low-rank correction (B, A) that lies beside a linear, if any."""
+        return adapter.factors(self.records, module)
+
+    def without_beside(self, modules: Iterable[str]) -> Checkpoint:
+        """The same checkpoint without the low-rank corrections of some linears, by their full module names."""
+        gone = {name for module in modules for name in adapter.names(module)}
+        other = copy.copy(self)
+        other.records = {name: record for name, record in self.records.items() if name not in gone}
+        other.__dict__.pop("names_by_layer", None)
+        return other
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows [first, last) of a dense matrix in float32; NaN and infinity are refused."""
@@ -256,10 +274,10 @@ class Checkpoint:
                                   f"{HEAD} differs from them; set tie_word_embeddings to false in config.json")
 
 
-def read_packed(records: dict[str, TensorRecord], module: str, bits: int, symmetric: bool) -> Tensor:
-    """The float32 values of a packed linear."""
-    stored = {suffix: records[f"{module}.{suffix}"].read() for suffix in PACKED if f"{module}.{suffix}" in records}
-    return packing.unpack(stored, bits, symmetric).dequantise()
+def read_packed(records: dict[str, TensorRecord], module: str, bits: int, symmetric: bool) -> packing.Packed:
+    """A packed linear as it lies in its file."""
+    return packing.Packed({suffix: records[f"{module}.{suffix}"].read() for suffix in PACKED
+                           if f"{module}.{suffix}" in records}, bits, symmetric)
 
 
 def _records(directory: Path) -> dict[str, TensorRecord]:

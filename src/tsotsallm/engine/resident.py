@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 
-from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD
 from tsotsallm.checkpoint.view import View
+from tsotsallm.engine.packed import PackedLinear
 
 
-def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, device: str = "cpu", *,
+             keep_packed: bool = False) -> Any:
     """Load any checkpoint, ours included, or a view of one as a transformers model that generates.
 
     Each executed layer is a module with its own index, hence its own KV cache; layers that are stored once hold the
-    same parameters.
+    same parameters. With `keep_packed`, linears that lie packed on disk lie packed in memory too.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -27,9 +29,13 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
     model.model.rotary_emb = type(model.model.rotary_emb)(config=spec.hf_config)
     state = {name: checkpoint.tensor(name).to(device, dtype) for name in (EMBEDDING, FINAL_NORM)}
     state[HEAD] = state[EMBEDDING] if spec.tied else checkpoint.tensor(HEAD).to(device, dtype)
-    stored = {index: {name: tensor.to(device, dtype) for name, tensor in checkpoint.layer(index).items()}
+    packed = {index: _packed_linears(checkpoint, index) if keep_packed else {} for index in set(order)}
+    stored = {index: {name: checkpoint.tensor(layer_prefix(index) + name).to(device, dtype)
+                      for name in checkpoint.layer_names(index) if name.rpartition(".")[0] not in packed[index]}
               for index in sorted(set(order))}
     for index, origin in enumerate(order):
+        for name, linear in packed[origin].items():
+            model.model.layers[index].set_submodule(name, linear)
         state |= {f"model.layers.{index}.{name}": tensor for name, tensor in stored[origin].items()}
     model.load_state_dict(state, assign=True)
     first: dict[int, Any] = {}
@@ -43,6 +49,19 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
     if (checkpoint.directory / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.directory)
     return model.eval()
+
+
+def _packed_linears(checkpoint: Checkpoint, stored: int) -> dict[str, PackedLinear]:
+    """The packed linears of a stored layer, by name without prefix."""
+    prefix = layer_prefix(stored)
+    found = {}
+    for name in checkpoint.layer_names(stored):
+        module = name.removesuffix(".weight")
+        if name.endswith(".weight") and (packed := checkpoint.packed(prefix + module)) is not None:
+            bias = f"{prefix}{module}.bias"
+            found[module] = PackedLinear(packed, checkpoint.tensor(bias) if bias in checkpoint.records else None,
+                                         checkpoint.beside(prefix + module))
+    return found
 
 
 def _share(original: torch.nn.Module, copy: torch.nn.Module) -> None:

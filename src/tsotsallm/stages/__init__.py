@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tsotsallm.stages.adapt import Adapt
 from tsotsallm.stages.base import Stage
 from tsotsallm.stages.compensate import Compensate
 from tsotsallm.stages.depth import Depth
@@ -9,5 +10,5 @@ from tsotsallm.stages.layers import Layers
 from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.sparsity import Sparsity
 
-STAGES: dict[str, type[Stage]] = {"layers": Layers, "depth": Depth, "sparsity": Sparsity, "quantize": Quantize,
-                                  "compensate": Compensate}
+STAGES: dict[str, type[Stage]] = {"layers": Layers, "depth": Depth, "sparsity": Sparsity, "adapt": Adapt,
+                                  "quantize": Quantize, "compensate": Compensate}

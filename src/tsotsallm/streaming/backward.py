@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,21 +11,40 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.view import View
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
+from tsotsallm.streaming.frame import Frame, Load, head_pieces, load_final_norm
 from tsotsallm.streaming.hidden import HiddenStates
-from tsotsallm.streaming.score import Predictions, head_tallies, read_rows
+from tsotsallm.streaming.score import read_rows
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
+from tsotsallm.streaming.targets import Targets, head_gradient, head_losses
 
 
-def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.device,
-                   tick: Tick = silent) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
-    """Yield, from the last layer to the first, name -> (weight, gradient of the mean next-token loss), float32.
+def all_weights(view: View) -> Load:
+    """Ask for the gradient of every tensor of a layer."""
+    def load(frame: Frame, index: int) -> dict[str, Tensor]:
+        frame.load(index, view.layer(index))
+        frame.layer.requires_grad_(True)
+        return dict(frame.layer.named_parameters())
+    return load
 
-    The inputs of every layer are kept on disk; each layer is loaded again, recomputed and back-propagated. Files get
-    their names when they are complete: called again on the same `scratch` after a kill, the sweep goes on with the layer
-    that it was at, and layers that were yielded before it are not yielded again.
+
+Gradients = dict[str, tuple[Tensor, Tensor]]
+"""Name -> (tensor, gradient of the loss by it), float32."""
+
+
+def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.device, tick: Tick = silent, *,
+                   targets: Targets | None = None, load: Load | None = None,
+                   told: Callable[[Tensor], None] = lambda _losses: None) -> Iterator[tuple[int, Gradients]]:
+    """Yield every layer, from the last to the first, with its gradients.
+
+    The loss is the mean over next tokens, or that of `targets`; `load` decides which tensors get gradients (by default
+    all weights); `told` is given the losses of all targets. The inputs of every layer are kept on disk; each layer is
+    loaded again, recomputed and back-propagated. Files get their names when they are complete: called again on the same
+    `scratch` after a kill, the sweep goes on with the layer that it was at, and layers that were yielded before it are
+    not yielded again.
     """
     scratch.mkdir(parents=True, exist_ok=True)
+    load = load or all_weights(view)
+    targets = targets or Targets.next_tokens(corpus)
     lengths = [len(window) for window in corpus.windows]
     layers = view.spec.layers
     inputs = [HiddenStates(scratch / f"inputs-{index:04d}.f32", lengths, view.spec.hidden)
@@ -33,13 +53,12 @@ def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.devi
     frame = Frame(view.spec, device)
     at = next((index for index in range(layers + 1) if gradients[index].exists()), None)
     if at is None:
-        _inputs_of_all_layers(view, corpus, inputs, frame, tick)
+        _inputs_of_all_layers(view, corpus, inputs, frame, load, tick)
         with gradients[layers].drafted() as draft:
-            _gradient_of_head(view, corpus, inputs[layers], draft, device)
+            told(_gradient_of_head(view, targets, inputs[layers], draft, device))
         at = layers
     for index in reversed(range(at)):
-        frame.load(index, view.layer(index))
-        frame.layer.requires_grad_(True)
+        wanted = load(frame, index)
         with torch.enable_grad(), gradients[index].drafted() as draft:
             for batch in inputs[index].batches():
                 states = inputs[index].read(batch).to(device).requires_grad_()
@@ -47,7 +66,7 @@ def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.devi
                 assert states.grad is not None
                 draft.write(batch, states.grad)
             found = {}
-            for name, weight in frame.layer.named_parameters():
+            for name, weight in wanted.items():
                 assert weight.grad is not None
                 found[name] = (weight.detach(), weight.grad)
             yield index, found      # the draft is complete only when the next layer is asked for
@@ -61,39 +80,39 @@ def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.devi
 
 
 @torch.no_grad()
-def _inputs_of_all_layers(view: View, corpus: Corpus, inputs: Sequence[HiddenStates], frame: Frame, tick: Tick) -> None:
+def _inputs_of_all_layers(view: View, corpus: Corpus, inputs: Sequence[HiddenStates], frame: Frame, load: Load,
+                          tick: Tick) -> None:
     if not inputs[0].exists():
         with inputs[0].drafted() as draft:
             embed_corpus(view, corpus, draft)
     for index in range(view.spec.layers):
         if not inputs[index + 1].exists():
-            frame.load(index, view.layer(index))
+            load(frame, index)
             with inputs[index + 1].drafted() as draft:
                 for batch in inputs[index].batches():
                     draft.write(batch, frame(inputs[index].read(batch)))
         tick("forward", (index + 1) / view.spec.layers)
 
 
-def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, gradient: HiddenStates,
-                      device: torch.device) -> None:
-    """∂(mean loss)/∂(output of the last layer), through head and final norm, written to `gradient`."""
+def _gradient_of_head(view: View, targets: Targets, last: HiddenStates, gradient: HiddenStates,
+                      device: torch.device) -> Tensor:
+    """∂loss/∂(output of the last layer), through head and final norm, written to `gradient`; the losses, (n,)."""
     norm = load_final_norm(view, device)
     normed = last.like(gradient.path.with_name("normed.f32"))
     with torch.no_grad():
         for batch in last.batches():
             normed.write(batch, norm(last.read(batch).to(device)))
-        [tally] = head_tallies(view, [normed], corpus, device)
-        predictions = Predictions(corpus)
-        with gradient.path.open("wb") as file:
-            file.truncate(last.tokens * last.width * 4)
-        for first, weights in head_pieces(view, device):
-            for block in predictions.blocks():
-                rows, targets = predictions.rows[block], predictions.targets[block]
-                logits = read_rows(normed, rows).to(device) @ weights.mT
-                share = (logits - tally.log_normaliser[block].to(logits)[:, None]).exp()
-                inside = (targets >= first) & (targets < first + len(weights))
-                share[inside.nonzero()[:, 0], targets[inside] - first] -= 1
-                _add_rows(gradient, rows, (share @ weights).cpu() / len(predictions))
+
+    def read(rows: Tensor) -> Tensor:
+        return read_rows(normed, rows).to(device)
+
+    def pieces() -> Iterator[tuple[int, Tensor]]:
+        return head_pieces(view, device)
+
+    losses, log_normaliser = head_losses(read, pieces, targets)
+    with gradient.path.open("wb") as file:
+        file.truncate(last.tokens * last.width * 4)
+    head_gradient(read, partial(_add_rows, gradient), pieces, targets, log_normaliser)
     for batch in last.batches():
         states = last.read(batch).to(device).requires_grad_()
         with torch.enable_grad():
@@ -101,6 +120,7 @@ def _gradient_of_head(view: View, corpus: Corpus, last: HiddenStates, gradient: 
         assert states.grad is not None
         gradient.write(batch, states.grad)
     normed.remove()
+    return losses
 
 
 def _add_rows(states: HiddenStates, rows: Tensor, values: Tensor) -> None:

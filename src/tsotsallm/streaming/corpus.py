@@ -26,10 +26,23 @@ class Corpus:
     windows: tuple[Tensor, ...]         # each (tokens,) int64
     source: str
     bytes_scored: tuple[int, ...] | None = None     # UTF-8 bytes of the predicted tokens of each window
+    learned: tuple[Tensor, ...] | None = None       # each (tokens,) bool: what training predicts; None means all
 
     @property
     def tokens(self) -> int:
         return sum(len(window) for window in self.windows)
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each window begins when they stand one after another, and where the last one ends."""
+        return [0, *itertools.accumulate(len(window) for window in self.windows)]
+
+    def take(self, places: Sequence[int]) -> Corpus:
+        """Some of the windows, in the order asked for."""
+        sizes, learned = self.bytes_scored, self.learned
+        return Corpus(tuple(self.windows[place] for place in places), self.source,
+                      None if sizes is None else tuple(sizes[place] for place in places),
+                      None if learned is None else tuple(learned[place] for place in places))
 
     def parts(self, most_tokens: int) -> list[Corpus]:
         """Neighbouring windows in parts of at most so many tokens, at least one window each."""
@@ -39,20 +52,19 @@ class Corpus:
                 ends.append(index)
                 tokens = 0
             tokens += len(window)
-        sizes = self.bytes_scored
-        return [Corpus(self.windows[start:end], self.source, sizes if sizes is None else sizes[start:end])
-                for start, end in itertools.pairwise([*ends, len(self.windows)])]
+        return [self.take(range(start, end)) for start, end in itertools.pairwise([*ends, len(self.windows)])]
 
     def first(self, windows: int | None) -> Corpus:
         """The first so many windows; all of them where that is None."""
-        sizes = self.bytes_scored
-        return Corpus(self.windows[:windows], self.source, sizes if sizes is None else sizes[:windows])
+        return self.take(range(len(self.windows))[:windows])
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for window in self.windows:
             digest.update(len(window).to_bytes(4, "little"))
             digest.update(window.to(torch.int32).numpy().tobytes())
+        for learned in self.learned or ():
+            digest.update(learned.numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,9 @@ from tsotsallm.checkpoint.anatomy import final_norm, one_layer_model
 from tsotsallm.checkpoint.spec import FINAL_NORM, ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.streaming.statistics import Gram
+
+Load = Callable[["Frame", int], dict[str, Tensor]]
+"""Puts a layer into the frame; returns, by name, the tensors whose gradients are wanted."""
 
 
 class InputsSeen(Exception):

@@ -14,7 +14,7 @@ from torch import Tensor
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, NumericsError
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
+from tsotsallm.streaming.frame import Frame, Load, head_pieces, load_final_norm
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
 
@@ -24,14 +24,18 @@ MOST_NATS = 700.0
 
 
 @torch.no_grad()
-def final_states(view: View, corpus: Corpus, path: Path, device: torch.device, tick: Tick = silent) -> HiddenStates:
+def final_states(view: View, corpus: Corpus, path: Path, device: torch.device, tick: Tick = silent,
+                 load: Load | None = None) -> HiddenStates:
     """Run a corpus through all layers and the final norm, in one file at `path`; (tokens, hidden) float32."""
     path.parent.mkdir(parents=True, exist_ok=True)
     states = HiddenStates(path, [len(window) for window in corpus.windows], view.spec.hidden)
     embed_corpus(view, corpus, states)
     frame = Frame(view.spec, device)
     for index in range(view.spec.layers):
-        frame.load(index, view.layer(index))
+        if load is None:
+            frame.load(index, view.layer(index))
+        else:
+            load(frame, index)
         for batch in states.batches():
             states.write(batch, frame(states.read(batch)))
         tick("scoring", (index + 1) / view.spec.layers)

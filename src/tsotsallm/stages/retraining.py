@@ -1,0 +1,127 @@
+"""What stages that need gradients share: their schedule, their data, and the choice between memory and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import CorpusError, RecipeError
+from tsotsallm.stages.base import Stage
+from tsotsallm.streaming.sweep import Tick
+from tsotsallm.training.engines import Engine
+from tsotsallm.training.loop import Curve, Schedule, train
+from tsotsallm.training.lora import Trainee
+from tsotsallm.training.samples import Samples, read_samples, split, text_windows
+
+EngineChoice = Literal["auto", "resident", "streamed"]
+
+
+@dataclass(frozen=True)
+class Retraining(Stage):
+    """A stage that trains; `data` is one source or several, trained on one after another.
+
+    data       a text, a folder of texts, a .jsonl file of prompts and responses or conversations, or a hub data set;
+               nothing: the text that the recipe is calibrated on
+    window     tokens of a packed window of text
+    held_out   share of the samples that training never sees and its progress is measured on
+    engine     resident: the whole model in memory; streamed: one layer; auto: resident where it fits
+    steps ... seed   see training.loop.Schedule
+    """
+
+    name: ClassVar[str]
+    data: str | list[Any] | None = None
+    window: int = 512
+    held_out: float = 0.05
+    engine: EngineChoice = "auto"
+    steps: int = 200
+    batch: int = 8
+    learning_rate: float = 2e-4
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    validate_every: int = 0
+    patience: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.schedule.check(self.name)
+        if self.window < 2:
+            raise RecipeError(f"{self.name}.window is {self.window}; it takes 2 tokens or more")
+        if not 0 < self.held_out < 1:
+            raise RecipeError(f"{self.name}.held_out is {self.held_out}; it is a share of the samples, between 0 and 1")
+        if isinstance(self.data, list) and not (self.data and all(isinstance(item, str) for item in self.data)):
+            raise RecipeError(f"{self.name}.data is {self.data!r}; it takes one source or a list of them")
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.steps, self.batch, self.learning_rate, self.decay, self.warmup, self.weight_decay, self.clip,
+                        self.validate_every, self.patience, self.seed)
+
+    @property
+    def sources(self) -> list[str]:
+        """The data to train on one after another; empty for the recipe's own text."""
+        return list(self.data) if isinstance(self.data, list) else [self.data] if self.data is not None else []
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether it trains on the text that the recipe is calibrated on."""
+        return not self.sources
+
+    def check_base(self, *, packed: bool) -> None:
+        """Raise RecipeError where the stage cannot train a model whose linears are, or are not, packed."""
+
+    def trained_values(self, spec: ModelSpec) -> int:
+        """How many numbers are trained."""
+        return 0
+
+    def kept_values(self, spec: ModelSpec, layer: int, *, packed: bool) -> list[int]:
+        """How many numbers stay beside each linear of a layer, for those that keep any."""
+        return []
+
+    def prepare(self, view: View, *, sparse: bool) -> Trainee:
+        """The model with what is to be trained of it; `sparse` says that its zeros were made on purpose."""
+        raise RecipeError(f"{self.name} trains nothing")
+
+    def train(self, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick) -> list[Curve]:
+        """Train on all samples, one after another; continues from the files in `state`."""
+        return [train(trainee.adapted.tensors(), engine, some, self.schedule, state / f"{number}.safetensors", tick=tick)
+                for number, some in enumerate(samples)]
+
+    def tokens_a_step(self, spec: ModelSpec) -> int:
+        return self.batch * min(self.window, spec.context)
+
+    def read(self, tokenizer: Any, spec: ModelSpec, text: str | None, source: str) -> list[Samples]:
+        """All samples, read and checked before anything starts; `text` is the recipe's own, from `source`."""
+        if not self.sources:
+            assert text is not None
+            windows = text_windows(text, tokenizer, min(self.window, spec.context), source)
+            return [split(windows, self.held_out, self.seed)]
+        for name in self.sources:
+            if name != name.strip() or not name:
+                raise CorpusError(f"{self.name}.data names {name!r}, which is no file")
+        return [read_samples(name, tokenizer, spec, self.window, self.held_out, self.seed) for name in self.sources]
+
+
+def module_names(targets: list[Any], known: list[str], where: str) -> list[str]:
+    """The linears of a layer that short names mean: q, k, v, o, gate, up, down; full names; or all."""
+    from tsotsallm.errors import nearest
+
+    if targets == ["all"]:
+        return list(known)
+    by_short = {name.rpartition(".")[2].removesuffix("_proj"): name for name in known}
+    found = []
+    for target in targets:
+        match = [name for name in known if target in (name, name.rpartition(".")[2])] or (
+            [by_short[target]] if target in by_short else [])
+        if not match:
+            raise RecipeError(f"{where} names {target!r}, which is no linear of a layer"
+                              f"{nearest(str(target), [*by_short, 'all'])}")
+        found += match
+    return [name for name in known if name in found]
+
+

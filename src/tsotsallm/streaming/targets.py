@@ -1,0 +1,109 @@
+"""What the final states should predict, and the loss and its gradient with the output head passing by in pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.score import HEAD_TOKENS
+
+Pieces = Callable[[], Iterator[tuple[int, Tensor]]]
+"""Passes the output head by: (first token, weights of some tokens (tokens, hidden) float32)."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A distribution over k tokens for every row of the final states that is learned.
+
+    rows         (n,) which rows, rising
+    tokens       (n, k) the tokens
+    shares       (n, k) their probabilities; each row sums to one
+    weights      (n,) what each row counts in the loss
+    temperature  the model's logits are divided by it, and the loss multiplied by its square (arXiv:1503.02531, section 2)
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    shares: Tensor
+    weights: Tensor
+    temperature: float = 1.0
+
+    @classmethod
+    def next_tokens(cls, corpus: Corpus) -> Targets:
+        """The token that follows, in the mean over all that `learned` marks."""
+        rows, tokens, start = [], [], 0
+        for index, window in enumerate(corpus.windows):
+            every = torch.ones(len(window) - 1, dtype=torch.bool)
+            learned = every if corpus.learned is None else corpus.learned[index][1:]
+            rows.append(start + learned.nonzero()[:, 0])
+            tokens.append(window[1:][learned])
+            start += len(window)
+        found = torch.cat(rows)
+        count = len(found)
+        return cls(found, torch.cat(tokens)[:, None], torch.ones(count, 1), torch.full((count,), 1 / max(count, 1)))
+
+    def places_of(self, corpus: Corpus, windows: Sequence[int]) -> Tensor:
+        """Which of the targets lie in some windows, window by window in the order asked for."""
+        starts = corpus.starts
+        found = [torch.searchsorted(self.rows, torch.tensor([starts[place], starts[place + 1]])) for place in windows]
+        return torch.cat([torch.arange(int(first), int(last)) for first, last in found])
+
+    def of_windows(self, corpus: Corpus, windows: Sequence[int]) -> Targets:
+        """The targets that lie in some windows, for these windows standing alone in the order asked for."""
+        places, starts = self.places_of(corpus, windows), corpus.starts
+        moved, new = [], 0
+        for place in windows:
+            length = starts[place + 1] - starts[place]
+            rows = self.rows[(self.rows >= starts[place]) & (self.rows < starts[place + 1])]
+            moved.append(rows - starts[place] + new)
+            new += length
+        return Targets(torch.cat(moved), self.tokens[places], self.shares[places], self.weights[places], self.temperature)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def blocks(self) -> list[slice]:
+        return [slice(first, first + HEAD_TOKENS) for first in range(0, len(self.rows), HEAD_TOKENS)]
+
+    def inside(self, block: slice, first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Those targets of a block that lie among the tokens [first, first + count): row in the block, place, share."""
+        tokens = self.tokens[block]
+        where = ((tokens >= first) & (tokens < first + count)).nonzero(as_tuple=True)
+        return where[0], tokens[where] - first, self.shares[block][where]
+
+
+@torch.no_grad()
+def head_losses(read: Callable[[Tensor], Tensor], pieces: Pieces, targets: Targets) -> tuple[Tensor, Tensor]:
+    """(loss of every learned row, log of its normaliser), each (n,) float64; `read` gives rows of the final states.
+
+    The loss of a row is −Σ share·log p of its targets, times the temperature squared.
+    """
+    log_normaliser = torch.full((len(targets),), -math.inf, dtype=torch.float64)
+    expected = torch.zeros(len(targets), dtype=torch.float64)          # Σ share·logit
+    for first, weights in pieces():
+        for block in targets.blocks():
+            logits = read(targets.rows[block]) @ weights.mT / targets.temperature
+            log_normaliser[block] = torch.logaddexp(log_normaliser[block], logits.logsumexp(-1).double().cpu())
+            row, place, share = targets.inside(block, first, len(weights))
+            found = logits[row.to(logits.device), place.to(logits.device)].cpu()
+            expected[block].index_add_(0, row, (found * share).double())
+    return targets.temperature ** 2 * (log_normaliser - expected), log_normaliser
+
+
+@torch.no_grad()
+def head_gradient(read: Callable[[Tensor], Tensor], add: Callable[[Tensor, Tensor], None], pieces: Pieces, targets: Targets,
+                  log_normaliser: Tensor) -> None:
+    """Pass ∂(Σ weight·loss)/∂(final states) to `add(rows, values)`, piece by piece of the head."""
+    for first, weights in pieces():
+        for block in targets.blocks():
+            logits = read(targets.rows[block]) @ weights.mT / targets.temperature
+            off = (logits - log_normaliser[block].to(logits)[:, None]).exp()
+            row, place, share = (tensor.to(logits.device) for tensor in targets.inside(block, first, len(weights)))
+            off.index_put_((row, place), -share.to(off), accumulate=True)
+            off *= (targets.weights[block] * targets.temperature).to(off)[:, None]
+            add(targets.rows[block], (off @ weights).cpu())

@@ -1,0 +1,226 @@
+"""The training loop: batches drawn by the seed alone, AdamW, validation, early stop; a kill loses a minute of it."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tsotsallm.errors import NumericsError, RecipeError
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.sweep import Tick, silent
+from tsotsallm.streaming.targets import Targets
+from tsotsallm.training.engines import Engine
+from tsotsallm.training.samples import Samples
+
+SAVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    steps          optimizer steps; fewer when the held-out loss stops falling
+    batch          samples a step
+    learning_rate  its highest value, after a linear rise over `warmup` of the steps
+    decay          how it falls afterwards
+    clip           largest norm of all gradients together
+    validate_every steps between two looks at the held-out loss; 0: ten looks in all
+    patience       looks without a better held-out loss before training stops; the best factors are kept
+    """
+
+    steps: int = 200
+    batch: int = 8
+    learning_rate: float = 1e-3
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    validate_every: int = 0
+    patience: int = 3
+    seed: int = 0
+
+    def check(self, where: str) -> None:
+        for name, lowest in (("steps", 1), ("batch", 1), ("patience", 1), ("validate_every", 0)):
+            if getattr(self, name) < lowest:
+                raise RecipeError(f"{where}.{name} is {getattr(self, name)}; it takes {lowest} or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise RecipeError(f"{where}.learning_rate is {self.learning_rate}; it takes a positive number, such as 0.001")
+        if not 0 <= self.warmup <= 1:
+            raise RecipeError(f"{where}.warmup is {self.warmup}; it is a share of the steps, 0 to 1")
+        if not 0 <= self.weight_decay < math.inf or not 0 < self.clip < math.inf:
+            raise RecipeError(f"{where}.weight_decay is {self.weight_decay} and clip {self.clip}; both are positive")
+
+    @property
+    def look_every(self) -> int:
+        return self.validate_every or max(1, self.steps // 10)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising = max(1, round(self.warmup * self.steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        share = (step - rising) / max(1, self.steps - rising)
+        falls = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+        return self.learning_rate * falls[self.decay]
+
+    def drawn(self, step: int, samples: int) -> list[int]:
+        """Which samples a step takes: one shuffle of all after another, decided by the seed and the step."""
+        found = []
+        for position in range(step * self.batch, (step + 1) * self.batch):
+            epoch, place = divmod(position, samples)
+            found.append(_shuffle(self.seed * 1_000_003 + epoch, samples)[place])
+        return found
+
+
+@dataclass
+class Curve:
+    """What training showed: (step, loss) of every step and of every look at the held-out samples, nats per token."""
+
+    loss: list[tuple[int, float]] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int = 0
+    stopped: str = ""
+    elapsed_s: float = 0.0
+
+    @property
+    def best(self) -> float:
+        return dict(self.held_out)[self.best_step]
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Curve:
+        pairs = {name: [(int(step), float(loss)) for step, loss in plain[name]] for name in ("loss", "held_out")}
+        return cls(**(plain | pairs))
+
+
+TargetsOf = Callable[[Corpus, list[int], bool], Targets]
+"""What a batch should predict: (its windows, their numbers among the samples, whether they are held out)."""
+
+
+def next_tokens(batch: Corpus, _numbers: list[int], _held_out: bool) -> Targets:
+    return Targets.next_tokens(batch)
+
+
+def train(tensors: dict[str, Tensor], engine: Engine, samples: Samples, schedule: Schedule, state: Path, *,
+          targets_of: TargetsOf = next_tokens, tick: Tick = silent) -> Curve:
+    """Train tensors in place and leave the best of them there; continues from `state`, a file, where it exists.
+
+    The samples and the rate of a step depend on its number alone, so that training that was killed goes on with the same
+    losses as if it had not been.
+    """
+    names = list(tensors)
+    optimizer = torch.optim.AdamW(list(tensors.values()), weight_decay=schedule.weight_decay)
+    best = {name: tensors[name].detach().clone() for name in names}
+    curve = _restored(state, tensors, optimizer, best) or Curve()
+    began, before, saved = time.monotonic(), curve.elapsed_s, time.monotonic()
+
+    def keep() -> None:
+        nonlocal saved
+        curve.elapsed_s = before + time.monotonic() - began
+        _save(state, tensors, optimizer, best, curve)
+        saved = time.monotonic()
+
+    def look(step: int) -> None:
+        held_out = samples.held_out
+        targets = targets_of(held_out, list(range(len(held_out.windows))), True)
+        loss = float((engine.losses(held_out, targets) * targets.weights).sum())
+        _require_finite(loss, step)
+        curve.held_out.append((step, loss))
+        if len(curve.held_out) == 1 or loss < curve.best:
+            curve.best_step = step
+            for name in names:
+                best[name].copy_(tensors[name].detach())
+
+    if not curve.held_out:
+        tick("held-out loss", 0.0)
+        look(0)
+    for step in range(len(curve.loss), schedule.steps):
+        if curve.stopped:
+            break
+        numbers = schedule.drawn(step, len(samples.training.windows))
+        batch = samples.training.take(numbers)
+        for tensor in tensors.values():
+            tensor.grad = None
+        loss = engine.gradients(batch, targets_of(batch, numbers, False), step)
+        _require_finite(loss, step)
+        _step(tensors, optimizer, schedule, step)
+        curve.loss.append((step + 1, loss))
+        if (step + 1) % schedule.look_every == 0 or step + 1 == schedule.steps:
+            look(step + 1)
+            late = [at for at, _ in curve.held_out if at > curve.best_step]
+            if len(late) >= schedule.patience:
+                curve.stopped = f"the held-out loss did not fall in {schedule.patience} looks"
+        if time.monotonic() - saved > SAVE_SECONDS:
+            keep()
+        tick(f"loss {loss:.3f}, held out {curve.held_out[-1][1]:.3f}", (step + 1) / schedule.steps)
+    keep()
+    with torch.no_grad():
+        for name in names:
+            tensors[name].copy_(best[name])
+    return curve
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise NumericsError(f"the loss is not finite after {step} steps; choose a smaller learning_rate")
+
+
+def _step(tensors: dict[str, Tensor], optimizer: torch.optim.AdamW, schedule: Schedule, step: int) -> None:
+    norm = float(torch.nn.utils.clip_grad_norm_(tensors.values(), schedule.clip))
+    _require_finite(norm, step)
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.rate(step)
+    optimizer.step()
+
+
+def _save(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.AdamW, best: dict[str, Tensor],
+          curve: Curve) -> None:
+    """All of the state in one file that takes its name when it is complete."""
+    content = {f"best.{name}": tensor for name, tensor in best.items()}
+    for name, tensor in tensors.items():
+        content[f"tensor.{name}"] = tensor.detach().contiguous()
+        for part, value in optimizer.state.get(tensor, {}).items():
+            content[f"{part}.{name}"] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".new")
+    try:
+        save_file(content, draft, metadata={"curve": json.dumps(curve.plain())})
+    except SafetensorError as error:        # a full disk comes back as text
+        raise OSError(errno.ENOSPC, f"the state of the training could not be saved ({error})") from None
+    with draft.open("r+b") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def _restored(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.AdamW, best: dict[str, Tensor]) -> Curve | None:
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file, torch.no_grad():
+        saved = set(file.keys())
+        for name, tensor in tensors.items():
+            tensor.copy_(file.get_tensor(f"tensor.{name}"))
+            best[name].copy_(file.get_tensor(f"best.{name}"))
+            if f"step.{name}" in saved:
+                optimizer.state[tensor] = {part: file.get_tensor(f"{part}.{name}")
+                                           for part in ("step", "exp_avg", "exp_avg_sq")}
+        return Curve.from_plain(json.loads(file.metadata()["curve"]))
+
+
+@functools.lru_cache(4)
+def _shuffle(seed: int, samples: int) -> list[int]:
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed % (1 << 63))).tolist()

@@ -1,0 +1,161 @@
+"""Low-rank factors that are trained while the base stays as it is (LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.reader import layer_prefix
+from tsotsallm.checkpoint.view import View
+
+Place = tuple[int, str]
+"""A linear of the model: (layer, name inside the layer)."""
+
+
+@dataclass
+class Factors:
+    """B (d_out, r) and A (r, d_in) of one linear, both trained; they add scale·B·A to its weight."""
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def new(cls, d_out: int, d_in: int, rank: int, generator: torch.Generator) -> Factors:
+        """B zero and A uniform in ±1/√d_in, as PEFT starts: the adapted linear first computes what its base does."""
+        right = torch.empty(rank, d_in).uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in), generator=generator)
+        return cls(torch.zeros(d_out, rank).requires_grad_(), right.requires_grad_())
+
+
+@dataclass
+class Dropout:
+    """Which inputs of the factors are left out: drawn from (seed, step, linear, batch) alone.
+
+    So a layer that is computed twice, forward and again to go backward, leaves out the same ones.
+    """
+
+    share: float = 0.0
+    seed: int = 0
+    step: int = 0
+    active: bool = False
+    calls: dict[Place, int] = field(default_factory=dict)
+
+    def begin(self, step: int, *, active: bool) -> None:
+        self.step, self.active = step, active
+        self.calls.clear()
+
+    def forget_calls(self, layer: int) -> None:
+        """The layer is computed anew, from the first batch on."""
+        self.calls = {place: count for place, count in self.calls.items() if place[0] != layer}
+
+    def __call__(self, inputs: Tensor, place: Place) -> Tensor:
+        if not self.active or not self.share:
+            return inputs
+        self.calls[place] = call = self.calls.get(place, 0) + 1
+        identity = f"{self.seed}/{self.step}/{place[0]}/{place[1]}/{call}".encode()
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(identity).digest()[:7]))
+        kept = torch.rand(inputs.shape, generator=generator) >= self.share
+        return inputs * (kept / (1 - self.share)).to(inputs)
+
+
+class LowRankLinear(nn.Module):
+    """A linear that computes with base + scale·B·A; with M ⊙ (W₀ + scale·B·A) where a base was pruned by mask M.
+
+    The base is a dense weight, or stays packed and is unpacked for every product (a packed base is never masked: the
+    factors stand beside it). Factors and base are no parameters of the module, so that moving it moves none of them.
+    """
+
+    def __init__(self, base: nn.Module, factors: Factors, scale: float, dropout: Dropout, place: Place, *,
+                 masked: bool) -> None:
+        super().__init__()
+        object.__setattr__(self, "base", base)
+        self.factors, self.scale, self.dropout, self.place, self.masked = factors, scale, dropout, place, masked
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        kept = self.dropout(inputs, self.place)
+        base: Any = self.base
+        if self.masked:
+            change = (self.factors.left @ self.factors.right) * self.scale * (base.weight != 0)
+            if kept is inputs:
+                return functional.linear(inputs, base.weight + change, base.bias)
+            output: Tensor = base(inputs) + functional.linear(kept, change)
+            return output
+        added = functional.linear(functional.linear(kept, self.factors.right), self.factors.left)
+        together: Tensor = base(inputs) + self.scale * added
+        return together
+
+
+@dataclass
+class Adapted:
+    """Which linears are trained, and how."""
+
+    factors: dict[Place, Factors]
+    scale: float
+    dropout: Dropout
+    masked: bool
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is trained, by name."""
+        found = {}
+        for (layer, name), factors in self.factors.items():
+            found[f"{layer}.{name}.B"], found[f"{layer}.{name}.A"] = factors.left, factors.right
+        return found
+
+    def change(self, place: Place) -> tuple[Tensor, Tensor]:
+        """(scale·B, A) of a linear: with alpha equal to the rank, as it is stored."""
+        factors = self.factors[place]
+        return factors.left.detach() * self.scale, factors.right.detach()
+
+    def of_layer(self, index: int) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.tensors().items() if name.startswith(f"{index}.")}
+
+    def install(self, layer: nn.Module, index: int) -> Callable[[], None]:
+        """Put the factors of layer `index` into it; returns what takes them out again."""
+        taken = []
+        for (where, name), factors in self.factors.items():
+            if where == index:
+                base = layer.get_submodule(name)
+                layer.set_submodule(name, LowRankLinear(base, factors, self.scale, self.dropout, (where, name),
+                                                        masked=self.masked))
+                taken.append((name, base))
+
+        def undo() -> None:
+            for name, base in taken:
+                layer.set_submodule(name, base)
+        return undo
+
+
+@dataclass
+class Trainee:
+    """A model in training: the base, what is trained of it, and whether that ends in its weights or beside them."""
+
+    base: View
+    adapted: Adapted
+    merge: bool
+
+    def layer(self, index: int) -> tuple[dict[str, Linear], dict[str, tuple[Tensor, Tensor]]]:
+        """What training made of a layer: linears with new values, and corrections (B, A) that lie beside others."""
+        checkpoint, storage = self.base.checkpoint, self.base.checkpoint.storage
+        merged: dict[str, Linear] = {}
+        beside: dict[str, tuple[Tensor, Tensor]] = {}
+        for (layer, name) in self.adapted.factors:
+            if layer != index:
+                continue
+            left, right = self.adapted.change((layer, name))
+            if self.merge:
+                weight = self.base.layer_tensor(index, f"{name}.weight")
+                change = left @ right
+                merged[name] = Linear(name, weight, storage, values=weight + (
+                    change * (weight != 0) if self.adapted.masked else change), edited=True)
+                continue
+            if (before := checkpoint.beside(layer_prefix(self.base.stored(index)) + name)) is not None:
+                left, right = torch.cat([before[0].float(), left], 1), torch.cat([before[1].float(), right])
+            beside[name] = left.to(storage), right.to(storage)
+        return merged, beside

@@ -1,0 +1,224 @@
+"""Training data -> token windows with marks of what is learned: packed text, instructions, conversations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.errors import CorpusError, MissingExtraError
+from tsotsallm.streaming import corpus as texts
+from tsotsallm.streaming.corpus import Corpus
+
+PROMPTS = ("prompt", "instruction", "question", "query")
+RESPONSES = ("response", "output", "answer", "completion")
+CONTEXTS = ("context", "input", "passage")
+CONVERSATIONS = ("messages", "conversations")
+MOST_HELD_OUT = 32
+HUB_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is trained on and what is held out to see whether it helps."""
+
+    training: Corpus
+    held_out: Corpus
+
+    def fingerprint(self) -> str:
+        return self.training.fingerprint()[:32] + self.held_out.fingerprint()[:32]
+
+
+def split(windows: Corpus, held_out: float, seed: int) -> Samples:
+    """Hold out a share of the windows, at least one and at most 32, drawn by the seed."""
+    count = len(windows.windows)
+    if count < 2:
+        raise CorpusError(f"{windows.source} gives {count} sample{'s' * (count != 1)}; training takes at least two, one of "
+                          "them to be held out")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = min(MOST_HELD_OUT, max(1, round(held_out * count)), count - 1)
+    return Samples(windows.take(sorted(order[kept:])), windows.take(sorted(order[:kept])))
+
+
+def text_windows(text: str, tokenizer: Any, length: int, source: str) -> Corpus:
+    """Packed text: the whole of it in windows of `length` tokens without overlap, the last one shorter."""
+    found = texts.evaluation_windows(text, tokenizer, length, source)
+    return Corpus(found.windows, source)
+
+
+def is_instructions(source: str) -> bool:
+    return Path(source).suffix.lower() in (".jsonl", ".json")
+
+
+def read_conversations(source: str) -> list[tuple[int, list[dict[str, str]]]]:
+    """(line, messages) of every row of a .jsonl file or .json list; what is wrong is told with its line.
+
+    A row has prompt and response (also instruction, question or query; output, answer or completion; with context, input
+    or passage put before the prompt), or messages (a list of {role, content}), or conversations (texts of user and
+    assistant in turn, as LIMA has them).
+    """
+    path = Path(source)
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise CorpusError(f"{source} cannot be read ({error.strerror or error}); give a .jsonl file of prompts and "
+                          "responses, or a text") from None
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    found = [(number, _conversation(row, f"{path.name}, line {number}")) for number, row in _rows(text, path)]
+    if not found:
+        raise CorpusError(f"{source} is empty; give one sample a line, such as {{\"prompt\": ..., \"response\": ...}}")
+    return found
+
+
+def _rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    if path.suffix.lower() == ".json":
+        try:
+            rows = json.loads(text) if text.strip() else []
+        except ValueError as error:
+            raise CorpusError(f"{path} is not valid JSON ({error})") from None
+        if not isinstance(rows, list):
+            raise CorpusError(f"{path} holds {type(rows).__name__}; it takes a list of samples, or one sample a line in a "
+                              ".jsonl file")
+        yield from enumerate(rows, 1)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise CorpusError(f"{path.name}, line {number} is not valid JSON ({error})") from None
+
+
+def _conversation(row: Any, where: str) -> list[dict[str, str]]:
+    if not isinstance(row, Mapping):
+        raise CorpusError(f"{where} holds {type(row).__name__}; it takes an object such as "
+                          "{\"prompt\": ..., \"response\": ...}")
+    for name in CONVERSATIONS:
+        if name in row:
+            return _messages(row[name], f"{where}, {name}")
+    prompt, response = (next((name for name in names if name in row), None) for names in (PROMPTS, RESPONSES))
+    if prompt is None or response is None:
+        raise CorpusError(f"{where} has the fields {', '.join(map(str, row)) or 'none'}; it takes one of "
+                          f"{', '.join(PROMPTS)} with one of {', '.join(RESPONSES)}, or {' or '.join(CONVERSATIONS)}")
+    context = next((row[name] for name in CONTEXTS if row.get(name)), "")
+    for name, value in ((prompt, row[prompt]), (response, row[response]), ("context", context)):
+        if not isinstance(value, str):
+            raise CorpusError(f"{where}: {name} is {value!r}; it takes text")
+    if not row[response].strip():
+        raise CorpusError(f"{where}: {response} is empty, so that there is nothing to learn")
+    asked = f"{context}\n\n{row[prompt]}" if context else row[prompt]
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": row[response]}]
+
+
+def _messages(value: Any, where: str) -> list[dict[str, str]]:
+    if not isinstance(value, list) or not value:
+        raise CorpusError(f"{where} is {value!r}; it takes a list of messages")
+    if all(isinstance(item, str) for item in value):
+        value = [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(value)]
+    for item in value:
+        if not isinstance(item, Mapping) or not all(isinstance(item.get(key), str) for key in ("role", "content")):
+            raise CorpusError(f"{where} holds {item!r}; a message is {{\"role\": \"user\", \"content\": ...}}")
+    if not any(item["role"] == "assistant" for item in value):
+        raise CorpusError(f"{where} has no message of the assistant, so that there is nothing to learn")
+    return [{"role": item["role"], "content": item["content"]} for item in value]
+
+
+def instruction_windows(conversations: Iterable[tuple[int, list[dict[str, str]]]], tokenizer: Any, context: int,
+                        source: str) -> Corpus:
+    """One window a conversation, in the tokenizer's chat template; only what the assistant says is learned.
+
+    A tokenizer without a template gets the plain form: prompt, line break, response, end of text.
+    """
+    windows, learned = [], []
+    for number, messages in conversations:
+        try:
+            ids, marks = (_templated if tokenizer.chat_template else _plain)(messages, tokenizer)
+        except CorpusError as error:
+            raise CorpusError(f"{source}, line {number}: {error}") from None
+        if len(ids) > context:
+            raise CorpusError(f"{source}, line {number} has {len(ids)} tokens, more than the {context} that the model "
+                              "reads at once; shorten it or leave it out")
+        windows.append(torch.tensor(ids))
+        learned.append(torch.tensor(marks))
+    return Corpus(tuple(windows), source, learned=tuple(learned))
+
+
+def _templated(messages: Sequence[dict[str, str]], tokenizer: Any) -> tuple[list[int], list[bool]]:
+    def ids_of(part: Sequence[dict[str, str]], *, begin_reply: bool) -> list[int]:
+        text = tokenizer.apply_chat_template(list(part), tokenize=False, add_generation_prompt=begin_reply)
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    ids = ids_of(messages, begin_reply=False)
+    marks = [False] * len(ids)
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, after = ids_of(messages[:place], begin_reply=True), ids_of(messages[:place + 1], begin_reply=False)
+            shared = _shared(before, ids)
+            if shared < len(before) - 1 or _shared(after, ids) < len(after) - 1:
+                raise CorpusError("the tokenizer's chat template writes the beginning of a conversation differently when "
+                                  "more follows, so that responses cannot be told apart; split it into single turns")
+            marks[shared:len(after)] = [True] * (len(after) - shared)
+    return ids, marks
+
+
+def _shared(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((place for place, (one, other) in enumerate(zip(some, others, strict=False)) if one != other),
+                min(len(some), len(others)))
+
+
+def _plain(messages: Sequence[dict[str, str]], tokenizer: Any) -> tuple[list[int], list[bool]]:
+    ids: list[int] = list(tokenizer("")["input_ids"])
+    marks = [False] * len(ids)
+    for message in messages:
+        mine = message["role"] == "assistant"
+        text = message["content"] + ("" if mine else "\n")
+        said = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if mine and tokenizer.eos_token_id is not None:
+            said.append(tokenizer.eos_token_id)
+        ids += said
+        marks += [mine] * len(said)
+    return ids, marks
+
+
+def hub_conversations(repository: str) -> list[tuple[int, list[dict[str, str]]]] | None:
+    """Rows of an instruction data set of the hub; None where it is plain text."""
+    try:
+        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise MissingExtraError("datasets", "hub", f"reading the hub data set {repository}") from None
+    try:
+        rows = load_dataset(repository, split="train", streaming=True)
+        found = []
+        for number, row in enumerate(rows, 1):
+            if number == 1 and not any(name in row for name in (*PROMPTS, *CONVERSATIONS)):
+                return None
+            found.append((number, _conversation(row, f"{repository}, row {number}")))
+            if number >= HUB_ROWS:
+                break
+    except CorpusError:
+        raise
+    except Exception as error:  # the hub client raises many types
+        raise CorpusError(f"the hub data set {repository} cannot be read ({type(error).__name__}); give a local file "
+                          "as `data`") from None
+    return found
+
+
+def read_samples(source: str, tokenizer: Any, spec: ModelSpec, window: int, held_out: float, seed: int) -> Samples:
+    """Samples of a file, a folder of texts, or a hub data set."""
+    window = min(window, spec.context)
+    if not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~":
+        conversations = hub_conversations(source)
+        if conversations is None:
+            return split(text_windows(texts.hub_text(source), tokenizer, window, source), held_out, seed)
+        return split(instruction_windows(conversations, tokenizer, spec.context, source), held_out, seed)
+    if is_instructions(source) and Path(source).exists():
+        name = Path(source).name
+        return split(instruction_windows(read_conversations(source), tokenizer, spec.context, name), held_out, seed)
+    return split(text_windows(texts.read_text(source), tokenizer, window, source), held_out, seed)
