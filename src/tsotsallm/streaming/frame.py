@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tsotsallm.checkpoint.anatomy import final_norm, one_layer_model
 from tsotsallm.checkpoint.spec import FINAL_NORM, ModelSpec
 from tsotsallm.checkpoint.view import View
+from tsotsallm.machine import return_large_blocks
 from tsotsallm.streaming.statistics import Gram
 
 Load = Callable[["Frame", int], dict[str, Tensor]]
@@ -26,6 +27,7 @@ class Frame:
     """Runs the layers of one view; at most one layer's weights are in memory."""
 
     def __init__(self, spec: ModelSpec, device: torch.device) -> None:
+        return_large_blocks()
         self.spec, self.device = spec, device
         self.models: dict[str, Any] = {}
         self.model: Any = None
