@@ -227,12 +227,17 @@ def _training_cost(spec: ModelSpec, stage: Retraining, layers: list[_Layer], fre
     weights = sum(layer.size if layer.packed else dense for layer in layers)
     resident = weights + ends + state + head + spec.layers * a_layer * min(tokens, max(MICRO_TOKENS, window))
     streamed = int(1.25 * dense) + state + head + a_layer * max(BATCH_TOKENS, window)
+    forward = sum(_forward_flops(spec, layer, tokens, window) for layer in range(spec.layers))
+    looks = -(-stage.steps // stage.schedule.look_every) + 1
+    if stage.layerwise:
+        seen = stage.samples_seen * window
+        passes = 2 * seen + 3 * stage.steps * tokens + looks * min(MOST_HELD_OUT, stage.samples_seen) * window
+        ram = int(1.25 * dense) + state + a_layer * window
+        return "layer by layer", ram, 4 * 4 * seen * spec.hidden, forward * passes / tokens
     engine = stage.engine
     if engine == "auto":
         engine = "resident" if resident < RESIDENT_SHARE * free else "streamed"
-    forward = sum(_forward_flops(spec, layer, tokens, window) for layer in range(spec.layers))
     past_head = 2.0 * tokens * spec.vocabulary * spec.hidden
-    looks = -(-stage.steps // stage.schedule.look_every) + 1
     a_look = MOST_HELD_OUT * window * (forward + past_head) / tokens
     a_step = (2 if engine == "resident" else 3) * forward + 3 * past_head
     flops = max(1, len(stage.sources)) * (stage.steps * a_step + looks * a_look)

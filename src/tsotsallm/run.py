@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import TwoStates, Visit, embed_corpus, sweep
 from tsotsallm.training.engines import Engine, ResidentEngine, StreamedEngine
 from tsotsallm.training.loop import Curve
+from tsotsallm.training.lora import Learned
 from tsotsallm.training.samples import Samples
 
 REOBSERVED = ("o_proj", "down_proj")
@@ -145,6 +146,7 @@ class _Job:
         `origin` is the model that corrections aim at: the source, or what the last retraining made of it.
         """
         order = list(range(self.checkpoint.spec.layers))
+        kept = list(order)                  # the layers of the source that are left
         retrained: int | None = None
         samples = iter(self.samples)
         for number, one in enumerate(self.sweeps):
@@ -154,10 +156,11 @@ class _Job:
             view = View.of(self.checkpoint if before < 0 or finished else Checkpoint(self.directory(before)))
             for place, choice in enumerate(one.choices):
                 chosen = self._choice(number, place, choice, view)
-                order = [order[index] for index in chosen]
+                order, kept = ([which[index] for index in chosen] for which in (order, kept))
                 view = view if finished else view.reordered(chosen)
             if one.training is not None:
-                self._retrain(number, one.training, next(samples), view)
+                train = self._imitate if one.training.layerwise else self._retrain
+                train(number, one.training, next(samples), view, kept)
                 retrained, order = number, list(range(len(order)))
             elif not finished:
                 source = self.checkpoint if retrained is None else Checkpoint(self.directory(retrained))
@@ -210,7 +213,7 @@ class _Job:
         self.reasons.append({"stage": choice.name, "order": entry["order"], **entry["reasons"]})
         return list(entry["order"])
 
-    def _retrain(self, number: int, stage: Retraining, samples: Sequence[Samples], view: View) -> None:
+    def _retrain(self, number: int, stage: Retraining, samples: Sequence[Samples], view: View, _kept: list[int]) -> None:
         """Train what the stage trains, and write every layer with what became of it."""
         if self.journal.find("finished", number):
             self.trained.append(self.journal.find("trained", number)[-1]["training"])
@@ -224,7 +227,8 @@ class _Job:
         scratch.mkdir(parents=True, exist_ok=True)
         engine: Engine = (ResidentEngine(trainee.base, trainee.adapted, self.device) if name == "resident" else
                           StreamedEngine(trainee.base, trainee.adapted, self.device, scratch))
-        curves = stage.train(trainee, samples, engine, self.partial / f"training-{number + 1}", self._tick(number))
+        curves = stage.train(trainee, samples, engine, self.partial / f"training-{number + 1}", self._tick(number),
+                             View.of(self.checkpoint))
         del engine
         shutil.rmtree(scratch)
         self.trained.append({"stage": stage.name, "engine": name, "samples": [
@@ -235,9 +239,52 @@ class _Job:
         layers = list(range(view.spec.layers))
         grids: dict[int, Grids] = {}
         for index in layers:
-            merged, beside = trainee.layer(index)
-            grids[index], _ = self._write_layer(writer, trainee.base, index, merged, beside)
+            grids[index], _ = self._write_layer(writer, trainee.base, index, trainee.layer(index))
         self._complete(number, writer, view, layers, grids)
+
+    def _imitate(self, number: int, stage: Retraining, samples: Sequence[Samples], view: View, kept: list[int]) -> None:
+        """Train every layer to give what the original gives at its depth, and write it; one sweep."""
+        layers = view.spec.layers
+        if self.journal.find("finished", number):
+            self.trained.append(self._imitated(number, stage, samples))
+            return
+        [some] = samples
+        writer = Writer(self.directory(number))
+        finished = self._verified(number, writer)
+        grids = {entry["layer"]: _grids_from_plain(entry["grids"]) for entry in finished}
+        current = len(finished)
+        tick = self._tick(number, layers, lambda: current)
+        imitation = stage.imitation(view, View.of(self.checkpoint), kept, some, self.scratch / "original", self.device,
+                                    sparse=self.sparse)
+        states = TwoStates(self.scratch, [len(window) for window in imitation.corpus.windows], view.spec.hidden)
+        if current == 0:
+            embed_corpus(view, imitation.corpus, states.inputs_of(0))
+            states.inputs_of(0).flush()
+        digests: dict[int, str] = {}
+        curves: dict[int, Curve] = {}
+
+        def load(index: int) -> dict[str, Tensor]:
+            imitation.prepare(index, tick)
+            return view.layer(index)
+
+        def settled(index: int) -> None:
+            self.journal.add(kind="layer", sweep=number, layer=index, sha256=digests[index],
+                             grids=_plain_grids(grids[index]), curve=curves[index].plain())
+
+        if current < layers:
+            for visit in sweep(view, states, observe=False, device=self.device, start=current, load=load, settled=settled,
+                               tick=tick):
+                current = visit.index
+                curves[current], learned = imitation.train(visit, tick)
+                grids[current], digests[current] = self._write_layer(writer, view, current, learned)
+        states.remove()
+        self.trained.append(self._imitated(number, stage, samples))
+        self._complete(number, writer, view, list(range(layers)), grids)
+
+    def _imitated(self, number: int, stage: Retraining, samples: Sequence[Samples]) -> dict[str, Any]:
+        return {"stage": stage.name, "engine": "layer by layer", "samples": [
+            {"source": samples[0].training.source, "layer": entry["layer"], "curve": entry["curve"]}
+            for entry in self.journal.find("layer", number)]}
 
     def _layers(self, number: int, one: Sweep, view: View, origin: View) -> None:
         """Write every layer of one sweep, then the whole of its checkpoint."""
@@ -276,7 +323,7 @@ class _Job:
                 current = visit.index
                 if first_visit[current] == current:
                     edited = self._edit(one.edits, visit, view, origin, tick)
-                    grids[current], digests[current] = self._write_layer(writer, view, current, edited)
+                    grids[current], digests[current] = self._write_layer(writer, view, current, Learned(edited))
                 else:
                     repeat(current)
             if states is not None:
@@ -286,7 +333,7 @@ class _Job:
                 current = index
                 tick("copying", 0.0)
                 if first_visit[current] == current:
-                    grids[current], digests[current] = self._write_layer(writer, view, current, {})
+                    grids[current], digests[current] = self._write_layer(writer, view, current, Learned())
                 else:
                     repeat(current)
                 settled(current)
@@ -360,16 +407,18 @@ class _Job:
                 visit.grams.pop(name, None)
         return edited
 
-    def _write_layer(self, writer: Writer, view: View, index: int, edited: dict[str, Linear],
-                     beside: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> tuple[Grids, str]:
-        """Write edited linears and corrections in their new form, everything else as stored; (grids, sha256 of the part)."""
-        beside = beside or {}
+    def _write_layer(self, writer: Writer, view: View, index: int, learned: Learned) -> tuple[Grids, str]:
+        """Write what became of a layer, everything else as stored; (grids, sha256 of the part)."""
         pieces: dict[str, Piece] = {}
         grids: Grids = {}
         prefix = layer_prefix(view.stored(index))
+        edited, beside = learned.merged, learned.beside
         for name, stored in view.layer_records(index).items():
             module, _, leaf = name.rpartition(".")
             owner = module.removesuffix(".lora_A").removesuffix(".lora_B")
+            if name in learned.changed:
+                pieces[name] = learned.changed[name]
+                continue
             if (owner in edited and leaf in ("weight", *PACKED)) or (owner in {*edited, *beside} and is_adapter(name)):
                 continue
             view.checkpoint.require_finite(prefix + name)
@@ -424,7 +473,8 @@ def _summary(trained: dict[str, Any]) -> dict[str, Any]:
     """What a training did, without its curves."""
     def of(one: dict[str, Any]) -> dict[str, Any]:
         curve = Curve.from_plain(one["curve"])
-        return {"source": one["source"], "samples": one["training"], "steps": len(curve.loss), "best_step": curve.best_step,
+        where = {"layer": one["layer"]} if "layer" in one else {"samples": one["training"]}
+        return {"source": one["source"], **where, "steps": len(curve.loss), "best_step": curve.best_step,
                 "held_out_loss_before": curve.held_out[0][1], "held_out_loss": curve.best, "stopped": curve.stopped,
                 "elapsed_s": round(curve.elapsed_s, 1)}
     return trained | {"samples": [of(one) for one in trained["samples"]]}

@@ -6,9 +6,11 @@ from tsotsallm.stages.adapt import Adapt
 from tsotsallm.stages.base import Stage
 from tsotsallm.stages.compensate import Compensate
 from tsotsallm.stages.depth import Depth
+from tsotsallm.stages.distill import Distill
 from tsotsallm.stages.layers import Layers
 from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.sparsity import Sparsity
 
 STAGES: dict[str, type[Stage]] = {"layers": Layers, "depth": Depth, "sparsity": Sparsity, "adapt": Adapt,
+                                  "distill": Distill,
                                   "quantize": Quantize, "compensate": Compensate}

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, RecipeError
 from tsotsallm.stages.base import Stage
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import Engine
+from tsotsallm.training.imitation import Imitation
 from tsotsallm.training.loop import Curve, Schedule, train
 from tsotsallm.training.lora import Trainee
+from tsotsallm.training.objectives import Predicting
 from tsotsallm.training.samples import Samples, read_samples, split, text_windows
 
 EngineChoice = Literal["auto", "resident", "streamed"]
@@ -58,6 +62,16 @@ class Retraining(Stage):
             raise RecipeError(f"{self.name}.data is {self.data!r}; it takes one source or a list of them")
 
     @property
+    def layerwise(self) -> bool:
+        """Whether layers are trained one after another, each by itself."""
+        return False
+
+    @property
+    def samples_seen(self) -> int:
+        """How many windows are kept on disk where layers are trained one after another."""
+        return 0
+
+    @property
     def schedule(self) -> Schedule:
         return Schedule(self.steps, self.batch, self.learning_rate, self.decay, self.warmup, self.weight_decay, self.clip,
                         self.validate_every, self.patience, self.seed)
@@ -87,10 +101,16 @@ class Retraining(Stage):
         """The model with what is to be trained of it; `sparse` says that its zeros were made on purpose."""
         raise RecipeError(f"{self.name} trains nothing")
 
-    def train(self, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick) -> list[Curve]:
-        """Train on all samples, one after another; continues from the files in `state`."""
-        return [train(trainee.adapted.tensors(), engine, some, self.schedule, state / f"{number}.safetensors", tick=tick)
-                for number, some in enumerate(samples)]
+    def imitation(self, view: View, original: View, kept: list[int], samples: Samples, directory: Path,
+                  device: torch.device, *, sparse: bool) -> Imitation:
+        """Layer by layer: what trains the layers of `view`, which are the layers `kept` of the original."""
+        raise RecipeError(f"{self.name} does not train layer by layer")
+
+    def train(self, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick,
+              original: View) -> list[Curve]:
+        """Train on all samples, one after another; continues from the files in `state`. `original` began the recipe."""
+        return [train(trainee.adapted.tensors(), Predicting(engine, some), self.schedule, state / f"{number}.safetensors",
+                      tick=tick) for number, some in enumerate(samples)]
 
     def tokens_a_step(self, spec: ModelSpec) -> int:
         return self.batch * min(self.window, spec.context)

@@ -109,6 +109,7 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
     frame = Frame(view.spec, device)
     for index in range(start, view.spec.layers):
         tick("loading", 0.0)
+        frame.clear()
         release_memory()
         frame.load(index, (load or view.layer)(index))
         inputs = states.inputs_of(index) if states is not None else None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,11 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tsotsallm.errors import NumericsError, RecipeError
-from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.sweep import Tick, silent
-from tsotsallm.streaming.targets import Targets
-from tsotsallm.training.engines import Engine
-from tsotsallm.training.samples import Samples
 
 SAVE_SECONDS = 30.0
 
@@ -108,17 +104,25 @@ class Curve:
         return cls(**(plain | pairs))
 
 
-TargetsOf = Callable[[Corpus, list[int], bool], Targets]
-"""What a batch should predict: (its windows, their numbers among the samples, whether they are held out)."""
+class Objective(Protocol):
+    """A loss over numbered samples."""
+
+    @property
+    def count(self) -> int:
+        """How many samples there are to train on."""
+
+    def gradients(self, numbers: list[int], step: int) -> float:
+        """Add the gradient of the mean loss of some samples to the tensors' `.grad`; returns that loss."""
+
+    def held_out(self) -> float:
+        """The mean loss of what training never sees."""
 
 
-def next_tokens(batch: Corpus, _numbers: list[int], _held_out: bool) -> Targets:
-    return Targets.next_tokens(batch)
-
-
-def train(tensors: dict[str, Tensor], engine: Engine, samples: Samples, schedule: Schedule, state: Path, *,
-          targets_of: TargetsOf = next_tokens, tick: Tick = silent) -> Curve:
+def train(tensors: dict[str, Tensor], objective: Objective, schedule: Schedule, state: Path | None = None, *,
+          after: Callable[[], None] = lambda: None, tick: Tick = silent) -> Curve:
     """Train tensors in place and leave the best of them there; continues from `state`, a file, where it exists.
+
+    `after` is called between the gradients of a step and the step itself.
 
     The samples and the rate of a step depend on its number alone, so that training that was killed goes on with the same
     losses as if it had not been.
@@ -131,14 +135,13 @@ def train(tensors: dict[str, Tensor], engine: Engine, samples: Samples, schedule
 
     def keep() -> None:
         nonlocal saved
-        curve.elapsed_s = before + time.monotonic() - began
-        _save(state, tensors, optimizer, best, curve)
         saved = time.monotonic()
+        curve.elapsed_s = before + time.monotonic() - began
+        if state is not None:
+            _save(state, tensors, optimizer, best, curve)
 
     def look(step: int) -> None:
-        held_out = samples.held_out
-        targets = targets_of(held_out, list(range(len(held_out.windows))), True)
-        loss = float((engine.losses(held_out, targets) * targets.weights).sum())
+        loss = objective.held_out()
         _require_finite(loss, step)
         curve.held_out.append((step, loss))
         if len(curve.held_out) == 1 or loss < curve.best:
@@ -152,12 +155,11 @@ def train(tensors: dict[str, Tensor], engine: Engine, samples: Samples, schedule
     for step in range(len(curve.loss), schedule.steps):
         if curve.stopped:
             break
-        numbers = schedule.drawn(step, len(samples.training.windows))
-        batch = samples.training.take(numbers)
         for tensor in tensors.values():
             tensor.grad = None
-        loss = engine.gradients(batch, targets_of(batch, numbers, False), step)
+        loss = objective.gradients(schedule.drawn(step, objective.count), step)
         _require_finite(loss, step)
+        after()
         _step(tensors, optimizer, schedule, step)
         curve.loss.append((step + 1, loss))
         if (step + 1) % schedule.look_every == 0 or step + 1 == schedule.steps:
@@ -207,8 +209,9 @@ def _save(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.AdamW, 
     os.replace(draft, path)
 
 
-def _restored(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.AdamW, best: dict[str, Tensor]) -> Curve | None:
-    if not path.exists():
+def _restored(path: Path | None, tensors: dict[str, Tensor], optimizer: torch.optim.AdamW,
+              best: dict[str, Tensor]) -> Curve | None:
+    if path is None or not path.exists():
         return None
     with safe_open(path, "pt") as file, torch.no_grad():
         saved = set(file.keys())

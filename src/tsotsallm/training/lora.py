@@ -133,6 +133,15 @@ class Adapted:
 
 
 @dataclass
+class Learned:
+    """What became of a layer: linears with new values, corrections (B, A) beside others, other tensors that changed."""
+
+    merged: dict[str, Linear] = field(default_factory=dict)
+    beside: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class Trainee:
     """A model in training: the base, what is trained of it, and whether that ends in its weights or beside them."""
 
@@ -140,11 +149,14 @@ class Trainee:
     adapted: Adapted
     merge: bool
 
-    def layer(self, index: int) -> tuple[dict[str, Linear], dict[str, tuple[Tensor, Tensor]]]:
-        """What training made of a layer: linears with new values, and corrections (B, A) that lie beside others."""
-        checkpoint, storage = self.base.checkpoint, self.base.checkpoint.storage
-        merged: dict[str, Linear] = {}
-        beside: dict[str, tuple[Tensor, Tensor]] = {}
+    def beside_before(self, index: int, name: str) -> tuple[Tensor, Tensor] | None:
+        """The correction that lay beside a linear of the base, and still does."""
+        return self.base.checkpoint.beside(layer_prefix(self.base.stored(index)) + name)
+
+    def layer(self, index: int) -> Learned:
+        """What training made of a layer."""
+        storage = self.base.checkpoint.storage
+        learned = Learned()
         for (layer, name) in self.adapted.factors:
             if layer != index:
                 continue
@@ -152,10 +164,10 @@ class Trainee:
             if self.merge:
                 weight = self.base.layer_tensor(index, f"{name}.weight")
                 change = left @ right
-                merged[name] = Linear(name, weight, storage, values=weight + (
+                learned.merged[name] = Linear(name, weight, storage, values=weight + (
                     change * (weight != 0) if self.adapted.masked else change), edited=True)
                 continue
-            if (before := checkpoint.beside(layer_prefix(self.base.stored(index)) + name)) is not None:
+            if (before := self.beside_before(index, name)) is not None:
                 left, right = torch.cat([before[0].float(), left], 1), torch.cat([before[1].float(), right])
-            beside[name] = left.to(storage), right.to(storage)
-        return merged, beside
+            learned.beside[name] = left.to(storage), right.to(storage)
+        return learned

@@ -1,0 +1,122 @@
+"""Distillation: a smaller model learns what its original says, or what every one of its layers gives."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import RecipeError
+from tsotsallm.stages.adapt import Adapt
+from tsotsallm.streaming.sweep import Tick
+from tsotsallm.training.engines import Engine
+from tsotsallm.training.imitation import Imitation
+from tsotsallm.training.loop import Curve, train
+from tsotsallm.training.lora import Trainee
+from tsotsallm.training.objectives import Predicting, TeacherTokens
+from tsotsallm.training.samples import Samples
+
+TEACHER = "original"
+
+
+@dataclass(frozen=True)
+class Distill(Adapt):
+    """Learn from a teacher: the model that the recipe began with, or another checkpoint with the same tokens.
+
+    mode         layers: every layer, one after another, learns to give on the inputs that it now gets what the original
+                 gives at the same depth, the layers that were removed after it included (in the manner of HomoDistil,
+                 arXiv:2302.09632); logits: low-rank factors learn the teacher's distribution (arXiv:1503.02531)
+    weights      with `layers`: all weights of a layer, or low-rank factors beside its targets
+    samples      with `layers`: windows of text that are used, at most
+    temperature  with `logits`: softens both distributions
+    top          with `logits`: how many of the teacher's tokens are kept, on disk, so that it is read once
+    """
+
+    name: ClassVar[str] = "distill"
+    targets: list[Any] = field(default_factory=lambda: ["all"])
+    mode: Literal["layers", "logits"] = "layers"
+    teacher: str = TEACHER
+    weights: Literal["all", "lora"] = "all"
+    samples: int = 128
+    temperature: float = 1.0
+    top: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2:
+            raise RecipeError(f"distill.samples is {self.samples}; it takes 2 or more, one of them to be held out")
+        if not 0 < self.temperature < 100:
+            raise RecipeError(f"distill.temperature is {self.temperature}; it takes a number above 0, such as 2")
+        if self.top < 1:
+            raise RecipeError(f"distill.top is {self.top}; it takes 1 or more")
+
+    @property
+    def layerwise(self) -> bool:
+        return self.mode == "layers"
+
+    @property
+    def samples_seen(self) -> int:
+        return self.samples
+
+    def check_base(self, *, packed: bool) -> None:
+        super().check_base(packed=packed)
+        if packed and self.layerwise and self.weights == "all":
+            raise RecipeError("distill trains all weights of a layer, but quantize made codes of them; put distill before "
+                              "quantize, or train low-rank factors with `weights: lora`")
+
+    def trained_values(self, spec: ModelSpec) -> int:
+        if not self.layerwise:
+            return super().trained_values(spec)
+        if self.weights == "all":
+            return max(sum(rows * columns for rows, columns in linear_shapes(spec, layer).values())
+                       for layer in (0, spec.layers - 1))
+        return super().trained_values(spec) // spec.layers
+
+    def kept_values(self, spec: ModelSpec, layer: int, *, packed: bool) -> list[int]:
+        if self.layerwise and self.weights == "all":
+            return []
+        return super().kept_values(spec, layer, packed=packed)
+
+    def teacher_of(self, original: View) -> View:
+        """The model to learn from."""
+        if self.teacher == TEACHER:
+            return original
+        found = View.of(Checkpoint.open(self.teacher))
+        if found.spec.vocabulary != original.spec.vocabulary:
+            raise RecipeError(f"distill.teacher {self.teacher} has {found.spec.vocabulary} tokens and the model "
+                              f"{original.spec.vocabulary}; they must be the same")
+        if self.layerwise and (found.spec.layers, found.spec.hidden) != (original.spec.layers, original.spec.hidden):
+            raise RecipeError(f"distill.teacher {self.teacher} has {found.spec.layers} layers of {found.spec.hidden} and "
+                              f"the model {original.spec.layers} of {original.spec.hidden}: its layers cannot be imitated; "
+                              "choose mode logits")
+        return found
+
+    def imitation(self, view: View, original: View, kept: list[int], samples: Samples, directory: Path,
+                  device: torch.device, *, sparse: bool) -> Imitation:
+        """Layer by layer: what trains the layers of `view`, which are the layers `kept` of the original."""
+        if any(later <= earlier for earlier, later in itertools.pairwise(kept)):
+            raise RecipeError("distill imitates the original layer by layer, but the layers do not stand in its order, each "
+                              "once; use mode logits for repeated or reordered layers")
+        trainee = None if self.weights == "all" else self.prepare(view, sparse=sparse)
+        return Imitation(self.teacher_of(original), kept, samples, self.samples, self.schedule, directory, device,
+                         trainee=trainee, sparse=sparse)
+
+    def train(self, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick,
+              original: View) -> list[Curve]:
+        """Train on the teacher's tokens; continues from the files in `state`."""
+        teacher = self.teacher_of(original)
+        curves = []
+        for number, some in enumerate(samples):
+            kept = state / f"teacher-{number}.safetensors"
+            tokens = TeacherTokens(teacher, some, self.top, self.temperature, kept, torch.device("cpu"), tick)
+            curves.append(train(trainee.adapted.tensors(), Predicting(engine, some, tokens), self.schedule,
+                                state / f"{number}.safetensors", tick=tick))
+        return curves

@@ -1,0 +1,120 @@
+"""Layers that learn, one after another, to give what the original gives at the same depth; one layer in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tsotsallm.checkpoint.view import View
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.frame import Frame
+from tsotsallm.streaming.hidden import HiddenStates
+from tsotsallm.streaming.sweep import Tick, Visit, embed_corpus
+from tsotsallm.training.loop import Curve, Schedule, train
+from tsotsallm.training.lora import Learned, Trainee
+from tsotsallm.training.objectives import ImitatingLayer
+from tsotsallm.training.samples import Samples
+
+
+class Original:
+    """The hidden states of the original model on its way, advanced layer by layer beside a sweep."""
+
+    def __init__(self, view: View, corpus: Corpus, directory: Path, device: torch.device) -> None:
+        self.view, self.corpus, self.directory, self.device = view, corpus, directory, device
+        self.lengths = [len(window) for window in corpus.windows]
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def entering(self, layer: int) -> HiddenStates:
+        return HiddenStates(self.directory / f"original-enters-{layer:04d}.f32", self.lengths, self.view.spec.hidden)
+
+    @torch.no_grad()
+    def advance(self, layer: int, tick: Tick) -> HiddenStates:
+        """The states that enter `layer` of the original; those before them are forgotten."""
+        at = next((index for index in range(layer, -1, -1) if self.entering(index).exists()), None)
+        if at is None:
+            with self.entering(0).drafted() as draft:
+                embed_corpus(self.view, self.corpus, draft)
+            at = 0
+        frame = Frame(self.view.spec, self.device)
+        for index in range(at, layer):
+            frame.load(index, self.view.layer(index))
+            inputs = self.entering(index)
+            with self.entering(index + 1).drafted() as draft:
+                for batch in inputs.batches():
+                    draft.write(batch, frame(inputs.read(batch)))
+                    tick("running the original", (index - at) / (layer - at))
+            inputs.remove()
+        frame.clear()
+        return self.entering(layer)
+
+
+class Imitation:
+    """Trains the layers of a model that keeps the layers `kept` of the original.
+
+    A layer learns to give what the original gives right before the next layer that is kept: layers that were removed
+    after it are its to make up for. All weights are trained, or the factors of `trainee`; zeros of a sparse model stay.
+    """
+
+    def __init__(self, original: View, kept: list[int], samples: Samples, most: int, schedule: Schedule, directory: Path,
+                 device: torch.device, *, trainee: Trainee | None, sparse: bool) -> None:
+        training = samples.training.first(most - len(samples.held_out.windows))
+        self.trained_windows = len(training.windows)
+        self.corpus = Corpus((*training.windows, *samples.held_out.windows), training.source)
+        self.original = Original(original, self.corpus, directory, device)
+        self.ends = [*kept[1:], original.spec.layers]
+        self.schedule, self.trainee, self.sparse = schedule, trainee, sparse
+        self.wanted: HiddenStates | None = None
+
+    def prepare(self, index: int, tick: Tick) -> None:
+        """Run the original up to where layer `index` should arrive; before that layer is in memory."""
+        self.wanted = self.original.advance(self.ends[index], tick)
+
+    def train(self, visit: Visit, tick: Tick) -> tuple[Curve, Learned]:
+        """Train the layer in memory, which then computes with what will be read back."""
+        assert visit.inputs is not None
+        assert self.wanted is not None
+        trainee = self.trainee
+        objective = ImitatingLayer(visit.frame, visit.inputs, self.wanted, self.trained_windows,
+                                   trainee.adapted.dropout.begin if trainee else _nothing)
+        if trainee is None:
+            return self._train_all(visit, objective, tick)
+        undo = trainee.adapted.install(visit.frame.layer, visit.index)
+        curve = train(trainee.adapted.of_layer(visit.index), objective, self.schedule, tick=tick)
+        undo()
+        learned = trainee.layer(visit.index)
+        for linear in learned.merged.values():
+            visit.commit(linear)
+        for name, (left, right) in learned.beside.items():
+            before = trainee.base.layer_tensor(visit.index, f"{name}.weight")
+            kept = trainee.beside_before(visit.index, name)
+            whole = before if kept is None else before - kept[0].float() @ kept[1].float()
+            visit.frame.linear(name).weight.data.copy_(whole.addmm_(left.float(), right.float()))
+        return curve, learned
+
+    def _train_all(self, visit: Visit, objective: ImitatingLayer, tick: Tick) -> tuple[Curve, Learned]:
+        layer = visit.frame.layer.requires_grad_(True)
+        weights = dict(layer.named_parameters())
+        zeros = {name: weight.detach() == 0 for name, weight in weights.items() if self.sparse and weight.ndim == 2}
+
+        def hold_zeros() -> None:
+            for name, where in zeros.items():
+                gradient = weights[name].grad
+                assert gradient is not None
+                gradient.masked_fill_(where, 0.0)
+
+        curve = train(dict(weights), objective, self.schedule, after=hold_zeros, tick=tick)
+        layer.requires_grad_(False)
+        learned = Learned()
+        for weight in weights.values():
+            weight.grad = None
+            weight.data = weight.data.to(visit.storage).float()
+        for name in visit.names:
+            learned.merged[name] = visit.linear(name)
+        linears = {f"{name}.weight" for name in visit.names}
+        learned.changed |= {name: weight.data.to(visit.storage) for name, weight in weights.items() if name not in linears}
+        return curve, learned
+
+
+def _nothing(_step: int, *, active: bool) -> None:
+    """There is no dropout."""

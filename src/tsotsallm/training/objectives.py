@@ -1,0 +1,147 @@
+"""What training lowers: the loss of next tokens, the distance to a teacher's distribution, or to a layer's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tsotsallm.checkpoint.view import View
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.frame import Frame, head_pieces
+from tsotsallm.streaming.hidden import HiddenStates
+from tsotsallm.streaming.score import HEAD_TOKENS, final_states, read_rows
+from tsotsallm.streaming.sweep import Tick, silent
+from tsotsallm.streaming.targets import Targets
+from tsotsallm.training.engines import Engine
+from tsotsallm.training.samples import Samples
+
+
+@dataclass
+class Predicting:
+    """The loss of a whole model on samples: of the next token, or to what a teacher would say."""
+
+    engine: Engine
+    samples: Samples
+    teacher: TeacherTokens | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self.samples.training.windows)
+
+    def _targets(self, batch: Corpus, numbers: Sequence[int], *, held_out: bool) -> Targets:
+        if self.teacher is None:
+            return Targets.next_tokens(batch)
+        return self.teacher.targets(batch, numbers, held_out=held_out)
+
+    def gradients(self, numbers: list[int], step: int) -> float:
+        batch = self.samples.training.take(numbers)
+        return self.engine.gradients(batch, self._targets(batch, numbers, held_out=False), step)
+
+    def held_out(self) -> float:
+        corpus = self.samples.held_out
+        targets = self._targets(corpus, range(len(corpus.windows)), held_out=True)
+        return float((self.engine.losses(corpus, targets) * targets.weights).sum())
+
+
+class TeacherTokens:
+    """A teacher's most probable tokens after every token of the samples, read once and kept on disk.
+
+    Each row keeps the `top` highest logits; at temperature τ their softmax of logit / τ is what the student should give
+    (arXiv:1503.02531, section 2, cut to the top tokens).
+    """
+
+    def __init__(self, teacher: View, samples: Samples, top: int, temperature: float, path: Path, device: torch.device,
+                 tick: Tick = silent) -> None:
+        self.temperature = temperature
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found: dict[str, Tensor] = {}
+            for name, corpus in (("training", samples.training), ("held_out", samples.held_out)):
+                logits, tokens = top_logits(teacher, corpus, top, path.with_name("teacher-states.f32"), device, tick)
+                found |= {f"{name}.logits": logits, f"{name}.tokens": tokens}
+            draft = path.with_name(path.name + ".new")
+            save_file(found, draft)
+            draft.replace(path)
+        self.kept = load_file(path)
+        self.starts = {"training": samples.training.starts, "held_out": samples.held_out.starts}
+
+    def targets(self, batch: Corpus, numbers: Sequence[int], *, held_out: bool) -> Targets:
+        """What the windows `numbers` of the samples, which are the batch, should predict."""
+        side = "held_out" if held_out else "training"
+        plain = Targets.next_tokens(batch)
+        places = torch.cat([torch.arange(self.starts[side][number], self.starts[side][number] + len(window))
+                            for number, window in zip(numbers, batch.windows, strict=True)])[plain.rows]
+        shares = (self.kept[f"{side}.logits"][places] / self.temperature).softmax(-1)
+        return Targets(plain.rows, self.kept[f"{side}.tokens"][places].long(), shares, plain.weights, self.temperature)
+
+
+@torch.no_grad()
+def top_logits(view: View, corpus: Corpus, top: int, path: Path, device: torch.device,
+               tick: Tick = silent) -> tuple[Tensor, Tensor]:
+    """The `top` highest logits after every token and the tokens that have them, (tokens, top) float32 and int32."""
+    states = final_states(view, corpus, path, device, tick)
+    top = min(top, view.spec.vocabulary)
+    best = torch.full((corpus.tokens, top), -torch.inf)
+    tokens = torch.zeros(corpus.tokens, top, dtype=torch.int32)
+    for first, weights in head_pieces(view, device):
+        for start in range(0, corpus.tokens, HEAD_TOKENS):
+            block = slice(start, min(start + HEAD_TOKENS, corpus.tokens))
+            logits = (read_rows(states, torch.arange(block.start, block.stop)).to(device) @ weights.mT).cpu()
+            here = torch.arange(first, first + len(weights), dtype=torch.int32).expand(len(logits), -1)
+            found = torch.cat([best[block], logits], 1).topk(top, 1)
+            best[block], tokens[block] = found.values, torch.cat([tokens[block], here], 1).gather(1, found.indices)
+    states.remove()
+    return best, tokens
+
+
+class Begin(Protocol):
+    """Told before a step, and before losses are taken without dropout."""
+
+    def __call__(self, step: int, /, *, active: bool) -> None: ...
+
+
+@dataclass
+class ImitatingLayer:
+    """The mean of ‖y − t‖² / ‖t‖² over tokens: a layer's outputs on its inputs now, against those of the original.
+
+    Every token counts the same, though a few states are a hundred times as long as the rest.
+    """
+
+    frame: Frame
+    inputs: HiddenStates
+    wanted: HiddenStates
+    trained_windows: int                     # the windows after these are held out
+    begin: Begin
+
+    @property
+    def count(self) -> int:
+        return self.trained_windows
+
+    def _loss(self, numbers: Sequence[int]) -> Tensor:
+        outputs = self.frame(self.inputs.read(numbers))
+        wanted = self.wanted.read(numbers).to(outputs)
+        distance = (outputs - wanted).square().sum(-1) / wanted.square().sum(-1).clamp(min=1e-12)
+        return distance.sum()
+
+    def gradients(self, numbers: list[int], step: int) -> float:
+        self.begin(step, active=True)
+        tokens, total = sum(self.inputs.lengths[number] for number in numbers), 0.0
+        for number in numbers:
+            with torch.enable_grad():
+                loss = self._loss([number]) / tokens
+            torch.autograd.backward(loss)
+            total += float(loss)
+        return total
+
+    @torch.no_grad()
+    def held_out(self) -> float:
+        self.begin(0, active=False)
+        numbers = range(self.trained_windows, len(self.inputs.lengths))
+        tokens = sum(self.inputs.lengths[number] for number in numbers)
+        return sum(float(self._loss([number])) for number in numbers) / tokens
