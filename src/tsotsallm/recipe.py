@@ -214,6 +214,13 @@ def _compensate(method: str) -> Callable[[list[str]], dict[str, Any]]:
     return lambda values: {"compensate": {"method": method, "rank": _number(values[0], method)}}
 
 
+def _lora(values: list[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"rank": _number(values[0], "lora")}
+    if len(values) == 2:
+        fields["data"] = values[1]
+    return {"adapt": fields}
+
+
 _SHORT: dict[str, tuple[Callable[[list[str]], dict[str, Any]], str, int]] = {
     "depth": (_depth, "depth:N or depth:N:importance", 2),
     "layers": (lambda values: {"layers": {"order": values[0].split("+")}}, "layers:0-3+5+6", 1),
@@ -221,16 +228,20 @@ _SHORT: dict[str, tuple[Callable[[list[str]], dict[str, Any]], str, int]] = {
     **{method: (_sparsity(method), f"{method}:N:M (prunes N of every M) or {method}:FRACTION", 2)
        for method in ("wanda", "sparsegpt", "magnitude")},
     "eora": (_compensate("eora"), "eora:RANK", 1),
+    "lora": (_lora, "lora:RANK or lora:RANK:FILE", 2),
+    "distill": (lambda values: {"distill": {"mode": values[0]}}, "distill:layers or distill:logits", 1),
     **{method: (_quantize(method), f"{method}:BITS or {method}:BITS:GROUP", 2) for method in ("gptq", "rtn")},
 }
 
 
 def _one_line(item: str) -> dict[str, Any]:
-    word, *values = (part.strip() for part in item.strip().split(":"))
+    word = item.strip().partition(":")[0].strip()
     if word not in _SHORT:
         raise RecipeError(f"there is no short form {word!r}{nearest(word, _SHORT)}; packaged recipes: "
                           f"{', '.join(packaged_recipes())}")
     read, form, most = _SHORT[word]
+    # the last part may hold colons where it can be a file
+    _, *values = (part.strip() for part in item.strip().split(":", most if word == "lora" else -1))
     if not 1 <= len(values) <= most or not all(values):
         raise RecipeError(f"{item.strip()!r} is incomplete or has too many parts; it is written {form}")
     return read(values)
