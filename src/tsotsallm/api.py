@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Any
 
 from torch import device as torch_device
 
+from tsotsallm.analysis import pictures
 from tsotsallm.analysis.analyze import Analysis, Format
 from tsotsallm.analysis.analyze import analyze as look_at
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, embedded_directory, locate
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
-from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
+from tsotsallm.errors import CheckpointError, CorpusError, MissingExtraError, TsotsallmError
 from tsotsallm.evaluation.cost import Cost, check_fits, cost_of, measure_speed
 from tsotsallm.evaluation.energy import check_country
 from tsotsallm.evaluation.examine import (
@@ -124,8 +126,26 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     settings = Calibration(None if calibration is None else str(calibration), windows, forecast.window, seed)
     corpus, samples = _texts_of(checkpoint, parsed, settings)
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
-    return run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
-               scratch=None if scratch is None else Path(scratch), model_name=name, progress=progress)
+    result = run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
+                 scratch=None if scratch is None else Path(scratch), model_name=name, progress=progress)
+    _draw_curves(out)
+    return result
+
+
+def _draw_curves(out: Path) -> None:
+    """A picture beside the curve of every training; without matplotlib only the numbers are there."""
+    for path in sorted(out.glob("training-*.json")):
+        try:
+            pictures.training_curve(json.loads(path.read_text("utf-8")), path.with_suffix(".png"))
+        except MissingExtraError:
+            return
+
+
+def examine_stages(model: str | Path, result: Result, tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,
+                   limit: int | None = None, device: str = "cpu", tick: Tick = silent) -> Examination:
+    """Ask the original and the model after every kept stage the same tasks."""
+    return examine([model, *result.stages, result.path], tasks, data=data, limit=limit, reference=model, device=device,
+                   tick=tick)
 
 
 def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
@@ -205,6 +225,11 @@ def examine(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *,
             costs.append(cost_of(examinee.checkpoint, str(model), speed=measured))
     comparisons = [one for row in rows for one in compare(row)]
     return Examination(tuple(map(str, models)), tuple(map(tuple, rows)), tuple(comparisons), tuple(costs))
+
+
+def check_tasks(tasks: Sequence[str | Path], *, data: str | Path | None = None, limit: int | None = None) -> None:
+    """Read tasks and their data, so that what is wrong with them is told before a long job starts."""
+    _prepared(["any"], tasks, data, limit, 0)
 
 
 def _prepared(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], data: str | Path | None,

@@ -76,16 +76,37 @@ def compress(model: Model, recipe: RecipeText,
              device: Device = "cpu", scratch: Scratch = None,
              keep_stages: Annotated[bool, typer.Option(help="Keep the model after every stage, in OUT-stages.")] = False,
              force: Annotated[bool, typer.Option(help="Start although memory or disk seem too small.")] = False,
+             task: Annotated[str | None, typer.Option(help="Tasks to ask the original and every stage's model, with commas "
+                                                           "between.")] = None,
+             data: Annotated[Path | None, typer.Option(help="Data of a task, or a folder with those of several.")] = None,
+             limit: Annotated[int | None, typer.Option(help="So many items of every task.")] = None,
              as_json: AsJson = False) -> None:
     """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one."""
     with _answers(as_json):
         from tsotsallm import api, console
+        from tsotsallm.errors import TsotsallmError
 
+        tasks = task.split(",") if task else []
+        if tasks:
+            api.check_tasks(tasks, data=data, limit=limit)
+        elif data is not None or limit is not None:
+            raise TsotsallmError("--data and --limit belong to --task, which is not given")
         bar, show = console.progress_bar(as_json)
         with bar:
             result = api.compress(model, recipe, out, calibration=calibration, windows=windows, window=window, seed=seed,
-                                  device=device, scratch=scratch, keep_stages=keep_stages, force=force, progress=show)
-        _print_json(result.plain()) if as_json else console.print_result(result)
+                                  device=device, scratch=scratch, keep_stages=keep_stages or bool(tasks), force=force,
+                                  progress=show)
+        if not as_json:
+            console.print_result(result)
+        found = None
+        if tasks:
+            asking, tick = console.step_bar(as_json)
+            with asking:
+                found = api.examine_stages(model, result, tasks, data=data, limit=limit, device=device, tick=tick)
+            if not as_json:
+                console.print_stages(found)
+        if as_json:
+            _print_json(result.plain() | ({"examination": found.plain()} if found is not None else {}))
 
 
 @app.command()

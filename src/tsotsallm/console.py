@@ -159,6 +159,23 @@ def print_examination(found: Examination, *, groups: bool) -> None:
     print_costs(found.costs)
 
 
+def print_stages(found: Examination) -> None:
+    """One row a stage, the original first: what it scores, and its bytes."""
+    from pathlib import Path
+
+    from tsotsallm.machine import human_bytes
+
+    shown = [one for one in found.comparisons if not one.group and not one.measure.startswith("of which")]
+    rows = []
+    for number, (model, cost) in enumerate(zip(found.models, found.costs, strict=True)):
+        marks = ["≈ " if one.differences[number] is not None and one.differences[number].within_noise  # type: ignore[union-attr]
+                 else "" for one in shown]
+        rows.append([Path(model).name, *(mark + _scores(one)[number] for mark, one in zip(marks, shown, strict=True)),
+                     human_bytes(cost.disk_bytes)])
+    table("After every stage", ["", *(f"{one.task}: {one.measure}" for one in shown), "bytes"], rows)
+    print("± is one standard error; ≈ the difference to the first row is within noise (paired, 95%)")
+
+
 def _number(value: float, share: bool, *, sign: bool = False) -> str:
     plus = "+" if sign else ""
     return f"{100 * value:{plus}.1f}" if share else f"{value:{plus}.4g}"

@@ -183,7 +183,8 @@ def test_it_stops_early_and_keeps_the_best(tiny: Path, text: Path, tmp_path: Pat
     ({"init": "eora"}, "has no correction beside"),
     ({"steppes": 3}, "did you mean 'steps'"),
 ])
-def test_what_cannot_be_trained_is_refused(tiny: Path, text: Path, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_trained_is_refused(tiny: Path, text: Path, tmp_path: Path, fields: dict[str, Any],
+                                           message: str) -> None:
     with pytest.raises(TsotsallmError, match=message):
         tsotsallm.compress(tiny, [adapt(**fields)], tmp_path / "out", calibration=text, **SMALL)
     assert not (tmp_path / "out").exists()

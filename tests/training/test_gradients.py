@@ -35,7 +35,8 @@ def instructions(lengths: tuple[int, ...], seed: int, vocabulary: int = 256) -> 
 
 def trainee_of(model: Path, **fields: Any) -> Trainee:
     """Factors that already do something: B is not zero."""
-    found = Adapt(rank=3, targets=["q", "v", "o", "down"], seed=5, **fields).prepare(View.of(Checkpoint(model)), sparse=False)
+    stage = Adapt(rank=3, targets=["q", "v", "o", "down"], seed=5, **fields)
+    found = stage.prepare(View.of(Checkpoint(model)), sparse=False)
     generator = torch.Generator().manual_seed(9)
     for factors in found.adapted.factors.values():
         factors.left.data.normal_(0, 0.05, generator=generator)
@@ -58,8 +59,10 @@ def peft_of(model: Path, trainee: Trainee, alpha: float) -> Any:
 def peft_loss(peft: Any, corpus: Corpus) -> torch.Tensor:
     """The mean over learned tokens, window by window."""
     assert corpus.learned is not None
-    losses = [functional.cross_entropy(peft(window[None]).logits[0, :-1][learned[1:]], window[1:][learned[1:]], reduction="none")
-              for window, learned in zip(corpus.windows, corpus.learned, strict=True)]
+    losses = []
+    for window, learned in zip(corpus.windows, corpus.learned, strict=True):
+        logits = peft(window[None]).logits[0, :-1]
+        losses.append(functional.cross_entropy(logits[learned[1:]], window[1:][learned[1:]], reduction="none"))
     return torch.cat(losses).mean()
 
 
@@ -74,8 +77,9 @@ def test_gradients_resident_and_streamed_equal_pefts(family_checkpoint: Path, tm
         peft = peft_of(family_checkpoint, trainee, alpha)
         loss = peft_loss(peft, corpus)
         loss.backward()
-        assert engine.gradients(corpus, targets, 0) == pytest.approx(float(loss.detach()), rel=1e-5)
-        assert float((engine.losses(corpus, targets) * targets.weights).sum()) == pytest.approx(float(loss.detach()), rel=1e-5)
+        expected = pytest.approx(float(loss.detach()), rel=1e-5)
+        assert engine.gradients(corpus, targets, 0) == expected
+        assert float((engine.losses(corpus, targets) * targets.weights).sum()) == expected
         for (layer, name), factors in trainee.adapted.factors.items():
             linear = peft.base_model.model.model.layers[layer].get_submodule(name)
             for ours, theirs in ((factors.left, linear.lora_B["default"]), (factors.right, linear.lora_A["default"])):

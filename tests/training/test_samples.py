@@ -53,7 +53,8 @@ def test_every_known_shape_of_a_row_is_read(tmp_path: Path) -> None:
                    {"instruction": "p", "input": "", "output": "r"}, {"conversations": ["p", "r"]})
     found = read_conversations(source)
     assert [number for number, _ in found] == [1, 3, 4, 5]
-    assert all(messages == [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}] for _, messages in found)
+    same = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]
+    assert all(messages == same for _, messages in found)
     (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "p", "response": "r"}]))
     assert len(read_conversations(str(tmp_path / "rows.json"))) == 1
 

@@ -110,3 +110,36 @@ def outliers(found: Sequence[Any], path: Path) -> Path:
     _plain_ticks(axes[1])
     figure.legend(loc="outside right center", frameon=False)
     return _save(figure, path)
+
+
+def training_curve(trained: Mapping[str, Any], path: Path) -> Path:
+    """The loss of every step, smoothed over a twentieth of them, and every look at the held-out samples.
+
+    One panel for every source that was trained on; layers that were trained one after another share one panel.
+    """
+    plot = pyplot()
+    samples = trained["samples"]
+    if "layer" in samples[0]:
+        figure, axis = plot.subplots(figsize=(5.2, 3.2), layout="constrained")
+        layers = [one["layer"] for one in samples]
+        first = [one["curve"]["held_out"][0][1] for one in samples]
+        best = [min(loss for _, loss in one["curve"]["held_out"]) for one in samples]
+        axis.plot(layers, first, color=COLOURS[1], marker="o", markersize=3, label="before")
+        axis.plot(layers, best, color=COLOURS[0], marker="o", markersize=3, label="after")
+        axis.set(xlabel="layer", ylabel="relative squared error, held out", ylim=(0, None))
+        axis.legend(frameon=False)
+        return _save(figure, path)
+    figure, axes = plot.subplots(1, len(samples), figsize=(5.2 * len(samples), 3.2), squeeze=False, layout="constrained")
+    for axis, one in zip(axes[0], samples, strict=True):
+        curve = one["curve"]
+        steps, losses = zip(*curve["loss"], strict=True)
+        width = max(1, len(losses) // 20)
+        smooth = [sum(losses[max(0, place - width + 1):place + 1]) / len(losses[max(0, place - width + 1):place + 1])
+                  for place in range(len(losses))]
+        axis.plot(steps, losses, color=COLOURS[0], alpha=0.25, linewidth=0.8)
+        axis.plot(steps, smooth, color=COLOURS[0], label="training")
+        axis.plot(*zip(*curve["held_out"], strict=True), color=COLOURS[1], marker="o", markersize=3, label="held out")
+        axis.axvline(curve["best_step"], color="#999999", linewidth=0.8, linestyle=":")
+        axis.set(xlabel="step", ylabel="loss, nats a token", title=Path(one["source"]).name)
+        axis.legend(frameon=False)
+    return _save(figure, path)
