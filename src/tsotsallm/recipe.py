@@ -13,6 +13,7 @@ import yaml
 
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.numerics.grids import GRIDS
 from tsotsallm.stages import STAGES
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
 from tsotsallm.stages.retraining import Retraining
@@ -196,7 +197,8 @@ def _sparsity(method: str) -> Callable[[list[str]], dict[str, Any]]:
 
 def _quantize(method: str) -> Callable[[list[str]], dict[str, Any]]:
     def read(values: list[str]) -> dict[str, Any]:
-        fields: dict[str, Any] = {"method": method, "bits": _number(values[0], method)}
+        fields: dict[str, Any] = {"method": method}
+        fields |= {"grid": values[0]} if values[0] in GRIDS else {"bits": _number(values[0], method)}
         if len(values) == 2:
             fields["group"] = "channel" if values[1] == "channel" else _number(values[1], method)
         return {"quantize": fields}
@@ -230,7 +232,7 @@ _SHORT: dict[str, tuple[Callable[[list[str]], dict[str, Any]], str, int]] = {
     "eora": (_compensate("eora"), "eora:RANK", 1),
     "lora": (_lora, "lora:RANK or lora:RANK:FILE", 2),
     "distill": (lambda values: {"distill": {"mode": values[0]}}, "distill:layers or distill:logits", 1),
-    **{method: (_quantize(method), f"{method}:BITS or {method}:BITS:GROUP", 2) for method in ("gptq", "rtn")},
+    **{method: (_quantize(method), f"{method}:BITS, {method}:BITS:GROUP or {method}:nf4", 2) for method in ("gptq", "rtn")},
 }
 
 

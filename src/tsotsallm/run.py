@@ -25,7 +25,7 @@ from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_jso
 from tsotsallm.errors import NumericsError, ResumeError
 from tsotsallm.journal import PUBLISHED, Journal, held_work, remove_work, scratch_path
 from tsotsallm.machine import fingerprint, peak_rss_bytes
-from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.numerics.grids import IntegerGrid, grid_from
 from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Workplace
@@ -424,10 +424,7 @@ class _Job:
             view.checkpoint.require_finite(prefix + name)
             pieces[name] = stored
             if name.endswith(".weight_packed"):
-                bits, symmetric = view.checkpoint.grid_of(prefix + module)
-                groups = view.checkpoint.records[f"{prefix}{module}.weight_scale"].shape[1]
-                width = int(view.checkpoint.records[f"{prefix}{module}.weight_shape"].read()[1])
-                grids[module] = IntegerGrid(bits, None if groups == 1 else width // groups, symmetric)
+                grids[module] = view.checkpoint.grid_of(prefix + module)
             elif name.endswith(".weight") and len(stored.shape) == 2 and not is_adapter(name):
                 grids[module] = None
         for name, linear in edited.items():
@@ -460,7 +457,7 @@ class _Job:
         write_json(writer.directory / PROVENANCE, provenance)
         for count, trained in enumerate(self.trained, 1):
             write_json(writer.directory / f"training-{count}-{trained['stage']}.json", trained)
-        card = model_card(provenance, own_container=order is not None)
+        card = model_card(provenance, own_container=writer.own_container)
         (writer.directory / "README.md").write_text(card, "utf-8")
         self.journal.add(kind="finished", sweep=number)
 
@@ -481,11 +478,11 @@ def _summary(trained: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain_grids(grids: Grids) -> dict[str, Any]:
-    return {name: asdict(grid) if grid is not None else None for name, grid in grids.items()}
+    return {name: grid.plain() if grid is not None else None for name, grid in grids.items()}
 
 
 def _grids_from_plain(plain: dict[str, Any]) -> Grids:
-    return {name: IntegerGrid(**grid) if grid is not None else None for name, grid in plain.items()}
+    return {name: grid_from(grid) if grid is not None else None for name, grid in plain.items()}
 
 
 def _is_sparse(checkpoint: Checkpoint) -> bool:
@@ -509,7 +506,7 @@ def _read_part(path: Path, layer: int, grids: Grids) -> dict[str, Tensor]:
     """The effective float32 tensors of a layer written earlier in this run."""
     prefix = layer_prefix(layer)
     records = {name.removeprefix(prefix): record for name, record in read_header(path).items()}
-    tensors = {f"{name}.weight": read_packed(records, name, grid.bits, grid.symmetric).unpack().dequantise()
+    tensors = {f"{name}.weight": read_packed(records, name, grid).unpack().dequantise()
                for name, grid in grids.items() if grid is not None}
     tensors |= {name: record.read().float() for name, record in records.items()
                 if name.rpartition(".")[2] not in PACKED and not is_adapter(name)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tsotsallm.errors import RecipeError
-from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.numerics.grids import IntegerGrid, NormalFloatGrid, grid_from
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
 
 
@@ -66,3 +66,25 @@ def test_a_group_of_zeros_can_be_stored() -> None:
     rounded = IntegerGrid(4, 8).round(torch.zeros(2, 16), torch.float16)
     assert bool((rounded.dequantise() == 0).all())
     assert bool((rounded.scales == 1).all())
+
+
+def test_normal_float_levels_are_those_of_the_paper_and_rounding_finds_the_nearest() -> None:
+    published = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+                 -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+                 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+    grid = NormalFloatGrid(4, 32)
+    levels = grid.levels(torch.arange(-8, 8, dtype=torch.int8))
+    torch.testing.assert_close(levels, torch.tensor(published), rtol=0, atol=2e-6)
+    weight = torch.randn(12, 96)
+    keep = torch.rand(12, 96) > 0.3
+    stored = grid.round(weight, torch.float32, keep)
+    values = stored.dequantise()
+    for row in range(12):
+        for column in range(96):
+            first = column // 32 * 32
+            scale = (weight[row, first:first + 32] * keep[row, first:first + 32]).abs().max()
+            wanted = weight[row, column] * keep[row, column]
+            nearest = min((level * scale for level in levels), key=lambda level: abs(level - wanted))
+            assert abs(values[row, column] - wanted) <= abs(nearest - wanted) + 1e-6
+    assert (values[~keep] == 0).all()
+    assert grid_from(grid.plain()) == grid

@@ -119,6 +119,26 @@ def test_stages_run_in_any_order(tiny: Path, text: Path, tmp_path: Path, stages:
     assert [Checkpoint(Path(path)).spec.hidden for path in staged.stages] == [64] * (len(stages) - 1)
 
 
+def test_qlora_on_nf4_lives_in_our_own_container(tiny: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    forecast = tsotsallm.plan(tiny, ["rtn:nf4:32", adapt()], out, **SMALL)
+    result = tsotsallm.compress(tiny, ["rtn:nf4:32", adapt()], out, calibration=text, **SMALL)
+    assert result.result_bytes <= forecast.result_bytes
+    with pytest.raises(ValueError, match="tsotsallm"):
+        AutoModelForCausalLM.from_pretrained(out)
+    near, far = (tsotsallm.evaluate(model, text, reference=tiny, context=64).kl for model in (out, tiny))
+    assert near is not None
+    assert far == pytest.approx(0, abs=1e-9)
+    assert 0 < near < 1
+    tsotsallm.compress(tiny, ["gptq:nf4:32", "eora:2"], tmp_path / "gptq", calibration=text, **SMALL)
+    better = tsotsallm.evaluate(tmp_path / "gptq", text, reference=tiny, context=64).kl
+    tsotsallm.compress(tiny, ["rtn:nf4:32"], tmp_path / "rtn")
+    worse = tsotsallm.evaluate(tmp_path / "rtn", text, reference=tiny, context=64).kl
+    assert better is not None
+    assert worse is not None
+    assert better < worse
+
+
 def test_a_correction_after_training_aims_at_what_was_learned(tiny: Path, text: Path, tmp_path: Path) -> None:
     stages = [adapt(steps=20), {"quantize": {"bits": 3, "group": 32}}, {"compensate": {"rank": 16}}]
     tsotsallm.compress(tiny, stages[:1], tmp_path / "learned", calibration=text, **SMALL)

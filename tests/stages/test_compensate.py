@@ -90,7 +90,10 @@ def test_shared_layers_keep_their_one_correction(tiny: Path, text: Path, tmp_pat
 def test_kept_stages_keep_the_codes_under_the_adapter(tiny: Path, text: Path, tmp_path: Path) -> None:
     recipe = f"[{{sparsity: {{prune: 2, group: 4}}}}, {QUANTISED}, {{compensate: {{rank: 4}}}}]"
     result = tsotsallm.compress(tiny, recipe, tmp_path / "out", calibration=text, keep_stages=True, **SMALL)
-    assert [Path(stage).name for stage in result.stages] == ["1-sparsity"]
+    assert [Path(stage).name for stage in result.stages] == ["1-sparsity", "2-quantize"]
+    before = Checkpoint.open(result.stages[1]).layer_records(0)
+    assert "mlp.up_proj.weight_packed" in before
+    assert not any(is_adapter(name) for name in before)
     names = Checkpoint.open(tmp_path / "out").layer_records(0)
     assert {"mlp.up_proj.weight_packed", "mlp.up_proj.lora_A.weight"} <= set(names)
     assert "mlp.up_proj.weight" not in names

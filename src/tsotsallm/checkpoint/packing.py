@@ -60,16 +60,14 @@ def pack(quantised: Quantised) -> dict[str, Tensor]:
     return tensors
 
 
-def unpack(tensors: dict[str, Tensor], bits: int, symmetric: bool) -> Quantised:
+def unpack(tensors: dict[str, Tensor], grid: IntegerGrid) -> Quantised:
     """The inverse of `pack`."""
     d_out, d_in = (int(size) for size in tensors["weight_shape"])
     scales = tensors["weight_scale"].view(d_out, -1)
-    groups = scales.shape[1]
     zero_points = None
-    if not symmetric:
-        zero_points = unpack_rows(tensors["weight_zero_point"].mT, bits, d_out).mT.contiguous()
-    grid = IntegerGrid(bits, None if groups == 1 else d_in // groups, symmetric)
-    return Quantised(unpack_rows(tensors["weight_packed"], bits, d_in), scales, zero_points, grid)
+    if not grid.symmetric:
+        zero_points = unpack_rows(tensors["weight_zero_point"].mT, grid.bits, d_out).mT.contiguous()
+    return Quantised(unpack_rows(tensors["weight_packed"], grid.bits, d_in), scales, zero_points, grid)
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,10 @@ class Packed:
     """One linear as its file holds it: the tensors by the suffix of their names."""
 
     tensors: dict[str, Tensor]
-    bits: int
-    symmetric: bool
+    grid: IntegerGrid
 
     def unpack(self) -> Quantised:
-        return unpack(self.tensors, self.bits, self.symmetric)
+        return unpack(self.tensors, self.grid)
 
 
 def quantization_config(grids: dict[str, IntegerGrid | None]) -> dict[str, Any]:
@@ -95,7 +92,7 @@ def quantization_config(grids: dict[str, IntegerGrid | None]) -> dict[str, Any]:
     for index, (grid, names) in enumerate(by_grid.items()):
         groups[f"group_{index}"] = {
             "targets": ["Linear"] if len(by_grid) == 1 else sorted(names),
-            "weights": {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric, "dynamic": False,
+            "weights": {"num_bits": grid.bits, "type": grid.plain()["type"], "symmetric": grid.symmetric, "dynamic": False,
                         "strategy": "channel" if grid.group is None else "group",
                         **({} if grid.group is None else {"group_size": grid.group})},
             "input_activations": None, "output_activations": None}

@@ -17,6 +17,7 @@ from tsotsallm.checkpoint import adapter, packing
 from tsotsallm.checkpoint.shards import TensorRecord, read_header
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.errors import CheckpointError
+from tsotsallm.numerics.grids import GRIDS, IntegerGrid
 
 EMBEDDED = "embedded"
 PROVENANCE = "tsotsallm.json"
@@ -54,13 +55,15 @@ class Checkpoint:
         except KeyError:
             raise CheckpointError(f"{self.directory} has no tensor {name}; the checkpoint is incomplete") from None
 
-    def grid_of(self, name: str) -> tuple[int, bool]:
-        """Bits and symmetry of a packed linear, by its full module name."""
+    def grid_of(self, name: str) -> IntegerGrid:
+        """The grid of a packed linear, by its full module name."""
         for group in (self.spec.quantization or {}).get("config_groups", {}).values():
             for target in group["targets"]:
                 matches = re.match(target[3:], name) if target.startswith("re:") else target in (name, "Linear")
                 if matches:
-                    return int(group["weights"]["num_bits"]), bool(group["weights"].get("symmetric", True))
+                    scheme = group["weights"]
+                    size = scheme.get("group_size") if scheme["strategy"] == "group" else None
+                    return GRIDS[scheme["type"]](int(scheme["num_bits"]), size, bool(scheme.get("symmetric", True)))
         raise CheckpointError(f"{self.directory}: {name} is packed but config.json has no scheme for it")
 
     def tensor(self, name: str) -> Tensor:
@@ -78,7 +81,7 @@ class Checkpoint:
         """A linear as it lies packed in its file, by its full module name; None where it is dense."""
         if f"{module}.weight_packed" not in self.records:
             return None
-        return read_packed(self.records, module, *self.grid_of(module))
+        return read_packed(self.records, module, self.grid_of(module))
 
     def beside(self, module: str) -> tuple[Tensor, Tensor] | None:
         """The low-rank correction (B, A) that lies beside a linear, if any."""
@@ -250,13 +253,14 @@ class Checkpoint:
         if stored is None:
             return None
         shape = tuple(int(size) for size in stored.read())
-        bits, symmetric = self.grid_of(module)
+        grid = self.grid_of(module)
         packed, scale = self.record(f"{module}.weight_packed"), self.record(f"{module}.weight_scale")
-        words = -(-shape[-1] * bits // 32)
-        if len(shape) != 2 or packed.shape != (shape[0], words) or len(scale.shape) != 2 or scale.shape[0] != shape[0] or (
-                shape[1] % scale.shape[1]) or (not symmetric and f"{module}.weight_zero_point" not in self.records):
+        words = -(-shape[-1] * grid.bits // 32)
+        groups = 1 if grid.group is None else shape[-1] // grid.group
+        if len(shape) != 2 or packed.shape != (shape[0], words) or scale.shape != (shape[0], groups) or (
+                shape[1] % groups) or (not grid.symmetric and f"{module}.weight_zero_point" not in self.records):
             raise CheckpointError(f"{self.directory}: {module} is packed as {list(packed.shape)} with scales "
-                                  f"{list(scale.shape)} for shape {list(shape)} at {bits} bits: not the layout of "
+                                  f"{list(scale.shape)} for shape {list(shape)} at {grid.bits} bits: not the layout of "
                                   "compressed-tensors 0.20 and later; start from the 16-bit checkpoint")
         if f"{module}.weight_g_idx" in self.records:
             raise CheckpointError(f"{self.directory}: {module} has its columns in another order (weight_g_idx), which is "
@@ -274,10 +278,10 @@ class Checkpoint:
                                   f"{HEAD} differs from them; set tie_word_embeddings to false in config.json")
 
 
-def read_packed(records: dict[str, TensorRecord], module: str, bits: int, symmetric: bool) -> packing.Packed:
+def read_packed(records: dict[str, TensorRecord], module: str, grid: IntegerGrid) -> packing.Packed:
     """A packed linear as it lies in its file."""
     return packing.Packed({suffix: records[f"{module}.{suffix}"].read() for suffix in PACKED
-                           if f"{module}.{suffix}" in records}, bits, symmetric)
+                           if f"{module}.{suffix}" in records}, grid)
 
 
 def _records(directory: Path) -> dict[str, TensorRecord]:

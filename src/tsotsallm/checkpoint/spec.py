@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.errors import CheckpointError
+from tsotsallm.numerics.grids import GRIDS
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 CONTAINER = "tsotsallm"
@@ -46,7 +47,7 @@ class ModelSpec:
         if not isinstance(config, dict):
             raise CheckpointError(f"{path} does not hold a JSON object: it is not a Hugging Face config")
         quantization = config.pop("quantization_config", None)
-        _require_readable(quantization, path)
+        _require_readable(quantization, path, own=order is not None)
         family = config.get("model_type")
         if family not in FAMILIES:
             raise CheckpointError(f"{path}: unknown architecture {family!r}; supported are {', '.join(FAMILIES)} "
@@ -148,7 +149,7 @@ class ModelSpec:
                            getattr(config, "no_rope_layers", None)])
 
 
-def _require_readable(quantization: Any, path: Path) -> None:
+def _require_readable(quantization: Any, path: Path, *, own: bool) -> None:
     """Raise CheckpointError unless weights are dense or in the one packed form that is read exactly."""
     if quantization is None:
         return
@@ -157,7 +158,7 @@ def _require_readable(quantization: Any, path: Path) -> None:
     weights = [group.get("weights") or {} for group in groups.values()] if isinstance(groups, dict) and all(
         isinstance(group, dict) and isinstance(group.get("targets"), list) for group in groups.values()) else [{}]
     if found.get("quant_method") != "compressed-tensors" or found.get("format") != "pack-quantized" or any(
-            scheme.get("type") != "int" or scheme.get("strategy") not in ("group", "channel")
+            scheme.get("type") not in (GRIDS if own else ("int",)) or scheme.get("strategy") not in ("group", "channel")
             or scheme.get("actorder") not in (None, "weight", "static") or type(scheme.get("num_bits")) is not int
             for scheme in weights):
         raise CheckpointError(f"{path}: quantised with {found.get('quant_method')} in format {found.get('format')}; what "

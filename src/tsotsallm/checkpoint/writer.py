@@ -38,6 +38,7 @@ class Writer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.own_container = False
         directory.mkdir(parents=True, exist_ok=True)
 
     def part(self, index: int) -> Path:
@@ -86,7 +87,10 @@ class Writer:
         written = dict(config)
         if any(grid is not None for grid in grids.values()):
             written["quantization_config"] = quantization_config(grids)
-        if layer_order is not None:
+        own_grids = any(grid is not None and not grid.plain_hf for grid in grids.values())
+        self.own_container = layer_order is not None or own_grids
+        if self.own_container:
+            layer_order = list(range(len(kept))) if layer_order is None else layer_order
             written = {"model_type": CONTAINER, "layer_order": layer_order, "model": written}
         write_json(self.directory / "config.json", written)
         for path in source.kept_files:

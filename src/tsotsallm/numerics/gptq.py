@@ -114,7 +114,8 @@ def gptq(weight: Tensor, factor: Tensor, order: Tensor, grid: IntegerGrid, stora
     columns = backwards.tolist()
     values = weight.mT[backwards]                       # (d_in, d_out), reversed visiting order
     scale_rows = scales.mT.to(weight.dtype).contiguous()      # (groups, d_out)
-    zero_rows = None if zero_points is None else zero_points.mT.to(weight.dtype).contiguous()
+    zero_codes = None if zero_points is None else zero_points.mT.contiguous()
+    zero_rows = None if zero_codes is None else zero_codes.to(weight.dtype)
     kept = None if keep is None else keep.mT[backwards]
     codes = torch.empty(d_in, d_out, dtype=torch.int8, device=weight.device)
     rounded = torch.empty(d_out, dtype=weight.dtype, device=weight.device)
@@ -124,13 +125,11 @@ def gptq(weight: Tensor, factor: Tensor, order: Tensor, grid: IntegerGrid, stora
         torch.div(wanted, scale_rows[group], out=rounded)
         if zero_rows is not None:
             rounded.add_(zero_rows[group])
-        rounded.round_().clamp_(grid.lowest, grid.highest)
+        found = grid.nearest(rounded)
         if kept is not None:
-            if zero_rows is None:
-                rounded.mul_(kept[r])
-            else:
-                torch.where(kept[r], rounded, zero_rows[group], out=rounded)
-        codes[r] = rounded
+            found = torch.where(kept[r], found, grid.zero if zero_codes is None else zero_codes[group])
+        codes[r] = found
+        rounded.copy_(grid.levels(found))
         if zero_rows is not None:
             rounded.sub_(zero_rows[group])
         rounded.mul_(scale_rows[group])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def require_divisible(widths: dict[str, int], group: int, otherwise: str = "") -
 
 @dataclass(frozen=True)
 class Quantised:
-    """A weight on an integer grid: value = (code − zero_point) · scale, rounded to the scale's type.
+    """A weight on a grid: value = (level of the code − zero_point) · scale, rounded to the scale's type.
 
     codes        (d_out, d_in) int8, in [−2^(bits−1), 2^(bits−1) − 1]
     scales       (d_out, groups), in the type that the file stores
@@ -42,7 +43,7 @@ class Quantised:
         """The values as a reader of the file computes them, in float32, shape (d_out, d_in)."""
         d_out, d_in = self.codes.shape
         groups = self.scales.shape[1]
-        values = self.codes.view(d_out, groups, d_in // groups).float()
+        values = self.grid.levels(self.codes).view(d_out, groups, d_in // groups)
         if self.zero_points is not None:
             values -= self.zero_points.unsqueeze(-1)
         values *= self.scales.float().unsqueeze(-1)
@@ -94,11 +95,85 @@ class IntegerGrid:
         parts = weight.view(d_out, scales.shape[1], -1) / scales.to(weight.dtype).unsqueeze(-1)
         if zero_points is not None:
             parts += zero_points.unsqueeze(-1)
-        return parts.round_().clamp_(self.lowest, self.highest).to(torch.int8).view(d_out, d_in)
+        return self.nearest(parts).view(d_out, d_in)
+
+    def nearest(self, values: Tensor) -> Tensor:
+        """Codes of the levels nearest to values in units of the scale, int8; the values are overwritten."""
+        return values.round_().clamp_(self.lowest, self.highest).to(torch.int8)
+
+    def levels(self, codes: Tensor) -> Tensor:
+        """What codes stand for, in units of the scale, float32."""
+        return codes.float()
+
+    @property
+    def plain_hf(self) -> bool:
+        """Whether a plain Hugging Face checkpoint can hold it."""
+        return True
+
+    @property
+    def zero(self) -> int:
+        """The code of exactly nothing on a grid without zero points."""
+        return 0
+
+    def plain(self) -> dict[str, Any]:
+        """The grid as plain data, from which `grid_from` makes an equal one."""
+        return {"type": "int", **asdict(self)}
 
     def round(self, weight: Tensor, storage: torch.dtype, keep: Tensor | None = None) -> Quantised:
         """Round to nearest; where `keep` is False the value becomes exactly zero."""
         if keep is not None:
-            weight = weight * keep
+            weight = weight * keep          # zero is a level of every grid
         scales, zero_points = self.fit(weight, storage)
         return Quantised(self.encode(weight, scales, zero_points), scales, zero_points, self)
+
+
+def _normal_float_levels() -> Tensor:
+    """NF4 (arXiv:2305.14314, appendix E): quantiles of the normal distribution, 7 below zero and 8 above, scaled to ±1."""
+    most = 0.9677083
+    above = torch.special.ndtri(torch.linspace(most, 0.5, 9, dtype=torch.float64)[:-1])
+    below = -torch.special.ndtri(torch.linspace(most, 0.5, 8, dtype=torch.float64)[:-1])
+    levels: Tensor = torch.cat([below, torch.zeros(1, dtype=torch.float64), above.flip(0)]) / above.max()
+    return levels.float()
+
+
+@dataclass(frozen=True)
+class NormalFloatGrid(IntegerGrid):
+    """NF4: sixteen levels that normally distributed weights use evenly, scaled to the largest of every group."""
+
+    bits: int = 4
+    group: int | None = 64
+    symmetric: bool = True
+
+    def fit(self, weight: Tensor, storage: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Scales (d_out, groups): the largest |w| of every group; 1 where all are zero."""
+        scales = weight.view(len(weight), -1, self.group or weight.shape[1]).abs().amax(-1)
+        scales = torch.where(scales > 0, scales, torch.ones_like(scales)).to(storage)
+        return scales.clamp(min=torch.finfo(storage).tiny), None
+
+    def nearest(self, values: Tensor) -> Tensor:
+        table = _normal_float_levels().to(values)
+        return (torch.bucketize(values, (table[1:] + table[:-1]) / 2) + self.lowest).to(torch.int8)
+
+    def levels(self, codes: Tensor) -> Tensor:
+        return _normal_float_levels().to(codes.device)[codes.int() - self.lowest]
+
+    @property
+    def plain_hf(self) -> bool:
+        return False
+
+    @property
+    def zero(self) -> int:
+        return self.lowest + 7
+
+    def plain(self) -> dict[str, Any]:
+        return super().plain() | {"type": "nf4"}
+
+
+GRIDS: dict[str, type[IntegerGrid]] = {"int": IntegerGrid, "nf4": NormalFloatGrid}
+"""The kind of a grid, as files name it -> its class."""
+
+
+def grid_from(plain: dict[str, Any]) -> IntegerGrid:
+    """The grid that `plain` described."""
+    fields = dict(plain)
+    return GRIDS[fields.pop("type")](**fields)

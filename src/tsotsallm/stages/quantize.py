@@ -11,16 +11,18 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import NumericsError, RecipeError
 from tsotsallm.numerics.gptq import gptq
-from tsotsallm.numerics.grids import IntegerGrid, require_divisible
+from tsotsallm.numerics.grids import GRIDS, IntegerGrid, require_divisible
 from tsotsallm.stages.base import LinearEdit
 from tsotsallm.streaming.statistics import Gram
 
 
 @dataclass(frozen=True)
 class Quantize(LinearEdit):
-    """Store linears as integers of 2 to 8 bits; zeros that `sparsity` made stay zero.
+    """Store linears as integers of 2 to 8 bits, or on another grid; zeros that `sparsity` made stay zero.
 
-    group       columns that share a scale, or `channel` for whole rows
+    grid        int; nf4: the sixteen levels of QLoRA (arXiv:2305.14314), kept in the
+                project's own container
+    group       columns that share a scale, or `channel` for whole rows; 128, on nf4 64
     symmetric   no zero points; asymmetric results load in transformers through `dequantize`
     act_order   GPTQ visits columns by falling Gram diagonal; scales stay those of the stored order
     damp        raises the Gram's diagonal by this share of its mean
@@ -29,8 +31,9 @@ class Quantize(LinearEdit):
 
     name: ClassVar[str] = "quantize"
     method: Literal["gptq", "rtn"] = "gptq"
+    grid: Literal["int", "nf4"] = "int"
     bits: int = 4
-    group: int | Literal["channel"] = 128
+    group: int | Literal["channel"] | None = None
     symmetric: bool = True
     act_order: bool = True
     damp: float = 0.01
@@ -39,14 +42,19 @@ class Quantize(LinearEdit):
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise RecipeError(f"quantize.bits is {self.bits}; it takes 2 to 8")
+        if self.group is None:
+            object.__setattr__(self, "group", 64 if self.grid == "nf4" else 128)
         if self.group != "channel" and (not isinstance(self.group, int) or self.group < 1):
             raise RecipeError(f"quantize.group is {self.group!r}; it takes a number of columns or `channel`")
+        if self.grid == "nf4" and (self.bits, self.symmetric) != (4, True):
+            raise RecipeError("quantize.grid nf4 has 4 bits and no zero points; leave bits and symmetric out")
         if not 0 <= self.damp < math.inf:
             raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
 
     @property
-    def grid(self) -> IntegerGrid:
-        return IntegerGrid(self.bits, None if self.group == "channel" else int(self.group), self.symmetric)
+    def levels(self) -> IntegerGrid:
+        """The grid that linears are put on."""
+        return GRIDS[self.grid](self.bits, None if self.group == "channel" else int(self.group or 0), self.symmetric)
 
     @property
     def needs_gram(self) -> bool:
@@ -61,11 +69,11 @@ class Quantize(LinearEdit):
         return self.sequential and self.method == "gptq"
 
     def grid_for(self, layer: int, layers: int) -> IntegerGrid | None:
-        return self.grid
+        return self.levels
 
     def check(self, spec: ModelSpec) -> None:
-        if self.grid.group is not None:
-            require_divisible({name: d_in for name, (_, d_in) in linear_shapes(spec, 0).items()}, self.grid.group,
+        if self.levels.group is not None:
+            require_divisible({name: d_in for name, (_, d_in) in linear_shapes(spec, 0).items()}, self.levels.group,
                               ", or channel for one scale a row")
 
     def flops(self, d_out: int, d_in: int) -> float:
@@ -73,11 +81,11 @@ class Quantize(LinearEdit):
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
         if self.method == "rtn":
-            linear.quantise(self.grid.round(linear.dense, linear.storage, linear.mask))
+            linear.quantise(self.levels.round(linear.dense, linear.storage, linear.mask))
             return
         assert gram is not None
         try:
             factor, order = gram.factor(self.damp, self.act_order, last=last)
         except NumericsError as error:
             raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
-        linear.quantise(gptq(linear.reference, factor, order, self.grid, linear.storage, linear.mask))
+        linear.quantise(gptq(linear.reference, factor, order, self.levels, linear.storage, linear.mask))
