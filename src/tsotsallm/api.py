@@ -154,6 +154,8 @@ def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
     _check_windows(checkpoint, calibration)
     text, source = calibration_text(checkpoint, calibration) if recipe.needs_text else (None, "")
     tokenizer = checkpoint.tokenizer() if recipe.needs_text or recipe.trainings else None
+    for stage in recipe.trainings:
+        stage.check_source(View.of(checkpoint))
     samples = [stage.read(tokenizer, checkpoint.spec, text, source) for stage in recipe.trainings]
     if not recipe.needs_corpus:
         return None, samples

@@ -16,7 +16,7 @@ from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.numerics.grids import GRIDS
 from tsotsallm.stages import STAGES
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
-from tsotsallm.stages.retraining import Retraining
+from tsotsallm.stages.retraining import Retraining, Trained
 
 
 @dataclass(frozen=True)
@@ -106,19 +106,22 @@ class Recipe:
 
     def check(self, spec: ModelSpec) -> None:
         """Raise RecipeError where a stage does not fit the model it will see, or undoes the stage before it."""
-        quantized, packed = False, spec.quantization is not None
+        quantized = False
+        state = Trained(packed=spec.quantization is not None)
         for stage in self.stages:
             stage.check(spec)
             if isinstance(stage, Retraining):
                 if self.shared:
                     raise RecipeError(f"{stage.name} trains every layer by itself, but `shared` keeps repeated layers as "
                                       "one; leave shared out")
-                stage.check_base(packed=packed)
+                stage.check_base(state)
             if quantized and stage.name == "sparsity":
                 raise RecipeError("sparsity comes after quantize, which would make the weights dense again; put sparsity "
                                   "first: quantize keeps its zeros and compensates for them")
             quantized = quantized or stage.name == "quantize"
-            packed = quantized or (packed and stage.name != "sparsity")
+            state = Trained(packed=quantized or (state.packed and stage.name != "sparsity"),
+                            in_order=state.in_order and stage.keeps_order(spec.layers),
+                            corrected=getattr(stage, "adapter_rank", 0) > 0)
             if isinstance(stage, LayerChoice):
                 spec = spec.with_layers(stage.layers_after(spec.layers))
         for sweep in self.sweeps():

@@ -13,7 +13,7 @@ from tsotsallm.checkpoint.reader import layer_prefix
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
-from tsotsallm.stages.retraining import Retraining, module_names
+from tsotsallm.stages.retraining import Retraining, Trained, module_names
 from tsotsallm.training.lora import Adapted, Dropout, Factors, Place, Trainee
 
 
@@ -51,8 +51,11 @@ class Adapt(Retraining):
     def check(self, spec: ModelSpec) -> None:
         module_names(self.targets, list(linear_shapes(spec, 0)), "adapt.targets")
 
-    def check_base(self, *, packed: bool) -> None:
-        if packed and self.merge:
+    def check_base(self, found: Trained) -> None:
+        if self.init == "eora" and not found.corrected:
+            raise RecipeError("adapt.init is eora, but the stage before leaves no correction beside the linears; put a "
+                              "compensate stage right before adapt")
+        if found.packed and self.merge:
             raise RecipeError("adapt.merge adds to dense weights, but the base is quantised; leave merge out, or put adapt "
                               "before quantize")
 

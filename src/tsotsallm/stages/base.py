@@ -81,6 +81,10 @@ class Stage:
     def needs_corpus(self) -> bool:
         return False
 
+    def keeps_order(self, layers: int) -> bool:
+        """Whether the layers afterwards stand in the order that they had, each at most once."""
+        return True
+
     def check(self, spec: ModelSpec) -> None:
         """Raise RecipeError where the stage cannot be applied to a model of this shape."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.stages.adapt import Adapt
+from tsotsallm.stages.retraining import Trained
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import Engine
 from tsotsallm.training.imitation import Imitation
@@ -66,9 +66,15 @@ class Distill(Adapt):
     def samples_seen(self) -> int:
         return self.samples
 
-    def check_base(self, *, packed: bool) -> None:
-        super().check_base(packed=packed)
-        if packed and self.layerwise and self.weights == "all":
+    def check_source(self, original: View) -> None:
+        self.teacher_of(original)
+
+    def check_base(self, found: Trained) -> None:
+        super().check_base(found)
+        if self.layerwise and not found.in_order:
+            raise RecipeError("distill imitates the original layer by layer, but the layers do not stand in its order, each "
+                              "once; use mode logits for repeated or reordered layers")
+        if found.packed and self.layerwise and self.weights == "all":
             raise RecipeError("distill trains all weights of a layer, but quantize made codes of them; put distill before "
                               "quantize, or train low-rank factors with `weights: lora`")
 
@@ -102,9 +108,6 @@ class Distill(Adapt):
     def imitation(self, view: View, original: View, kept: list[int], samples: Samples, directory: Path,
                   device: torch.device, *, sparse: bool) -> Imitation:
         """Layer by layer: what trains the layers of `view`, which are the layers `kept` of the original."""
-        if any(later <= earlier for earlier, later in itertools.pairwise(kept)):
-            raise RecipeError("distill imitates the original layer by layer, but the layers do not stand in its order, each "
-                              "once; use mode logits for repeated or reordered layers")
         trainee = None if self.weights == "all" else self.prepare(view, sparse=sparse)
         return Imitation(self.teacher_of(original), kept, samples, self.samples, self.schedule, directory, device,
                          trainee=trainee, sparse=sparse)

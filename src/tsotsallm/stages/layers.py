@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,6 +52,10 @@ class Layers(LayerChoice):
             return expand(self.order, "layers.order")
         return (expand(self.skip if self.skip is not None else [], "layers.skip")
                 + [layer for key in (self.repeat or {}) for layer in expand(key, "layers.repeat")])
+
+    def keeps_order(self, layers: int) -> bool:
+        order = self.resolve(layers)
+        return all(earlier < later for earlier, later in itertools.pairwise(order))
 
     def resolve(self, layers: int) -> list[int]:
         """The order for a model of so many layers."""

@@ -25,6 +25,15 @@ EngineChoice = Literal["auto", "resident", "streamed"]
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What a stage that trains finds: packed linears, layers in the original's order, corrections right beside them."""
+
+    packed: bool = False
+    in_order: bool = True
+    corrected: bool = True
+
+
+@dataclass(frozen=True)
 class Retraining(Stage):
     """A stage that trains; `data` is one source or several, trained on one after another.
 
@@ -86,8 +95,11 @@ class Retraining(Stage):
         """Whether it trains on the text that the recipe is calibrated on."""
         return not self.sources
 
-    def check_base(self, *, packed: bool) -> None:
-        """Raise RecipeError where the stage cannot train a model whose linears are, or are not, packed."""
+    def check_base(self, found: Trained) -> None:
+        """Raise RecipeError where the stage cannot train what it will find."""
+
+    def check_source(self, original: View) -> None:
+        """Raise TsotsallmError where the stage cannot work on a recipe's source."""
 
     def trained_values(self, spec: ModelSpec) -> int:
         """How many numbers are trained."""

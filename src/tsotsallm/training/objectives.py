@@ -136,7 +136,7 @@ class ImitatingLayer:
             with torch.enable_grad():
                 loss = self._loss([number]) / tokens
             torch.autograd.backward(loss)
-            total += float(loss)
+            total += float(loss.detach())
         return total
 
     @torch.no_grad()
