@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,17 @@ def human_bytes(count: float) -> str:
         if abs(count) >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f} B"
+
+
+def bytes_from_text(text: str, where: str) -> int:
+    """Bytes of 700MB, 1.5 GB, 2000; decimal units, or binary ones as MiB."""
+    from tsotsallm.errors import RecipeError
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMGT]?)(i?)B?)\s*", text, re.IGNORECASE)
+    if match is None:
+        raise RecipeError(f"{where} is {text!r}; it takes bytes, such as 700MB or 1.5GB")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
 
 
 def human_seconds(seconds: float) -> str:

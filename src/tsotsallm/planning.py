@@ -154,7 +154,6 @@ def _edited(layer: _Layer, spec: ModelSpec, index: int, sweep: Sweep, element: i
     grid: IntegerGrid | None = None
     for edit in edits:
         grid = edit.grid_for(index, spec.layers) or grid
-    rank = max(edit.adapter_rank for edit in edits)
     linears = linear_shapes(spec, index)
     size = 0
     for name, shape in layer_shapes(spec, index).items():
@@ -163,8 +162,8 @@ def _edited(layer: _Layer, spec: ModelSpec, index: int, sweep: Sweep, element: i
             size += packed_bytes(grid, *linear, element) + 3 * HEADER_BYTES_PER_TENSOR
         else:
             size += math.prod(shape) * element + HEADER_BYTES_PER_TENSOR
-        if linear is not None and rank:
-            size += min(rank, *linear) * sum(linear) * element + 2 * HEADER_BYTES_PER_TENSOR
+    if beside := max(edit.adapter_values(linears, spec.layers, element) for edit in edits):
+        size += beside * element + 2 * HEADER_BYTES_PER_TENSOR * len(linears)
     return _Layer(layer.source, size, grid is not None)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.numerics.grids import GRIDS
@@ -121,7 +122,8 @@ class Recipe:
             quantized = quantized or stage.name == "quantize"
             state = Trained(packed=quantized or (state.packed and stage.name != "sparsity"),
                             in_order=state.in_order and stage.keeps_order(spec.layers),
-                            corrected=getattr(stage, "adapter_rank", 0) > 0)
+                            corrected=isinstance(stage, LinearEdit) and stage.adapter_values(
+                                linear_shapes(spec, 0), spec.layers, 1) > 0)
             if isinstance(stage, LayerChoice):
                 spec = spec.with_layers(stage.layers_after(spec.layers))
         for sweep in self.sweeps():
@@ -216,7 +218,11 @@ def _depth(values: list[str]) -> dict[str, Any]:
 
 
 def _compensate(method: str) -> Callable[[list[str]], dict[str, Any]]:
-    return lambda values: {"compensate": {"method": method, "rank": _number(values[0], method)}}
+    def read(values: list[str]) -> dict[str, Any]:
+        if values[0] == "auto":
+            return {"compensate": {"method": method, "rank": "auto", "budget": values[1] if len(values) == 2 else None}}
+        return {"compensate": {"method": method, "rank": _number(values[0], method)}}
+    return read
 
 
 def _lora(values: list[str]) -> dict[str, Any]:
@@ -232,7 +238,7 @@ _SHORT: dict[str, tuple[Callable[[list[str]], dict[str, Any]], str, int]] = {
     "skip": (lambda values: {"layers": {"skip": values[0].split("+")}}, "skip:3+7-9", 1),
     **{method: (_sparsity(method), f"{method}:N:M (prunes N of every M) or {method}:FRACTION", 2)
        for method in ("wanda", "sparsegpt", "magnitude")},
-    "eora": (_compensate("eora"), "eora:RANK", 1),
+    "eora": (_compensate("eora"), "eora:RANK or eora:auto:BYTES", 2),
     "lora": (_lora, "lora:RANK or lora:RANK:FILE", 2),
     "distill": (lambda values: {"distill": {"mode": values[0]}}, "distill:layers or distill:logits", 1),
     **{method: (_quantize(method), f"{method}:BITS, {method}:BITS:GROUP or {method}:nf4", 2) for method in ("gptq", "rtn")},

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from tsotsallm.machine import fingerprint, peak_rss_bytes
 from tsotsallm.numerics.grids import IntegerGrid, grid_from
 from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
-from tsotsallm.stages.base import LayerChoice, LinearEdit, Workplace
+from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage, Workplace
 from tsotsallm.stages.retraining import Retraining
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.statistics import Gram
@@ -40,6 +41,7 @@ from tsotsallm.training.samples import Samples
 
 REOBSERVED = ("o_proj", "down_proj")
 
+SomeStage = TypeVar("SomeStage", bound=Stage)
 Grids = dict[str, IntegerGrid | None]
 """Linear -> the grid that it is stored on, None for dense."""
 
@@ -128,6 +130,7 @@ class _Job:
         self.sweeps = recipe.sweeps(one_stage_each=keep_stages)
         self.reasons: list[dict[str, Any]] = []
         self.trained: list[dict[str, Any]] = []
+        self.decisions: list[dict[str, Any]] = []
         self.sparse = _is_sparse(checkpoint)
 
     @property
@@ -222,6 +225,8 @@ class _Job:
         name = chosen[0]["engine"] if chosen else self.forecast.sweeps[number].engine
         if not chosen:
             self.journal.add(kind="engine", sweep=number, engine=name)
+        workplace = Workplace(self.corpus, self.scratch / "survey", self.device, self._tick(number))
+        stage = self._decided(number, 0, stage, lambda: stage.survey(view, workplace))
         trainee = stage.prepare(view, sparse=self.sparse)
         scratch = self.scratch / "training"
         scratch.mkdir(parents=True, exist_ok=True)
@@ -288,6 +293,9 @@ class _Job:
 
     def _layers(self, number: int, one: Sweep, view: View, origin: View) -> None:
         """Write every layer of one sweep, then the whole of its checkpoint."""
+        surveys = [partial(self._survey, number, one, place, view, origin) for place, _ in enumerate(one.edits)]
+        one = replace(one, edits=tuple(self._decided(number, place, edit, survey)
+                                       for place, (edit, survey) in enumerate(zip(one.edits, surveys, strict=True))))
         writer = Writer(self.directory(number))
         layers = view.spec.layers
         last = number + 1 == len(self.sweeps)
@@ -338,6 +346,34 @@ class _Job:
                     repeat(current)
                 settled(current)
         self._complete(number, writer, view, first_visit if last else list(range(layers)), grids)
+
+    def _decided(self, number: int, place: int, stage: SomeStage, survey: Callable[[], dict[str, Any]]) -> SomeStage:
+        """A stage with what a survey of the model decided, now or before an interruption."""
+        if not stage.surveys:
+            return stage
+        for entry in self.journal.find("decision", number):
+            if entry["place"] == place:
+                break
+        else:
+            entry = {"decision": survey()}
+            self.journal.add(kind="decision", sweep=number, place=place, **entry)
+        self.decisions.append({"stage": stage.name, **entry["decision"]})
+        return stage.decided(entry["decision"])
+
+    def _survey(self, number: int, one: Sweep, place: int, view: View, origin: View) -> dict[str, Any]:
+        """Sweep through the model as the edits before will leave it, and write nothing."""
+        assert self.corpus is not None
+        probe, notes = one.edits[place].probe()
+        scratch = self.scratch / "survey"
+        states = TwoStates(scratch, [len(window) for window in self.corpus.windows], view.spec.hidden)
+        embed_corpus(view, self.corpus, states.inputs_of(0))
+        current = 0
+        tick = self._tick(number, view.spec.layers, lambda: current)
+        for visit in sweep(view, states, observe=True, device=self.device, tick=tick):
+            current = visit.index
+            self._edit((*one.edits[:place], probe), visit, view, origin, tick)
+        shutil.rmtree(scratch)
+        return one.edits[place].decide(notes, view)
 
     def _first_visits(self, origin: View) -> list[int]:
         """For each layer the first one that it shares its weights with: itself unless repeats are shared."""
@@ -455,6 +491,8 @@ class _Job:
             "measures": {"bytes": Checkpoint(writer.directory).weight_bytes,
                          "source_bytes": self.checkpoint.weight_bytes}}
         write_json(writer.directory / PROVENANCE, provenance)
+        for count, decision in enumerate(self.decisions, 1):
+            write_json(writer.directory / f"decision-{count}-{decision['stage']}.json", decision)
         for count, trained in enumerate(self.trained, 1):
             write_json(writer.directory / f"training-{count}-{trained['stage']}.json", trained)
         card = model_card(provenance, own_container=writer.own_container)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 import tsotsallm
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, RecipeError
+from tsotsallm.stages.compensate import Compensate
 
 SMALL: dict[str, Any] = {"windows": 6, "window": 64}
 QUANTISED = "{quantize: {bits: 3, group: 32}}"
@@ -145,3 +148,42 @@ def test_an_adapter_that_is_scaled_is_refused(tiny: Path, text: Path, tmp_path: 
     config.write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         Checkpoint.open(tmp_path / "out")
+
+
+def test_an_automatic_rank_spends_its_budget_where_it_takes_off_most(tiny: Path, text: Path, tmp_path: Path) -> None:
+    budget = 20_000
+    recipe = f"[{QUANTISED}, {{compensate: {{rank: auto, budget: {budget}}}}}]"
+    out = tmp_path / "auto"
+    result = tsotsallm.compress(tiny, recipe, out, calibration=text, **SMALL)
+    assert result.result_bytes <= tsotsallm.plan(tiny, recipe, tmp_path / "x", **SMALL).result_bytes
+    ranks = json.loads((out / "decision-1-compensate.json").read_text())["ranks"]
+    checkpoint = Checkpoint.open(out)
+    found = {name: record.shape[0] for name, record in checkpoint.records.items() if name.endswith("lora_A.weight")}
+    assert found == {f"model.layers.{key.partition('.')[0]}.{key.partition('.')[2]}.lora_A.weight": rank
+                     for key, rank in ranks.items() if rank}
+    spent = sum(record.size for name, record in checkpoint.records.items() if is_adapter(name))
+    assert 0.9 * budget < spent <= budget
+
+
+def test_ranks_are_the_best_that_a_budget_buys(tiny: Path) -> None:
+    """Against every way to spend it, for linears of like cost; and never over the budget."""
+    view = View.of(Checkpoint.open(tiny))
+    keys = ["0.self_attn.q_proj", "1.self_attn.q_proj", "2.self_attn.o_proj"]
+    notes = {key: sorted(torch.rand(6, generator=torch.Generator().manual_seed(place)).tolist(), reverse=True)
+             for place, key in enumerate(keys)}
+    one = 2 * 2 * 64                                    # bytes of rank 1 of a linear of 64 inputs and outputs
+    for ranks in (1, 4, 9, 18):
+        stage = Compensate(rank="auto", budget=ranks * one + 3)
+        decision = stage.decide(notes, view)
+        assert decision["bytes"] == ranks * one
+        best = max(sum(sum(notes[key][:count]) for key, count in zip(keys, counts, strict=True))
+                   for counts in itertools.product(range(7), repeat=3) if sum(counts) == ranks)
+        assert sum(sum(notes[key][:count]) for key, count in decision["ranks"].items()) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ("rank: auto", "spends a budget"), ("rank: 4, budget: 2MB", "only auto does"),
+    ("rank: auto, budget: many", "it takes bytes"), ("rank: auto, budget: 10", "rank 1 of the smallest")])
+def test_budgets_that_make_no_sense_are_refused(tiny: Path, tmp_path: Path, fields: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        tsotsallm.plan(tiny, f"[{QUANTISED}, {{compensate: {{{fields}}}}}]", tmp_path / "x", **SMALL)

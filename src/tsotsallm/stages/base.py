@@ -74,12 +74,21 @@ class Stage:
 
     def fields(self) -> dict[str, Any]:
         """The configuration as plain data, defaults written out (a later version may have others), empty ones left out."""
-        plain = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        plain = {item.name: _plain(getattr(self, item.name)) for item in _options(type(self))}
         return {name: value for name, value in plain.items() if value is not None and value != {}}
 
     @property
     def needs_corpus(self) -> bool:
         return False
+
+    @property
+    def surveys(self) -> bool:
+        """Whether the stage must see the whole model before it decides."""
+        return False
+
+    def decided(self, decision: Mapping[str, Any]) -> Self:
+        """The stage with what a survey decided; `decision` is plain data and is kept in the journal."""
+        raise RecipeError(f"{self.name} decides nothing")
 
     def keeps_order(self, layers: int) -> bool:
         """Whether the layers afterwards stand in the order that they had, each at most once."""
@@ -87,6 +96,16 @@ class Stage:
 
     def check(self, spec: ModelSpec) -> None:
         """Raise RecipeError where the stage cannot be applied to a model of this shape."""
+
+
+def decided_later() -> Any:
+    """A field that no recipe sets: a survey of the model decides it."""
+    return field(default=None, metadata={"decided_later": True})
+
+
+def _options(cls: type[Any]) -> list[dataclasses.Field[Any]]:
+    """The fields that a recipe can set."""
+    return [item for item in dataclasses.fields(cls) if "decided_later" not in item.metadata]
 
 
 def _plain(value: Any) -> Any:
@@ -102,8 +121,8 @@ def _plain(value: Any) -> Any:
 def _build(cls: type[Any], fields: Mapping[str, Any], where: str) -> Any:
     if not isinstance(fields, Mapping):
         raise RecipeError(f"{where} has the value {fields!r}; it takes keys and values, such as "
-                          f"{{{', '.join(item.name for item in dataclasses.fields(cls))}}}")
-    known = {item.name for item in dataclasses.fields(cls)}
+                          f"{{{', '.join(item.name for item in _options(cls))}}}")
+    known = {item.name for item in _options(cls)}
     for key in fields:
         if key not in known:
             raise RecipeError(f"{where} has no option {key!r}{nearest(str(key), known)}")
@@ -196,14 +215,21 @@ class LinearEdit(Stage):
         """Whether the edit makes sense only in one pass with the edit before it."""
         return False
 
-    @property
-    def adapter_rank(self) -> int:
-        """Rank of the adapter that the edit leaves beside every linear, 0 for none."""
+    def adapter_values(self, shapes: Mapping[str, tuple[int, int]], layers: int, element: int) -> int:
+        """How many numbers the edit leaves beside the linears of a layer, at most."""
         return 0
 
     def flops(self, d_out: int, d_in: int) -> float:
         """Floating-point operations for one linear, its Gram and factor not counted."""
         return 0.0
+
+    def probe(self) -> tuple[LinearEdit, dict[str, list[float]]]:
+        """An edit that changes nothing but fills notes about every linear, for `decide`."""
+        raise RecipeError(f"{self.name} has nothing to survey")
+
+    def decide(self, notes: Mapping[str, list[float]], view: View) -> dict[str, Any]:
+        """What the notes of a whole sweep come to."""
+        raise RecipeError(f"{self.name} decides nothing")
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
         """Edit the linear in place; `last` says that no later edit needs the Gram's matrix."""

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
+from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
+from tsotsallm.machine import bytes_from_text, human_bytes
 from tsotsallm.numerics.lowrank import low_rank_correction
-from tsotsallm.stages.base import LinearEdit
+from tsotsallm.stages.base import LinearEdit, decided_later
 from tsotsallm.streaming.statistics import Gram
+
+MOST_RANK = 128
 
 
 @dataclass(frozen=True)
 class Compensate(LinearEdit):
     """Add B·A of rank `rank` to every linear, so that its outputs are as near as can be to those of its reference.
 
+    rank    the same for all, or auto: a first sweep measures what every rank of every linear takes off the error of its
+            outputs, as a share of what they are, and `budget` is spent where a byte takes off most
+    budget  bytes of all corrections together with `rank: auto`, such as 2MB
     method  eora: nearest on the calibration inputs (arXiv:2410.21271); svd: nearest in the weights themselves
     merge   add it to dense weights instead of keeping it as an adapter beside the base
     """
 
     name: ClassVar[str] = "compensate"
-    rank: int = 32
+    rank: int | Literal["auto"] = 32
+    budget: int | str | None = None
     method: Literal["eora", "svd"] = "eora"
     merge: bool = False
+    ranks: Mapping[str, int] | None = decided_later()
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise RecipeError(f"compensate.rank is {self.rank}; it takes 1 or more")
+        if self.rank != "auto" and self.rank < 1:
+            raise RecipeError(f"compensate.rank is {self.rank}; it takes 1 or more, or auto")
+        if (self.rank == "auto") != (self.budget is not None):
+            raise RecipeError("compensate.rank auto spends a budget, and only auto does; write "
+                              "{compensate: {rank: auto, budget: 2MB}}")
+        if self.budget is not None and self.budget_bytes < 1:
+            raise RecipeError(f"compensate.budget is {self.budget}; it takes bytes, such as 2MB")
+
+    @property
+    def budget_bytes(self) -> int:
+        return bytes_from_text(str(self.budget), "compensate.budget")
 
     @property
     def needs_gram(self) -> bool:
@@ -38,19 +60,66 @@ class Compensate(LinearEdit):
         return True
 
     @property
-    def adapter_rank(self) -> int:
-        return 0 if self.merge else self.rank
+    def surveys(self) -> bool:
+        return self.rank == "auto"
+
+    @property
+    def highest(self) -> int:
+        return MOST_RANK if self.rank == "auto" else int(self.rank)
+
+    def adapter_values(self, shapes: Mapping[str, tuple[int, int]], layers: int, element: int) -> int:
+        if self.merge:
+            return 0
+        if self.rank == "auto":
+            return self.budget_bytes // element // layers
+        return sum(min(self.highest, *shape) * sum(shape) for shape in shapes.values())
+
+    def check(self, spec: ModelSpec) -> None:
+        if self.rank == "auto":
+            smallest = min(sum(shape) for shape in linear_shapes(spec, 0).values())
+            if self.budget_bytes < 2 * smallest:
+                raise RecipeError(f"compensate.budget is {human_bytes(self.budget_bytes)}, but rank 1 of the smallest "
+                                  f"linear takes {human_bytes(2 * smallest)}")
 
     def flops(self, d_out: int, d_in: int) -> float:
         # Δ·H·Δᵀ of all outputs where it is exact, and its eigenvectors; see numerics.lowrank
-        width = min(d_out, 1024) if d_out <= 1024 else self.rank + 16
+        width = min(d_out, 1024) if d_out <= 1024 else self.highest + 16
         rounds = 1 if d_out <= 1024 else 15
         gram = d_in ** 2 if self.method == "eora" else 0
         return 2.0 * rounds * width * (2 * d_out * d_in + gram) + 10.0 * width ** 3
 
+    def probe(self) -> tuple[LinearEdit, dict[str, list[float]]]:
+        notes: dict[str, list[float]] = {}
+        return _Probe(self.method, notes), notes
+
+    def decide(self, notes: Mapping[str, list[float]], view: View) -> dict[str, Any]:
+        """Rank by rank to the linear where a byte takes off most of the error: falling gains make that the best choice."""
+        element = view.checkpoint.storage.itemsize
+        cost = {f"{layer}.{name}": element * sum(shape) for layer in range(view.spec.layers)
+                for name, shape in linear_shapes(view.spec, layer).items()}
+        ranks = dict.fromkeys(notes, 0)
+        left = self.budget_bytes
+        heap = [(-gains[0] / cost[key], key) for key, gains in notes.items() if gains]
+        heapq.heapify(heap)
+        while heap:
+            _, key = heapq.heappop(heap)
+            if cost[key] > left:
+                continue                    # a narrower linear may still fit
+            left -= cost[key]
+            ranks[key] += 1
+            if ranks[key] < len(notes[key]):
+                heapq.heappush(heap, (-notes[key][ranks[key]] / cost[key], key))
+        return {"ranks": ranks, "bytes": self.budget_bytes - left}
+
+    def decided(self, decision: Mapping[str, Any]) -> Self:
+        return replace(self, ranks=dict(decision["ranks"]))
+
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        rank = self.highest if self.ranks is None else self.ranks[f"{layer}.{linear.name}"]
+        if not rank:
+            return
         delta = linear.reference - linear.effective()
-        left, right, _ = low_rank_correction(delta, None if self.method == "svd" or gram is None else gram.times, self.rank)
+        left, right, _ = low_rank_correction(delta, None if self.method == "svd" or gram is None else gram.times, rank)
         if not self.merge:
             linear.compensate(left, right)
             return
@@ -60,3 +129,19 @@ class Compensate(LinearEdit):
         linear.values = linear.dense + left @ right
         if linear.mask is not None:
             linear.values *= linear.mask
+
+
+@dataclass(frozen=True)
+class _Probe(LinearEdit):
+    """Notes for every linear what each rank takes off the error of its outputs, as a share of their own squares."""
+
+    name: ClassVar[str] = "probe"
+    method: str = "eora"
+    notes: dict[str, list[float]] = field(default_factory=dict)
+
+    def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        times = None if self.method == "svd" or gram is None else gram.times
+        _, _, removed = low_rank_correction(linear.reference - linear.effective(), times, MOST_RANK)
+        outputs = linear.reference if times is None else times(linear.reference.mT).mT
+        whole = float((outputs * linear.reference).sum(dtype=linear.reference.dtype))
+        self.notes[f"{layer}.{linear.name}"] = [float(value) / max(whole, 1e-30) for value in removed]

@@ -12,7 +12,7 @@ import torch
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, RecipeError
-from tsotsallm.stages.base import Stage
+from tsotsallm.stages.base import Stage, Workplace
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import Engine
 from tsotsallm.training.imitation import Imitation
@@ -108,6 +108,10 @@ class Retraining(Stage):
     def kept_values(self, spec: ModelSpec, layer: int, *, packed: bool) -> list[int]:
         """How many numbers stay beside each linear of a layer, for those that keep any."""
         return []
+
+    def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
+        """What a stage that must see the whole model before it decides finds out, as plain data."""
+        raise RecipeError(f"{self.name} has nothing to survey")
 
     def prepare(self, view: View, *, sparse: bool) -> Trainee:
         """The model with what is to be trained of it; `sparse` says that its zeros were made on purpose."""

@@ -1,0 +1,169 @@
+"""A domain described by a knowledge graph: its sentences, and the linears of a model that these need most."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import CorpusError, MissingExtraError
+from tsotsallm.streaming.backward import all_weights, backward_sweep
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.frame import Frame
+from tsotsallm.streaming.sweep import Tick, silent
+from tsotsallm.training.lora import Place
+
+RDF_SUFFIXES = (".ttl", ".nt", ".nq", ".trig", ".rdf", ".owl", ".n3")
+LABELS = ("http://www.w3.org/2000/01/rdf-schema#label", "http://www.w3.org/2004/02/skos/core#prefLabel",
+          "http://schema.org/name", "http://xmlns.com/foaf/0.1/name")
+TYPE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#type"
+LANGUAGES = ("en", "", "fr")
+
+Triple = tuple[str, str, str]
+
+
+def read_graph(source: str | Path) -> list[Triple]:
+    """Subject, predicate and object of every statement, in words.
+
+    RDF (Turtle, N-Triples, N-Quads, TriG, RDF/XML) names things by their labels, or by the last part of their address;
+    any other file has one statement a line, its three parts parted by tabs, | or commas.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise CorpusError(f"{source} does not exist; give a graph as RDF (Turtle and the like), or one subject, predicate "
+                          "and object a line")
+    try:
+        found = list(_statements(path)) if path.suffix.lower() in RDF_SUFFIXES else list(_lines(path))
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    if not found:
+        raise CorpusError(f"{source} holds no statement; give a graph of some hundred at least")
+    return found
+
+
+def _lines(path: Path) -> Iterator[Triple]:
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        parts = next((split for mark in ("\t", "|", ",") if len(split := line.split(mark)) == 3), None)
+        if parts is None or not all(part.strip() for part in parts):
+            raise CorpusError(f"{path.name}, line {number} is {line.strip()[:60]!r}; it takes subject, predicate and "
+                              "object, parted by tabs, | or commas")
+        yield parts[0].strip(), _words(parts[1].strip()), parts[2].strip()
+
+
+def _statements(path: Path) -> Iterator[Triple]:
+    try:
+        import pyoxigraph as rdf
+    except ImportError:
+        raise MissingExtraError("pyoxigraph", "graph", f"reading the graph {path.name}") from None
+    chosen = rdf.RdfFormat.from_extension(path.suffix[1:]) or rdf.RdfFormat.RDF_XML
+    labels: dict[str, tuple[int, str]] = {}
+    statements: list[Any] = []
+    try:
+        for quad in rdf.parse(path=str(path), format=chosen):
+            if quad.predicate.value in LABELS and isinstance(quad.object, rdf.Literal):
+                language = (quad.object.language or "").partition("-")[0]
+                rank = LANGUAGES.index(language) if language in LANGUAGES else len(LANGUAGES)
+                labels[quad.subject.value] = min(labels.get(quad.subject.value, (99, "")), (rank, quad.object.value))
+            else:
+                statements.append(quad)
+    except SyntaxError as error:
+        raise CorpusError(f"{path.name}, line {error.lineno} is not valid {chosen.name} ({error.msg}); correct it "
+                          "there") from None
+
+    def name(term: Any) -> str:
+        if isinstance(term, rdf.Literal):
+            return str(term.value)
+        return labels[term.value][1] if term.value in labels else _words(re.split(r"[/#]", term.value.rstrip("/#"))[-1])
+
+    for quad in statements:
+        if any(isinstance(term, rdf.BlankNode) for term in (quad.subject, quad.object)):
+            continue                        # a thing without a name says nothing in words
+        yield name(quad.subject), "is a" if quad.predicate.value == TYPE else name(quad.predicate), name(quad.object)
+
+
+def _words(identifier: str) -> str:
+    """hasCapital, has_capital -> has capital."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", identifier.replace("_", " ").replace("-", " ")).strip().lower()
+
+
+def graph_text(source: str | Path) -> str:
+    """The graph in sentences, one paragraph a subject."""
+    paragraphs: dict[str, list[str]] = {}
+    for subject, predicate, thing in read_graph(source):
+        sentence = f"{subject} {predicate} {thing}".strip()
+        paragraphs.setdefault(subject, []).append(sentence if sentence.endswith((".", "!", "?")) else sentence + ".")
+    return "\n\n".join(" ".join(sentences) for sentences in paragraphs.values())
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """What a text asks of every linear: Σ|w·∂L/∂w| of its weights and the mean square of its inputs."""
+
+    gradient: dict[Place, float]
+    inputs: dict[Place, float]
+
+
+def saliency(view: View, corpus: Corpus, scratch: Path, device: torch.device, tick: Tick = silent) -> Saliency:
+    """Take both in one forward and one backward sweep; one layer in memory."""
+    squares: dict[Place, float] = {}
+    counts: dict[Place, int] = {}
+    whole = all_weights(view)
+
+    def watch(place: Place) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if not torch.is_grad_enabled():         # the sweep forward; backward computes the layer once more
+                squares[place] = squares.get(place, 0.0) + float(args[0].double().square().sum())
+                counts[place] = counts.get(place, 0) + args[0].numel()
+        return hook
+
+    handles: list[Any] = []
+
+    def load(frame: Frame, index: int) -> dict[str, Tensor]:
+        while handles:
+            handles.pop().remove()
+        wanted = whole(frame, index)
+        handles.extend(frame.linear(name).register_forward_pre_hook(watch((index, name))) for name in frame.linear_names())
+        return wanted
+
+    gradient: dict[Place, float] = {}
+    for path in scratch.glob("*"):
+        path.unlink()
+    for index, gradients in backward_sweep(view, corpus, scratch, device, tick, load=load):
+        for name in linear_shapes(view.spec, index):
+            weight, change = gradients[f"{name}.weight"]
+            gradient[index, name] = float((weight * change).abs().sum(dtype=torch.float64))
+    return Saliency(gradient, {place: squares[place] / counts[place] for place in squares})
+
+
+def contrast(domain: Saliency, general: Saliency) -> dict[Place, float]:
+    """How much more a domain asks of every linear than general text does: mean of two standardised log ratios."""
+    def standardised(one: dict[Place, float], other: dict[Place, float]) -> dict[Place, float]:
+        ratios = {place: math.log((one[place] + 1e-30) / (other[place] + 1e-30)) for place in one}
+        mean = sum(ratios.values()) / len(ratios)
+        spread = math.sqrt(sum((ratio - mean) ** 2 for ratio in ratios.values()) / len(ratios)) or 1.0
+        return {place: (ratio - mean) / spread for place, ratio in ratios.items()}
+
+    by_gradient, by_inputs = (standardised(one, other) for one, other in (
+        (domain.gradient, general.gradient), (domain.inputs, general.inputs)))
+    return {place: (by_gradient[place] + by_inputs[place]) / 2 for place in by_gradient}
+
+
+def chosen_places(scores: dict[Place, float], sizes: dict[Place, int], share: float) -> list[Place]:
+    """The highest-scoring linears that hold at most `share` of all weights, at least one; in model order."""
+    budget = share * sum(sizes.values())
+    taken: list[Place] = []
+    for place in sorted(scores, key=lambda place: (-scores[place], place)):
+        if not taken or sizes[place] <= budget:
+            taken.append(place)
+            budget -= sizes[place]
+    return sorted(taken)
