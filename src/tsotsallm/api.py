@@ -65,11 +65,11 @@ def _check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
                           f"that the model knows; choose --window {checkpoint.spec.context} or less")
 
 
-def calibration_text(checkpoint: Checkpoint, calibration: Calibration) -> tuple[str, str]:
+def calibration_text(checkpoint: Checkpoint, calibration: Calibration, *, to_train: bool = False) -> tuple[str, str]:
     """(text, its source) that a recipe works on; without a source the embedded model's world, or the hub's C4."""
     source = calibration.source
     if source is None and checkpoint.directory.resolve() == _embedded_or_none():
-        return world_text(test=False), "the embedded world"
+        return world_text(test=False, characters=5_000_000 if to_train else 400_000), "the embedded world"
     if source is None:
         try:
             return texts.hub_text("allenai/c4"), "allenai/c4"
@@ -128,17 +128,20 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     result = run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
                  scratch=None if scratch is None else Path(scratch), model_name=name, progress=progress)
-    _draw_curves(out)
+    _draw(out)
     return result
 
 
-def _draw_curves(out: Path) -> None:
-    """A picture beside the curve of every training; without matplotlib only the numbers are there."""
-    for path in sorted(out.glob("training-*.json")):
-        try:
+def _draw(out: Path) -> None:
+    """A picture beside the curve of every training and beside every decision; without matplotlib the numbers alone."""
+    try:
+        for path in sorted(out.glob("training-*.json")):
             pictures.training_curve(json.loads(path.read_text("utf-8")), path.with_suffix(".png"))
-        except MissingExtraError:
-            return
+        for path in sorted(out.glob("decision-*.json")):
+            decision = json.loads(path.read_text("utf-8"))
+            (pictures.ranks if "ranks" in decision else pictures.selection)(decision, path.with_suffix(".png"))
+    except MissingExtraError:
+        return
 
 
 def examine_stages(model: str | Path, result: Result, tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,
@@ -152,7 +155,8 @@ def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
               calibration: Calibration) -> tuple[texts.Corpus | None, list[list[Samples]]]:
     """What a recipe calibrates and trains on, read and checked before anything starts."""
     _check_windows(checkpoint, calibration)
-    text, source = calibration_text(checkpoint, calibration) if recipe.needs_text else (None, "")
+    to_train = any(stage.needs_text for stage in recipe.trainings)
+    text, source = calibration_text(checkpoint, calibration, to_train=to_train) if recipe.needs_text else (None, "")
     tokenizer = checkpoint.tokenizer() if recipe.needs_text or recipe.trainings else None
     for stage in recipe.trainings:
         stage.check_source(View.of(checkpoint))

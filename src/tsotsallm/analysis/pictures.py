@@ -143,3 +143,38 @@ def training_curve(trained: Mapping[str, Any], path: Path) -> Path:
         axis.set(xlabel="step", ylabel="loss, nats a token", title=Path(one["source"]).name)
         axis.legend(frameon=False)
     return _save(figure, path)
+
+
+def selection(decision: Mapping[str, Any], path: Path) -> Path:
+    """The score of every linear, layers to the right, and a frame around those that were chosen."""
+    plot = pyplot()
+    layers = sorted({layer for layer, _, _ in decision["scores"]})
+    names = list(dict.fromkeys(name for _, name, _ in decision["scores"]))
+    scores = {(layer, name): score for layer, name, score in decision["scores"]}
+    table = [[scores.get((layer, name), float("nan")) for layer in layers] for name in names]
+    figure, axis = plot.subplots(figsize=(0.32 * len(layers) + 2.4, 0.32 * len(names) + 1.0), layout="constrained")
+    most = max(abs(score) for score in scores.values())
+    image = axis.imshow(table, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
+    for layer, name in decision["chosen"]:
+        axis.add_patch(plot.Rectangle((layers.index(layer) - 0.5, names.index(name) - 0.5), 1, 1, fill=False,
+                                      edgecolor="black", linewidth=1.4))
+    axis.set_xticks(range(len(layers)), layers)
+    axis.set_yticks(range(len(names)), [name.rpartition(".")[2] for name in names])
+    axis.set_xlabel("layer")
+    figure.colorbar(image, label="how much more the domain asks")
+    return _save(figure, path)
+
+
+def ranks(decision: Mapping[str, Any], path: Path) -> Path:
+    """The rank that every linear got, layers to the right."""
+    plot = pyplot()
+    places = {(int(key.partition(".")[0]), key.partition(".")[2]): rank for key, rank in decision["ranks"].items()}
+    layers = sorted({layer for layer, _ in places})
+    names = list(dict.fromkeys(name for _, name in places))
+    figure, axis = plot.subplots(figsize=(0.36 * len(layers) + 2.4, 0.32 * len(names) + 1.0), layout="constrained")
+    image = axis.imshow([[places[layer, name] for layer in layers] for name in names], cmap="viridis", aspect="auto")
+    axis.set_xticks(range(len(layers)), layers)
+    axis.set_yticks(range(len(names)), [name.rpartition(".")[2] for name in names])
+    axis.set_xlabel("layer")
+    figure.colorbar(image, label="rank")
+    return _save(figure, path)
