@@ -361,7 +361,11 @@ class _Job:
         return stage.decided(entry["decision"])
 
     def _survey(self, number: int, one: Sweep, place: int, view: View, origin: View) -> dict[str, Any]:
-        """Sweep through the model as the edits before will leave it, and write nothing."""
+        """What a stage finds out by itself, or in a sweep through the model as the edits before will leave it."""
+        workplace = Workplace(self.corpus, self.scratch / "survey", self.device, self._tick(number))
+        found = one.edits[place].survey(view, workplace)
+        if found is not None:
+            return found
         assert self.corpus is not None
         probe, notes = one.edits[place].probe()
         scratch = self.scratch / "survey"

@@ -102,6 +102,33 @@ def test_only_the_chosen_linears_are_trained_and_the_choice_is_saved(tiny: Path,
         assert len(decision["scores"]) == 28
 
 
+def test_linears_that_a_domain_needs_keep_more_bits(tiny: Path, text: Path, tmp_path: Path) -> None:
+    graph = tmp_path / "domain.txt"
+    words = text.read_text().split()
+    graph.write_text("\n".join(" | ".join(words[3 * place:3 * place + 3]) for place in range(400)))
+    recipe = [{"quantize": {"bits": 3, "group": 32, "keep": {"graph": str(graph), "share": 0.3, "bits": 8}}}]
+    out = tmp_path / "out"
+    forecast = tsotsallm.plan(tiny, recipe, out, windows=4, window=64)
+    result = tsotsallm.compress(tiny, recipe, out, calibration=text, windows=4, window=64)
+    assert result.result_bytes <= forecast.result_bytes
+    chosen = {tuple(place) for place in json.loads((out / "decision-1-quantize.json").read_text())["chosen"]}
+    assert 0 < len(chosen) < 28
+    checkpoint = Checkpoint(out)
+    for layer in range(checkpoint.spec.layers):
+        for name in checkpoint.layer_names(layer):
+            if name.endswith("proj.weight"):
+                module = name.removesuffix(".weight")
+                bits = checkpoint.grid_of(f"model.layers.{layer}.{module}").bits
+                assert bits == (8 if (layer, module) in chosen else 3)
+    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        found, wanted = tsotsallm.load(out)[0](ids).logits, theirs(ids).logits
+    assert float((found - wanted).abs().max()) < 0.02 * float(wanted.abs().max())
+    with pytest.raises(RecipeError, match=r"keep\.bits is 2"):
+        tsotsallm.plan(tiny, [{"quantize": {"bits": 3, "keep": {"graph": str(graph), "bits": 2}}}], out)
+
+
 @pytest.mark.parametrize(("select", "message"), [
     ({"share": 0.2}, "takes a graph"), ({"graph": "g.ttl", "share": 2}, "share is 2"),
     ({"graf": "g.ttl"}, "did you mean 'graph'"), ({"graph": "g.ttl", "by": "luck"}, "by is 'luck'")])

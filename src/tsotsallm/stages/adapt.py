@@ -13,14 +13,13 @@ from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import layer_prefix
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
-from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.errors import RecipeError
 from tsotsallm.stages.base import Workplace, decided_later
 from tsotsallm.stages.retraining import Retraining, Trained, module_names
-from tsotsallm.training.domain import chosen_places, contrast, graph_text, saliency
+from tsotsallm.stages.selection import Selection, places_of
+from tsotsallm.training.domain import graph_text
 from tsotsallm.training.lora import Adapted, Dropout, Factors, Place, Trainee
-from tsotsallm.training.samples import Samples, text_windows
-
-DEFAULT_SHARE = 0.2
+from tsotsallm.training.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -56,32 +55,14 @@ class Adapt(Retraining):
             raise RecipeError(f"adapt.alpha is {self.alpha}; it takes a positive number")
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"adapt.dropout is {self.dropout}; it takes 0 or more, below 1")
-        self._check_selection()
+        if self.select:
+            Selection(self.select, "adapt.select")
         if not self.targets:
             raise RecipeError("adapt.targets is empty; it takes some of q, k, v, o, gate, up, down, or all")
 
-    def _check_selection(self) -> None:
-        if not self.select:
-            return
-        for key in self.select:
-            if key not in ("graph", "share", "by"):
-                raise RecipeError(f"adapt.select has no option {key!r}{nearest(str(key), ('graph', 'share', 'by'))}")
-        share, by = self.select.get("share", DEFAULT_SHARE), self.select.get("by", "saliency")
-        if not isinstance(self.select.get("graph"), str):
-            raise RecipeError("adapt.select takes a graph: {graph: domain.ttl, share: 0.2}")
-        if not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise RecipeError(f"adapt.select.share is {share!r}; it takes a number above 0, at most 1")
-        if by not in ("saliency", "random"):
-            raise RecipeError(f"adapt.select.by is {by!r}{nearest(str(by), ('saliency', 'random'))}")
-
-    @property
-    def share(self) -> float:
-        """The share of the targets' weights that gets factors."""
-        return float(self.select.get("share", DEFAULT_SHARE)) if self.select else 1.0
-
     @property
     def needs_corpus(self) -> bool:
-        return bool(self.select) and self.select.get("by", "saliency") == "saliency"
+        return bool(self.select) and Selection(self.select, "adapt.select").by_saliency
 
     @property
     def surveys(self) -> bool:
@@ -94,28 +75,14 @@ class Adapt(Retraining):
     def read(self, tokenizer: Any, spec: ModelSpec, text: str | None, source: str) -> list[Samples]:
         if not self.select:
             return super().read(tokenizer, spec, text, source)
-        graph = graph_text(self.select["graph"])        # read in any case: what is wrong with it is told first
-        return super().read(tokenizer, spec, graph, str(self.select["graph"]))
+        graph = Selection(self.select, "adapt.select").graph
+        return super().read(tokenizer, spec, graph_text(graph), graph)      # what is wrong with a graph is told first
 
     def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
-        places = self.places(view.spec)
-        sizes = {place: math.prod(linear_shapes(view.spec, place[0])[place[1]]) for place in places}
-        if self.select.get("by") == "random":
-            generator = torch.Generator().manual_seed(self.seed)
-            scores = dict(zip(places, torch.rand(len(places), generator=generator).tolist(), strict=True))
-        else:
-            general = workplace.text(self.name)
-            most = len(general.windows)
-            length = max(len(window) for window in general.windows)
-            domain = text_windows(graph_text(self.select["graph"]), view.checkpoint.tokenizer(), length, "graph").first(most)
-            found = contrast(*(saliency(view, corpus, workplace.scratch, workplace.device, workplace.tick)
-                               for corpus in (domain, general)))
-            scores = {place: found[place] for place in places}
-        return {"chosen": [list(place) for place in chosen_places(scores, sizes, self.share)],
-                "scores": [[*place, score] for place, score in scores.items()]}
+        return Selection(self.select, "adapt.select").survey(view, workplace, self.places(view.spec), self.seed)
 
     def decided(self, decision: Mapping[str, Any]) -> Self:
-        return replace(self, chosen=tuple((int(layer), str(name)) for layer, name in decision["chosen"]))
+        return replace(self, chosen=places_of(decision))
 
     def check(self, spec: ModelSpec) -> None:
         module_names(self.targets, list(linear_shapes(spec, 0)), "adapt.targets")
@@ -137,7 +104,9 @@ class Adapt(Retraining):
 
     def trained_values(self, spec: ModelSpec) -> int:
         values = sum(self.rank * sum(linear_shapes(spec, layer)[name]) for layer, name in self.places(spec))
-        return values if self.chosen is not None else math.ceil(self.share * values)
+        if self.chosen is not None or not self.select:
+            return values
+        return math.ceil(Selection(self.select, "adapt.select").share * values)
 
     def kept_values(self, spec: ModelSpec, layer: int, *, packed: bool) -> list[int]:
         if self.init == "eora" or not (packed if self.merge is None else not self.merge):

@@ -211,6 +211,11 @@ class LinearEdit(Stage):
         return None
 
     @property
+    def extra_bits(self) -> float:
+        """Bits a weight of the whole model that some linears take beyond `grid_for`, at most."""
+        return 0.0
+
+    @property
     def completes_edit_before(self) -> bool:
         """Whether the edit makes sense only in one pass with the edit before it."""
         return False
@@ -222,6 +227,10 @@ class LinearEdit(Stage):
     def flops(self, d_out: int, d_in: int) -> float:
         """Floating-point operations for one linear, its Gram and factor not counted."""
         return 0.0
+
+    def survey(self, view: View, workplace: Workplace) -> dict[str, Any] | None:
+        """What a stage that must see the whole model finds out by itself; None where `probe` and `decide` do."""
+        return None
 
     def probe(self) -> tuple[LinearEdit, dict[str, list[float]]]:
         """An edit that changes nothing but fills notes about every linear, for `decide`."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError, RecipeError
 from tsotsallm.numerics.gptq import gptq
 from tsotsallm.numerics.grids import GRIDS, IntegerGrid, require_divisible
-from tsotsallm.stages.base import LinearEdit
+from tsotsallm.stages.base import LinearEdit, Workplace, decided_later
+from tsotsallm.stages.selection import Selection, places_of
 from tsotsallm.streaming.statistics import Gram
+from tsotsallm.training.lora import Place
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Quantize(LinearEdit):
     act_order   GPTQ visits columns by falling Gram diagonal; scales stay those of the stored order
     damp        raises the Gram's diagonal by this share of its mean
     sequential  observe o_proj and down_proj again after the linears before them were edited
+    keep        {graph: FILE, share: 0.2, bits: 8}: linears that a domain needs most keep more bits (see `adapt.select`)
     """
 
     name: ClassVar[str] = "quantize"
@@ -38,6 +43,8 @@ class Quantize(LinearEdit):
     act_order: bool = True
     damp: float = 0.01
     sequential: bool = False
+    keep: dict[Any, Any] = field(default_factory=dict)
+    chosen: tuple[Place, ...] | None = decided_later()
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -48,6 +55,12 @@ class Quantize(LinearEdit):
             raise RecipeError(f"quantize.group is {self.group!r}; it takes a number of columns or `channel`")
         if self.grid == "nf4" and (self.bits, self.symmetric) != (4, True):
             raise RecipeError("quantize.grid nf4 has 4 bits and no zero points; leave bits and symmetric out")
+        if self.keep:
+            Selection(self.keep, "quantize.keep", also=("bits",))
+            bits = self.keep.get("bits")
+            if not isinstance(bits, int) or not self.bits < bits <= 8 or self.grid != "int":
+                raise RecipeError(f"quantize.keep.bits is {bits!r}; it takes more than the {self.bits} bits of the others, at "
+                                  "most 8, on the integer grid")
         if not 0 <= self.damp < math.inf:
             raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
 
@@ -55,6 +68,33 @@ class Quantize(LinearEdit):
     def levels(self) -> IntegerGrid:
         """The grid that linears are put on."""
         return GRIDS[self.grid](self.bits, None if self.group == "channel" else int(self.group or 0), self.symmetric)
+
+    @property
+    def surveys(self) -> bool:
+        return bool(self.keep)
+
+    def survey(self, view: View, workplace: Workplace) -> dict[str, Any] | None:
+        places = [(layer, name) for layer in range(view.spec.layers) for name in linear_shapes(view.spec, layer)]
+        return Selection(self.keep, "quantize.keep", also=("bits",)).survey(view, workplace, places, 0)
+
+    def decided(self, decision: Mapping[str, Any]) -> Self:
+        return replace(self, chosen=places_of(decision))
+
+    def levels_of(self, place: Place) -> IntegerGrid:
+        """The grid of one linear."""
+        if self.chosen is not None and place in self.chosen:
+            return replace(self.levels, bits=self.keep["bits"])
+        return self.levels
+
+    @property
+    def extra_bits(self) -> float:
+        """Bits a weight that what is kept takes beyond the grid, at most."""
+        share = Selection(self.keep, "quantize.keep", also=("bits",)).share if self.keep else 0.0
+        return share * (self.keep["bits"] - self.bits) if self.keep else 0.0
+
+    @property
+    def needs_corpus(self) -> bool:
+        return self.needs_gram or (bool(self.keep) and self.keep.get("by", "saliency") == "saliency")
 
     @property
     def needs_gram(self) -> bool:
@@ -81,11 +121,12 @@ class Quantize(LinearEdit):
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
         if self.method == "rtn":
-            linear.quantise(self.levels.round(linear.dense, linear.storage, linear.mask))
+            linear.quantise(self.levels_of((layer, linear.name)).round(linear.dense, linear.storage, linear.mask))
             return
         assert gram is not None
         try:
             factor, order = gram.factor(self.damp, self.act_order, last=last)
         except NumericsError as error:
             raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
-        linear.quantise(gptq(linear.reference, factor, order, self.levels, linear.storage, linear.mask))
+        grid = self.levels_of((layer, linear.name))
+        linear.quantise(gptq(linear.reference, factor, order, grid, linear.storage, linear.mask))
