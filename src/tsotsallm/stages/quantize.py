@@ -59,7 +59,7 @@ class Quantize(LinearEdit):
             Selection(self.keep, "quantize.keep", also=("bits",))
             bits = self.keep.get("bits")
             if not isinstance(bits, int) or not self.bits < bits <= 8 or self.grid != "int":
-                raise RecipeError(f"quantize.keep.bits is {bits!r}; it takes more than the {self.bits} bits of the others, at "
+                raise RecipeError(f"quantize.keep.bits is {bits!r}; it takes more than the others' {self.bits}, at "
                                   "most 8, on the integer grid")
         if not 0 <= self.damp < math.inf:
             raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
