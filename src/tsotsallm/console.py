@@ -74,9 +74,11 @@ def step_bar(quiet: bool) -> tuple[Any, Callable[[str, float], None]]:
 def print_plan(forecast: Forecast) -> None:
     from tsotsallm.machine import human_bytes, human_seconds
 
-    rows = [[f"{number}. {' + '.join(sweep.stages) or 'copy'}", str(sweep.layers), human_bytes(sweep.ram_bytes),
-             human_bytes(sweep.scratch_bytes), f"{sweep.flops:.3g}", human_seconds(sweep.floor_s)]
-            for number, sweep in enumerate(forecast.sweeps, 1)]
+    rows = []
+    for number, sweep in enumerate(forecast.sweeps, 1):
+        name = f"{number}. {' + '.join(sweep.stages) or 'copy'}" + (f", {sweep.engine}" if sweep.engine else "")
+        rows.append([name, str(sweep.layers), human_bytes(sweep.ram_bytes), human_bytes(sweep.scratch_bytes),
+                     f"{sweep.flops:.3g}", human_seconds(sweep.floor_s)])
     table("Plan", ["sweep", "layers", "RAM", "scratch", "operations", "floor of time"], rows)
     print(f"calibration {forecast.windows} windows of {forecast.window} tokens")
     print(f"parameters  {forecast.parameters:,} -> {forecast.result_parameters:,}")
@@ -97,6 +99,12 @@ def print_result(result: Result) -> None:
          f"{result.result_parameters / result.parameters:.3f}"],
         ["weights on disk", human_bytes(result.bytes), human_bytes(result.result_bytes),
          f"{result.result_bytes / result.bytes:.3f}"]])
+    for one in result.training:
+        for place in one["samples"]:
+            where = f"layer {place['layer']}" if "layer" in place else place["source"]
+            losses = f"{place['held_out_loss_before']:.4f} -> {place['held_out_loss']:.4f}"
+            print(f"{one['stage']:8}{where}: held-out loss {losses} in {place['steps']} steps, "
+                  f"{human_seconds(place['elapsed_s'])} ({one['engine']}{'; ' * bool(place['stopped'])}{place['stopped']})")
     print(f"took {human_seconds(result.elapsed_s)} (floor {human_seconds(result.floor_s)}), "
           f"peak memory {human_bytes(result.peak_rss_bytes)}")
     for stage in result.stages:

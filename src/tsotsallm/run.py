@@ -72,6 +72,7 @@ class Result:
     peak_rss_bytes: int
     floor_s: float
     stages: list[str]
+    training: list[dict[str, Any]]
 
     def plain(self) -> dict[str, Any]:
         return asdict(self) | {"path": str(self.path)}
@@ -110,9 +111,10 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
             publish(job.result, out)
         stages = job.publish_stages(stages_directory)
     remove_work(partial)
-    return Result(out, forecast.parameters, forecast.result_parameters, checkpoint.weight_bytes,
-                  Checkpoint(out).weight_bytes, round(time.monotonic() - began, 1), peak_rss_bytes(),
-                  forecast.floor_s, stages)
+    written = Checkpoint(out)
+    return Result(out, forecast.parameters, forecast.result_parameters, checkpoint.weight_bytes, written.weight_bytes,
+                  round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages,
+                  (written.provenance or {})["training"])
 
 
 class _Job:
