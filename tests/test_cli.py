@@ -47,6 +47,24 @@ def test_tables_are_printed_for_people(tiny: Path, text: Path, tmp_path: Path) -
     assert "perplexity" in tsotsallm("evaluate", tiny, "--text", text, "--context", 64, "--limit", 3).stdout
 
 
+def test_a_table_after_every_stage(tiny: Path, text: Path, tmp_path: Path) -> None:
+    task = tmp_path / "mine.yaml"
+    task.write_text("kind: perplexity\ncontext: 64\nlayouts:\n  - text: '{{text}}'\n")
+    adapt = "{adapt: {steps: 2, batch: 2, window: 48, rank: 2}}"
+    recipe = f"['wanda:1:4', {adapt}, 'gptq:4:32', 'eora:2']"
+    common = ["--calibration", text, "--windows", 4, "--window", 48, "--task", task, "--data", text, "--limit", 3]
+    shown = tsotsallm("compress", tiny, recipe, "-o", tmp_path / "out", *common).stdout
+    assert "held-out loss" in shown
+    assert all(name in shown for name in ("After every stage", "1-sparsity", "2-adapt", "3-quantize", "perplexity", "bytes"))
+    assert (tmp_path / "out" / "training-1-adapt.png").exists()
+    found = json.loads(tsotsallm("compress", tiny, recipe, "-o", tmp_path / "again", *common, "--json").stdout)
+    assert len(found["examination"]["models"]) == 5
+    assert found["training"][0]["stage"] == "adapt"
+    refused = tsotsallm("compress", tiny, recipe, "-o", tmp_path / "x", "--limit", 3, check=False)
+    assert "belong to --task" in refused.stderr
+    assert "adapt, resident" in tsotsallm("plan", tiny, recipe).stdout
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["inspect", "no-such-model"], "does not exist"),
     (["plan", "TINY", "wandda:2:4"], "did you mean"),
