@@ -14,19 +14,16 @@ import torch
 from torch import Tensor
 
 from tsotsallm import __version__
-from tsotsallm.checkpoint.adapter import correction, is_adapter
-from tsotsallm.checkpoint.adapter import pieces as adapter_pieces
 from tsotsallm.checkpoint.anatomy import input_groups
 from tsotsallm.checkpoint.card import model_card
 from tsotsallm.checkpoint.linear import Linear
-from tsotsallm.checkpoint.reader import PACKED, PROVENANCE, Checkpoint, layer_prefix, read_packed
-from tsotsallm.checkpoint.shards import Piece, read_header, sha256
+from tsotsallm.checkpoint.reader import PROVENANCE, Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_json
 from tsotsallm.errors import NumericsError, ResumeError
 from tsotsallm.journal import PUBLISHED, Journal, held_work, remove_work, scratch_path
 from tsotsallm.machine import fingerprint, peak_rss_bytes
-from tsotsallm.numerics.grids import IntegerGrid, grid_from
+from tsotsallm.output import Output
 from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage, Workplace
@@ -42,9 +39,6 @@ from tsotsallm.training.samples import Samples
 REOBSERVED = ("o_proj", "down_proj")
 
 SomeStage = TypeVar("SomeStage", bound=Stage)
-Grids = dict[str, IntegerGrid | None]
-"""Linear -> the grid that it is stored on, None for dense."""
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -132,7 +126,6 @@ class _Job:
         self.sweeps = recipe.sweeps(one_stage_each=keep_stages)
         self.reasons: list[dict[str, Any]] = []
         self.trained: list[dict[str, Any]] = []
-        self.decisions: list[dict[str, Any]] = []
         self.sparse = _is_sparse(checkpoint)
 
     @property
@@ -242,12 +235,10 @@ class _Job:
             {"source": some.training.source, "training": len(some.training.windows), "held_out": len(some.held_out.windows),
              "curve": curve.plain()} for some, curve in zip(samples, curves, strict=True)]})
         self.journal.add(kind="trained", sweep=number, training=self.trained[-1])
-        writer = Writer(self.directory(number))
-        layers = list(range(view.spec.layers))
-        grids: dict[int, Grids] = {}
-        for index in layers:
-            grids[index], _ = self._write_layer(writer, trainee.base, index, trainee.layer(index))
-        self._complete(number, writer, view, layers, grids)
+        output = Output(self.directory(number), self.journal, number)
+        for index in range(view.spec.layers):
+            output.write(trainee.base, index, trainee.layer(index))
+        self._complete(number, output, view)
 
     def _imitate(self, number: int, stage: Retraining, samples: Sequence[Samples], view: View, kept: list[int]) -> None:
         """Train every layer to give what the original gives at its depth, and write it; one sweep."""
@@ -256,37 +247,27 @@ class _Job:
             self.trained.append(self._imitated(number, stage, samples))
             return
         [some] = samples
-        writer = Writer(self.directory(number))
-        finished = self._verified(number, writer)
-        grids = {entry["layer"]: _grids_from_plain(entry["grids"]) for entry in finished}
-        current = len(finished)
+        output = Output(self.directory(number), self.journal, number)
+        current = output.finished_layers
         tick = self._tick(number, layers, lambda: current)
         imitation = stage.imitation(view, View.of(self.checkpoint), kept, some, self.scratch / "original", self.device,
                                     sparse=self.sparse)
-        states = TwoStates(self.scratch, [len(window) for window in imitation.corpus.windows], view.spec.hidden)
-        if current == 0:
-            embed_corpus(view, imitation.corpus, states.inputs_of(0))
-            states.inputs_of(0).flush()
-        digests: dict[int, str] = {}
         curves: dict[int, Curve] = {}
 
         def load(index: int) -> dict[str, Tensor]:
             imitation.prepare(index, tick)
             return view.layer(index)
 
-        def settled(index: int) -> None:
-            self.journal.add(kind="layer", sweep=number, layer=index, sha256=digests[index],
-                             grids=_plain_grids(grids[index]), curve=curves[index].plain())
-
         if current < layers:
-            for visit in sweep(view, states, observe=False, device=self.device, start=current, load=load, settled=settled,
-                               tick=tick):
+            states = self._states(imitation.corpus, view, current)
+            for visit in sweep(view, states, observe=False, device=self.device, start=current, load=load, tick=tick,
+                               settled=lambda index: output.settled(index, curve=curves[index].plain())):
                 current = visit.index
                 curves[current], learned = imitation.train(visit, tick)
-                grids[current], digests[current] = self._write_layer(writer, view, current, learned)
-        states.remove()
+                output.write(view, current, learned)
+            states.remove()
         self.trained.append(self._imitated(number, stage, samples))
-        self._complete(number, writer, view, list(range(layers)), grids)
+        self._complete(number, output, view)
 
     def _imitated(self, number: int, stage: Retraining, samples: Sequence[Samples]) -> dict[str, Any]:
         return {"stage": stage.name, "engine": "layer by layer", "samples": [
@@ -298,56 +279,37 @@ class _Job:
         surveys = [partial(self._survey, number, one, place, view, origin) for place, _ in enumerate(one.edits)]
         one = replace(one, edits=tuple(self._decided(number, place, edit, survey)
                                        for place, (edit, survey) in enumerate(zip(one.edits, surveys, strict=True))))
-        writer = Writer(self.directory(number))
+        output = Output(self.directory(number), self.journal, number)
         layers = view.spec.layers
         last = number + 1 == len(self.sweeps)
         first_visit = self._first_visits(origin)
-        finished = self._verified(number, writer)
-        grids: dict[int, Grids] = {entry["layer"]: _grids_from_plain(entry["grids"]) for entry in finished}
-        current = len(finished)
+        current = output.finished_layers
         tick = self._tick(number, layers, lambda: current)
 
         def load(index: int) -> dict[str, Tensor]:
-            original = first_visit[index]
-            return view.layer(index) if original == index else _read_part(writer.part(original), original, grids[original])
+            return view.layer(index) if first_visit[index] == index else output.read(first_visit[index])
 
-        def settled(index: int) -> None:
-            self.journal.add(kind="layer", sweep=number, layer=index, sha256=digests[index],
-                             grids=_plain_grids(grids[index]))
+        def write(index: int, learned: Callable[[], Learned]) -> None:
+            """A shared layer is written at its first visit; before the result its repeats are written out."""
+            if first_visit[index] == index:
+                output.write(view, index, learned())
+            else:
+                output.repeat(index, first_visit[index], by_name=last)
 
-        def repeat(index: int) -> None:
-            """Give a shared layer what its first visit was given: by name only in the result, written out before."""
-            original = first_visit[index]
-            grids[index], digests[index] = grids[original], None
-            if not last:
-                pieces = read_header(writer.part(original)).items()
-                digests[index] = writer.write_layer(index, {name.removeprefix(layer_prefix(original)): record
-                                                            for name, record in pieces})
-
-        digests: dict[int, str | None] = {}
-        if one.edits:
-            states = self._states(one, view, current) if current < layers else None
-            visits = sweep(view, states, observe=one.observes, device=self.device, start=current, load=load,
-                           settled=settled, tick=tick)
-            for visit in visits:
+        if one.edits and current < layers:
+            states = self._states(self.corpus, view, current) if one.observes else None
+            for visit in sweep(view, states, observe=one.observes, device=self.device, start=current, load=load,
+                               settled=output.settled, tick=tick):
                 current = visit.index
-                if first_visit[current] == current:
-                    edited = self._edit(one.edits, visit, view, origin, tick)
-                    grids[current], digests[current] = self._write_layer(writer, view, current, Learned(edited))
-                else:
-                    repeat(current)
+                write(current, partial(self._edit, one.edits, visit, view, origin, tick))
             if states is not None:
                 states.remove()
-        else:
-            for index in range(current, layers):
-                current = index
-                tick("copying", 0.0)
-                if first_visit[current] == current:
-                    grids[current], digests[current] = self._write_layer(writer, view, current, Learned())
-                else:
-                    repeat(current)
-                settled(current)
-        self._complete(number, writer, view, first_visit if last else list(range(layers)), grids)
+        for index in range(current, layers if not one.edits else 0):
+            current = index
+            tick("copying", 0.0)
+            write(index, Learned)
+            output.settled(index)
+        self._complete(number, output, view, first_visit if last else None)
 
     def _decided(self, number: int, place: int, stage: SomeStage, survey: Callable[[], dict[str, Any]]) -> SomeStage:
         """A stage with what a survey of the model decided, now or before an interruption."""
@@ -357,9 +319,8 @@ class _Job:
             if entry["place"] == place:
                 break
         else:
-            entry = {"decision": survey()}
+            entry = {"stage": stage.name, "decision": survey()}
             self.journal.add(kind="decision", sweep=number, place=place, **entry)
-        self.decisions.append({"stage": stage.name, **entry["decision"]})
         return stage.decided(entry["decision"])
 
     def _survey(self, number: int, one: Sweep, place: int, view: View, origin: View) -> dict[str, Any]:
@@ -389,35 +350,25 @@ class _Job:
         seen: dict[int, int] = {}
         return [seen.setdefault(origin.stored(index), index) for index in layers]
 
-    def _verified(self, number: int, writer: Writer) -> list[dict[str, Any]]:
-        """Journaled layers of this sweep whose part on disk is what was written."""
-        entries = self.journal.find("layer", number)
-        for entry in entries:
-            part = writer.part(entry["layer"])
-            if entry["sha256"] and (not part.exists() or sha256(part) != entry["sha256"]):
-                raise ResumeError(f"{part} is not what was written there; delete {self.partial} and start again")
-        return entries
-
-    def _states(self, one: Sweep, view: View, start: int) -> TwoStates | None:
-        if not one.observes:
-            return None
-        assert self.corpus is not None
-        states = TwoStates(self.scratch, [len(window) for window in self.corpus.windows], view.spec.hidden)
+    def _states(self, corpus: Corpus | None, view: View, start: int) -> TwoStates:
+        """The inputs of layer `start`: of a sweep that begins, or of one that was interrupted there."""
+        assert corpus is not None
+        states = TwoStates(self.scratch, [len(window) for window in corpus.windows], view.spec.hidden)
         if start == 0:
-            embed_corpus(view, self.corpus, states.inputs_of(0))
+            embed_corpus(view, corpus, states.inputs_of(0))
             states.inputs_of(0).flush()
         elif not states.inputs_of(start).path.exists():
             raise ResumeError(f"the hidden states in {self.scratch} are gone; delete {self.partial} and start again")
         return states
 
     def _edit(self, edits: tuple[LinearEdit, ...], visit: Visit, view: View, origin: View,
-              tick: Callable[[str, float], None]) -> dict[str, Linear]:
+              tick: Callable[[str, float], None]) -> Learned:
         """Apply all edits to all linears of a layer; the layer then computes with what will be read back."""
         active = [edit for edit in edits if edit.applies_to(visit.index, view.spec.layers)]
         names = visit.names
         edited: dict[str, Linear] = {}
         if not active:
-            return edited
+            return Learned()
         only_factor = sum(edit.uses_factor for edit in active) <= 1
         again = any(edit.observes_again for edit in active)
         groups = input_groups(names)
@@ -447,46 +398,12 @@ class _Job:
                 edited[name] = linear
             for name in group:
                 visit.grams.pop(name, None)
-        return edited
+        return Learned(edited)
 
-    def _write_layer(self, writer: Writer, view: View, index: int, learned: Learned) -> tuple[Grids, str]:
-        """Write what became of a layer, everything else as stored; (grids, sha256 of the part)."""
-        pieces: dict[str, Piece] = {}
-        grids: Grids = {}
-        prefix = layer_prefix(view.stored(index))
-        edited, beside = learned.merged, learned.beside
-        for name, stored in view.layer_records(index).items():
-            module, _, leaf = name.rpartition(".")
-            owner = module.removesuffix(".lora_A").removesuffix(".lora_B")
-            if name in learned.changed:
-                pieces[name] = learned.changed[name]
-                continue
-            if (owner in edited and leaf in ("weight", *PACKED)) or (owner in {*edited, *beside} and is_adapter(name)):
-                continue
-            view.checkpoint.require_finite(prefix + name)
-            pieces[name] = stored
-            if name.endswith(".weight_packed"):
-                grids[module] = view.checkpoint.grid_of(prefix + module)
-            elif name.endswith(".weight") and len(stored.shape) == 2 and not is_adapter(name):
-                grids[module] = None
-        for name, linear in edited.items():
-            pieces |= linear.tensors()
-            grids[name] = linear.stored.grid if linear.stored is not None else None
-        for name, (left, right) in beside.items():
-            pieces |= adapter_pieces(name, left, right)
-        return grids, writer.write_layer(index, pieces)
-
-    def _complete(self, number: int, writer: Writer, view: View, first_visit: list[int], grids: dict[int, Grids]) -> None:
-        """Write what is not a layer, join the parts, add config, provenance and model card."""
-        layers = view.spec.layers
-        for name in (ends := view.checkpoint.end_records()):
-            view.checkpoint.require_finite(name)
-        writer.write_ends(dict(ends), layers)
-        unique = [index for index in range(layers) if first_visit[index] == index]
-        place = {index: number for number, index in enumerate(unique)}
-        named = {layer_prefix(place[index]) + name: grid for index in unique for name, grid in grids[index].items()}
-        order = [place[first] for first in first_visit] if len(unique) < layers else None
-        writer.finish(self.checkpoint, dict(view.spec.config), named, order, unique, layers)
+    def _complete(self, number: int, output: Output, view: View, first_visit: list[int] | None = None) -> None:
+        """Make the pass's checkpoint whole: what is not a layer, config, provenance and model card."""
+        output.finish(self.checkpoint, view, first_visit or list(range(view.spec.layers)))
+        directory = output.writer.directory
         provenance = {
             "format": 1, "source": self.model_name or self.checkpoint.directory.name,
             "recipe": self.recipe.plain(), "training": [_summary(one) for one in self.trained],
@@ -494,15 +411,16 @@ class _Job:
             "inputs": self.identity, "ancestry": self.checkpoint.provenance,
             "calibration": {"source": self.corpus.source, "windows": len(self.corpus.windows),
                             "tokens": self.corpus.tokens} if self.corpus else None,
-            "measures": {"bytes": Checkpoint(writer.directory).weight_bytes,
+            "measures": {"bytes": Checkpoint(directory).weight_bytes,
                          "source_bytes": self.checkpoint.weight_bytes}}
-        write_json(writer.directory / PROVENANCE, provenance)
-        for count, decision in enumerate(self.decisions, 1):
-            write_json(writer.directory / f"decision-{count}-{decision['stage']}.json", decision)
+        write_json(directory / PROVENANCE, provenance)
+        decisions = [entry for sweep in range(number + 1) for entry in self.journal.find("decision", sweep)]
+        for count, entry in enumerate(decisions, 1):
+            write_json(directory / f"decision-{count}-{entry['stage']}.json", {"stage": entry["stage"], **entry["decision"]})
         for count, trained in enumerate(self.trained, 1):
-            write_json(writer.directory / f"training-{count}-{trained['stage']}.json", trained)
-        card = model_card(provenance, own_container=writer.own_container)
-        (writer.directory / "README.md").write_text(card, "utf-8")
+            write_json(directory / f"training-{count}-{trained['stage']}.json", trained)
+        card = model_card(provenance, own_container=output.writer.own_container)
+        (directory / "README.md").write_text(card, "utf-8")
         self.journal.add(kind="finished", sweep=number)
 
 
@@ -521,14 +439,6 @@ def _summary(trained: dict[str, Any]) -> dict[str, Any]:
     return trained | {"samples": [of(one) for one in trained["samples"]]}
 
 
-def _plain_grids(grids: Grids) -> dict[str, Any]:
-    return {name: grid.plain() if grid is not None else None for name, grid in grids.items()}
-
-
-def _grids_from_plain(plain: dict[str, Any]) -> Grids:
-    return {name: grid_from(grid) if grid is not None else None for name, grid in plain.items()}
-
-
 def _is_sparse(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint's zeros were made on purpose, by us."""
     provenance = checkpoint.provenance
@@ -544,17 +454,3 @@ def _require_finite(linear: Linear, layer: int) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise NumericsError(f"layer {layer}, {linear.name}: the edit gave values that are not finite; raise damp, or "
                             "calibrate on more text")
-
-
-def _read_part(path: Path, layer: int, grids: Grids) -> dict[str, Tensor]:
-    """The effective float32 tensors of a layer written earlier in this run."""
-    prefix = layer_prefix(layer)
-    records = {name.removeprefix(prefix): record for name, record in read_header(path).items()}
-    tensors = {f"{name}.weight": read_packed(records, name, grid).unpack().dequantise()
-               for name, grid in grids.items() if grid is not None}
-    tensors |= {name: record.read().float() for name, record in records.items()
-                if name.rpartition(".")[2] not in PACKED and not is_adapter(name)}
-    for name in grids:
-        if (found := correction(records, name)) is not None:
-            tensors[f"{name}.weight"] += found
-    return tensors
