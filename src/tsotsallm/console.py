@@ -153,8 +153,8 @@ def print_examination(found: Examination, *, groups: bool) -> None:
     several = len(found.models) > 1
     header = ["task", "measure", "items", *(f"{number}" for number, _ in enumerate(found.models, 1))]
     header += [f"{number} - 1" for number, _ in enumerate(found.models, 1) if number > 1]
-    rows = [[one.task + (f" ({one.group})" if one.group else ""), one.measure, str(one.items), *_scores(one),
-             *_differences(one)] for one in shown]
+    rows = [[one.task + (f" ({one.group})" if one.group else ""), one.measure.replace("of which", "·"), str(one.items),
+             *_scores(one), *_differences(one)] for one in shown]
     table("Scores", header, rows)
     for number, model in enumerate(found.models, 1):
         print(f"{number}  {model}")
