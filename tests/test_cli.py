@@ -105,7 +105,9 @@ def test_ctrl_c_and_kill_lose_at_most_a_layer(tmp_path: Path, text: Path) -> Non
 
     for kill in [signal.SIGKILL] * 5 + [signal.SIGINT]:
         done = steps()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # a shell starts background jobs with Ctrl-C ignored, and so would this one's children
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         while steps() <= done and process.poll() is None:
             time.sleep(0.01)
         os.kill(process.pid, kill)
