@@ -111,10 +111,10 @@ class Bench:
             rows.setdefault("distill: layers", []).append(self.loss(out))
             adapt = {"rank": 8, "targets": ["all"], "batch": 8, "window": 256, "learning_rate": 0.001, "held_out": 0.005,
                      "seed": seed}
-            trial = self.compress("trial", [*LOSING, {"adapt": adapt | {"steps": 10}}], seed)
+            trial = self.compress("trial", [*LOSING, {"adapt": adapt | {"steps": 10, "validate_every": 10}}], seed)
             ten = json.loads((trial / "tsotsallm.json").read_text())["training"][0]["samples"][0]["elapsed_s"]
             steps = max(10, round(10 * seconds[-1] / ten))
-            out = self.compress("lora", [*LOSING, {"adapt": adapt | {"steps": steps}}], seed)
+            out = self.compress("lora", [*LOSING, {"adapt": adapt | {"steps": steps, "validate_every": steps}}], seed)
             rows.setdefault(f"adapt, about {steps} steps", []).append(self.loss(out))
         print(f"{spread(seconds, 0)} s of training each\n| | perplexity | KL |\n|---|---|---|")
         for name, values in rows.items():
