@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -109,7 +108,11 @@ def main() -> None:
     if not source.exists():
         building = source.with_name(source.name + ".building")
         shutil.rmtree(building, ignore_errors=True)
-        make_checkpoint(building, SHAPES[asked.shape], asked.layers)
+        # in a process of its own: a child's peak counts what its parent held when it was started
+        code = ("import sys; from pathlib import Path; from scale import SHAPES, make_checkpoint\n"
+                "make_checkpoint(Path(sys.argv[1]), SHAPES[sys.argv[2]], int(sys.argv[3]) or None)")
+        subprocess.run([sys.executable, "-c", code, str(building.absolute()), asked.shape, str(asked.layers or 0)],
+                       cwd=Path(__file__).parent, check=True)
         building.rename(source)
     for leftover in (out, out.with_name(out.name + ".partial")):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -129,7 +132,7 @@ def main() -> None:
     if finished.returncode:
         sys.exit(finished.stdout + finished.stderr)
     result = json.loads(finished.stdout)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    peak = result["peak_rss_bytes"]
     print(json.dumps({
         "shape": name, "recipe": asked.recipe, "tokens": asked.windows * asked.window,
         "peak_rss_gb": round(peak / 1e9, 3), "elapsed_s": round(elapsed, 1), "floor_s": round(result["floor_s"], 1),
