@@ -215,3 +215,10 @@ def test_merging_where_it_cannot_be_is_refused_first(tiny: Path, text: Path, tmp
         tsotsallm.plan(tiny, [{"quantize": {"bits": 4, "group": 32}}, adapt(merge=True)], tmp_path / "x")
     with pytest.raises(RecipeError, match="shared"):
         tsotsallm.plan(tiny, [{"layers": {"order": [0, 1, 1, 2], "shared": True}}, adapt()], tmp_path / "x")
+
+
+def test_a_correction_beside_pruned_weights_is_not_merged_into_their_zeros(tiny: Path, tmp_path: Path) -> None:
+    stages = [{"sparsity": {"prune": 2, "group": 4}}, {"compensate": {"rank": 2}}, adapt()]
+    with pytest.raises(RecipeError, match="fill their zeros"):
+        tsotsallm.plan(tiny, stages, tmp_path / "x")
+    tsotsallm.plan(tiny, [*stages[:2], adapt(init="eora")], tmp_path / "x")

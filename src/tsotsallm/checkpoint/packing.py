@@ -35,11 +35,8 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
 def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
     """The inverse of `pack_rows`: int8 codes of shape (rows, columns)."""
     if bits in (2, 4, 8):               # whole codes in every byte
-        parts = packed.contiguous().view(torch.uint8)[:, :, None]
-        if bits < 8:
-            parts = parts >> torch.arange(0, 8, bits, dtype=torch.uint8) & ((1 << bits) - 1)
-        return (parts.flatten(1)[:, :columns] ^ (1 << (bits - 1))).view(torch.int8) if bits == 8 else (
-            parts.flatten(1)[:, :columns].to(torch.int8) - (1 << (bits - 1)))
+        parts = packed.contiguous().view(torch.uint8)[:, :, None] >> torch.arange(0, 8, bits, dtype=torch.uint8)
+        return ((parts & ((1 << bits) - 1)).flatten(1)[:, :columns].to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
     stream = np.ascontiguousarray(packed.numpy()).view(np.uint8)
     codes = np.empty((len(stream), columns), dtype=np.int8)
     for first in range(0, len(stream), ROWS_AT_ONCE):

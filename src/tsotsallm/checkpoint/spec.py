@@ -159,6 +159,7 @@ def _require_readable(quantization: Any, path: Path, *, own: bool) -> None:
         isinstance(group, dict) and isinstance(group.get("targets"), list) for group in groups.values()) else [{}]
     if found.get("quant_method") != "compressed-tensors" or found.get("format") != "pack-quantized" or any(
             scheme.get("type") not in (GRIDS if own else ("int",)) or scheme.get("strategy") not in ("group", "channel")
+            or (scheme["strategy"] == "group" and (type(scheme.get("group_size")) is not int or scheme["group_size"] < 1))
             or scheme.get("actorder") not in (None, "weight", "static") or type(scheme.get("num_bits")) is not int
             for scheme in weights):
         raise CheckpointError(f"{path}: quantised with {found.get('quant_method')} in format {found.get('format')}; what "

@@ -88,7 +88,10 @@ class Adapt(Retraining):
         module_names(self.targets, list(linear_shapes(spec, 0)), "adapt.targets")
 
     def check_base(self, found: Trained) -> None:
-        if self.init == "eora" and not found.corrected:
+        if self.init == "zero" and found.corrected and not found.packed:
+            raise RecipeError("adapt would merge the correction that compensate left beside dense weights, and fill their "
+                              "zeros; start from it with `init: eora`, or merge it in compensate")
+        if self.init == "eora" and found.corrected is False:
             raise RecipeError("adapt.init is eora, but the stage before leaves no correction beside the linears; put a "
                               "compensate stage right before adapt")
         if found.packed and self.merge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -118,6 +118,7 @@ class Distill(Adapt):
         teacher = self.teacher_of(original)
         curves = []
         for number, some in enumerate(samples):
+            some = replace(some, training=some.training.first(self.steps * self.batch))     # the teacher reads no others
             kept = state / f"teacher-{number}.safetensors"
             tokens = TeacherTokens(teacher, some, self.top, self.temperature, kept, torch.device("cpu"), tick)
             curves.append(train(trainee.adapted.tensors(), Predicting(engine, some, tokens), self.schedule,

@@ -26,11 +26,14 @@ EngineChoice = Literal["auto", "resident", "streamed"]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage that trains finds: packed linears, layers in the original's order, corrections right beside them."""
+    """What a stage that trains finds: packed linears, layers in the original's order, corrections right beside them.
+
+    Whether a recipe's source has corrections is not known before it is read.
+    """
 
     packed: bool = False
     in_order: bool = True
-    corrected: bool = True
+    corrected: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -159,5 +162,3 @@ def module_names(targets: list[Any], known: list[str], where: str) -> list[str]:
                               f"{nearest(str(target), [*by_short, 'all'])}")
         found += match
     return [name for name in known if name in found]
-
-

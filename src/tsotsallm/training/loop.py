@@ -1,4 +1,4 @@
-"""The training loop: batches drawn by the seed alone, AdamW, validation, early stop; a kill loses a minute of it."""
+"""The training loop: batches drawn by the seed alone, AdamW, validation, early stop; a kill loses half a minute of it."""
 
 from __future__ import annotations
 
