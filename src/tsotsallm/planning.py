@@ -229,7 +229,7 @@ def _training_cost(spec: ModelSpec, stage: Retraining, layers: list[_Layer], fre
     resident = weights + ends + state + head + spec.layers * a_layer * min(tokens, max(MICRO_TOKENS, window))
     streamed = int(1.25 * dense) + state + head + a_layer * max(BATCH_TOKENS, window)
     forward = sum(_forward_flops(spec, layer, tokens, window) for layer in range(spec.layers))
-    looks = -(-stage.steps // stage.schedule.look_every) + 1
+    looks = -(-stage.steps // stage.look_every) + 1
     if stage.layerwise:
         seen = stage.samples_seen * window
         passes = 2 * seen + 3 * stage.steps * tokens + looks * min(MOST_HELD_OUT, stage.samples_seen) * window

@@ -109,7 +109,7 @@ class Distill(Adapt):
                   device: torch.device, *, sparse: bool) -> Imitation:
         """Layer by layer: what trains the layers of `view`, which are the layers `kept` of the original."""
         trainee = None if self.weights == "all" else self.prepare(view, sparse=sparse)
-        return Imitation(self.teacher_of(original), kept, samples, self.samples, self.schedule, directory, device,
+        return Imitation(self.teacher_of(original), kept, samples, self.samples, self, directory, device,
                          trainee=trainee, sparse=sparse)
 
     def train(self, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick,
@@ -121,6 +121,6 @@ class Distill(Adapt):
             some = replace(some, training=some.training.first(self.steps * self.batch))     # the teacher reads no others
             kept = state / f"teacher-{number}.safetensors"
             tokens = TeacherTokens(teacher, some, self.top, self.temperature, kept, torch.device("cpu"), tick)
-            curves.append(train(trainee.adapted.tensors(), Predicting(engine, some, tokens), self.schedule,
+            curves.append(train(trainee.adapted.tensors(), Predicting(engine, some, tokens), self,
                                 state / f"{number}.safetensors", tick=tick))
         return curves

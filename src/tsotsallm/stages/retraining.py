@@ -37,15 +37,14 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Retraining(Stage):
-    """A stage that trains; `data` is one source or several, trained on one after another.
+class Retraining(Schedule, Stage):
+    """A stage that trains by its schedule; `data` is one source or several, trained on one after another.
 
     data       a text, a folder of texts, a .jsonl file of prompts and responses or conversations, or a hub data set;
                nothing: the text that the recipe is calibrated on
     window     tokens of a packed window of text
     held_out   share of the samples that training never sees and its progress is measured on
     engine     resident: the whole model in memory; streamed: one layer; auto: resident where it fits
-    steps ... seed   see training.loop.Schedule
     """
 
     name: ClassVar[str]
@@ -53,19 +52,9 @@ class Retraining(Stage):
     window: int = 512
     held_out: float = 0.05
     engine: EngineChoice = "auto"
-    steps: int = 200
-    batch: int = 8
-    learning_rate: float = 2e-4
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    validate_every: int = 0
-    patience: int = 3
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        self.schedule.check(self.name)
+        self.require_sensible(self.name)
         if self.window < 2:
             raise RecipeError(f"{self.name}.window is {self.window}; it takes 2 tokens or more")
         if not 0 < self.held_out < 1:
@@ -82,11 +71,6 @@ class Retraining(Stage):
     def samples_seen(self) -> int:
         """How many windows are kept on disk where layers are trained one after another."""
         return 0
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule(self.steps, self.batch, self.learning_rate, self.decay, self.warmup, self.weight_decay, self.clip,
-                        self.validate_every, self.patience, self.seed)
 
     @property
     def sources(self) -> list[str]:
@@ -128,7 +112,7 @@ class Retraining(Stage):
     def train(self, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick,
               original: View) -> list[Curve]:
         """Train on all samples, one after another; continues from the files in `state`. `original` began the recipe."""
-        return [train(trainee.adapted.tensors(), Predicting(engine, some), self.schedule, state / f"{number}.safetensors",
+        return [train(trainee.adapted.tensors(), Predicting(engine, some), self, state / f"{number}.safetensors",
                       tick=tick) for number, some in enumerate(samples)]
 
     def tokens_a_step(self, spec: ModelSpec) -> int:

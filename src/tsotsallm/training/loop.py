@@ -39,7 +39,7 @@ class Schedule:
 
     steps: int = 200
     batch: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -48,7 +48,8 @@ class Schedule:
     patience: int = 3
     seed: int = 0
 
-    def check(self, where: str) -> None:
+    def require_sensible(self, where: str) -> None:
+        """Raise RecipeError for a number that no training can have."""
         for name, lowest in (("steps", 1), ("batch", 1), ("patience", 1), ("validate_every", 0)):
             if getattr(self, name) < lowest:
                 raise RecipeError(f"{where}.{name} is {getattr(self, name)}; it takes {lowest} or more")
