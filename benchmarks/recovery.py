@@ -79,12 +79,13 @@ class Bench:
     def ranks(self) -> None:
         print("| bits | correction | KL | MB |\n|---|---|---|---|")
         for bits in (2, 3, 4):
-            grid = {"quantize": {"bits": bits, "group": 64}}
+            first, *finer = self.asked.groups
+            grid = {"quantize": {"bits": bits, "group": first}}
             kinds: list[tuple[str, list[Any]]] = [("none", [grid])]
             kinds += [(f"rank {rank}", [grid, {"compensate": {"rank": rank}}]) for rank in (4, 8, 16, 32, 64)]
-            kinds += [("rank 16, plain SVD", [grid, {"compensate": {"rank": 16, "method": "svd"}}]),
-                      ("groups of 32", [{"quantize": {"bits": bits, "group": 32}}]),
-                      ("groups of 16", [{"quantize": {"bits": bits, "group": 16}}])]
+            kinds += [(f"rank {rank} in 8 bits", [grid, {"compensate": {"rank": rank, "bits": 8}}]) for rank in (16, 32)]
+            kinds += [("rank 16, plain SVD", [grid, {"compensate": {"rank": 16, "method": "svd"}}])]
+            kinds += [(f"groups of {size}", [{"quantize": {"bits": bits, "group": size}}]) for size in finer]
             for name, stages in kinds:
                 short = f"{bits}-{name.replace(' ', '-')}"
                 models = [self.compress(short, stages, seed) for seed in range(self.asked.seeds)]
@@ -152,6 +153,8 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--groups", type=lambda text: [int(one) if one.isdigit() else one for one in text.split(",")],
+                        default=[64, 32, 16], help="columns that share a scale: the grid to correct, then finer ones")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--limit", type=int, default=24, help="windows of held-out text")
     parser.add_argument("--limit-items", type=int, default=200)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tsotsallm.checkpoint.adapter import correction, is_adapter, pieces
+from tsotsallm.checkpoint.adapter import LowRank, is_adapter, owner_of
 from tsotsallm.checkpoint.reader import PACKED, Checkpoint, layer_prefix, read_packed
 from tsotsallm.checkpoint.shards import Piece, read_header, sha256
 from tsotsallm.checkpoint.view import View
@@ -52,7 +52,7 @@ class Output:
         edited, beside = learned.merged, learned.beside
         for name, stored in view.layer_records(index).items():
             module, _, leaf = name.rpartition(".")
-            owner = module.removesuffix(".lora_A").removesuffix(".lora_B")
+            owner = owner_of(name) if is_adapter(name) else module
             if name in learned.changed:
                 written[name] = learned.changed[name]
                 continue
@@ -67,8 +67,8 @@ class Output:
         for name, linear in edited.items():
             written |= linear.tensors()
             grids[name] = linear.stored.grid if linear.stored is not None else None
-        for name, (left, right) in beside.items():
-            written |= pieces(name, left, right)
+        for name, low_rank in beside.items():
+            written |= low_rank.tensors(name)
         self.digests[index] = self.writer.write_layer(index, written)
 
     def repeat(self, index: int, original: int, *, by_name: bool) -> None:
@@ -88,8 +88,8 @@ class Output:
         tensors |= {name: record.read().float() for name, record in records.items()
                     if name.rpartition(".")[2] not in PACKED and not is_adapter(name)}
         for name in self.grids[index]:
-            if (found := correction(records, name)) is not None:
-                tensors[f"{name}.weight"] += found
+            if (found := LowRank.read(records, name)) is not None:
+                tensors[f"{name}.weight"] = found.added_to(tensors[f"{name}.weight"])
         return tensors
 
     def finish(self, source: Checkpoint, view: View, first_visit: list[int]) -> None:

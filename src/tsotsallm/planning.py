@@ -164,8 +164,8 @@ def _edited(layer: _Layer, spec: ModelSpec, index: int, sweep: Sweep, element: i
             size += math.prod(shape) * element + HEADER_BYTES_PER_TENSOR
     if grid is not None:
         size += math.ceil(max(edit.extra_bits for edit in edits) / 8 * sum(math.prod(shape) for shape in linears.values()))
-    if beside := max(edit.adapter_values(linears, spec.layers, element) for edit in edits):
-        size += beside * element + 2 * HEADER_BYTES_PER_TENSOR * len(linears)
+    if beside := max(edit.adapter_bytes(linears, spec.layers, element) for edit in edits):
+        size += beside + 4 * HEADER_BYTES_PER_TENSOR * len(linears)
     return _Layer(layer.source, size, grid is not None)
 
 

@@ -122,7 +122,7 @@ class Recipe:
             quantized = quantized or stage.name == "quantize"
             state = Trained(packed=quantized or (state.packed and stage.name != "sparsity"),
                             in_order=state.in_order and stage.keeps_order(spec.layers),
-                            corrected=isinstance(stage, LinearEdit) and stage.adapter_values(
+                            corrected=isinstance(stage, LinearEdit) and stage.adapter_bytes(
                                 linear_shapes(spec, 0), spec.layers, 1) > 0)
             if isinstance(stage, LayerChoice):
                 spec = spec.with_layers(stage.layers_after(spec.layers))

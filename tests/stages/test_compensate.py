@@ -15,6 +15,7 @@ import tsotsallm
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
+from tsotsallm.engine.resident import resident
 from tsotsallm.errors import CheckpointError, RecipeError
 from tsotsallm.stages.compensate import Compensate
 
@@ -62,6 +63,34 @@ def test_it_is_written_counted_and_forecast(tiny: Path, text: Path, tmp_path: Pa
     assert result.result_bytes <= tsotsallm.plan(tiny, recipe, tmp_path / "x", **SMALL).result_bytes
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (5, 5)
+
+
+def test_halves_of_8_bits_take_half_the_bytes_and_stay_near(tiny: Path, text: Path, tmp_path: Path) -> None:
+    found = {}
+    for bits in (16, 8):
+        out, recipe = tmp_path / str(bits), f"[{QUANTISED}, {{compensate: {{rank: 8, bits: {bits}}}}}]"
+        result = tsotsallm.compress(tiny, recipe, out, calibration=text, **SMALL)
+        assert result.result_bytes <= tsotsallm.plan(tiny, recipe, tmp_path / "x", **SMALL).result_bytes
+        kl = tsotsallm.evaluate(out, text, reference=tiny, context=64).kl
+        assert kl is not None
+        found[bits] = kl, tsotsallm.inspect(out).bytes_by_part["adapter"], Checkpoint.open(out)
+    assert found[8][0] < 1.05 * found[16][0]
+    assert found[8][1] < 0.55 * found[16][1]
+    records, module = found[8][2].records, "model.layers.1.mlp.up_proj"
+    halves = [records[f"{module}.{half}.codes"].read().double() * records[f"{module}.{half}.scales"].read().double()
+              for half in ("lora_B", "lora_A")]
+    base = found[8][2].packed(module)
+    assert base is not None
+    expected = base.unpack().dequantise().double() + halves[0].mT @ halves[1]
+    assert torch.allclose(found[8][2].tensor(f"{module}.weight").double(), expected, atol=1e-3 * float(expected.abs().max()))
+    with pytest.raises(ValueError, match="tsotsallm"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "8")
+    tsotsallm.compress(tmp_path / "8", "", tmp_path / "copy")
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (tmp_path / "8" / "model.safetensors").read_bytes()
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    with torch.no_grad():
+        whole, packed = (resident(found[8][2], keep_packed=keep)(ids).logits for keep in (False, True))
+    assert torch.allclose(whole, packed, atol=1e-4)
 
 
 def test_a_compensated_result_is_compressed_again(tiny: Path, text: Path, tmp_path: Path) -> None:

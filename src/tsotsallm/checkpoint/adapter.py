@@ -1,47 +1,82 @@
-"""Low-rank corrections beside a base, as a PEFT adapter: names, config, and reading them back."""
+"""Low-rank corrections beside a base: a PEFT adapter in 16 bit, or 8-bit halves in the project's own container."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tsotsallm.checkpoint.shards import TensorRecord, read_header
 from tsotsallm.errors import CheckpointError
+from tsotsallm.numerics.grids import IntegerGrid, Quantised
 
 FOLDER, WEIGHTS, CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 LEFT, RIGHT = "lora_B.weight", "lora_A.weight"
+PEFT = (LEFT, RIGHT)
+HALVES = re.compile(r"\.lora_[AB]\.(weight|codes|scales)$")
+EIGHT_BITS = IntegerGrid(8, None)
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a tensor's name is that of half of a low-rank correction."""
-    return name.endswith((LEFT, RIGHT))
+    """Whether a tensor's name is that of half of a low-rank correction, or of a part of it."""
+    return HALVES.search(name) is not None
 
 
-def names(module: str) -> tuple[str, str]:
-    """What the halves B and A of a linear's correction are called."""
-    return f"{module}.{LEFT}", f"{module}.{RIGHT}"
+def owner_of(name: str) -> str:
+    """The module that half of a low-rank correction belongs to."""
+    return HALVES.sub("", name)
 
 
-def pieces(module: str, left: Tensor, right: Tensor) -> dict[str, Tensor]:
-    """B (d_out, r) and A (r, d_in) of a linear, by the names that they have beside it."""
-    return dict(zip(names(module), (left.contiguous(), right.contiguous()), strict=True))
+@dataclass(frozen=True)
+class LowRank:
+    """B·A beside a linear.
 
+    left, right  B (d_out, r) and A (r, d_in) as a reader of the file gets them
+    coded        Bᵀ and A as 8-bit codes with one scale for each of the r rows; None where they are stored as they are
+    """
 
-def factors(records: Mapping[str, TensorRecord], module: str) -> tuple[Tensor, Tensor] | None:
-    """B (d_out, r) and A (r, d_in) of a linear as stored; None where it has none."""
-    left, right = names(module)
-    return (records[left].read(), records[right].read()) if left in records else None
+    left: Tensor
+    right: Tensor
+    coded: tuple[Quantised, Quantised] | None = None
 
+    @classmethod
+    def in_8_bits(cls, left: Tensor, right: Tensor, storage: torch.dtype) -> LowRank:
+        """Both halves rounded to 8 bits, scales in `storage`."""
+        return cls._decoded(EIGHT_BITS.round(left.mT.contiguous(), storage), EIGHT_BITS.round(right, storage))
 
-def correction(records: Mapping[str, TensorRecord], module: str) -> Tensor | None:
-    """B·A of a linear in float32, (d_out, d_in); None where it has none."""
-    found = factors(records, module)
-    return None if found is None else found[0].float() @ found[1].float()
+    @classmethod
+    def read(cls, records: Mapping[str, TensorRecord], module: str) -> LowRank | None:
+        """The correction of a linear as stored; None where it has none."""
+        if f"{module}.{LEFT}" in records:
+            return cls(records[f"{module}.{LEFT}"].read(), records[f"{module}.{RIGHT}"].read())
+        if f"{module}.lora_B.codes" in records:
+            halves = (Quantised(records[f"{module}.{half}.codes"].read(), records[f"{module}.{half}.scales"].read(), None,
+                                EIGHT_BITS) for half in ("lora_B", "lora_A"))
+            return cls._decoded(*halves)
+        return None
+
+    @classmethod
+    def _decoded(cls, left: Quantised, right: Quantised) -> LowRank:
+        storage = left.scales.dtype
+        return cls(left.dequantise().mT.contiguous().to(storage), right.dequantise().to(storage), (left, right))
+
+    def added_to(self, base: Tensor, times: float = 1.0) -> Tensor:
+        """base + times·B·A in float32."""
+        return base.addmm(self.left.float(), self.right.float(), alpha=times)
+
+    def tensors(self, module: str) -> dict[str, Tensor]:
+        """What is stored for a linear, by name."""
+        if self.coded is None:
+            return {f"{module}.{LEFT}": self.left.contiguous(), f"{module}.{RIGHT}": self.right.contiguous()}
+        return {f"{module}.{half}.{part}": tensor for half, coded in zip(("lora_B", "lora_A"), self.coded, strict=True)
+                for part, tensor in (("codes", coded.codes), ("scales", coded.scales))}
 
 
 def read_adapter(directory: Path) -> dict[str, TensorRecord]:

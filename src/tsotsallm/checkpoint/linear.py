@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tsotsallm.checkpoint import adapter, packing
+from tsotsallm.checkpoint import packing
+from tsotsallm.checkpoint.adapter import LowRank
 from tsotsallm.numerics.grids import Quantised
 
 
@@ -21,7 +22,7 @@ class Linear:
     values     (d_out, d_in) float32: its dense values now; None means the reference itself
     mask       (d_out, d_in) bool: True where kept; None when nothing was pruned
     stored     its codes on a grid, once quantised
-    low_rank   (B, A), (d_out, r) and (r, d_in) in storage: a correction beside it, as an adapter
+    low_rank   a correction B·A beside it
     """
 
     name: str
@@ -30,7 +31,7 @@ class Linear:
     values: Tensor | None = None
     mask: Tensor | None = None
     stored: Quantised | None = None
-    low_rank: tuple[Tensor, Tensor] | None = None
+    low_rank: LowRank | None = None
     edited: bool = False
 
     @property
@@ -55,21 +56,20 @@ class Linear:
     def quantise(self, stored: Quantised) -> None:
         self.stored, self.values, self.edited = stored, None, True
 
-    def compensate(self, left: Tensor, right: Tensor) -> None:
-        """Keep B·A beside the values, rounded to storage."""
-        self.low_rank, self.edited = (left.to(self.storage), right.to(self.storage)), True
+    def compensate(self, left: Tensor, right: Tensor, bits: int = 16) -> None:
+        """Keep B·A beside the values, rounded to storage or to 8 bits."""
+        self.low_rank = (LowRank.in_8_bits(left, right, self.storage) if bits == 8 else
+                         LowRank(left.to(self.storage), right.to(self.storage)))
+        self.edited = True
 
     def effective(self) -> Tensor:
         """The weight as a reader of the written file gets it, storage rounding included, float32."""
         base = self.stored.dequantise() if self.stored is not None else self.dense.to(self.storage).float()
-        if self.low_rank is None:
-            return base
-        left, right = self.low_rank
-        return base.addmm(left.float(), right.float())
+        return base if self.low_rank is None else self.low_rank.added_to(base)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is written to the file, by name inside the layer."""
-        beside = adapter.pieces(self.name, *self.low_rank) if self.low_rank is not None else {}
+        beside = self.low_rank.tensors(self.name) if self.low_rank is not None else {}
         if self.stored is not None:
             return beside | {f"{self.name}.{suffix}": tensor for suffix, tensor in packing.pack(self.stored).items()}
         return beside | {f"{self.name}.weight": self.dense.to(self.storage)}

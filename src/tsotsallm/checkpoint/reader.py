@@ -71,9 +71,9 @@ class Checkpoint:
         module = name.removesuffix(".weight")
         packed = self.packed(module)
         values = packed.unpack().dequantise() if packed is not None else self.record(name).read().float()
-        correction = adapter.correction(self.records, module)
+        correction = adapter.LowRank.read(self.records, module)
         if correction is not None:
-            values += correction
+            values = correction.added_to(values)
         self._require_finite(values, name)
         return values
 
@@ -83,15 +83,16 @@ class Checkpoint:
             return None
         return read_packed(self.records, module, self.grid_of(module))
 
-    def beside(self, module: str) -> tuple[Tensor, Tensor] | None:
-        """The low-rank correction (B, A) that lies beside a linear, if any."""
-        return adapter.factors(self.records, module)
+    def beside(self, module: str) -> adapter.LowRank | None:
+        """The low-rank correction that lies beside a linear, if any."""
+        return adapter.LowRank.read(self.records, module)
 
     def without_beside(self, modules: Iterable[str]) -> Checkpoint:
         """The same checkpoint without the low-rank corrections of some linears, by their full module names."""
-        gone = {name for module in modules for name in adapter.names(module)}
+        gone = set(modules)
         other = copy.copy(self)
-        other.records = {name: record for name, record in self.records.items() if name not in gone}
+        other.records = {name: record for name, record in self.records.items()
+                         if not (adapter.is_adapter(name) and adapter.owner_of(name) in gone)}
         other.__dict__.pop("names_by_layer", None)
         return other
 

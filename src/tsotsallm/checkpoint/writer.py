@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tsotsallm.checkpoint.adapter import CONFIG, FOLDER, PREFIX, RIGHT, WEIGHTS, adapter_config, is_adapter
+from tsotsallm.checkpoint.adapter import CONFIG, FOLDER, PEFT, PREFIX, RIGHT, WEIGHTS, adapter_config, is_adapter
 from tsotsallm.checkpoint.packing import quantization_config
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.shards import Piece, group_by_size, read_header, sync, write_shard
@@ -74,8 +74,8 @@ class Writer:
             for path in group:
                 was, now = paths[path]
                 found = {now + tensor.removeprefix(was): record for tensor, record in read_header(path).items()}
-                beside |= {name: record for name, record in found.items() if is_adapter(name)}
-                records |= {name: record for name, record in found.items() if not is_adapter(name)}
+                beside |= {name: record for name, record in found.items() if name.endswith(PEFT)}
+                records |= {name: record for name, record in found.items() if not name.endswith(PEFT)}
             write_shard(self.directory / name, records)
             weight_map |= dict.fromkeys(records, name)
             total += sum(record.size for record in read_header(self.directory / name).values())
@@ -88,7 +88,8 @@ class Writer:
         if any(grid is not None for grid in grids.values()):
             written["quantization_config"] = quantization_config(grids)
         own_grids = any(grid is not None and not grid.plain_hf for grid in grids.values())
-        self.own_container = layer_order is not None or own_grids
+        coded_adapter = any(is_adapter(name) for name in weight_map)
+        self.own_container = layer_order is not None or own_grids or coded_adapter
         if self.own_container:
             layer_order = list(range(len(kept))) if layer_order is None else layer_order
             written = {"model_type": CONTAINER, "layer_order": layer_order, "model": written}

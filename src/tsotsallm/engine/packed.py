@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tsotsallm.checkpoint.adapter import LowRank
 from tsotsallm.checkpoint.packing import Packed
 
 
 class PackedLinear(nn.Module):
     """A frozen linear on a grid, with the low-rank correction that lies beside it, if any."""
 
-    def __init__(self, packed: Packed, bias: Tensor | None, beside: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(self, packed: Packed, bias: Tensor | None, beside: LowRank | None) -> None:
         super().__init__()
         self.packed, self.bias, self.beside = packed, bias, beside
 
@@ -22,7 +23,7 @@ class PackedLinear(nn.Module):
         """(d_out, d_in) float32."""
         weight = self.packed.unpack().dequantise()
         if self.beside is not None:
-            weight.addmm_(self.beside[0].float(), self.beside[1].float())
+            weight = self.beside.added_to(weight)
         return weight
 
     def forward(self, inputs: Tensor) -> Tensor:

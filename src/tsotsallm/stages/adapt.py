@@ -139,7 +139,7 @@ class Adapt(Retraining):
                 if beside is None:
                     raise RecipeError(f"adapt.init is eora, but layer {layer} has no correction beside {name}; put a "
                                       "compensate stage right before adapt")
-                found[layer, name] = Factors(beside[0].float().requires_grad_(), beside[1].float().requires_grad_())
+                found[layer, name] = Factors(beside.left.float().requires_grad_(), beside.right.float().requires_grad_())
             else:
                 found[layer, name] = Factors.new(*linear_shapes(view.spec, layer)[name], self.rank, generator)
         scale = 1.0 if self.init == "eora" else (self.alpha or self.rank) / self.rank

@@ -220,8 +220,8 @@ class LinearEdit(Stage):
         """Whether the edit makes sense only in one pass with the edit before it."""
         return False
 
-    def adapter_values(self, shapes: Mapping[str, tuple[int, int]], layers: int, element: int) -> int:
-        """How many numbers the edit leaves beside the linears of a layer, at most."""
+    def adapter_bytes(self, shapes: Mapping[str, tuple[int, int]], layers: int, element: int) -> int:
+        """Bytes that the edit leaves beside the linears of a layer, at most; `element` are those of a number in storage."""
         return 0
 
     def flops(self, d_out: int, d_in: int) -> float:

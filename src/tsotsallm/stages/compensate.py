@@ -28,6 +28,8 @@ class Compensate(LinearEdit):
             outputs, as a share of what they are, and `budget` is spent where a byte takes off most
     budget  bytes of all corrections together with `rank: auto`, such as 2MB
     method  eora: nearest on the calibration inputs (arXiv:2410.21271); svd: nearest in the weights themselves
+    bits    of its numbers: 16, a PEFT adapter beside the base; or 8, with a scale for every rank, in the project's own
+            container and as a GGUF adapter
     merge   add it to dense weights instead of keeping it as an adapter beside the base
     """
 
@@ -35,6 +37,7 @@ class Compensate(LinearEdit):
     rank: int | Literal["auto"] = 32
     budget: int | str | None = None
     method: Literal["eora", "svd"] = "eora"
+    bits: Literal[8, 16] = 16
     merge: bool = False
     ranks: Mapping[str, int] | None = decided_later()
 
@@ -46,6 +49,9 @@ class Compensate(LinearEdit):
                               "{compensate: {rank: auto, budget: 2MB}}")
         if self.budget is not None and self.budget_bytes < 1:
             raise RecipeError(f"compensate.budget is {self.budget}; it takes bytes, such as 2MB")
+        if self.merge and self.bits == 8:
+            raise RecipeError("compensate.bits 8 is how a correction is stored beside the weights, and merge stores none; "
+                              "leave one of them out")
 
     @property
     def budget_bytes(self) -> int:
@@ -67,19 +73,23 @@ class Compensate(LinearEdit):
     def highest(self) -> int:
         return MOST_RANK if self.rank == "auto" else int(self.rank)
 
-    def adapter_values(self, shapes: Mapping[str, tuple[int, int]], layers: int, element: int) -> int:
+    def rank_bytes(self, shape: tuple[int, int], element: int) -> int:
+        """Bytes of one rank of a linear."""
+        return sum(shape) * element if self.bits == 16 else sum(shape) + 2 * element
+
+    def adapter_bytes(self, shapes: Mapping[str, tuple[int, int]], layers: int, element: int) -> int:
         if self.merge:
             return 0
         if self.rank == "auto":
-            return self.budget_bytes // element // layers
-        return sum(min(self.highest, *shape) * sum(shape) for shape in shapes.values())
+            return -(-self.budget_bytes // layers)
+        return sum(min(self.highest, *shape) * self.rank_bytes(shape, element) for shape in shapes.values())
 
     def check(self, spec: ModelSpec) -> None:
         if self.rank == "auto":
-            smallest = min(sum(shape) for shape in linear_shapes(spec, 0).values())
-            if self.budget_bytes < 2 * smallest:
+            smallest = min(self.rank_bytes(shape, 2) for shape in linear_shapes(spec, 0).values())
+            if self.budget_bytes < smallest:
                 raise RecipeError(f"compensate.budget is {human_bytes(self.budget_bytes)}, but rank 1 of the smallest "
-                                  f"linear takes {human_bytes(2 * smallest)}")
+                                  f"linear takes {human_bytes(smallest)}")
 
     def flops(self, d_out: int, d_in: int) -> float:
         # Δ·H·Δᵀ of all outputs where it is exact, and its eigenvectors; see numerics.lowrank
@@ -95,7 +105,7 @@ class Compensate(LinearEdit):
     def decide(self, notes: Mapping[str, list[float]], view: View) -> dict[str, Any]:
         """Rank by rank to the linear where a byte takes off most of the error: falling gains make that the best choice."""
         element = view.checkpoint.storage.itemsize
-        cost = {f"{layer}.{name}": element * sum(shape) for layer in range(view.spec.layers)
+        cost = {f"{layer}.{name}": self.rank_bytes(shape, element) for layer in range(view.spec.layers)
                 for name, shape in linear_shapes(view.spec, layer).items()}
         ranks = dict.fromkeys(notes, 0)
         left = self.budget_bytes
@@ -121,7 +131,7 @@ class Compensate(LinearEdit):
         delta = linear.reference - linear.effective()
         left, right, _ = low_rank_correction(delta, None if self.method == "svd" or gram is None else gram.times, rank)
         if not self.merge:
-            linear.compensate(left, right)
+            linear.compensate(left, right, self.bits)
             return
         if linear.stored is not None:
             raise RecipeError("compensate.merge adds to dense weights, but quantize made codes of them; leave merge out, or "

@@ -85,11 +85,11 @@ class Imitation:
         learned = trainee.layer(visit.index)
         for linear in learned.merged.values():
             visit.commit(linear)
-        for name, (left, right) in learned.beside.items():
+        for name, low_rank in learned.beside.items():
             before = trainee.base.layer_tensor(visit.index, f"{name}.weight")
             kept = trainee.beside_before(visit.index, name)
-            whole = before if kept is None else before - kept[0].float() @ kept[1].float()
-            visit.frame.linear(name).weight.data.copy_(whole.addmm_(left.float(), right.float()))
+            base = before if kept is None else kept.added_to(before, -1)
+            visit.frame.linear(name).weight.data.copy_(low_rank.added_to(base))
         return curve, learned
 
     def _train_all(self, visit: Visit, objective: ImitatingLayer, tick: Tick) -> tuple[Curve, Learned]:

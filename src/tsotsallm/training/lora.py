@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tsotsallm.checkpoint.adapter import LowRank
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.reader import layer_prefix
 from tsotsallm.checkpoint.view import View
@@ -134,10 +135,10 @@ class Adapted:
 
 @dataclass
 class Learned:
-    """What became of a layer: linears with new values, corrections (B, A) beside others, other tensors that changed."""
+    """What became of a layer: linears with new values, corrections beside others, other tensors that changed."""
 
     merged: dict[str, Linear] = field(default_factory=dict)
-    beside: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    beside: dict[str, LowRank] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -149,7 +150,7 @@ class Trainee:
     adapted: Adapted
     merge: bool
 
-    def beside_before(self, index: int, name: str) -> tuple[Tensor, Tensor] | None:
+    def beside_before(self, index: int, name: str) -> LowRank | None:
         """The correction that lay beside a linear of the base, and still does."""
         return self.base.checkpoint.beside(layer_prefix(self.base.stored(index)) + name)
 
@@ -168,6 +169,6 @@ class Trainee:
                     change * (weight != 0) if self.adapted.masked else change), edited=True)
                 continue
             if (before := self.beside_before(index, name)) is not None:
-                left, right = torch.cat([before[0].float(), left], 1), torch.cat([before[1].float(), right])
-            learned.beside[name] = left.to(storage), right.to(storage)
+                left, right = torch.cat([before.left.float(), left], 1), torch.cat([before.right.float(), right])
+            learned.beside[name] = LowRank(left.to(storage), right.to(storage))
         return learned
