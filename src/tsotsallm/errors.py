@@ -37,6 +37,10 @@ class ResumeError(TsotsallmError):
     """Unfinished work exists that belongs to other inputs."""
 
 
+class ExportError(TsotsallmError):
+    """A result cannot be written in the form that was asked for."""
+
+
 class MissingExtraError(TsotsallmError):
     """An optional dependency is not installed."""
 

@@ -14,10 +14,10 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import Writer
 from tsotsallm.errors import ResumeError
 from tsotsallm.journal import Journal
-from tsotsallm.numerics.grids import IntegerGrid, grid_from
+from tsotsallm.numerics.grids import Grid, grid_from
 from tsotsallm.training.lora import Learned
 
-Grids = dict[str, IntegerGrid | None]
+Grids = dict[str, Grid | None]
 """Linear -> the grid that it is stored on, None for dense."""
 
 
@@ -60,7 +60,7 @@ class Output:
                 continue
             view.checkpoint.require_finite(prefix + name)
             written[name] = stored
-            if name.endswith(".weight_packed"):
+            if name.endswith((".weight_packed", ".weight_blocks")):
                 grids[module] = view.checkpoint.grid_of(prefix + module)
             elif name.endswith(".weight") and len(stored.shape) == 2 and not is_adapter(name):
                 grids[module] = None

@@ -12,7 +12,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import ResourceError
 from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, human_bytes, rss_bytes
-from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.numerics.grids import Grid
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit
 from tsotsallm.stages.depth import Depth
@@ -98,7 +98,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     ends = sum(record.size for record in checkpoint.end_records().values())
     stored = {layer: sum(record.size for record in checkpoint.layer_records(layer).values())
               for layer in checkpoint.names_by_layer}
-    packed = {layer: any(name.endswith(".weight_packed") for name in names)
+    packed = {layer: any(name.endswith((".weight_packed", ".weight_blocks")) for name in names)
               for layer, names in checkpoint.names_by_layer.items()}
     layers = before = [_Layer(layer, stored[layer], packed[layer]) for layer in checkpoint.spec.layer_order]
     sweeps: list[SweepForecast] = []
@@ -151,7 +151,7 @@ def _edited(layer: _Layer, spec: ModelSpec, index: int, sweep: Sweep, element: i
     edits = [edit for edit in sweep.edits if edit.applies_to(index, spec.layers)]
     if not edits:
         return layer
-    grid: IntegerGrid | None = None
+    grid: Grid | None = None
     for edit in edits:
         grid = edit.grid_for(index, spec.layers) or grid
     linears = linear_shapes(spec, index)
@@ -159,7 +159,7 @@ def _edited(layer: _Layer, spec: ModelSpec, index: int, sweep: Sweep, element: i
     for name, shape in layer_shapes(spec, index).items():
         linear = linears.get(name.removesuffix(".weight"))
         if grid is not None and linear is not None:
-            size += packed_bytes(grid, *linear, element) + 3 * HEADER_BYTES_PER_TENSOR
+            size += grid.stored_bytes(*linear, element) + 3 * HEADER_BYTES_PER_TENSOR
         else:
             size += math.prod(shape) * element + HEADER_BYTES_PER_TENSOR
     if grid is not None:
@@ -179,11 +179,6 @@ def _chosen(layers: list[_Layer], choice: LayerChoice) -> list[_Layer]:
     return [layers[index] for index in sorted(largest[:choice.layers_after(len(layers))])]
 
 
-def packed_bytes(grid: IntegerGrid, d_out: int, d_in: int, scale_bytes: int) -> int:
-    """Bytes of one packed linear: codes, scales, zero points, shape."""
-    groups = d_in // (grid.group or d_in)
-    zero_points = 0 if grid.symmetric else groups * 4 * -(-d_out * grid.bits // 32)
-    return d_out * 4 * -(-d_in * grid.bits // 32) + d_out * groups * scale_bytes + zero_points + 16
 
 
 def _sweep_forecast(spec: ModelSpec, layers: list[_Layer], sweep: Sweep, windows: int, window: int, base: int, rate: float,

@@ -450,7 +450,6 @@ def _is_sparse(checkpoint: Checkpoint) -> bool:
 
 
 def _require_finite(linear: Linear, layer: int) -> None:
-    tensor = linear.stored.scales.float() if linear.stored is not None else linear.dense
-    if not bool(torch.isfinite(tensor).all()):
+    if not (linear.stored.finite if linear.stored is not None else bool(torch.isfinite(linear.dense).all())):
         raise NumericsError(f"layer {layer}, {linear.name}: the edit gave values that are not finite; raise damp, or "
                             "calibrate on more text")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint import packing
 from tsotsallm.checkpoint.adapter import LowRank
-from tsotsallm.numerics.grids import Quantised
+from tsotsallm.numerics.grids import Stored
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Linear:
     storage: torch.dtype
     values: Tensor | None = None
     mask: Tensor | None = None
-    stored: Quantised | None = None
+    stored: Stored | None = None
     low_rank: LowRank | None = None
     edited: bool = False
 
@@ -53,7 +53,7 @@ class Linear:
         self.values = (self.dense if values is None else values) * self.mask
         self.stored, self.edited = None, True
 
-    def quantise(self, stored: Quantised) -> None:
+    def quantise(self, stored: Stored) -> None:
         self.stored, self.values, self.edited = stored, None, True
 
     def compensate(self, left: Tensor, right: Tensor, bits: int = 16) -> None:

@@ -1,7 +1,7 @@
-"""Low-bit codes <-> bytes, in the dense layout of compressed-tensors (`pack-quantized`).
+"""Low-bit codes <-> bytes: ggml's blocks, or the dense layout of compressed-tensors (`pack-quantized`).
 
-The codes of a row, shifted to be unsigned, form one little-endian stream of bits, padded to 32: four- and eight-bit
-files are the same as those of every earlier version; 3, 5, 6 and 7 bits follow version 0.20 and later.
+In the latter the codes of a row, shifted to be unsigned, form one little-endian stream of bits, padded to 32: four-
+and eight-bit files are the same as those of every earlier version; 3, 5, 6 and 7 bits follow version 0.20 and later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tsotsallm.numerics.grids import IntegerGrid, Quantised
+from tsotsallm.numerics import ggml
+from tsotsallm.numerics.grids import GRIDS, Grid, IntegerGrid, Quantised, Stored, grid_from
 
 ROWS_AT_ONCE = 256
 
@@ -47,8 +48,14 @@ def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
     return torch.from_numpy(codes)
 
 
-def pack(quantised: Quantised) -> dict[str, Tensor]:
-    """The tensors that compressed-tensors stores for one linear, by the suffix of their names."""
+SUFFIXES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_blocks")
+"""The tensors that a packed linear is made of."""
+
+
+def pack(quantised: Stored) -> dict[str, Tensor]:
+    """The tensors that are stored for one linear, by the suffix of their names."""
+    if isinstance(quantised, ggml.Blocks):
+        return {"weight_blocks": torch.from_numpy(ggml.encode(quantised))}
     bits = quantised.grid.bits
     tensors = {"weight_packed": pack_rows(quantised.codes, bits), "weight_scale": quantised.scales.contiguous(),
                "weight_shape": torch.tensor(quantised.codes.shape)}
@@ -57,8 +64,10 @@ def pack(quantised: Quantised) -> dict[str, Tensor]:
     return tensors
 
 
-def unpack(tensors: dict[str, Tensor], grid: IntegerGrid) -> Quantised:
+def unpack(tensors: dict[str, Tensor], grid: Grid) -> Stored:
     """The inverse of `pack`."""
+    if isinstance(grid, ggml.GgmlGrid):
+        return ggml.decode(tensors["weight_blocks"], grid)
     d_out, d_in = (int(size) for size in tensors["weight_shape"])
     scales = tensors["weight_scale"].view(d_out, -1)
     zero_points = None
@@ -72,30 +81,48 @@ class Packed:
     """One linear as its file holds it: the tensors by the suffix of their names."""
 
     tensors: dict[str, Tensor]
-    grid: IntegerGrid
+    grid: Grid
 
-    def unpack(self) -> Quantised:
+    def unpack(self) -> Stored:
         return unpack(self.tensors, self.grid)
 
 
-def quantization_config(grids: dict[str, IntegerGrid | None]) -> dict[str, Any]:
+def scheme_of(grid: Grid) -> dict[str, Any]:
+    """How a grid is described in config.json, in the terms of compressed-tensors where these suffice."""
+    if isinstance(grid, ggml.GgmlGrid):
+        kind, bits, symmetric, group = grid.type, grid.layout.bits, grid.holds_zeros, grid.layout.part
+    else:
+        kind, bits, symmetric, group = grid.plain()["type"], grid.bits, grid.symmetric, grid.group or 0
+    return {"num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": False,
+            "strategy": "group" if group else "channel", **({"group_size": group} if group else {})}
+
+
+def grid_of_scheme(scheme: dict[str, Any]) -> Grid:
+    """The inverse of `scheme_of`."""
+    kind = scheme["type"]
+    if kind not in GRIDS[:2]:
+        return grid_from({"type": kind})
+    size = scheme.get("group_size") if scheme["strategy"] == "group" else None
+    return grid_from({"type": kind, "bits": int(scheme["num_bits"]), "group": size,
+                      "symmetric": bool(scheme.get("symmetric", True))})
+
+
+def quantization_config(grids: dict[str, Grid | None]) -> dict[str, Any]:
     """compressed-tensors' section of config.json for linears by full module name (None: left in floating point)."""
-    by_grid: dict[IntegerGrid, list[str]] = {}
+    by_grid: dict[Grid, list[str]] = {}
     for name, grid in grids.items():
         if grid is not None:
             by_grid.setdefault(grid, []).append(name)
-    ignored = sorted(name for name, grid in grids.items() if grid is None)
+    ignored = sorted({name for name, grid in grids.items() if grid is None} | ({"lm_head"} - grids.keys()))
+    ends = any(not name.startswith("model.layers.") for name, grid in grids.items() if grid is not None)
     groups = {}
     for index, (grid, names) in enumerate(by_grid.items()):
         groups[f"group_{index}"] = {
-            "targets": ["Linear"] if len(by_grid) == 1 else sorted(names),
-            "weights": {"num_bits": grid.bits, "type": grid.plain()["type"], "symmetric": grid.symmetric, "dynamic": False,
-                        "strategy": "channel" if grid.group is None else "group",
-                        **({} if grid.group is None else {"group_size": grid.group})},
+            "targets": ["Linear"] if len(by_grid) == 1 and not ends else sorted(names), "weights": scheme_of(grid),
             "input_activations": None, "output_activations": None}
     config: dict[str, Any] = {
         "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-        "config_groups": groups, "ignore": ["lm_head", *ignored]}
-    if any(not grid.symmetric for grid in by_grid):
+        "config_groups": groups, "ignore": ignored}
+    if any(isinstance(grid, IntegerGrid) and not grid.symmetric for grid in by_grid):
         config["dequantize"] = True
     return config

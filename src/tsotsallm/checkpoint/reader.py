@@ -17,15 +17,17 @@ from tsotsallm.checkpoint import adapter, packing
 from tsotsallm.checkpoint.shards import TensorRecord, read_header
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.errors import CheckpointError
-from tsotsallm.numerics.grids import GRIDS, IntegerGrid
+from tsotsallm.numerics.ggml import GgmlGrid
+from tsotsallm.numerics.grids import Grid, IntegerGrid
 
 EMBEDDED = "embedded"
 PROVENANCE = "tsotsallm.json"
-PACKED = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+PACKED = packing.SUFFIXES
 KEPT_FILES = re.compile(
     r"(tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
     r"chat_template\.(json|jinja)|generation_config\.json|(LICENSE|LICENCE|NOTICE|USE_POLICY|USAGE).*)", re.IGNORECASE)
 CHECKED_BYTES = 32 << 20
+PACKED_NAME = re.compile(rf"\.({'|'.join(PACKED)})$")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
 
 
@@ -55,15 +57,13 @@ class Checkpoint:
         except KeyError:
             raise CheckpointError(f"{self.directory} has no tensor {name}; the checkpoint is incomplete") from None
 
-    def grid_of(self, name: str) -> IntegerGrid:
+    def grid_of(self, name: str) -> Grid:
         """The grid of a packed linear, by its full module name."""
         for group in (self.spec.quantization or {}).get("config_groups", {}).values():
             for target in group["targets"]:
                 matches = re.match(target[3:], name) if target.startswith("re:") else target in (name, "Linear")
                 if matches:
-                    scheme = group["weights"]
-                    size = scheme.get("group_size") if scheme["strategy"] == "group" else None
-                    return GRIDS[scheme["type"]](int(scheme["num_bits"]), size, bool(scheme.get("symmetric", True)))
+                    return packing.grid_of_scheme(group["weights"])
         raise CheckpointError(f"{self.directory}: {name} is packed but config.json has no scheme for it")
 
     def tensor(self, name: str) -> Tensor:
@@ -79,9 +79,13 @@ class Checkpoint:
 
     def packed(self, module: str) -> packing.Packed | None:
         """A linear as it lies packed in its file, by its full module name; None where it is dense."""
-        if f"{module}.weight_packed" not in self.records:
+        if not self.is_packed(module):
             return None
         return read_packed(self.records, module, self.grid_of(module))
+
+    def is_packed(self, module: str) -> bool:
+        """Whether a matrix is stored as codes on a grid, by its full module name."""
+        return f"{module}.weight_packed" in self.records or f"{module}.weight_blocks" in self.records
 
     def beside(self, module: str) -> adapter.LowRank | None:
         """The low-rank correction that lies beside a linear, if any."""
@@ -97,8 +101,13 @@ class Checkpoint:
         return other
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows [first, last) of a dense matrix in float32; NaN and infinity are refused."""
-        values = self.record(name).read(first, last).float()
+        """Rows [first, last) of embeddings or head in float32; NaN and infinity are refused."""
+        module = name.removesuffix(".weight")
+        if self.is_packed(module):
+            tensors = {"weight_blocks": self.record(f"{module}.weight_blocks").read(first, last)}
+            values = packing.unpack(tensors, self.grid_of(module)).dequantise()
+        else:
+            values = self.record(name).read(first, last).float()
         self._require_finite(values, name)
         return values
 
@@ -129,8 +138,8 @@ class Checkpoint:
 
     def layer_names(self, stored: int) -> list[str]:
         """Names of a stored layer's tensors as a model knows them, without prefix; packed ones by their weight."""
-        names = (re.sub(r"\.(weight_packed|weight_scale|weight_shape|weight_zero_point)$", ".weight", name)
-                 for name in self.names_by_layer.get(stored, []) if not adapter.is_adapter(name))
+        names = (PACKED_NAME.sub(".weight", name) for name in self.names_by_layer.get(stored, [])
+                 if not adapter.is_adapter(name))
         return list(dict.fromkeys(names))
 
     def layer(self, stored: int) -> dict[str, Tensor]:
@@ -149,8 +158,11 @@ class Checkpoint:
 
     @property
     def storage(self) -> torch.dtype:
-        """The floating-point type of the embeddings, which new tensors are stored in as well."""
-        return self.record(EMBEDDING).dtype
+        """The floating-point type that new tensors are stored in: that of the config, or of dense embeddings."""
+        if EMBEDDING in self.records:
+            return self.records[EMBEDDING].dtype
+        found = getattr(torch, str(self.spec.config.get("dtype") or self.spec.config.get("torch_dtype")), None)
+        return found if isinstance(found, torch.dtype) else torch.float16
 
     def end_records(self) -> dict[str, TensorRecord]:
         """Everything that is not part of a layer, as stored; a tied head is left out."""
@@ -246,15 +258,25 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory}: shards hold layers {extra} that config.json "
                                   f"({spec.stored_layers} layers) does not know; config and weights do not belong together")
 
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, however it is stored."""
+        found = self._stored_shape(name)
+        if found is None:
+            raise CheckpointError(f"{self.directory} has no tensor {name}; the checkpoint is incomplete")
+        return found
+
     def _stored_shape(self, name: str) -> tuple[int, ...] | None:
         if name in self.records:
             return self.records[name].shape
         module = name.removesuffix(".weight")
+        if f"{module}.weight_blocks" in self.records:
+            return self._shape_of_blocks(module)
         stored = self.records.get(f"{module}.weight_shape")
         if stored is None:
             return None
         shape = tuple(int(size) for size in stored.read())
         grid = self.grid_of(module)
+        assert isinstance(grid, IntegerGrid)
         packed, scale = self.record(f"{module}.weight_packed"), self.record(f"{module}.weight_scale")
         words = -(-shape[-1] * grid.bits // 32)
         groups = 1 if grid.group is None else shape[-1] // grid.group
@@ -268,6 +290,14 @@ class Checkpoint:
                                   "not read; start from the 16-bit checkpoint")
         return shape
 
+    def _shape_of_blocks(self, module: str) -> tuple[int, int]:
+        blocks, grid = self.records[f"{module}.weight_blocks"], self.grid_of(module)
+        if not isinstance(grid, GgmlGrid) or blocks.dtype != torch.uint8 or len(blocks.shape) != 2 or (
+                blocks.shape[1] % grid.layout.bytes):
+            raise CheckpointError(f"{self.directory}: {module}.weight_blocks holds {list(blocks.shape)} of {blocks.dtype}, "
+                                  "which are no blocks of the grid in config.json; compress again")
+        return blocks.shape[0], blocks.shape[1] // grid.layout.bytes * grid.layout.block
+
     def _require_same_head(self) -> None:
         """A head that is stored although the config ties it to the embeddings must equal them."""
         head, embeddings = self.records[HEAD], self.record(EMBEDDING)
@@ -279,7 +309,7 @@ class Checkpoint:
                                   f"{HEAD} differs from them; set tie_word_embeddings to false in config.json")
 
 
-def read_packed(records: dict[str, TensorRecord], module: str, grid: IntegerGrid) -> packing.Packed:
+def read_packed(records: dict[str, TensorRecord], module: str, grid: Grid) -> packing.Packed:
     """A packed linear as it lies in its file."""
     return packing.Packed({suffix: records[f"{module}.{suffix}"].read() for suffix in PACKED
                            if f"{module}.{suffix}" in records}, grid)

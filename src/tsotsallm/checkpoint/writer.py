@@ -14,7 +14,7 @@ from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.shards import Piece, group_by_size, read_header, sync, write_shard
 from tsotsallm.checkpoint.spec import CONTAINER
 from tsotsallm.errors import CheckpointError
-from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.numerics.grids import Grid
 
 SHARD_BYTES = 2_000_000_000
 
@@ -53,7 +53,7 @@ class Writer:
         """Write what is not a layer, as the last part."""
         return write_shard(self.part(layers), {name: pieces[name] for name in sorted(pieces)})
 
-    def finish(self, source: Checkpoint, config: dict[str, Any], grids: dict[str, IntegerGrid | None],
+    def finish(self, source: Checkpoint, config: dict[str, Any], grids: dict[str, Grid | None],
                layer_order: list[int] | None, kept: list[int], layers: int) -> None:
         """Join the parts into shards of at most 2 GB and write config, index and the source's other files.
 

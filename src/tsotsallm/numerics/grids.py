@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tsotsallm.errors import RecipeError
+from tsotsallm.numerics.ggml import LAYOUTS, Blocks, GgmlGrid
 
 OFF_THE_TIE = 1 - 2.0 ** -12
 
@@ -38,6 +39,10 @@ class Quantised:
     scales: Tensor
     zero_points: Tensor | None
     grid: IntegerGrid
+
+    @property
+    def finite(self) -> bool:
+        return bool(torch.isfinite(self.scales.float()).all())
 
     def dequantise(self) -> Tensor:
         """The values as a reader of the file computes them, in float32, shape (d_out, d_in)."""
@@ -115,9 +120,20 @@ class IntegerGrid:
         """The code of exactly nothing on a grid without zero points."""
         return 0
 
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether pruned weights stay exactly zero."""
+        return True
+
     def plain(self) -> dict[str, Any]:
         """The grid as plain data, from which `grid_from` makes an equal one."""
         return {"type": "int", **asdict(self)}
+
+    def stored_bytes(self, d_out: int, d_in: int, scale_bytes: int) -> int:
+        """Bytes of one packed linear: codes, scales, zero points, shape."""
+        groups = d_in // (self.group or d_in)
+        zero_points = 0 if self.symmetric else groups * 4 * -(-d_out * self.bits // 32)
+        return d_out * 4 * -(-d_in * self.bits // 32) + d_out * groups * scale_bytes + zero_points + 16
 
     def round(self, weight: Tensor, storage: torch.dtype, keep: Tensor | None = None) -> Quantised:
         """Round to nearest; where `keep` is False the value becomes exactly zero."""
@@ -169,11 +185,16 @@ class NormalFloatGrid(IntegerGrid):
         return super().plain() | {"type": "nf4"}
 
 
-GRIDS: dict[str, type[IntegerGrid]] = {"int": IntegerGrid, "nf4": NormalFloatGrid}
-"""The kind of a grid, as files name it -> its class."""
+Grid = IntegerGrid | GgmlGrid
+Stored = Quantised | Blocks
+"""A weight on a grid."""
+
+GRIDS = ("int", "nf4", *LAYOUTS)
+"""The kinds of grids, as files name them."""
 
 
-def grid_from(plain: dict[str, Any]) -> IntegerGrid:
+def grid_from(plain: dict[str, Any]) -> Grid:
     """The grid that `plain` described."""
     fields = dict(plain)
-    return GRIDS[fields.pop("type")](**fields)
+    kind = fields.pop("type")
+    return GgmlGrid(kind) if kind in LAYOUTS else {"int": IntegerGrid, "nf4": NormalFloatGrid}[kind](**fields)

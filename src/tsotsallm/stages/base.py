@@ -16,7 +16,7 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError, nearest
-from tsotsallm.numerics.grids import IntegerGrid
+from tsotsallm.numerics.grids import Grid
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import Tick, silent
@@ -206,7 +206,7 @@ class LinearEdit(Stage):
     def applies_to(self, layer: int, layers: int) -> bool:
         return True
 
-    def grid_for(self, layer: int, layers: int) -> IntegerGrid | None:
+    def grid_for(self, layer: int, layers: int) -> Grid | None:
         """The grid that linears of a layer are stored on afterwards; None leaves the form as it is."""
         return None
 

@@ -1,0 +1,394 @@
+"""Rounding onto ggml's grids: scales and codes chosen together, every error made up for by what comes after it.
+
+The output error of a row is ‖e·V‖², with e = target − values and the Gram H = V·Vᵀ, V upper triangular in visiting order
+(theorem 6 of arXiv:2307.13304 turned round). Of the columns visited so far, a block adds
+
+    ‖e_b·V_bb + e_before·V_before,b‖²        and what comes later can undo everything else,
+
+so that it is rounded towards  target_b + e_before·V_before,b·V_bb⁻¹  in the metric V_bb·V_bbᵀ. Within a part several
+scales are tried, each with its codes compensated column by column (GPTQ, arXiv:2210.17323, within the part), and the
+best is kept. Afterwards each part is visited again with all others as they stand: its codes and scales are replaced where
+that lowers the whole error, which therefore never rises (block coordinate descent).
+
+Arrays stand in reversed visiting order with columns as rows, as in `gptq`: R, with H = Rᵀ·R, is then the Cholesky factor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsotsallm.numerics.ggml import Blocks, GgmlGrid, Layout, half
+
+ROWS = 1024
+SPANS = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06)
+TRIED = 4
+LOCAL_ROUNDS = 2
+
+
+def block_order(diagonal: Tensor, grid: GgmlGrid) -> Tensor:
+    """Visiting order for a grid: blocks, their parts and the parts' columns by falling Gram diagonal, (d_in,)."""
+    layout = grid.layout
+    blocks = diagonal.view(-1, layout.block // layout.part, layout.part)
+    columns = torch.arange(len(diagonal), device=diagonal.device).view(blocks.shape)
+    within = blocks.sort(dim=2, descending=True, stable=True).indices
+    columns = columns.gather(2, within)
+    parts = blocks.sum(2).sort(dim=1, descending=True, stable=True).indices
+    columns = columns.gather(1, parts.unsqueeze(2).expand_as(columns))
+    return columns[blocks.sum((1, 2)).sort(descending=True, stable=True).indices].flatten()
+
+
+def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGrid, *, passes: int = 1,
+                    keep: Tensor | None = None) -> Blocks:
+    """Blocks of a grid near to `target` in the metric of the Gram.
+
+    target  (d_out, d_in): the weight, or what its outputs ask for
+    factor  of the damped Gram in reversed `order`, as `reversed_factor` gives it
+    order   from `block_order`
+    passes  how often every part is visited again
+    keep    (d_out, d_in) bool: where False the value is exactly zero (grids with a level at zero)
+    """
+    found = [_Rows(target[first:first + ROWS], factor, order, grid, None if keep is None else keep[first:first + ROWS]
+                   ).solved(passes) for first in range(0, len(target), ROWS)]
+
+    def joined(name: str) -> Tensor | None:
+        parts = [getattr(one, name) for one in found]
+        return None if parts[0] is None else torch.cat(parts)
+
+    codes, step = joined("codes"), joined("step")
+    assert codes is not None
+    assert step is not None
+    return Blocks(codes, step, joined("low"), joined("scales"), joined("lows"), grid)
+
+
+@dataclass
+class _Scales:
+    """Candidates for the scales of a part: what its codes are worth, and the numbers that are stored; (candidates, rows)."""
+
+    step: Tensor
+    offset: Tensor
+    scale: Tensor
+    low: Tensor
+
+    def take(self, which: Tensor) -> _Scales:
+        """One candidate, or some, for every row: indices (candidates, rows)."""
+        return _Scales(*(one.gather(0, which) for one in (self.step, self.offset, self.scale, self.low)))
+
+    def with_more(self, more: _Scales) -> _Scales:
+        return _Scales(*(torch.cat(pair) for pair in ((self.step, more.step), (self.offset, more.offset),
+                                                      (self.scale, more.scale), (self.low, more.low))))
+
+
+class _Rows:
+    """Some rows of a weight while they are rounded; all arrays (columns or parts, rows), in reversed visiting order."""
+
+    def __init__(self, target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGrid, keep: Tensor | None) -> None:
+        self.grid, self.layout, self.factor = grid, grid.layout, factor
+        self.backwards = order.flip(0)
+        self.target = target.mT[self.backwards].contiguous()
+        self.keep = None if keep is None else keep.mT[self.backwards].contiguous()
+        d_in, rows = self.target.shape
+        blocks, parts = d_in // self.layout.block, d_in // self.layout.part
+        self.values = torch.zeros_like(self.target)
+        self.codes = torch.zeros_like(self.target)
+        self.step, self.low = self.target.new_zeros(blocks, rows), self.target.new_zeros(blocks, rows)
+        self.scale, self.lows = self.target.new_ones(parts, rows), self.target.new_zeros(parts, rows)
+
+    def solved(self, passes: int) -> Blocks:
+        self._first_pass()
+        if passes:
+            residual = self.factor.triu() @ (self.target - self.values)
+            for _ in range(passes):
+                self._again(residual)
+        return self._blocks()
+
+    # -- the first visit ----------------------------------------------------------------------------------------------
+
+    def _first_pass(self) -> None:
+        layout = self.layout
+        d_in = len(self.target)
+        errors = torch.empty_like(self.target)
+        for high in range(d_in, 0, -layout.block):
+            low = high - layout.block
+            local = self.factor[low:high, low:high].triu()
+            owed = self.factor[low:high, high:] @ errors[high:]             # (block, rows): e_before · V_before,b
+            wanted = self.target[low:high] + torch.linalg.solve_triangular(local, owed, upper=True)
+            block = low // layout.block
+            if layout.scales is not None:
+                self._choose_block_scales(block, wanted, local)
+            for part_high in range(layout.block, 0, -layout.part):
+                part_low = part_high - layout.part
+                inner = local[part_low:part_high, part_low:part_high]
+                more = local[part_low:part_high, part_high:] @ errors[low + part_high:high] + owed[part_low:part_high]
+                here = self.target[low + part_low:low + part_high]
+                aim = here + torch.linalg.solve_triangular(inner, more, upper=True)
+                columns = slice(low + part_low, low + part_high)
+                part = columns.start // layout.part
+                tried = self._candidates(aim, _conditional(inner), block)
+                self._settle(columns, part, *self._best(aim, inner, tried, columns))
+                errors[columns] = here - self.values[columns]
+
+    def _choose_block_scales(self, block: int, wanted: Tensor, local: Tensor) -> None:
+        """The 16-bit numbers of a block from the scales that its parts would like best."""
+        layout = self.layout
+        assert layout.scales is not None
+        likes, lows = [], []
+        for first in range(0, layout.block, layout.part):
+            inner = local[first:first + layout.part, first:first + layout.part]
+            aim = wanted[first:first + layout.part]
+            step, offset = _ranges(aim, _conditional(inner), self.grid)
+            best = _cheap_loss(aim, _conditional(inner), step, offset, self.grid).argmin(0, keepdim=True)
+            likes.append(step.gather(0, best)[0])
+            lows.append(-offset.gather(0, best)[0])
+        liked = torch.stack(likes)
+        if layout.minimum:
+            self.step[block] = half(liked.amax(0) / layout.scales[1])
+            self.low[block] = half(torch.stack(lows).amax(0).clamp(min=0) / layout.scales[1])
+        else:
+            most = liked.gather(0, liked.abs().argmax(0, keepdim=True))[0]
+            self.step[block] = half(most / layout.scales[0])
+
+    def _candidates(self, aim: Tensor, importance: Tensor, block: int) -> _Scales:
+        """Scales for a part (columns, rows) that can be stored, those that a cheap look finds best."""
+        step, offset = _ranges(aim, importance, self.grid)
+        tried = self._stored(step, offset, block)
+        loss = _cheap_loss(aim, importance, tried.step, tried.offset, self.grid)
+        return tried.take(loss.topk(min(TRIED, len(loss)), dim=0, largest=False).indices)
+
+    def _stored(self, step: Tensor, offset: Tensor, block: int) -> _Scales:
+        """Steps and offsets as they can be stored in a block."""
+        bounds = self.layout.scales
+        if bounds is None:
+            step, offset = half(step), half(offset)
+            return _Scales(step, offset, torch.ones_like(step), torch.zeros_like(step))
+        unit, low = self.step[block], self.low[block]
+        scale = (step * _inverse(unit)).round_().clamp_(*bounds)
+        lows = (-offset * _inverse(low)).round_().clamp_(*bounds) if self.layout.minimum else torch.zeros_like(scale)
+        return _Scales(unit * scale, -(low * lows), scale, lows)
+
+    def _best(self, aim: Tensor, inner: Tensor, tried: _Scales, columns: slice) -> tuple[Tensor, Tensor, _Scales]:
+        """(codes, values, scales) of the candidate whose compensated codes leave the least error in the metric of `inner`."""
+        keep = None if self.keep is None else self.keep[columns]
+        codes, loss = _compensated(aim, inner, tried, self.grid, keep)
+        best = loss.argmin(0, keepdim=True)
+        scales = tried.take(best)
+        chosen = codes.gather(1, best.expand(len(codes), 1, -1))[:, 0]
+        return chosen, _values(chosen, scales, keep), scales
+
+    def _settle(self, columns: slice, part: int, codes: Tensor, values: Tensor, scales: _Scales) -> None:
+        self.codes[columns], self.values[columns] = codes, values
+        self.scale[part], self.lows[part] = scales.scale[0], scales.low[0]
+        if self.layout.scales is None:
+            self.step[part], self.low[part] = scales.step[0], scales.offset[0]
+
+    # -- later visits -------------------------------------------------------------------------------------------------
+
+    def _again(self, residual: Tensor) -> None:
+        """Visit every part with all others as they stand; `residual` is R·(target − values) and is kept true."""
+        layout = self.layout
+        for high in range(len(self.target), 0, -layout.block):
+            low = high - layout.block
+            block = low // layout.block
+            for part_high in range(high, low, -layout.part):
+                columns = slice(part_high - layout.part, part_high)
+                part = columns.start // layout.part
+                stripe = self.factor[:part_high, columns].triu(-columns.start)
+                metric = stripe.mT @ stripe
+                inner = _upper_factor(metric)
+                before = self.values[columns]
+                aim = before + torch.cholesky_solve(stripe.mT @ residual[:part_high], inner.mT.contiguous())
+                importance = _conditional(inner)
+                tried = self._neighbours(part, block).with_more(self._candidates(aim, importance, block))
+                codes, values, scales = self._best(aim, inner, tried, columns)
+                codes, values = self._descended(aim, metric, codes, values, scales, columns)
+                gain = _loss(aim - before, metric) - _loss(aim - values, metric)
+                better = gain > 0
+                change = torch.where(better, values - before, torch.zeros_like(values))
+                kept = _Scales(*(one[None] for one in self._now(part, block)))
+                self._settle(columns, part, torch.where(better, codes, self.codes[columns]), before + change,
+                             _Scales(*(torch.where(better, new, old) for new, old in zip(
+                                 (scales.step, scales.offset, scales.scale, scales.low),
+                                 (kept.step, kept.offset, kept.scale, kept.low), strict=True))))
+                residual[:part_high].sub_(stripe @ change)
+            if layout.scales is not None:
+                self._refit(block, low, high, residual)
+
+    def _now(self, part: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Step, offset and stored numbers of a part as they stand, each (rows,)."""
+        if self.layout.scales is None:
+            return self.step[part], self.low[part], self.scale[part], self.lows[part]
+        return (self.step[block] * self.scale[part], -(self.low[block] * self.lows[part]), self.scale[part],
+                self.lows[part])
+
+    def _neighbours(self, part: int, block: int) -> _Scales:
+        """The scales of a part as they stand, and the integers next to them."""
+        step, offset, scale, lows = self._now(part, block)
+        bounds = self.layout.scales
+        if bounds is None:
+            return _Scales(step[None], offset[None], scale[None], lows[None])
+        moves = [(0, 0), (1, 0), (-1, 0)] + ([(0, 1), (0, -1)] if self.layout.minimum else [])
+        scales = torch.stack([(scale + move).clamp(*bounds) for move, _ in moves])
+        more = torch.stack([(lows + move).clamp(*bounds) for _, move in moves])
+        return _Scales(self.step[block] * scales, -(self.low[block] * more), scales, more)
+
+    def _descended(self, aim: Tensor, metric: Tensor, codes: Tensor, values: Tensor, scales: _Scales,
+                   columns: slice) -> tuple[Tensor, Tensor]:
+        """Codes of a part after each was set to its best given the others, a few times."""
+        keep = None if self.keep is None else self.keep[columns]
+        codes, values = codes.clone(), values.clone()
+        slope = metric @ (aim - values)
+        inverse = _inverse(scales.step[0])
+        for _ in range(LOCAL_ROUNDS):
+            for column in range(len(values)):
+                wanted = values[column] + slope[column] / metric[column, column]
+                code = ((wanted - scales.offset[0]) * inverse).round_().clamp_(self.grid.lowest, self.grid.highest)
+                value = code * scales.step[0] + scales.offset[0]
+                if keep is not None:
+                    code, value = code * keep[column], value * keep[column]
+                slope.addr_(metric[:, column], values[column] - value)
+                codes[column], values[column] = code, value
+        return codes, values
+
+    def _refit(self, block: int, low: int, high: int, residual: Tensor) -> None:
+        """The 16-bit numbers of a block, each where the error is least with everything else as it stands."""
+        layout = self.layout
+        parts = slice(low // layout.part, high // layout.part)
+        stripe = self.factor[:high, low:high].triu(-low)
+
+        def per_column(values: Tensor) -> Tensor:
+            return values[parts].repeat_interleave(layout.part, dim=0)
+
+        for name in ("step", "low") if layout.minimum else ("step",):
+            numbers = getattr(self, name)
+            direction = self.codes[low:high] * per_column(self.scale) if name == "step" else -per_column(self.lows)
+            if self.keep is not None:
+                direction = direction * self.keep[low:high]
+            moved = stripe @ direction
+            power, pull = moved.square().sum(0), (moved * residual[:high]).sum(0)
+            new = half(numbers[block] + torch.where(power > 0, pull / power.clamp(min=1e-30), torch.zeros_like(pull)))
+            shift = new - numbers[block]
+            shift = torch.where(shift * (shift * power - 2 * pull) < 0, shift, torch.zeros_like(shift))
+            numbers[block] += shift
+            self.values[low:high] += shift * direction
+            residual[:high] -= shift * moved
+
+    def _blocks(self) -> Blocks:
+        layout, d_in = self.layout, len(self.target)
+        codes = torch.empty_like(self.codes)
+        codes[self.backwards] = self.codes
+        block_of, part_of = self.backwards[::layout.block] // layout.block, self.backwards[::layout.part] // layout.part
+
+        def stored(values: Tensor, places: Tensor) -> Tensor:
+            found = torch.empty_like(values)
+            found[places] = values
+            return found.mT.contiguous()
+
+        several = layout.scales is not None
+        assert d_in % layout.block == 0
+        return Blocks(codes.mT.contiguous().to(torch.int8), stored(self.step, block_of),
+                      stored(self.low, block_of) if layout.minimum else None,
+                      stored(self.scale, part_of).to(torch.int16) if several else None,
+                      stored(self.lows, part_of).to(torch.int16) if several and layout.minimum else None, self.grid)
+
+
+def _inverse(values: Tensor) -> Tensor:
+    return torch.where(values != 0, 1 / values, torch.zeros_like(values))
+
+
+def _conditional(inner: Tensor) -> Tensor:
+    """How much an error of each column costs when those visited after it make up for it, (columns,)."""
+    return inner.diagonal().square()
+
+
+def _upper_factor(metric: Tensor) -> Tensor:
+    """Upper triangular R with Rᵀ·R = metric, (columns, columns); the diagonal raised where rounding made it singular."""
+    factor, info = torch.linalg.cholesky_ex(metric, upper=True)
+    if int(info):
+        factor = torch.linalg.cholesky(metric + 1e-6 * metric.diagonal().mean() * torch.eye(len(metric)).to(metric),
+                                       upper=True)
+    return factor
+
+
+def _loss(errors: Tensor, metric: Tensor) -> Tensor:
+    return ((metric @ errors) * errors).sum(0)
+
+
+def _values(codes: Tensor, scales: _Scales, keep: Tensor | None) -> Tensor:
+    values = codes * scales.step[0] + scales.offset[0]
+    return values if keep is None else values * keep
+
+
+def _ranges(aim: Tensor, importance: Tensor, grid: GgmlGrid) -> tuple[Tensor, Tensor]:
+    """Steps and offsets that cover more or less of what a part (columns, rows) holds, and their least-squares refits.
+
+    Returns (candidates, rows) each; the refit weighs columns by `importance` (columns,).
+    """
+    layout: Layout = grid.layout
+    spans = aim.new_tensor(SPANS)[:, None]
+    weights = importance[None, :, None]
+    if not layout.minimum:
+        most = aim.gather(0, aim.abs().argmax(0, keepdim=True))
+        step = torch.cat([most * spans / grid.lowest, -most * spans / grid.lowest])
+        codes = (aim[None] * _inverse(step)[:, None]).round_().clamp_(grid.lowest, grid.highest)
+        weighted = codes * weights
+        power, pull = (weighted * codes).sum(1), (weighted * aim[None]).sum(1)
+        refit = torch.where(power > 0, pull / power.clamp(min=1e-30), step)
+        return torch.cat([step, refit]), aim.new_zeros(2 * len(step), aim.shape[1])
+    lowest, highest = aim.amin(0, keepdim=True), aim.amax(0, keepdim=True)
+    if layout.scales is not None:
+        lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
+    middle = (lowest + highest) / 2 if layout.scales is None else torch.zeros_like(lowest)
+    wide = [(left, right) for left in SPANS[1:] for right in SPANS[1:] if abs(left - right) < 0.13]
+    left, right = (aim.new_tensor(side)[:, None] for side in zip(*wide, strict=True))
+    offset = middle + (lowest - middle) * left
+    step = ((middle + (highest - middle) * right - offset) / grid.highest).clamp(min=1e-12)
+    codes = ((aim[None] - offset[:, None]) / step[:, None]).round_().clamp_(0, grid.highest)
+    weighted = codes * weights
+    total, first, second = importance.sum(), weighted.sum(1), (weighted * codes).sum(1)
+    plain, product = (weights * aim[None]).sum(1), (weighted * aim[None]).sum(1)
+    spread = (total * second - first * first).clamp(min=1e-30)
+    new_step = (total * product - first * plain) / spread
+    new_offset = (second * plain - first * product) / spread
+    if layout.scales is not None:           # a stored minimum is never above zero
+        above = new_offset > 0
+        new_step = torch.where(above, product / second.clamp(min=1e-30), new_step)
+        new_offset = torch.where(above, torch.zeros_like(new_offset), new_offset)
+    usable = new_step > 0
+    return (torch.cat([step, torch.where(usable, new_step, step)]),
+            torch.cat([offset, torch.where(usable, new_offset, offset)]))
+
+
+def _cheap_loss(aim: Tensor, importance: Tensor, step: Tensor, offset: Tensor, grid: GgmlGrid) -> Tensor:
+    """Weighted squares of plain rounding for each candidate, (candidates, rows)."""
+    errors = (aim[None] - offset[:, None]).mul_(_inverse(step)[:, None]).round_().clamp_(grid.lowest, grid.highest)
+    errors.mul_(step[:, None]).add_(offset[:, None]).sub_(aim[None]).square_()
+    return (errors * importance[None, :, None]).sum(1)
+
+
+def _compensated(aim: Tensor, inner: Tensor, tried: _Scales, grid: GgmlGrid, keep: Tensor | None
+                 ) -> tuple[Tensor, Tensor]:
+    """Codes of a part column by column from the last, errors passed on (GPTQ), for all candidates at once.
+
+    aim (columns, rows), inner: R of the part's metric; returns codes (columns, candidates, rows), loss (candidates, rows).
+    """
+    columns = len(aim)
+    inverse = _inverse(tried.step)
+    codes = aim.new_empty(columns, *tried.step.shape)
+    errors = torch.empty_like(codes)
+    loss = torch.zeros_like(tried.step)
+    flat = errors.view(columns, -1)
+    for column in range(columns - 1, -1, -1):
+        wanted = aim[column].expand_as(tried.step)
+        if column + 1 < columns:
+            passed = flat[column + 1:].mT @ (inner[column, column + 1:] / inner[column, column])
+            wanted = wanted + passed.view_as(tried.step)
+        code = ((wanted - tried.offset) * inverse).round_().clamp_(grid.lowest, grid.highest)
+        value = code * tried.step + tried.offset
+        if keep is not None:
+            code, value = code * keep[column], value * keep[column]
+        codes[column] = code
+        errors[column] = aim[column] - value
+        loss += ((wanted - value) * inner[column, column]).square_()
+    return codes, loss
