@@ -36,9 +36,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def byte_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
-    """One token a byte; 256 tokens, the first of which serves as BOS."""
+    """One token a byte; 256 tokens, the first of which serves as BOS, and one merge that no text asks for."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: place for place, symbol in enumerate(alphabet)}, merges=[]))
+    never, nor = alphabet[alphabet.index("À")], alphabet[alphabet.index("Á")]     # bytes that no UTF-8 text has
+    vocabulary = {symbol: place for place, symbol in enumerate(alphabet)}
+    vocabulary[never + nor] = vocabulary.pop("ÿ")
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(never, nor)]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if bos:

@@ -12,7 +12,6 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import ResourceError
 from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, human_bytes, rss_bytes
-from tsotsallm.numerics.grids import Grid
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit
 from tsotsallm.stages.depth import Depth
@@ -92,7 +91,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     """Check a recipe against a checkpoint and forecast its run on `windows` of `window` tokens (at most its context)."""
     spec = whole_spec(checkpoint)
     window = min(window, spec.context)
-    recipe.check(spec)
+    recipe.check(spec, sparse=checkpoint.is_sparse)
     rate = gemm_flops_per_second("float32", device)
     base = max(rss_bytes(), 300 << 20) + ARENA_BYTES
     ends = sum(record.size for record in checkpoint.end_records().values())
@@ -151,22 +150,22 @@ def _edited(layer: _Layer, spec: ModelSpec, index: int, sweep: Sweep, element: i
     edits = [edit for edit in sweep.edits if edit.applies_to(index, spec.layers)]
     if not edits:
         return layer
-    grid: Grid | None = None
-    for edit in edits:
-        grid = edit.grid_for(index, spec.layers) or grid
     linears = linear_shapes(spec, index)
-    size = 0
+    size, packed = 0, False
     for name, shape in layer_shapes(spec, index).items():
         linear = linears.get(name.removesuffix(".weight"))
+        found = [edit.grid_for(linear[1]) for edit in edits] if linear is not None else []
+        grid = next((one for one in reversed(found) if one is not None), None)
+        packed = packed or grid is not None
         if grid is not None and linear is not None:
             size += grid.stored_bytes(*linear, element) + 3 * HEADER_BYTES_PER_TENSOR
         else:
             size += math.prod(shape) * element + HEADER_BYTES_PER_TENSOR
-    if grid is not None:
+    if packed:
         size += math.ceil(max(edit.extra_bits for edit in edits) / 8 * sum(math.prod(shape) for shape in linears.values()))
     if beside := max(edit.adapter_bytes(linears, spec.layers, element) for edit in edits):
         size += beside + 4 * HEADER_BYTES_PER_TENSOR * len(linears)
-    return _Layer(layer.source, size, grid is not None)
+    return _Layer(layer.source, size, packed)
 
 
 def _chosen(layers: list[_Layer], choice: LayerChoice) -> list[_Layer]:

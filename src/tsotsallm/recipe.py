@@ -17,6 +17,7 @@ from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.numerics.grids import GRIDS
 from tsotsallm.stages import STAGES
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
+from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.retraining import Retraining, Trained
 
 
@@ -105,8 +106,11 @@ class Recipe:
         """Whether repeated layers are written once, in the project's own container."""
         return any(getattr(stage, "shared", False) for stage in self.stages)
 
-    def check(self, spec: ModelSpec) -> None:
-        """Raise RecipeError where a stage does not fit the model it will see, or undoes the stage before it."""
+    def check(self, spec: ModelSpec, *, sparse: bool = False) -> None:
+        """Raise RecipeError where a stage does not fit the model it will see, or undoes the stage before it.
+
+        `sparse` says that the model's zeros were made on purpose.
+        """
         quantized = False
         state = Trained(packed=spec.quantization is not None)
         for stage in self.stages:
@@ -116,6 +120,9 @@ class Recipe:
                     raise RecipeError(f"{stage.name} trains every layer by itself, but `shared` keeps repeated layers as "
                                       "one; leave shared out")
                 stage.check_base(state)
+            if isinstance(stage, Quantize):
+                stage.require_zeros(pruned=sparse)
+            sparse = sparse or stage.name == "sparsity"
             if quantized and stage.name == "sparsity":
                 raise RecipeError("sparsity comes after quantize, which would make the weights dense again; put sparsity "
                                   "first: quantize keeps its zeros and compensates for them")
@@ -241,7 +248,7 @@ _SHORT: dict[str, tuple[Callable[[list[str]], dict[str, Any]], str, int]] = {
     "eora": (_compensate("eora"), "eora:RANK or eora:auto:BYTES", 2),
     "lora": (_lora, "lora:RANK or lora:RANK:FILE", 2),
     "distill": (lambda values: {"distill": {"mode": values[0]}}, "distill:layers or distill:logits", 1),
-    **{method: (_quantize(method), f"{method}:BITS, {method}:BITS:GROUP or {method}:nf4", 2) for method in ("gptq", "rtn")},
+    **{method: (_quantize(method), f"{method}:BITS, {method}:BITS:GROUP or {method}:GRID", 2) for method in ("gptq", "rtn")},
 }
 
 

@@ -126,7 +126,7 @@ class _Job:
         self.sweeps = recipe.sweeps(one_stage_each=keep_stages)
         self.reasons: list[dict[str, Any]] = []
         self.trained: list[dict[str, Any]] = []
-        self.sparse = _is_sparse(checkpoint)
+        self.sparse = checkpoint.is_sparse
 
     @property
     def result(self) -> Path:
@@ -390,6 +390,8 @@ class _Job:
                     linear.reference = origin.layer_tensor(visit.index, f"{name}.weight").to(self.device)
                 for edit in active:
                     edit.edit(linear, gram, visit.index, last=only_factor)
+                if not linear.edited:
+                    continue                # it is written as it is stored
                 _require_finite(linear, visit.index)
                 visit.commit(linear)
                 if linear.values is not None:
@@ -437,16 +439,6 @@ def _summary(trained: dict[str, Any]) -> dict[str, Any]:
                 "held_out_loss_before": curve.held_out[0][1], "held_out_loss": curve.best, "stopped": curve.stopped,
                 "elapsed_s": round(curve.elapsed_s, 1)}
     return trained | {"samples": [of(one) for one in trained["samples"]]}
-
-
-def _is_sparse(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's zeros were made on purpose, by us."""
-    provenance = checkpoint.provenance
-    while provenance is not None:
-        if any("sparsity" in stage for stage in provenance["recipe"]):
-            return True
-        provenance = provenance.get("ancestry")
-    return False
 
 
 def _require_finite(linear: Linear, layer: int) -> None:

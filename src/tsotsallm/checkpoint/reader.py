@@ -197,12 +197,23 @@ class Checkpoint:
                                   "the weights are not ours") from None
         return dict(found)
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether its zeros were made on purpose, by us."""
+        provenance = self.provenance
+        while provenance is not None:
+            if any("sparsity" in stage for stage in provenance["recipe"]):
+                return True
+            provenance = provenance.get("ancestry")
+        return False
+
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer; CheckpointError when there is none that transformers can load."""
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(self.directory, config=self.spec.hf_config, local_files_only=True,
+                                                 trust_remote_code=False)
         except Exception as error:  # transformers raises many types here
             raise CheckpointError(f"{self.directory} has no usable tokenizer ({error}); copy tokenizer.json and "
                                   "tokenizer_config.json of the original model into it") from None

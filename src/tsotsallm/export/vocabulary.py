@@ -72,6 +72,8 @@ def read_vocabulary(directory: Path, tokenizer: Any, size: int) -> Vocabulary:
     if max(tokens) >= size:
         raise ExportError(f"{path} numbers a token {max(tokens)}, but the model has {size}; tokenizer and weights do not "
                           "belong together")
+    if not merges:
+        raise ExportError(f"{path} has no merges, without which llama.cpp loads no vocabulary; it cannot be exported")
     pieces = _is_sentencepiece(content)
     pre = "default" if pieces else _split_rule(content, path)
     unknown = vocabulary.get(str(model.get("unk_token")))

@@ -56,6 +56,10 @@ def half(values: Tensor) -> Tensor:
     return values.to(torch.float16).float()
 
 
+_NEXT = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+"""What llama.cpp takes too where a row has no whole blocks of 256."""
+
+
 @dataclass(frozen=True)
 class GgmlGrid:
     """One of ggml's grids, by its name in lower case."""
@@ -90,6 +94,11 @@ class GgmlGrid:
 
     def plain(self) -> dict[str, Any]:
         return {"type": self.type}
+
+    def fitting(self, d_in: int) -> GgmlGrid | None:
+        """This grid where its blocks divide a row, else the next one whose blocks do; None where none does."""
+        grid = self if d_in % self.layout.block == 0 else GgmlGrid(_NEXT.get(self.type, self.type))
+        return grid if d_in % grid.layout.block == 0 else None
 
     def stored_bytes(self, d_out: int, d_in: int, scale_bytes: int = 2) -> int:
         """Bytes of one linear."""
@@ -210,11 +219,13 @@ def _unstack(data: Bytes, run: int, bits: int) -> Bytes:
     per_byte = 8 // bits
     parts = data.reshape(len(data), -1, 1, run // per_byte)
     shifts = np.arange(per_byte, dtype=np.uint8).reshape(1, 1, -1, 1) * np.uint8(bits)
-    return ((parts >> shifts) & np.uint8((1 << bits) - 1)).reshape(len(data), -1)
+    found: Bytes = (parts >> shifts) & np.uint8((1 << bits) - 1)
+    return found.reshape(len(data), -1)
 
 
 def _bits(flags: Bytes) -> Bytes:
-    return np.packbits(flags, axis=1, bitorder="little")
+    found: Bytes = np.packbits(flags, axis=1, bitorder="little")
+    return found
 
 
 def _unbits(data: Bytes) -> Bytes:

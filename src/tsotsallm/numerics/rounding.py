@@ -63,6 +63,12 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
     return Blocks(codes, step, joined("low"), joined("scales"), joined("lows"), grid)
 
 
+def round_plainly(weight: Tensor, grid: GgmlGrid, keep: Tensor | None = None) -> Blocks:
+    """Blocks of a grid near to a weight, (d_out, d_in), every column by itself and as important as any other."""
+    columns = torch.arange(weight.shape[1], device=weight.device)
+    return round_to_blocks(weight, torch.eye(len(columns), device=weight.device), columns, grid, passes=0, keep=keep)
+
+
 @dataclass
 class _Scales:
     """Candidates for the scales of a part: what its codes are worth, and the numbers that are stored; (candidates, rows)."""
@@ -169,7 +175,7 @@ class _Rows:
         return _Scales(unit * scale, -(low * lows), scale, lows)
 
     def _best(self, aim: Tensor, inner: Tensor, tried: _Scales, columns: slice) -> tuple[Tensor, Tensor, _Scales]:
-        """(codes, values, scales) of the candidate whose compensated codes leave the least error in the metric of `inner`."""
+        """(codes, values, scales) of the candidate whose compensated codes leave the least error."""
         keep = None if self.keep is None else self.keep[columns]
         codes, loss = _compensated(aim, inner, tried, self.grid, keep)
         best = loss.argmin(0, keepdim=True)
@@ -304,6 +310,7 @@ def _conditional(inner: Tensor) -> Tensor:
 
 def _upper_factor(metric: Tensor) -> Tensor:
     """Upper triangular R with Rᵀ·R = metric, (columns, columns); the diagonal raised where rounding made it singular."""
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(metric, upper=True)
     if int(info):
         factor = torch.linalg.cholesky(metric + 1e-6 * metric.diagonal().mean() * torch.eye(len(metric)).to(metric),
@@ -312,7 +319,8 @@ def _upper_factor(metric: Tensor) -> Tensor:
 
 
 def _loss(errors: Tensor, metric: Tensor) -> Tensor:
-    return ((metric @ errors) * errors).sum(0)
+    loss: Tensor = ((metric @ errors) * errors).sum(0)
+    return loss
 
 
 def _values(codes: Tensor, scales: _Scales, keep: Tensor | None) -> Tensor:

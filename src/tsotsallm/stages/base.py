@@ -206,8 +206,8 @@ class LinearEdit(Stage):
     def applies_to(self, layer: int, layers: int) -> bool:
         return True
 
-    def grid_for(self, layer: int, layers: int) -> Grid | None:
-        """The grid that linears of a layer are stored on afterwards; None leaves the form as it is."""
+    def grid_for(self, d_in: int) -> Grid | None:
+        """The grid that a linear is stored on afterwards; None leaves its form as it is."""
         return None
 
     @property

@@ -129,6 +129,8 @@ class Compensate(LinearEdit):
         if not rank:
             return
         delta = linear.reference - linear.effective()
+        if not bool(delta.any()):           # nothing was done to it
+            return
         left, right, _ = low_rank_correction(delta, None if self.method == "svd" or gram is None else gram.times, rank)
         if not self.merge:
             linear.compensate(left, right, self.bits)
@@ -136,7 +138,7 @@ class Compensate(LinearEdit):
         if linear.stored is not None:
             raise RecipeError("compensate.merge adds to dense weights, but quantize made codes of them; leave merge out, or "
                               "put compensate before quantize")
-        linear.values = linear.dense + left @ right
+        linear.values, linear.edited = linear.dense + left @ right, True
         if linear.mask is not None:
             linear.values *= linear.mask
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
@@ -12,8 +13,10 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError, RecipeError
-from tsotsallm.numerics.gptq import gptq
-from tsotsallm.numerics.grids import GRIDS, IntegerGrid, require_divisible
+from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
+from tsotsallm.numerics.gptq import gptq, visiting_order
+from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
+from tsotsallm.numerics.rounding import block_order, round_plainly, round_to_blocks
 from tsotsallm.stages.base import LinearEdit, Workplace, decided_later
 from tsotsallm.stages.selection import Selection, places_of
 from tsotsallm.streaming.statistics import Gram
@@ -24,34 +27,45 @@ from tsotsallm.training.lora import Place
 class Quantize(LinearEdit):
     """Store linears as integers of 2 to 8 bits, or on another grid; zeros that `sparsity` made stay zero.
 
-    grid        int; nf4: the sixteen levels of QLoRA (arXiv:2305.14314), kept in the
-                project's own container
+    grid        int; nf4: the sixteen levels of QLoRA (arXiv:2305.14314); or one of GGUF's (q8_0, q6_k, q5_k, q5_1, q5_0,
+                q4_k, q4_1, q4_0, q3_k, q2_k), which llama.cpp then computes with as they are. All but int are kept in the
+                project's own container. Where a block of GGUF's does not divide a row, the next grid that does is taken,
+                or the linear stays in 16 bits
     group       columns that share a scale, or `channel` for whole rows; 128, on nf4 64
     symmetric   no zero points; asymmetric results load in transformers through `dequantize`
     act_order   GPTQ visits columns by falling Gram diagonal; scales stay those of the stored order
     damp        raises the Gram's diagonal by this share of its mean
     sequential  observe o_proj and down_proj again after the linears before them were edited
+    passes      how often scales and codes of GGUF's grids are chosen anew with all others as they stand
+    lose_zeros  take a grid with a minimum for a pruned model, although it does not hold all zeros
     keep        {graph: FILE, share: 0.2, bits: 8}: linears that a domain needs most keep more bits (see `adapt.select`)
     """
 
     name: ClassVar[str] = "quantize"
     method: Literal["gptq", "rtn"] = "gptq"
-    grid: Literal["int", "nf4"] = "int"
+    grid: Literal["int", "nf4", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"] = "int"
     bits: int = 4
     group: int | Literal["channel"] | None = None
     symmetric: bool = True
     act_order: bool = True
     damp: float = 0.01
     sequential: bool = False
+    passes: int = 2
+    lose_zeros: bool = False
     keep: dict[Any, Any] = field(default_factory=dict)
     chosen: tuple[Place, ...] | None = decided_later()
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise RecipeError(f"quantize.bits is {self.bits}; it takes 2 to 8")
-        if self.group is None:
+        if self.grid in LAYOUTS and (self.bits, self.group, self.symmetric, self.act_order) != (4, None, True, True):
+            raise RecipeError(f"quantize.grid {self.grid} has its own bits, groups and order; leave bits, group, symmetric "
+                              "and act_order out")
+        if self.passes < 0:
+            raise RecipeError(f"quantize.passes is {self.passes}; it takes 0 or more")
+        if self.group is None and self.grid not in LAYOUTS:
             object.__setattr__(self, "group", 64 if self.grid == "nf4" else 128)
-        if self.group != "channel" and (not isinstance(self.group, int) or self.group < 1):
+        if self.group not in ("channel", None) and (not isinstance(self.group, int) or self.group < 1):
             raise RecipeError(f"quantize.group is {self.group!r}; it takes a number of columns or `channel`")
         if self.grid == "nf4" and (self.bits, self.symmetric) != (4, True):
             raise RecipeError("quantize.grid nf4 has 4 bits and no zero points; leave bits and symmetric out")
@@ -65,9 +79,12 @@ class Quantize(LinearEdit):
             raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
 
     @property
-    def levels(self) -> IntegerGrid:
+    def levels(self) -> Grid:
         """The grid that linears are put on."""
-        return GRIDS[self.grid](self.bits, None if self.group == "channel" else int(self.group or 0), self.symmetric)
+        if self.grid in LAYOUTS:
+            return GgmlGrid(self.grid)
+        return grid_from({"type": self.grid, "bits": self.bits, "group": None if self.group == "channel" else self.group,
+                          "symmetric": self.symmetric})
 
     @property
     def surveys(self) -> bool:
@@ -80,11 +97,12 @@ class Quantize(LinearEdit):
     def decided(self, decision: Mapping[str, Any]) -> Self:
         return replace(self, chosen=places_of(decision))
 
-    def levels_of(self, place: Place) -> IntegerGrid:
-        """The grid of one linear."""
-        if self.chosen is not None and place in self.chosen:
-            return replace(self.levels, bits=self.keep["bits"])
-        return self.levels
+    def levels_of(self, place: Place, d_in: int) -> Grid | None:
+        """The grid of one linear; None where it stays as it is."""
+        grid = self.grid_for(d_in)
+        if isinstance(grid, IntegerGrid) and self.chosen is not None and place in self.chosen:
+            return replace(grid, bits=self.keep["bits"])
+        return grid
 
     @property
     def extra_bits(self) -> float:
@@ -108,25 +126,49 @@ class Quantize(LinearEdit):
     def observes_again(self) -> bool:
         return self.sequential and self.method == "gptq"
 
-    def grid_for(self, layer: int, layers: int) -> IntegerGrid | None:
-        return self.levels
+    def grid_for(self, d_in: int) -> Grid | None:
+        return self.levels.fitting(d_in) if isinstance(self.levels, GgmlGrid) else self.levels
 
     def check(self, spec: ModelSpec) -> None:
-        if self.levels.group is not None:
-            require_divisible({name: d_in for name, (_, d_in) in linear_shapes(spec, 0).items()}, self.levels.group,
-                              ", or channel for one scale a row")
+        widths = {name: d_in for name, (_, d_in) in linear_shapes(spec, 0).items()}
+        if isinstance(self.levels, IntegerGrid) and self.levels.group is not None:
+            require_divisible(widths, self.levels.group, ", or channel for one scale a row")
+        if not any(self.grid_for(d_in) for d_in in widths.values()):
+            found = ", ".join(f"{name} has {d_in}" for name, d_in in widths.items())
+            raise RecipeError(f"quantize.grid {self.grid} stands in blocks of 32 or 256 input columns, which divide no "
+                              f"linear: {found}; take an integer grid, such as gptq:4:channel")
+
+    def require_zeros(self, *, pruned: bool) -> None:
+        """Raise RecipeError where zeros that were made on purpose would be lost without being asked for."""
+        if pruned and not self.levels.holds_zeros and not self.lose_zeros:
+            raise RecipeError(f"quantize.grid {self.grid} gives every part a minimum of its own and does not hold the zeros "
+                              "of a pruned model; take q4_0, q5_0, q8_0, q3_k or q6_k, or write lose_zeros: true")
 
     def flops(self, d_out: int, d_in: int) -> float:
-        return float(d_out) * d_in ** 2 if self.method == "gptq" else 0.0
+        if self.method == "rtn":
+            return 0.0
+        again = 2 * self.passes + 1 if isinstance(self.levels, GgmlGrid) else 0
+        return float(d_out) * d_in ** 2 * (1 + again)
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        grid = self.levels_of((layer, linear.name), linear.d_in)
+        if grid is None:
+            return
+        keep = linear.mask if grid.holds_zeros else None
         if self.method == "rtn":
-            linear.quantise(self.levels_of((layer, linear.name)).round(linear.dense, linear.storage, linear.mask))
+            linear.quantise(round_plainly(linear.dense, grid, keep) if isinstance(grid, GgmlGrid) else
+                            grid.round(linear.dense, linear.storage, keep))
             return
         assert gram is not None
         try:
-            factor, order = gram.factor(self.damp, self.act_order, last=last)
+            if isinstance(grid, GgmlGrid):
+                layout = grid.layout
+                factor, order = gram.factor(self.damp, f"blocks of {layout.block} in parts of {layout.part}",
+                                            partial(block_order, grid=grid), last=last)
+                linear.quantise(round_to_blocks(linear.reference, factor, order, grid, passes=self.passes, keep=keep))
+            else:
+                factor, order = gram.factor(self.damp, "falling" if self.act_order else "as stored",
+                                            partial(visiting_order, act_order=self.act_order), last=last)
+                linear.quantise(gptq(linear.reference, factor, order, grid, linear.storage, keep))
         except NumericsError as error:
             raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
-        grid = self.levels_of((layer, linear.name))
-        linear.quantise(gptq(linear.reference, factor, order, grid, linear.storage, linear.mask))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
-from tsotsallm.numerics.gptq import sparsegpt
+from tsotsallm.numerics.gptq import sparsegpt, visiting_order
 from tsotsallm.numerics.grids import require_divisible
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
 from tsotsallm.stages.base import LinearEdit, Protect
@@ -105,7 +106,7 @@ class Sparsity(LinearEdit):
         prune, group, fraction = self._numbers(layer)
         if self.method == "sparsegpt":
             assert gram is not None
-            factor, _ = gram.factor(SPARSEGPT_DAMP, False, last=last)
+            factor, _ = gram.factor(SPARSEGPT_DAMP, "as stored", partial(visiting_order, act_order=False), last=last)
             values, keep = sparsegpt(linear.dense, factor, prune, group, fraction)
             linear.prune(keep, values)
             return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from tsotsallm.numerics.gptq import reversed_factor, visiting_order
+from tsotsallm.numerics.gptq import reversed_factor
 
 
 class Gram:
@@ -15,7 +17,7 @@ class Gram:
         self.matrix: Tensor | None = torch.zeros(width, width, device=device)
         self.tokens = 0
         self._diagonal: Tensor | None = None
-        self._factors: dict[tuple[float, bool], tuple[Tensor, Tensor]] = {}
+        self._factors: dict[tuple[float, str], tuple[Tensor, Tensor]] = {}
 
     def add(self, inputs: Tensor) -> None:
         """Add the inputs of some tokens, (..., d_in)."""
@@ -51,14 +53,16 @@ class Gram:
         found[backwards] = factor.mT @ (factor @ columns[backwards])
         return found
 
-    def factor(self, damp: float, act_order: bool, *, last: bool = False) -> tuple[Tensor, Tensor]:
-        """Reversed Cholesky factor and visiting order; computed once for each damp and order.
+    def factor(self, damp: float, visit: str, order_of: Callable[[Tensor], Tensor], *,
+               last: bool = False) -> tuple[Tensor, Tensor]:
+        """Reversed Cholesky factor and visiting order; computed once for each damp and kind of order.
 
-        `last` says that nobody needs the matrix afterwards, so that its memory is reused.
+        `visit` names the kind of order and `order_of` makes it from the Gram's diagonal. `last` says that nobody needs the
+        matrix afterwards, so that its memory is reused.
         """
-        key = (damp, act_order)
+        key = (damp, visit)
         if key not in self._factors:
-            order = visiting_order(self.diagonal, act_order)
+            order = order_of(self.diagonal)
             matrix = self.matrix
             assert matrix is not None
             if last:

@@ -1,0 +1,121 @@
+"""ggml's grids, bit for bit against ggml itself and against gguf's codecs; rounding onto them against a naive search."""
+
+from __future__ import annotations
+
+import itertools
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests import llama
+from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid, decode, encode
+from tsotsallm.numerics.gptq import reversed_factor
+from tsotsallm.numerics.rounding import block_order, round_plainly, round_to_blocks
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_byte_means_what_ggml_says(name: str) -> None:
+    grid, rng = GgmlGrid(name), np.random.default_rng(5)
+    blocks = rng.integers(0, 256, (300, grid.stored_bytes(1, 256)), dtype=np.uint8)
+    ours = decode(blocks, grid)
+    values = ours.dequantise().numpy()
+    theirs = llama.dequantise(name, blocks, 256)
+    same = (values == theirs) | (np.isnan(values) & np.isnan(theirs))
+    assert same.all()
+    published = gguf.dequantize(blocks, gguf.GGMLQuantizationType[name.upper()])
+    assert ((values == published) | (np.isnan(values) & np.isnan(published))).all()
+    finite = np.isfinite(values).all(1)         # every other NaN becomes the one that arithmetic gives
+    assert finite.any()
+    assert (encode(ours)[finite] == blocks[finite]).all()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_ggml_quantised_is_read_and_written_back(name: str) -> None:
+    weight = np.random.default_rng(1).standard_normal((12, 512)).astype(np.float32)
+    blocks = llama.quantise(name, weight, np.ones(512, dtype=np.float32))
+    found = decode(torch.from_numpy(blocks), GgmlGrid(name))
+    assert (encode(found) == blocks).all()
+    assert int(found.codes.min()) >= GgmlGrid(name).lowest
+    assert int(found.codes.max()) <= GgmlGrid(name).highest
+
+
+def problem(d_out: int = 40, d_in: int = 512) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    inputs = torch.randn(1500, d_in, generator=generator)
+    inputs = inputs + 0.5 * inputs @ torch.randn(d_in, d_in, generator=generator) / d_in ** 0.5
+    inputs *= torch.rand(d_in, generator=generator) + 0.2
+    return torch.randn(d_out, d_in, generator=generator) * 0.1, inputs.mT @ inputs
+
+
+def damped(gram: Tensor) -> Tensor:
+    return gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rounding_beats_ggml_and_every_visit_helps(name: str) -> None:
+    weight, gram = problem()
+    grid = GgmlGrid(name)
+    order = block_order(gram.diagonal(), grid)
+    factor = reversed_factor(gram, order, 0.01)
+
+    def error(values: Tensor) -> float:
+        difference = (weight - values).double()
+        return float((difference @ damped(gram).double() * difference).sum())
+
+    theirs = llama.dequantise(name, llama.quantise(name, weight.numpy(), (gram.diagonal() / 1500).numpy()), 512)
+    found = [error(round_to_blocks(weight, factor, order, grid, passes=passes).dequantise()) for passes in range(4)]
+    assert found[0] < 0.75 * error(torch.from_numpy(theirs))
+    assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(found))
+    assert found[1] < 0.98 * found[0]
+    assert error(round_plainly(weight, grid).dequantise()) < 1.25 * error(torch.from_numpy(theirs))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_is_rounded_is_what_is_written(name: str) -> None:
+    weight, gram = problem(d_out=9)
+    grid = GgmlGrid(name)
+    order = block_order(gram.diagonal(), grid)
+    found = round_to_blocks(weight, reversed_factor(gram, order, 0.01), order, grid, passes=1)
+    assert torch.equal(decode(encode(found), grid).dequantise(), found.dequantise())
+    assert torch.equal(torch.from_numpy(llama.dequantise(name, encode(found), 512)), found.dequantise())
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if GgmlGrid(name).holds_zeros])
+def test_pruned_weights_stay_zero_where_the_grid_has_a_zero(name: str) -> None:
+    weight, gram = problem(d_out=8)
+    grid = GgmlGrid(name)
+    keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    order = block_order(gram.diagonal(), grid)
+    found = round_to_blocks(weight, reversed_factor(gram, order, 0.01), order, grid, passes=2, keep=keep)
+    values = torch.from_numpy(llama.dequantise(name, encode(found), 512))
+    assert bool((values[~keep] == 0).all())
+    assert bool((values[keep] != 0).any())
+
+
+def test_the_order_keeps_blocks_and_parts_together() -> None:
+    grid = GgmlGrid("q4_k")
+    order = block_order(torch.rand(1024, generator=torch.Generator().manual_seed(2)), grid)
+    assert torch.equal(order.sort().values, torch.arange(1024))
+    for size in (grid.layout.block, grid.layout.part):
+        stretches = order.view(-1, size) // size
+        assert bool((stretches == stretches[:, :1]).all())
+
+
+def test_a_part_of_one_row_is_rounded_as_well_as_a_naive_search_does() -> None:
+    """Q8_0 on two live columns: every 16-bit step near the best is tried with all roundings."""
+    weight = torch.zeros(1, 32)
+    weight[0, 0], weight[0, 1] = 0.37, -0.11
+    found = round_plainly(weight, GgmlGrid("q4_0")).dequantise()
+    best = min(float(((weight - (weight / step).round().clamp(-8, 7) * step) ** 2).sum())
+               for step in torch.linspace(-0.08, 0.08, 4001).half().float() if step != 0)
+    assert float(((weight - found) ** 2).sum()) <= best + 2e-4
+
+
+def test_the_next_grid_is_taken_where_blocks_do_not_divide() -> None:
+    assert GgmlGrid("q4_k").fitting(512) == GgmlGrid("q4_k")
+    assert GgmlGrid("q4_k").fitting(96) == GgmlGrid("q5_0")
+    assert GgmlGrid("q3_k").fitting(96) == GgmlGrid("q4_0")
+    assert GgmlGrid("q6_k").fitting(172) is None
