@@ -13,7 +13,7 @@ from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import ResourceError
 from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, human_bytes, rss_bytes
 from tsotsallm.recipe import Recipe, Sweep
-from tsotsallm.stages.base import LayerChoice, LinearEdit
+from tsotsallm.stages.base import LayerChoice
 from tsotsallm.stages.depth import Depth
 from tsotsallm.stages.layers import Layers
 from tsotsallm.stages.retraining import Retraining
@@ -190,11 +190,16 @@ def _sweep_forecast(spec: ModelSpec, layers: list[_Layer], sweep: Sweep, windows
         layers = _chosen(layers, choice)
         spec = spec.with_layers(len(layers))
     if sweep.edits:
-        ram = max(ram, max(_edit_ram(spec, sweep.edits, layer, sweep.observes, window) for layer in {0, spec.layers - 1}))
+        ram = max(ram, max(_edit_ram(spec, sweep, layer, window) for layer in {0, spec.layers - 1}))
         for layer in range(spec.layers):
-            flops += _edit_flops(spec, sweep.edits, layer, sweep.observes, tokens, window)
+            flops += _edit_flops(spec, sweep, layer, tokens, window)
         if sweep.observes:
-            scratch = max(scratch, 2 * 4 * tokens * spec.hidden)
+            scratch = max(scratch, (4 if sweep.follows_original else 2) * 4 * tokens * spec.hidden)
+        if sweep.weighs_tokens:
+            scratch = max(scratch, (spec.layers + 4) * 4 * tokens * spec.hidden)
+            ram = max(ram, int(1.25 * 4 * _layer_weights(spec, 0)) + _layer_activations(spec, window) * BATCH_TOKENS)
+            flops += 6.0 * tokens * spec.vocabulary * spec.hidden + sum(
+                4 * _forward_flops(spec, layer, tokens, window) for layer in range(spec.layers))
         layers = [_edited(layer, spec, index, sweep, element) for index, layer in enumerate(layers)]
     engine = ""
     if sweep.training is not None:
@@ -218,7 +223,7 @@ def _training_cost(spec: ModelSpec, stage: Retraining, layers: list[_Layer], fre
     ends = 4 * spec.vocabulary * spec.hidden * (1 if spec.tied else 2)
     state = 5 * 4 * stage.trained_values(spec)
     head = 4 * HEAD_ROWS * (spec.hidden + 3 * BATCH_TOKENS)
-    a_layer = 4 * (8 * spec.hidden + 4 * spec.feed_forward) + 2 * 4 * spec.heads * window
+    a_layer = _layer_activations(spec, window)
     weights = sum(layer.size if layer.packed else dense for layer in layers)
     resident = weights + ends + state + head + spec.layers * a_layer * min(tokens, max(MICRO_TOKENS, window))
     streamed = int(1.25 * dense) + state + head + a_layer * max(BATCH_TOKENS, window)
@@ -239,6 +244,11 @@ def _training_cost(spec: ModelSpec, stage: Retraining, layers: list[_Layer], fre
     if engine == "resident":
         return engine, resident, 0, flops
     return engine, streamed, (spec.layers + 4) * 4 * max(tokens, MOST_HELD_OUT * window) * spec.hidden, flops
+
+
+def _layer_activations(spec: ModelSpec, window: int) -> int:
+    """Bytes a token that a layer keeps for its gradient."""
+    return 4 * (8 * spec.hidden + 4 * spec.feed_forward) + 2 * 4 * spec.heads * window
 
 
 def _trained(spec: ModelSpec, stage: Retraining, layers: list[_Layer], element: int) -> list[_Layer]:
@@ -288,8 +298,8 @@ def _choice_cost(spec: ModelSpec, choice: LayerChoice, windows: int, window: int
     return ram, (2 + len(candidates)) * state_bytes, rounds * (flops + (1 + len(candidates)) * head_flops)
 
 
-def _edit_flops(spec: ModelSpec, edits: tuple[LinearEdit, ...], layer: int, observes: bool, tokens: int,
-                window: int) -> float:
+def _edit_flops(spec: ModelSpec, sweep: Sweep, layer: int, tokens: int, window: int) -> float:
+    edits, observes = sweep.edits, sweep.observes
     shapes = linear_shapes(spec, layer)
     groups = input_groups(shapes)
     flops = 0.0
@@ -299,6 +309,9 @@ def _edit_flops(spec: ModelSpec, edits: tuple[LinearEdit, ...], layer: int, obse
         last = 2.0 * tokens * math.prod(shapes[list(shapes)[-1]])
         widths = [shapes[group[0]][1] for group in groups]
         flops += forward - last + 2.0 * tokens * sum(width ** 2 for width in widths)
+        if sweep.follows_original:      # through the layer as it was, what differs, and what each linear makes of it
+            flops += forward + 2.0 * tokens * sum(width ** 2 for width in widths) + sum(
+                4.0 * d_out * d_in ** 2 for d_out, d_in in shapes.values())
         if again:
             flops += forward - last + 2.0 * tokens * sum(shapes[group[0]][1] ** 2 for group in groups if len(group) == 1)
         if layer + 1 < spec.layers:
@@ -311,11 +324,13 @@ def _edit_flops(spec: ModelSpec, edits: tuple[LinearEdit, ...], layer: int, obse
     return flops
 
 
-def _edit_ram(spec: ModelSpec, edits: tuple[LinearEdit, ...], layer: int, observes: bool, window: int) -> int:
+def _edit_ram(spec: ModelSpec, sweep: Sweep, layer: int, window: int) -> int:
     """Memory beyond the base while a layer is edited: weights, Grams, the working copies of its widest linear."""
+    edits, observes = sweep.edits, sweep.observes
     shapes = linear_shapes(spec, layer)
     weights = 4 * _layer_weights(spec, layer)
     grams = 4 * sum(shapes[group[0]][1] ** 2 for group in input_groups(shapes)) if observes else 0
+    grams *= 2 if sweep.follows_original else 1
     work = 0
     for d_out, d_in in shapes.values():
         # one factor stands in its Gram's place; with two edits that need factors the second is another matrix

@@ -39,6 +39,14 @@ class Sweep:
         return any(edit.needs_gram for edit in self.edits)
 
     @property
+    def weighs_tokens(self) -> bool:
+        return any(edit.weighs_tokens for edit in self.edits)
+
+    @property
+    def follows_original(self) -> bool:
+        return any(edit.follows_original for edit in self.edits)
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         return (*self.choices, *self.edits, *((self.training,) if self.training else ()))
 

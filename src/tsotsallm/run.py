@@ -29,6 +29,7 @@ from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage, Workplace
 from tsotsallm.stages.retraining import Retraining
 from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.sensitivity import token_weights, weights_of
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import TwoStates, Visit, embed_corpus, sweep
 from tsotsallm.training.engines import Engine, ResidentEngine, StreamedEngine
@@ -298,12 +299,15 @@ class _Job:
 
         if one.edits and current < layers:
             states = self._states(self.corpus, view, current) if one.observes else None
+            originals = self._states(self.corpus, view, current, "original") if one.follows_original else None
             for visit in sweep(view, states, observe=one.observes, device=self.device, start=current, load=load,
-                               settled=output.settled, tick=tick):
+                               settled=output.settled, originals=originals, weights=self._weights(number, one, view),
+                               tick=tick):
                 current = visit.index
                 write(current, partial(self._edit, one.edits, visit, view, origin, tick))
-            if states is not None:
-                states.remove()
+            for some in (states, originals):
+                if some is not None:
+                    some.remove()
         for index in range(current, layers if not one.edits else 0):
             current = index
             tick("copying", 0.0)
@@ -332,11 +336,14 @@ class _Job:
         assert self.corpus is not None
         probe, notes = one.edits[place].probe()
         scratch = self.scratch / "survey"
-        states = TwoStates(scratch, [len(window) for window in self.corpus.windows], view.spec.hidden)
-        embed_corpus(view, self.corpus, states.inputs_of(0))
+        lengths = [len(window) for window in self.corpus.windows]
+        states, originals = (TwoStates(scratch / name, lengths, view.spec.hidden) for name in ("", "original"))
+        for some in (states, originals):
+            embed_corpus(view, self.corpus, some.inputs_of(0))
         current = 0
         tick = self._tick(number, view.spec.layers, lambda: current)
-        for visit in sweep(view, states, observe=True, device=self.device, tick=tick):
+        for visit in sweep(view, states, observe=True, device=self.device, tick=tick,
+                           originals=originals if one.follows_original else None, weights=self._weights(number, one, view)):
             current = visit.index
             self._edit((*one.edits[:place], probe), visit, view, origin, tick)
         shutil.rmtree(scratch)
@@ -350,10 +357,21 @@ class _Job:
         seen: dict[int, int] = {}
         return [seen.setdefault(origin.stored(index), index) for index in layers]
 
-    def _states(self, corpus: Corpus | None, view: View, start: int) -> TwoStates:
+    def _weights(self, number: int, one: Sweep, view: View) -> Callable[[int], dict[str, Tensor]]:
+        """How much each token counts at each linear of a layer: found before the first layer of a sweep is edited."""
+        if not one.weighs_tokens:
+            return lambda _index: {}
+        assert self.corpus is not None
+        kept = self.partial / f"weights-{number + 1}"
+        if not self.journal.find("weighed", number):
+            token_weights(view, self.corpus, kept, self.scratch / "backward", self.device, self._tick(number))
+            self.journal.add(kind="weighed", sweep=number)
+        return partial(weights_of, kept)
+
+    def _states(self, corpus: Corpus | None, view: View, start: int, of: str = "") -> TwoStates:
         """The inputs of layer `start`: of a sweep that begins, or of one that was interrupted there."""
         assert corpus is not None
-        states = TwoStates(self.scratch, [len(window) for window in corpus.windows], view.spec.hidden)
+        states = TwoStates(self.scratch / of, [len(window) for window in corpus.windows], view.spec.hidden)
         if start == 0:
             embed_corpus(view, corpus, states.inputs_of(0))
             states.inputs_of(0).flush()

@@ -199,6 +199,16 @@ class LinearEdit(Stage):
         return False
 
     @property
+    def weighs_tokens(self) -> bool:
+        """Whether tokens count as much as the loss depends on them, which a sweep back through the model finds first."""
+        return False
+
+    @property
+    def follows_original(self) -> bool:
+        """Whether it is told how the inputs differ from those of the model before this sweep."""
+        return False
+
+    @property
     def observes_again(self) -> bool:
         """Whether o_proj and down_proj are observed again after the linears before them were edited."""
         return False

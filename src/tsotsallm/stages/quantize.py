@@ -36,6 +36,10 @@ class Quantize(LinearEdit):
     act_order   GPTQ visits columns by falling Gram diagonal; scales stay those of the stored order
     damp        raises the Gram's diagonal by this share of its mean
     sequential  observe o_proj and down_proj again after the linears before them were edited
+    weigh       whether a token counts as much as the loss depends on what the linear gives for it, which a sweep back
+                through the model finds out first (on GGUF's grids yes, else no)
+    follow      how far, 0 to 1, a linear makes up for the errors of the layers before it: it aims at the outputs that it
+                has on the original's inputs (arXiv:2504.02692; on GGUF's grids 0.5, else 0)
     passes      how often scales and codes of GGUF's grids are chosen anew with all others as they stand
     lose_zeros  take a grid with a minimum for a pruned model, although it does not hold all zeros
     keep        {graph: FILE, share: 0.2, bits: 8}: linears that a domain needs most keep more bits (see `adapt.select`)
@@ -50,6 +54,8 @@ class Quantize(LinearEdit):
     act_order: bool = True
     damp: float = 0.01
     sequential: bool = False
+    weigh: bool | None = None
+    follow: float | None = None
     passes: int = 2
     lose_zeros: bool = False
     keep: dict[Any, Any] = field(default_factory=dict)
@@ -61,6 +67,17 @@ class Quantize(LinearEdit):
         if self.grid in LAYOUTS and (self.bits, self.group, self.symmetric, self.act_order) != (4, None, True, True):
             raise RecipeError(f"quantize.grid {self.grid} has its own bits, groups and order; leave bits, group, symmetric "
                               "and act_order out")
+        of_gguf = self.grid in LAYOUTS and self.method == "gptq"
+        if self.weigh is None:
+            object.__setattr__(self, "weigh", of_gguf)
+        if self.follow is None:
+            object.__setattr__(self, "follow", 0.5 if of_gguf and not self.sequential else 0.0)
+        if not 0 <= float(self.follow or 0) <= 1 or (self.method == "rtn" and (self.weigh or self.follow)):
+            raise RecipeError(f"quantize.follow is {self.follow} with method {self.method}; it takes 0 to 1, and it and "
+                              "weigh are for gptq, which knows the inputs")
+        if self.follow and self.sequential:
+            raise RecipeError("quantize.sequential observes linears again after others were edited, where `follow` needs "
+                              "the layer as it was; take one of them")
         if self.passes < 0:
             raise RecipeError(f"quantize.passes is {self.passes}; it takes 0 or more")
         if self.group is None and self.grid not in LAYOUTS:
@@ -123,6 +140,14 @@ class Quantize(LinearEdit):
         return self.method == "gptq"
 
     @property
+    def weighs_tokens(self) -> bool:
+        return bool(self.weigh)
+
+    @property
+    def follows_original(self) -> bool:
+        return bool(self.follow)
+
+    @property
     def observes_again(self) -> bool:
         return self.sequential and self.method == "gptq"
 
@@ -160,15 +185,18 @@ class Quantize(LinearEdit):
                             grid.round(linear.dense, linear.storage, keep))
             return
         assert gram is not None
+        if isinstance(grid, GgmlGrid):
+            layout = grid.layout
+            visit, order_of = f"blocks of {layout.block} in parts of {layout.part}", partial(block_order, grid=grid)
+        else:
+            visit, order_of = ("falling" if self.act_order else "as stored",
+                               partial(visiting_order, act_order=self.act_order))
         try:
-            if isinstance(grid, GgmlGrid):
-                layout = grid.layout
-                factor, order = gram.factor(self.damp, f"blocks of {layout.block} in parts of {layout.part}",
-                                            partial(block_order, grid=grid), last=last)
-                linear.quantise(round_to_blocks(linear.reference, factor, order, grid, passes=self.passes, keep=keep))
-            else:
-                factor, order = gram.factor(self.damp, "falling" if self.act_order else "as stored",
-                                            partial(visiting_order, act_order=self.act_order), last=last)
-                linear.quantise(gptq(linear.reference, factor, order, grid, linear.storage, keep))
+            factor, order = gram.factor(self.damp, visit, order_of, last=last)
         except NumericsError as error:
             raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
+        aim = linear.reference
+        if self.follow:
+            aim = aim + self.follow * gram.followed(linear.reference, self.damp, visit)
+        linear.quantise(round_to_blocks(aim, factor, order, grid, passes=self.passes, keep=keep)
+                        if isinstance(grid, GgmlGrid) else gptq(aim, factor, order, grid, linear.storage, keep))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ from tsotsallm.checkpoint.anatomy import final_norm, one_layer_model
 from tsotsallm.checkpoint.spec import FINAL_NORM, ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.machine import return_large_blocks
-from tsotsallm.streaming.statistics import Gram
 
 Load = Callable[["Frame", int], dict[str, Tensor]]
 """Puts a layer into the frame; returns, by name, the tensors whose gradients are wanted."""
@@ -91,34 +90,21 @@ class Frame:
         return maps
 
     @contextmanager
-    def observing(self, names: list[str] | None = None) -> Iterator[dict[str, Gram]]:
-        """Gather the Grams of the linears' inputs while the block runs; linears with one input share one Gram.
+    def watching(self, names: Iterable[str], seen: Callable[[str, Tensor], None], *, to_the_end: bool) -> Iterator[None]:
+        """Call `seen` with the inputs of linears while the block runs.
 
-        A call raises InputsSeen where the last linear would start, since its output is not needed.
+        A call raises InputsSeen where the last linear would start, unless its output is needed too.
         """
-        grams: dict[str, Gram] = {}
-        seen: list[Any] = [None, None]                      # the last input tensor and its Gram
-
-        def observe(name: str, inputs: Tensor) -> None:
-            if inputs is seen[0]:
-                grams.setdefault(name, seen[1])
-                return
-            if name not in grams:
-                grams[name] = Gram(inputs.shape[-1], self.device)
-            grams[name].add(inputs)
-            seen[:] = [inputs, grams[name]]
-
         hooks = []
-        names = self.linear_names() if names is None else names
         last = self.linear_names()[-1]
         for name in names:
             def hook(_module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-                observe(name, args[0])
-                if name == last:
+                seen(name, args[0])
+                if name == last and not to_the_end:
                     raise InputsSeen
             hooks.append(self.linear(name).register_forward_pre_hook(hook))
         try:
-            yield grams
+            yield
         finally:
             for handle in hooks:
                 handle.remove()

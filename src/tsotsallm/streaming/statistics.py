@@ -11,20 +11,42 @@ from tsotsallm.numerics.gptq import reversed_factor
 
 
 class Gram:
-    """H = Xᵀ X over all calibration tokens, (d_in, d_in) float32; linears that read the same input share it."""
+    """H = Xᵀ W X over all calibration tokens, (d_in, d_in) float32; linears that read the same input share it.
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    W weighs the tokens, all alike by default. With what the original model's linear reads of the same tokens, X₀, the
+    Gram also knows the lag X₀ᵀ W X − H: how the inputs have moved since.
+    """
+
+    def __init__(self, width: int, device: torch.device, *, follows: bool = False) -> None:
         self.matrix: Tensor | None = torch.zeros(width, width, device=device)
+        self.lag: Tensor | None = torch.zeros(width, width, device=device) if follows else None
         self.tokens = 0
         self._diagonal: Tensor | None = None
         self._factors: dict[tuple[float, str], tuple[Tensor, Tensor]] = {}
 
-    def add(self, inputs: Tensor) -> None:
-        """Add the inputs of some tokens, (..., d_in)."""
+    def add(self, inputs: Tensor, weights: Tensor | None = None, original: Tensor | None = None) -> None:
+        """Add the inputs of some tokens, (..., d_in), with their weights (tokens,) and the original's inputs."""
         rows = inputs.reshape(-1, inputs.shape[-1])
+        weighed = rows if weights is None else rows * weights.to(rows)[:, None]
         assert self.matrix is not None
-        self.matrix.addmm_(rows.mT, rows)
+        self.matrix.addmm_(weighed.mT, rows)
+        if self.lag is not None:
+            assert original is not None
+            self.lag.addmm_((original.reshape(rows.shape) - rows).mT, weighed)
         self.tokens += len(rows)
+
+    def followed(self, weight: Tensor, damp: float, visit: str) -> Tensor:
+        """What to add to a weight W, (d_out, d_in), so that its outputs on today's inputs are those on the original's.
+
+        W·(lag)·(H + damping)⁻¹: the least-squares answer (arXiv:2504.02692, eq. 5), by the factor made before.
+        """
+        assert self.lag is not None
+        factor, order = self._factors[damp, visit]
+        backwards = order.flip(0)
+        wanted = (weight @ self.lag)[:, backwards]
+        found = torch.empty_like(wanted)
+        found[:, backwards] = torch.cholesky_solve(wanted.mT, factor, upper=True).mT
+        return found
 
     @property
     def width(self) -> int:

@@ -55,13 +55,19 @@ def embed_corpus(view: View, corpus: Corpus, states: HiddenStates) -> HiddenStat
 
 @dataclass
 class Visit:
-    """One layer while it is in memory."""
+    """One layer while it is in memory.
+
+    `originals` are its inputs in the model as it was before this sweep, and where its outputs go; `weights` say how much
+    each token counts at each linear.
+    """
 
     index: int
     frame: Frame
     storage: torch.dtype
     grams: dict[str, Gram] = field(default_factory=dict)
     inputs: HiddenStates | None = None
+    originals: tuple[HiddenStates, HiddenStates | None] | None = None
+    weights: dict[str, Tensor] = field(default_factory=dict)
     tick: Tick = silent
 
     @property
@@ -76,13 +82,36 @@ class Visit:
         return self.grams[name]
 
     def observe(self, names: list[str] | None = None) -> None:
-        """Run the corpus through the layer as it is now and gather the Grams of the linears' inputs."""
+        """Run the corpus through the layer as it is now and gather the Grams of the linears' inputs.
+
+        Linears with one input share one Gram. With `originals`, which the layer must still be the same for, the Grams
+        follow them, and their outputs are written.
+        """
         assert self.inputs is not None
-        with self.frame.observing(names) as grams:
-            for batch in self.inputs.batches():
-                with suppress(InputsSeen):
-                    self.frame(self.inputs.read(batch))
-                self.tick("observing", (batch[-1] + 1) / len(self.inputs.lengths))
+        grams: dict[str, Gram] = {}
+        original: dict[str, Tensor] = {}
+        for batch in self.inputs.batches():
+            if self.originals is not None:
+                with self.frame.watching(self.names, original.__setitem__, to_the_end=True):
+                    outputs = self.frame(self.originals[0].read(batch))
+                if self.originals[1] is not None:
+                    self.originals[1].write(batch, outputs)
+            tokens = slice(self.inputs.starts[batch[0]], self.inputs.starts[batch[-1] + 1])
+            shared: list[tuple[Tensor, Gram]] = []
+
+            def add(name: str, inputs: Tensor, tokens: slice = tokens, shared: list[tuple[Tensor, Gram]] = shared) -> None:
+                if shared and inputs is shared[0][0]:
+                    grams.setdefault(name, shared[0][1])
+                    return
+                if name not in grams:
+                    grams[name] = Gram(inputs.shape[-1], self.frame.device, follows=self.originals is not None)
+                weights = self.weights.get(name)
+                grams[name].add(inputs, None if weights is None else weights[tokens], original.get(name))
+                shared[:] = [(inputs, grams[name])]
+
+            with suppress(InputsSeen), self.frame.watching(self.names if names is None else names, add, to_the_end=False):
+                self.frame(self.inputs.read(batch))
+            self.tick("observing", (batch[-1] + 1) / len(self.inputs.lengths))
         self.grams |= grams
 
     def commit(self, linear: Linear) -> None:
@@ -100,11 +129,13 @@ class Visit:
 @torch.no_grad()
 def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.device, start: int = 0,
           load: Callable[[int], dict[str, Tensor]] | None = None, settled: Callable[[int], None] = lambda _index: None,
+          originals: TwoStates | None = None, weights: Callable[[int], dict[str, Tensor]] = lambda _index: {},
           tick: Tick = silent) -> Iterator[Visit]:
     """Visit layers `start` and up; after the caller edited a layer, its outputs are propagated to the next.
 
     `states` holds the inputs of layer `start`; without it layers are visited but nothing runs through them. `load`
     gives the tensors of a layer (by default the view's); `settled` is called when a layer's outputs are safe on disk.
+    With `originals` the corpus also runs through the layers as they were; `weights` gives those of a layer's tokens.
     """
     frame = Frame(view.spec, device)
     for index in range(start, view.spec.layers):
@@ -113,9 +144,13 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
         release_memory()
         frame.load(index, (load or view.layer)(index))
         inputs = states.inputs_of(index) if states is not None else None
-        visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, tick=tick)
+        visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, weights=weights(index), tick=tick)
+        if originals is not None:
+            after = originals.inputs_of(index + 1) if index + 1 < view.spec.layers else None
+            visit.originals = originals.inputs_of(index), after
         if observe:
             visit.observe()
+            visit.originals = None              # the layer is edited now
             release_memory()
         yield visit
         visit.grams.clear()
@@ -124,6 +159,8 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
                 outputs = states.inputs_of(index + 1)
                 visit.propagate(outputs)
                 outputs.flush()
+                if originals is not None:
+                    originals.inputs_of(index + 1).flush()
             except OSError as error:
                 raise ResourceError(f"the hidden states could not be written to {outputs.path.parent} "
                                     f"({error.strerror or error}); free some space or choose another --scratch, then run "

@@ -1,0 +1,65 @@
+"""How much the loss depends on what each linear gives for each token."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tsotsallm.checkpoint.anatomy import input_groups
+from tsotsallm.checkpoint.view import View
+from tsotsallm.streaming.backward import backward_sweep
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.frame import Frame
+from tsotsallm.streaming.sweep import Tick, silent
+
+MOST = 50.0
+
+
+def token_weights(view: View, corpus: Corpus, kept: Path, scratch: Path, device: torch.device, tick: Tick = silent) -> None:
+    """Write the weight of every token at every linear of every layer to `kept`, one file a layer; read by `weights_of`.
+
+    The weight is √(g² / mean g²), g² the mean square of the loss's gradient by the linear's output for the token, at
+    most √50; linears that read the same input share the mean of theirs. The gradient by itself would be the diagonal of
+    the Fisher information averaged over outputs (as in arXiv:2505.07004); its root is less at the mercy of single tokens
+    (docs/LOG.md). A sweep back through the model with one layer in memory; called again after a kill it goes on.
+    """
+    kept.mkdir(parents=True, exist_ok=True)
+    squares: dict[str, list[Tensor]] = {}
+    hooks: list[Any] = []
+
+    def note(name: str, _module: Any, _inputs: Any, outputs: tuple[Tensor, ...]) -> None:
+        squares.setdefault(name, []).append(outputs[0].detach().square().mean(-1).flatten().cpu())
+
+    def load(frame: Frame, index: int) -> dict[str, Tensor]:
+        while hooks:
+            hooks.pop().remove()
+        squares.clear()
+        frame.load(index, view.layer(index))
+        for name in frame.linear_names():
+            hooks.append(frame.linear(name).register_full_backward_hook(partial(note, name)))
+        return {}
+
+    for index, _ in backward_sweep(view, corpus, scratch, device, tick, load=load):
+        found = {name: torch.cat(parts) for name, parts in squares.items()}
+        relative = {name: (values / values.mean().clamp(min=1e-38)).clamp(max=MOST).sqrt() for name, values in found.items()}
+        shared = {name: torch.stack([relative[other] for other in group]).mean(0).contiguous()
+                  for group in input_groups(relative) for name in group}
+        draft = kept / "draft.safetensors"
+        save_file(shared, draft)
+        draft.replace(_file(kept, index))
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def weights_of(kept: Path, layer: int) -> dict[str, Tensor]:
+    """Linear of a layer -> the weight of every token, (tokens,) float32."""
+    return load_file(_file(kept, layer))
+
+
+def _file(kept: Path, layer: int) -> Path:
+    return kept / f"layer-{layer:04d}.safetensors"
