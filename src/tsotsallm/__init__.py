@@ -7,9 +7,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tsotsallm.api import analyze, compress, evaluate, examine, franken, harness, inspect, load, plan, plan_examination
+    from tsotsallm.api import (
+        Conversation,
+        analyze,
+        compress,
+        evaluate,
+        examine,
+        export,
+        franken,
+        generate,
+        harness,
+        inspect,
+        load,
+        plan,
+        plan_examination,
+        push,
+    )
 
-__all__ = ["analyze", "compress", "evaluate", "examine", "franken", "harness", "inspect", "load", "plan", "plan_examination"]
+__all__ = ["Conversation", "analyze", "compress", "evaluate", "examine", "export", "franken", "generate", "harness",
+           "inspect", "load", "plan", "plan_examination", "push"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import device as torch_device
 
@@ -17,7 +18,9 @@ from tsotsallm.analysis.analyze import analyze as look_at
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, embedded_directory, locate
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
-from tsotsallm.errors import CheckpointError, CorpusError, MissingExtraError, TsotsallmError
+from tsotsallm.engine.generation import Sampling, pieces, stream_resident
+from tsotsallm.engine.llama import Llama
+from tsotsallm.errors import CheckpointError, CorpusError, ExportError, MissingExtraError, TsotsallmError
 from tsotsallm.evaluation.cost import Cost, check_fits, cost_of, measure_speed
 from tsotsallm.evaluation.energy import check_country
 from tsotsallm.evaluation.examine import (
@@ -36,6 +39,11 @@ from tsotsallm.evaluation.franken import OrderResult
 from tsotsallm.evaluation.franken import study as study_orders
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
 from tsotsallm.evaluation.tasks import Task, read_task
+from tsotsallm.export.gguf import Dense, export_gguf
+from tsotsallm.export.huggingface import export_huggingface
+from tsotsallm.export.publish import push as push_result
+from tsotsallm.export.publish import write_modelfile
+from tsotsallm.export.verify import read_back, verify_gguf
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
 from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import Forecast, make_plan
@@ -328,6 +336,107 @@ def analyze(model: str | Path, text: str | Path | None, out: str | Path, *, refe
 def inspect(model: str | Path) -> Anatomy:
     """Anatomy of a checkpoint: widths, parameters, bytes by part, cache and work per token."""
     return inspect_checkpoint(Checkpoint.open(model))
+
+
+def export(model: str | Path, *, gguf: str | Path | None = None, hf: str | Path | None = None, dense: str | None = None,
+           ollama: bool = False, verify: bool = True, tick: Tick = silent) -> dict[str, Any]:
+    """Write a checkpoint as GGUF, or as a plain Hugging Face checkpoint with every weight dense.
+
+    With `verify` a GGUF file is read back, and its log-probabilities are compared with llama.cpp's where that is
+    installed. Returns the paths, bytes and notes.
+    """
+    if (gguf is None) == (hf is None):
+        raise ExportError("say what to write: --gguf OUT.gguf or --hf DIRECTORY, one of them")
+    if dense not in (None, *get_args(Dense)):
+        raise ExportError(f"--dense is {dense!r}; it takes {', '.join(get_args(Dense))}")
+    if hf is not None and (dense or ollama):
+        raise ExportError("--dense and --ollama belong to --gguf")
+    checkpoint = Checkpoint.open(model)
+    if hf is not None:
+        return {"hf": str(hf), "notes": export_huggingface(checkpoint, Path(hf), tick)}
+    path = Path(str(gguf))
+    if path.suffix != ".gguf":
+        raise ExportError(f"{path} does not end in .gguf, as engines expect of such a file")
+    name = str(model) if "/" in str(model) and not Path(model).exists() else checkpoint.directory.resolve().name
+    found = export_gguf(checkpoint, path, dense=dense, name=name, tick=tick)    # type: ignore[arg-type]
+    answer: dict[str, Any] = {"gguf": str(path), **found.plain()}
+    answer["notes"] = list(answer["notes"])
+    if ollama:
+        answer["modelfile"] = str(write_modelfile(path, found.adapter, checkpoint.spec.context))
+    if verify:
+        read_back(path)
+        if importlib.util.find_spec("xllamacpp") is None:
+            answer["notes"].append("not compared with llama.cpp, which is not installed: pip install 'tsotsallm[llama]'")
+        else:
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                states = Path(scratch) / "states.f32"
+                answer["verified"] = verify_gguf(path, checkpoint, states, adapter=found.adapter).plain()
+    return answer
+
+
+def push(result: str | Path, repository: str, *, upload: bool = False, public: bool = False) -> dict[str, Any]:
+    """Upload a result to the hub; a dry run unless `upload`."""
+    return push_result(Path(result), repository, upload=upload, public=public)
+
+
+def generate(model: str | Path, prompt: str, *, tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0,
+             top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None) -> Iterator[str]:
+    """Yield the pieces of a text's continuation: GGUF files in llama.cpp, checkpoints in transformers."""
+    if tokens < 1:
+        raise TsotsallmError(f"{tokens} new tokens cannot be written; ask for 1 or more")
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    if Path(model).suffix == ".gguf":
+        engine = Llama(Path(model), kv=kv, adapter=None if adapter is None else Path(adapter))    # type: ignore[arg-type]
+        yield from pieces(lambda heard: engine.complete(prompt, tokens, sampling, heard))
+        return
+    _refuse_gguf_options(kv, adapter)
+    loaded, tokenizer = load(model)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    yield from pieces(lambda heard: stream_resident(loaded, tokenizer, ids, tokens, sampling, heard))
+
+
+class Conversation:
+    """Questions and answers one after another, with one model."""
+
+    def __init__(self, model: str | Path, *, tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
+                 top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None) -> None:
+        self.messages: list[dict[str, str]] = []
+        self.tokens, self.sampling = tokens, Sampling(temperature, top_p, top_k, seed)
+        self.engine: Llama | None = None
+        if Path(model).suffix == ".gguf":
+            self.engine = Llama(Path(model), kv=kv,                                               # type: ignore[arg-type]
+                                adapter=None if adapter is None else Path(adapter))
+            has_template = self.engine.has_template
+        else:
+            _refuse_gguf_options(kv, adapter)
+            self.loaded, self.tokenizer = load(model)
+            has_template = self.tokenizer.chat_template is not None
+        if not has_template:
+            raise CheckpointError(f"{model} has no chat template: it completes text, but does not converse; use "
+                                  "`tsotsallm generate`")
+
+    def answer(self, question: str) -> Iterator[str]:
+        """Yield the pieces of the answer; both become part of the conversation."""
+        self.messages.append({"role": "user", "content": question})
+        heard: list[str] = []
+        for piece in pieces(self._speak):
+            heard.append(piece)
+            yield piece
+        self.messages.append({"role": "assistant", "content": "".join(heard)})
+
+    def _speak(self, heard: Callable[[str], None]) -> None:
+        if self.engine is not None:
+            self.engine.chat(self.messages, self.tokens, self.sampling, heard)
+            return
+        ids = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, return_tensors="pt",
+                                                 return_dict=True)["input_ids"]
+        stream_resident(self.loaded, self.tokenizer, ids, self.tokens, self.sampling, heard)
+
+
+def _refuse_gguf_options(kv: str, adapter: str | Path | None) -> None:
+    if kv != "f16" or adapter is not None:
+        raise TsotsallmError("--kv and --adapter are for GGUF files, which llama.cpp runs; write one with "
+                             "`tsotsallm export MODEL --gguf OUT.gguf`")
 
 
 def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:

@@ -205,6 +205,84 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def export(model: Model,
+           gguf: Annotated[Path | None, typer.Option(help="Write this GGUF file, for llama.cpp and Ollama.")] = None,
+           hf: Annotated[Path | None, typer.Option(help="Write this plain Hugging Face checkpoint, all dense.")] = None,
+           dense: Annotated[str | None, typer.Option(help="f16, bf16 or f32: for weights on no grid of GGUF.")] = None,
+           ollama: Annotated[bool, typer.Option(help="Add a Modelfile for Ollama.")] = False,
+           verify: Annotated[bool, typer.Option(help="Compare with llama.cpp, where it is installed.")] = True,
+           as_json: AsJson = False) -> None:
+    """Write a checkpoint in a form that other engines run; one layer at a time is in memory."""
+    with _answers(as_json):
+        from tsotsallm import api, console
+
+        bar, show = console.step_bar(as_json)
+        with bar:
+            found = api.export(model, gguf=gguf, hf=hf, dense=dense, ollama=ollama, verify=verify, tick=show)
+        _print_json(found) if as_json else console.print_export(found)
+
+
+Tokens = Annotated[int, typer.Option(help="New tokens at most.")]
+Kv = Annotated[str, typer.Option(help="Key-value cache of a GGUF file: f32, f16, q8_0 or q4_0.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this share together.")]
+TopK = Annotated[int, typer.Option(help="Sample among so many likeliest tokens; 0: all.")]
+Seed = Annotated[int, typer.Option(help="Seed of sampling.")]
+GgufOrCheckpoint = Annotated[str, typer.Argument(help="GGUF file, checkpoint directory, hub id, or 'embedded'.")]
+Adapter = Annotated[Path | None, typer.Option(help="GGUF adapter beside a GGUF file.")]
+
+
+@app.command()
+def generate(model: GgufOrCheckpoint, prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+             tokens: Tokens = 64, temperature: Temperature = 0.0, top_p: TopP = 1.0, top_k: TopK = 0, seed: Seed = 0,
+             kv: Kv = "f16", adapter: Adapter = None) -> None:
+    """Continue a text: GGUF files in llama.cpp, checkpoints in transformers."""
+    with _answers():
+        from tsotsallm import api
+
+        print(prompt, end="", flush=True)
+        for piece in api.generate(model, prompt, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+                                  kv=kv, adapter=adapter):
+            print(piece, end="", flush=True)
+        print()
+
+
+@app.command()
+def chat(model: GgufOrCheckpoint, tokens: Tokens = 256, temperature: Temperature = 0.0, top_p: TopP = 1.0, top_k: TopK = 0,
+         seed: Seed = 0, kv: Kv = "f16", adapter: Adapter = None) -> None:
+    """Converse: one line, one answer; an empty line or Ctrl-D ends it."""
+    with _answers():
+        from tsotsallm import api
+
+        conversation = api.Conversation(model, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+                                        kv=kv, adapter=adapter)
+        interactive = sys.stdin.isatty()
+        while True:
+            if interactive:
+                print("> ", end="", flush=True)
+            line = sys.stdin.readline().strip()
+            if not line:
+                break
+            for piece in conversation.answer(line):
+                print(piece, end="", flush=True)
+            print()
+
+
+@app.command()
+def push(result: Annotated[Path, typer.Argument(help="A result's directory, or a GGUF file.")],
+         repository: Annotated[str, typer.Argument(help="NAME/MODEL on the hub.")],
+         upload: Annotated[bool, typer.Option("--upload", help="Really upload; else only say what would be.")] = False,
+         public: Annotated[bool, typer.Option(help="Make a new repository public.")] = False,
+         as_json: AsJson = False) -> None:
+    """Upload a result with its model card to the hub; without --upload nothing is sent."""
+    with _answers(as_json):
+        from tsotsallm import api, console
+
+        found = api.push(result, repository, upload=upload, public=public)
+        _print_json(found) if as_json else console.print_push(found)
+
+
+@app.command()
 def analyze(model: Model,
             out: Annotated[Path, typer.Option("-o", "--out", help="Directory for the pictures and analysis.json.")],
             text: Annotated[Path | None, typer.Option(help="UTF-8 text to look at the model with.")] = None,

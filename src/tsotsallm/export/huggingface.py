@@ -1,0 +1,54 @@
+"""A checkpoint of ours as a plain Hugging Face one: every weight dense, repeated layers written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
+from tsotsallm.checkpoint.shards import Piece
+from tsotsallm.checkpoint.spec import EMBEDDING, HEAD
+from tsotsallm.checkpoint.view import View
+from tsotsallm.checkpoint.writer import Writer, partial_path, publish
+from tsotsallm.errors import ExportError, ResourceError
+from tsotsallm.streaming.sweep import Tick, silent
+
+
+def export_huggingface(checkpoint: Checkpoint, out: Path, tick: Tick = silent) -> list[str]:
+    """Write every weight dense, in the type of the embeddings; returns what its reader should know.
+
+    Values on a grid are rounded once more where the type holds fewer digits than they have; corrections beside linears
+    are added. One layer at a time is in memory; the directory gets its name when it is complete.
+    """
+    if out.exists():
+        raise ExportError(f"{out} exists already; choose another name, or delete it first")
+    view, storage = View.of(checkpoint), checkpoint.storage
+    spec = view.spec
+    partial = partial_path(out)
+    writer = Writer(partial)
+    try:
+        for index in range(spec.layers):
+            tick("writing", index / spec.layers)
+            prefix = layer_prefix(view.stored(index))
+            writer.write_layer(index, {name: checkpoint.tensor(prefix + name).to(storage)
+                                       for name in checkpoint.layer_names(view.stored(index))})
+        ends: dict[str, Piece] = dict(checkpoint.end_records())
+        for name in (EMBEDDING, HEAD):
+            if checkpoint.is_packed(name.removesuffix(".weight")):
+                ends = {key: record for key, record in ends.items() if not key.startswith(name)}
+                ends[name] = checkpoint.tensor(name).to(storage)
+        writer.write_ends(ends, spec.layers)
+        writer.finish(checkpoint, dict(spec.config), {}, None, list(range(spec.layers)), spec.layers)
+        writer.remove_parts()
+        publish(partial, out)
+    except OSError as error:
+        for path in sorted(partial.glob("*")):
+            path.unlink()
+        partial.rmdir()
+        raise ResourceError(f"{out.parent} could not take the checkpoint ({error.strerror or error}); free some space, or "
+                            "choose another place: nothing half-written is left") from None
+    notes = []
+    if any(checkpoint.is_packed(layer_prefix(stored) + name.removesuffix(".weight"))
+           for stored in set(spec.layer_order) for name in checkpoint.layer_names(stored)):
+        notes.append(f"weights were on a low-bit grid and are now dense in {str(storage).removeprefix('torch.')}: the same "
+                     "values to its rounding, but a large file; --gguf keeps it small")
+    return notes

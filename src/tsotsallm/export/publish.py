@@ -1,0 +1,51 @@
+"""Handing a result on: a Modelfile for Ollama, an upload to the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tsotsallm.errors import CheckpointError, ExportError
+
+
+def write_modelfile(gguf: Path, adapter: Path | None, context: int) -> Path:
+    """A Modelfile beside a GGUF file; Ollama takes the chat template from the file itself."""
+    path = gguf.with_name("Modelfile")
+    if path.exists():
+        raise ExportError(f"{path} exists already; delete it, or write the GGUF file to another directory")
+    lines = [f"FROM ./{gguf.name}", *([f"ADAPTER ./{adapter.name}"] if adapter is not None else []),
+             f"PARAMETER num_ctx {context}"]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def push(result: Path, repository: str, *, upload: bool, public: bool) -> dict[str, Any]:
+    """Upload a result's files, or one GGUF file, to the hub; a dry run unless `upload`."""
+    if result.is_dir():
+        if not (result / "config.json").exists():
+            raise CheckpointError(f"{result} holds no config.json: it is not a finished result")
+        files = {str(path.relative_to(result)): path for path in sorted(result.rglob("*")) if path.is_file()}
+    elif result.is_file():
+        files = {path.name: path for path in (result, result.with_name(f"{result.stem}-adapter.gguf"),
+                                              result.with_name("Modelfile")) if path.is_file()}
+    else:
+        raise CheckpointError(f"{result} does not exist; give a result's directory or a GGUF file")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise ExportError(f"{repository!r} is no repository of the hub; it is written NAME/MODEL")
+    if upload:
+        _upload(files, repository, public=public)
+    return {"repository": repository, "public": public, "uploaded": upload,
+            "files": {name: path.stat().st_size for name, path in files.items()}}
+
+
+def _upload(files: dict[str, Path], repository: str, *, public: bool) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, private=not public, exist_ok=True)
+        for name, path in files.items():
+            hub.upload_file(path_or_fileobj=path, path_in_repo=name, repo_id=repository)
+    except Exception as error:  # the client's transport raises types of its own
+        raise ExportError(f"the upload to {repository} stopped ({type(error).__name__}: {error}); log in with "
+                          "`hf auth login`, check the connection, and run the same command again") from None
