@@ -147,7 +147,9 @@ def _draw(out: Path) -> None:
             pictures.training_curve(json.loads(path.read_text("utf-8")), path.with_suffix(".png"))
         for path in sorted(out.glob("decision-*.json")):
             decision = json.loads(path.read_text("utf-8"))
-            (pictures.ranks if "ranks" in decision else pictures.selection)(decision, path.with_suffix(".png"))
+            draw = next((kind for key, kind in (("ranks", pictures.ranks), ("grids", pictures.grids)) if key in decision),
+                        pictures.selection)
+            draw(decision, path.with_suffix(".png"))
     except MissingExtraError:
         return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,27 @@ class Output:
                 tensors[f"{name}.weight"] = found.added_to(tensors[f"{name}.weight"])
         return tensors
 
-    def finish(self, source: Checkpoint, view: View, first_visit: list[int]) -> None:
-        """Write what is not a layer, and join the parts; layers with an earlier `first_visit` are stored by name only."""
+    def finish(self, source: Checkpoint, view: View, first_visit: list[int], ends: dict[str, Tensor],
+               end_grids: Mapping[str, Grid]) -> None:
+        """Write what is not a layer, and join the parts; layers with an earlier `first_visit` are stored by name only.
+
+        `ends` stand in place of the matrices that `end_grids` names.
+        """
         layers = view.spec.layers
-        for name in (ends := view.checkpoint.end_records()):
+        written: dict[str, Piece] = {}
+        named: Grids = dict(end_grids)
+        for name, record in view.checkpoint.end_records().items():
+            module = name.rpartition(".")[0]
+            if module in end_grids:
+                continue
             view.checkpoint.require_finite(name)
-        self.writer.write_ends(dict(ends), layers)
+            written[name] = record
+            if view.checkpoint.is_packed(module):
+                named[module] = view.checkpoint.grid_of(module)
+        written.update(ends)
+        self.writer.write_ends(written, layers)
         unique = [index for index in range(layers) if first_visit[index] == index]
         place = {index: number for number, index in enumerate(unique)}
-        named = {layer_prefix(place[index]) + name: grid for index in unique for name, grid in self.grids[index].items()}
+        named |= {layer_prefix(place[index]) + name: grid for index in unique for name, grid in self.grids[index].items()}
         order = [place[first] for first in first_visit] if len(unique) < layers else None
         self.writer.finish(source, dict(view.spec.config), named, order, unique, layers)

@@ -94,7 +94,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     recipe.check(spec, sparse=checkpoint.is_sparse)
     rate = gemm_flops_per_second("float32", device)
     base = max(rss_bytes(), 300 << 20) + ARENA_BYTES
-    ends = sum(record.size for record in checkpoint.end_records().values())
+    ends = before_ends = sum(record.size for record in checkpoint.end_records().values())
     stored = {layer: sum(record.size for record in checkpoint.layer_records(layer).values())
               for layer in checkpoint.names_by_layer}
     packed = {layer: any(name.endswith((".weight_packed", ".weight_blocks")) for name in names)
@@ -110,7 +110,11 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
         sweeps.append(forecast)
         if recipe.shared and number == len(planned):
             layers = list({layer.source: layer for layer in layers}.values())
-        results.append(ends + FILE_BYTES + sum(layer.size for layer in layers))
+        for edit in sweep.edits:
+            ends = edit.end_bytes(spec, ends)
+        budgets = [most for edit in sweep.edits if (most := edit.model_bytes(spec)) is not None]
+        whole = ends + sum(layer.size for layer in layers)
+        results.append(FILE_BYTES + min([whole, *budgets]))
     widest = max(d_in for _, d_in in linear_shapes(spec, 0).values())
     warnings = []
     if any(sweep.observes for sweep in planned) and windows * window < widest:
@@ -121,7 +125,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     disk = max(before + 2 * result for before, result in zip(kept, results, strict=True))
     return Forecast(
         sweeps, windows, window, _parameters(checkpoint.spec, range(checkpoint.spec.stored_layers)),
-        _parameters(spec, range(len(layers))), ends + sum(stored.values()), results[-1],
+        _parameters(spec, range(len(layers))), before_ends + sum(stored.values()), results[-1],
         disk + max(sweep.scratch_bytes for sweep in sweeps), free_ram_bytes(), free_disk_bytes(out), rate, warnings)
 
 
@@ -330,7 +334,7 @@ def _edit_ram(spec: ModelSpec, sweep: Sweep, layer: int, window: int) -> int:
     shapes = linear_shapes(spec, layer)
     weights = 4 * _layer_weights(spec, layer)
     grams = 4 * sum(shapes[group[0]][1] ** 2 for group in input_groups(shapes)) if observes else 0
-    grams *= 2 if sweep.follows_original else 1
+    grams *= (2 if sweep.follows_original else 1) + (3 if any(edit.surveys for edit in edits) else 0)    # factors
     work = 0
     for d_out, d_in in shapes.values():
         # one factor stands in its Gram's place; with two edits that need factors the second is another matrix

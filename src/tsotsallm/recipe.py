@@ -218,11 +218,20 @@ def _sparsity(method: str) -> Callable[[list[str]], dict[str, Any]]:
 def _quantize(method: str) -> Callable[[list[str]], dict[str, Any]]:
     def read(values: list[str]) -> dict[str, Any]:
         fields: dict[str, Any] = {"method": method}
+        if values[0] == "mixed":
+            return {"quantize": fields | {"bits_per_weight": _bits(values[1] if len(values) == 2 else "", method)}}
         fields |= {"grid": values[0]} if values[0] in GRIDS else {"bits": _number(values[0], method)}
         if len(values) == 2:
             fields["group"] = "channel" if values[1] == "channel" else _number(values[1], method)
         return {"quantize": fields}
     return read
+
+
+def _bits(text: str, method: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RecipeError(f"{method}:mixed takes bits a weight, such as {method}:mixed:4.2") from None
 
 
 def _depth(values: list[str]) -> dict[str, Any]:
@@ -256,7 +265,8 @@ _SHORT: dict[str, tuple[Callable[[list[str]], dict[str, Any]], str, int]] = {
     "eora": (_compensate("eora"), "eora:RANK or eora:auto:BYTES", 2),
     "lora": (_lora, "lora:RANK or lora:RANK:FILE", 2),
     "distill": (lambda values: {"distill": {"mode": values[0]}}, "distill:layers or distill:logits", 1),
-    **{method: (_quantize(method), f"{method}:BITS, {method}:BITS:GROUP or {method}:GRID", 2) for method in ("gptq", "rtn")},
+    **{method: (_quantize(method), f"{method}:BITS, {method}:BITS:GROUP, {method}:GRID or "
+                f"{method}:mixed:BITS", 2) for method in ("gptq", "rtn")},
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_jso
 from tsotsallm.errors import NumericsError, ResumeError
 from tsotsallm.journal import PUBLISHED, Journal, held_work, remove_work, scratch_path
 from tsotsallm.machine import fingerprint, peak_rss_bytes
+from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.output import Output
 from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage, Workplace
+from tsotsallm.stages.ends import head_gram, packed_ends
 from tsotsallm.stages.retraining import Retraining
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.sensitivity import token_weights, weights_of
@@ -282,6 +284,9 @@ class _Job:
                                        for place, (edit, survey) in enumerate(zip(one.edits, surveys, strict=True))))
         output = Output(self.directory(number), self.journal, number)
         layers = view.spec.layers
+        end_grids: dict[str, GgmlGrid] = {}
+        for edit in one.edits:
+            end_grids |= edit.end_grids(view)
         last = number + 1 == len(self.sweeps)
         first_visit = self._first_visits(origin)
         current = output.finished_layers
@@ -301,19 +306,25 @@ class _Job:
             states = self._states(self.corpus, view, current) if one.observes else None
             originals = self._states(self.corpus, view, current, "original") if one.follows_original else None
             for visit in sweep(view, states, observe=one.observes, device=self.device, start=current, load=load,
-                               settled=output.settled, originals=originals, weights=self._weights(number, one, view),
-                               tick=tick):
+                               settled=output.settled, beyond=bool(end_grids), originals=originals,
+                               weights=self._weights(number, one, view), tick=tick):
                 current = visit.index
                 write(current, partial(self._edit, one.edits, visit, view, origin, tick))
-            for some in (states, originals):
-                if some is not None:
-                    some.remove()
+            if originals is not None:
+                originals.remove()
         for index in range(current, layers if not one.edits else 0):
             current = index
             tick("copying", 0.0)
             write(index, Learned)
             output.settled(index)
-        self._complete(number, output, view, first_visit if last else None)
+        ends: dict[str, Tensor] = {}
+        if end_grids:
+            outputs = self._states(self.corpus, view, layers).inputs_of(layers) if one.observes else None
+            gram = head_gram(view, outputs, self.device) if outputs is not None else None
+            ends = packed_ends(view, end_grids, gram, max(getattr(edit, "passes", 0) for edit in one.edits), tick)
+        self._complete(number, output, view, first_visit if last else None, ends, end_grids)
+        if self.corpus is not None:
+            self._states_files(self.corpus, view).remove()
 
     def _decided(self, number: int, place: int, stage: SomeStage, survey: Callable[[], dict[str, Any]]) -> SomeStage:
         """A stage with what a survey of the model decided, now or before an interruption."""
@@ -334,7 +345,8 @@ class _Job:
         if found is not None:
             return found
         assert self.corpus is not None
-        probe, notes = one.edits[place].probe()
+        probe, notes = one.edits[place].probe(sparse=self.sparse or any(
+            edit.name == "sparsity" for edit in one.edits[:place]))
         scratch = self.scratch / "survey"
         lengths = [len(window) for window in self.corpus.windows]
         states, originals = (TwoStates(scratch / name, lengths, view.spec.hidden) for name in ("", "original"))
@@ -342,10 +354,14 @@ class _Job:
             embed_corpus(view, self.corpus, some.inputs_of(0))
         current = 0
         tick = self._tick(number, view.spec.layers, lambda: current)
-        for visit in sweep(view, states, observe=True, device=self.device, tick=tick,
+        squares = 0.0
+        for visit in sweep(view, states, observe=True, device=self.device, tick=tick, beyond=True,
                            originals=originals if one.follows_original else None, weights=self._weights(number, one, view)):
             current = visit.index
+            if current == 0:        # what attention adds to the residual is what embeddings begin it with
+                squares = self.corpus.tokens * float(visit.weights.get("self_attn.o_proj.square", 0.0))
             self._edit((*one.edits[:place], probe), visit, view, origin, tick)
+        one.edits[place].probe_ends(view, self.corpus, states.inputs_of(view.spec.layers), notes, squares)
         shutil.rmtree(scratch)
         return one.edits[place].decide(notes, view)
 
@@ -371,13 +387,16 @@ class _Job:
     def _states(self, corpus: Corpus | None, view: View, start: int, of: str = "") -> TwoStates:
         """The inputs of layer `start`: of a sweep that begins, or of one that was interrupted there."""
         assert corpus is not None
-        states = TwoStates(self.scratch / of, [len(window) for window in corpus.windows], view.spec.hidden)
+        states = self._states_files(corpus, view, of)
         if start == 0:
             embed_corpus(view, corpus, states.inputs_of(0))
             states.inputs_of(0).flush()
         elif not states.inputs_of(start).path.exists():
             raise ResumeError(f"the hidden states in {self.scratch} are gone; delete {self.partial} and start again")
         return states
+
+    def _states_files(self, corpus: Corpus, view: View, of: str = "") -> TwoStates:
+        return TwoStates(self.scratch / of, [len(window) for window in corpus.windows], view.spec.hidden)
 
     def _edit(self, edits: tuple[LinearEdit, ...], visit: Visit, view: View, origin: View,
               tick: Callable[[str, float], None]) -> Learned:
@@ -420,9 +439,10 @@ class _Job:
                 visit.grams.pop(name, None)
         return Learned(edited)
 
-    def _complete(self, number: int, output: Output, view: View, first_visit: list[int] | None = None) -> None:
+    def _complete(self, number: int, output: Output, view: View, first_visit: list[int] | None = None,
+                  ends: dict[str, Tensor] | None = None, end_grids: Mapping[str, GgmlGrid] | None = None) -> None:
         """Make the pass's checkpoint whole: what is not a layer, config, provenance and model card."""
-        output.finish(self.checkpoint, view, first_visit or list(range(view.spec.layers)))
+        output.finish(self.checkpoint, view, first_visit or list(range(view.spec.layers)), ends or {}, end_grids or {})
         directory = output.writer.directory
         provenance = {
             "format": 1, "source": self.model_name or self.checkpoint.directory.name,

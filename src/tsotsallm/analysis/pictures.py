@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.errors import MissingExtraError
+from tsotsallm.numerics.ggml import GgmlGrid
 
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8e6c8a")
 MOST_HEADS = 8
@@ -167,14 +168,28 @@ def selection(decision: Mapping[str, Any], path: Path) -> Path:
 
 def ranks(decision: Mapping[str, Any], path: Path) -> Path:
     """The rank that every linear got, layers to the right."""
+    return _by_place(decision["ranks"], "rank", "", path)
+
+
+def grids(decision: Mapping[str, Any], path: Path) -> Path:
+    """The bits a weight that every linear got, layers to the right; those of embeddings and head above."""
+    found = {key: GgmlGrid(kind).bits_per_weight for key, kind in decision["grids"].items()}
+    linears = {key: bits for key, bits in found.items() if key[0].isdigit()}
+    ends = ", ".join(f"{key.rpartition('.')[2]} {bits:.4g}" for key, bits in found.items() if key not in linears)
+    return _by_place(linears, "bits a weight", ends, path)
+
+
+def _by_place(values: Mapping[str, float], label: str, title: str, path: Path) -> Path:
     plot = pyplot()
-    places = {(int(key.partition(".")[0]), key.partition(".")[2]): rank for key, rank in decision["ranks"].items()}
+    places = {(int(key.partition(".")[0]), key.partition(".")[2]): value for key, value in values.items()}
     layers = sorted({layer for layer, _ in places})
     names = list(dict.fromkeys(name for _, name in places))
     figure, axis = plot.subplots(figsize=(0.36 * len(layers) + 2.4, 0.32 * len(names) + 1.0), layout="constrained")
-    image = axis.imshow([[places[layer, name] for layer in layers] for name in names], cmap="viridis", aspect="auto")
+    table = [[places.get((layer, name), float("nan")) for layer in layers] for name in names]
+    image = axis.imshow(table, cmap="viridis", aspect="auto")
     axis.set_xticks(range(len(layers)), layers)
     axis.set_yticks(range(len(names)), [name.rpartition(".")[2] for name in names])
     axis.set_xlabel("layer")
-    figure.colorbar(image, label="rank")
+    axis.set_title(title, fontsize=8)
+    figure.colorbar(image, label=label)
     return _save(figure, path)

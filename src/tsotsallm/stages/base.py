@@ -16,8 +16,10 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid
 from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import Tick, silent
 
@@ -225,6 +227,18 @@ class LinearEdit(Stage):
         """Bits a weight of the whole model that some linears take beyond `grid_for`, at most."""
         return 0.0
 
+    def end_grids(self, view: View) -> dict[str, GgmlGrid]:
+        """The grids that embeddings and head are put on, by their modules' names; those left out stay as they are."""
+        return {}
+
+    def end_bytes(self, spec: ModelSpec, before: int) -> int:
+        """What embeddings, final norm and head take afterwards, `before` bytes before."""
+        return before
+
+    def model_bytes(self, spec: ModelSpec) -> int | None:
+        """What all weights of the model take afterwards at most, where the edit keeps to a budget."""
+        return None
+
     @property
     def completes_edit_before(self) -> bool:
         """Whether the edit makes sense only in one pass with the edit before it."""
@@ -242,9 +256,13 @@ class LinearEdit(Stage):
         """What a stage that must see the whole model finds out by itself; None where `probe` and `decide` do."""
         return None
 
-    def probe(self) -> tuple[LinearEdit, dict[str, list[float]]]:
+    def probe(self, *, sparse: bool) -> tuple[LinearEdit, dict[str, list[float]]]:
         """An edit that changes nothing but fills notes about every linear, for `decide`."""
         raise RecipeError(f"{self.name} has nothing to survey")
+
+    def probe_ends(self, view: View, corpus: Corpus, outputs: HiddenStates, notes: dict[str, list[float]],
+                   squares: float) -> None:
+        """Add notes about embeddings and head, given the last layer's outputs and the sensitivity of the first's inputs."""
 
     def decide(self, notes: Mapping[str, list[float]], view: View) -> dict[str, Any]:
         """What the notes of a whole sweep come to."""

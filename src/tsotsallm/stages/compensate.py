@@ -98,7 +98,7 @@ class Compensate(LinearEdit):
         gram = d_in ** 2 if self.method == "eora" else 0
         return 2.0 * rounds * width * (2 * d_out * d_in + gram) + 10.0 * width ** 3
 
-    def probe(self) -> tuple[LinearEdit, dict[str, list[float]]]:
+    def probe(self, *, sparse: bool) -> tuple[LinearEdit, dict[str, list[float]]]:
         notes: dict[str, list[float]] = {}
         return _Probe(self.method, notes), notes
 

@@ -6,21 +6,43 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
+import torch
+
+from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError, RecipeError
+from tsotsallm.machine import bytes_from_text
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.gptq import gptq, visiting_order
 from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
 from tsotsallm.numerics.rounding import block_order, round_plainly, round_to_blocks
+from tsotsallm.stages.allocation import MIXED, Probe, allocate, candidates
 from tsotsallm.stages.base import LinearEdit, Workplace, decided_later
+from tsotsallm.stages.ends import end_losses, end_modules, head_gram
 from tsotsallm.stages.selection import Selection, places_of
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.training.lora import Place
+
+HEADER_BYTES = 64 << 10
+
+
+def _weights(spec: ModelSpec) -> int:
+    """Numbers in linears, embeddings and head."""
+    ends = spec.vocabulary * spec.hidden * (1 if spec.tied else 2)
+    return ends + sum(math.prod(shape) for layer in range(spec.layers) for shape in linear_shapes(spec, layer).values())
+
+
+def _other_values(spec: ModelSpec) -> int:
+    """Numbers in norms and biases."""
+    return spec.hidden + sum(math.prod(shape) for layer in range(spec.layers)
+                             for shape in layer_shapes(spec, layer).values() if len(shape) == 1)
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,10 @@ class Quantize(LinearEdit):
                 through the model finds out first (on GGUF's grids yes, else no)
     follow      how far, 0 to 1, a linear makes up for the errors of the layers before it: it aims at the outputs that it
                 has on the original's inputs (arXiv:2504.02692; on GGUF's grids 0.5, else 0)
+    ends        a grid of GGUF's for embeddings and head as well
+    bits_per_weight, file_bytes
+                every matrix gets a grid of GGUF's of its own, embeddings and head included, so that the loss grows least
+                within so many bits a weight, or so many bytes of the GGUF file: a survey measures each on each grid
     passes      how often scales and codes of GGUF's grids are chosen anew with all others as they stand
     lose_zeros  take a grid with a minimum for a pruned model, although it does not hold all zeros
     keep        {graph: FILE, share: 0.2, bits: 8}: linears that a domain needs most keep more bits (see `adapt.select`)
@@ -47,7 +73,8 @@ class Quantize(LinearEdit):
 
     name: ClassVar[str] = "quantize"
     method: Literal["gptq", "rtn"] = "gptq"
-    grid: Literal["int", "nf4", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"] = "int"
+    grid: Literal["int", "nf4", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k",
+                  "mixed"] = "int"
     bits: int = 4
     group: int | Literal["channel"] | None = None
     symmetric: bool = True
@@ -56,18 +83,35 @@ class Quantize(LinearEdit):
     sequential: bool = False
     weigh: bool | None = None
     follow: float | None = None
+    ends: Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"] | None = None
+    bits_per_weight: float | None = None
+    file_bytes: int | str | None = None
     passes: int = 2
     lose_zeros: bool = False
     keep: dict[Any, Any] = field(default_factory=dict)
     chosen: tuple[Place, ...] | None = decided_later()
+    assigned: Mapping[str, str] | None = decided_later()
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise RecipeError(f"quantize.bits is {self.bits}; it takes 2 to 8")
-        if self.grid in LAYOUTS and (self.bits, self.group, self.symmetric, self.act_order) != (4, None, True, True):
+        budget = self.bits_per_weight is not None or self.file_bytes is not None
+        if budget and self.grid == "int":
+            object.__setattr__(self, "grid", "mixed")
+        if (self.grid == "mixed") != budget or (self.bits_per_weight is not None and self.file_bytes is not None):
+            raise RecipeError("quantize.grid mixed spends a budget, and only mixed does; give bits_per_weight or "
+                              "file_bytes, one of them, and no other grid")
+        if self.mixed and (self.method != "gptq" or self.ends or self.keep):
+            raise RecipeError("quantize with a budget chooses all grids itself, by what gptq's survey measures; leave "
+                              "method, ends and keep out")
+        if self.bits_per_weight is not None and not 1 < self.bits_per_weight <= 16:
+            raise RecipeError(f"quantize.bits_per_weight is {self.bits_per_weight}; it takes more than 1, at most 16")
+        if self.file_bytes is not None and bytes_from_text(str(self.file_bytes), "quantize.file_bytes") < 1:
+            raise RecipeError(f"quantize.file_bytes is {self.file_bytes}; it takes bytes, such as 700MB")
+        if self.on_gguf and (self.bits, self.group, self.symmetric, self.act_order) != (4, None, True, True):
             raise RecipeError(f"quantize.grid {self.grid} has its own bits, groups and order; leave bits, group, symmetric "
                               "and act_order out")
-        of_gguf = self.grid in LAYOUTS and self.method == "gptq"
+        of_gguf = self.on_gguf and self.method == "gptq"
         if self.weigh is None:
             object.__setattr__(self, "weigh", of_gguf)
         if self.follow is None:
@@ -80,7 +124,10 @@ class Quantize(LinearEdit):
                               "the layer as it was; take one of them")
         if self.passes < 0:
             raise RecipeError(f"quantize.passes is {self.passes}; it takes 0 or more")
-        if self.group is None and self.grid not in LAYOUTS:
+        if self.mixed and not self.weigh:
+            raise RecipeError("quantize with a budget needs to know how much the loss depends on each linear; leave "
+                              "weigh out")
+        if self.group is None and not self.on_gguf:
             object.__setattr__(self, "group", 64 if self.grid == "nf4" else 128)
         if self.group not in ("channel", None) and (not isinstance(self.group, int) or self.group < 1):
             raise RecipeError(f"quantize.group is {self.group!r}; it takes a number of columns or `channel`")
@@ -96,8 +143,19 @@ class Quantize(LinearEdit):
             raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
 
     @property
+    def mixed(self) -> bool:
+        """Whether every matrix gets a grid of its own, within a budget."""
+        return self.grid == "mixed"
+
+    @property
+    def on_gguf(self) -> bool:
+        return self.mixed or self.grid in LAYOUTS
+
+    @property
     def levels(self) -> Grid:
-        """The grid that linears are put on."""
+        """The grid that linears are put on; of a mixture the largest."""
+        if self.mixed:
+            return GgmlGrid(MIXED[-1])
         if self.grid in LAYOUTS:
             return GgmlGrid(self.grid)
         return grid_from({"type": self.grid, "bits": self.bits, "group": None if self.group == "channel" else self.group,
@@ -105,17 +163,76 @@ class Quantize(LinearEdit):
 
     @property
     def surveys(self) -> bool:
-        return bool(self.keep)
+        return bool(self.keep) or self.mixed
+
+    def probe(self, *, sparse: bool) -> tuple[LinearEdit, dict[str, list[float]]]:
+        notes: dict[str, list[float]] = {}
+        return Probe(self.damp, sparse and not self.lose_zeros, notes), notes
+
+    def probe_ends(self, view: View, corpus: Corpus, outputs: HiddenStates, notes: dict[str, list[float]],
+                   squares: float) -> None:
+        gram = head_gram(view, outputs, torch.device("cpu"))
+        grids = {module: candidates(view.spec.hidden) for module in end_modules(view)}
+        notes |= end_losses(view, corpus, gram, grids, squares)
+
+    def decide(self, notes: Mapping[str, list[float]], view: View) -> dict[str, Any]:
+        """A grid for every matrix, the budget used as well as the measured losses tell."""
+        shapes = {f"{layer}.{name}": shape for layer in range(view.spec.layers)
+                  for name, shape in linear_shapes(view.spec, layer).items()}
+        shapes |= dict.fromkeys(end_modules(view), (view.spec.vocabulary, view.spec.hidden))
+        zeros = {key: len(notes[key]) != len(candidates(shape[1])) for key, shape in shapes.items()}
+        grids = {key: candidates(shape[1], zeros=zeros[key]) for key, shape in shapes.items()}
+        fixed = sum(math.prod(shape) * 2 for key, shape in shapes.items() if not grids[key])
+        sizes = {key: [grid.stored_bytes(*shapes[key]) for grid in grids[key]] for key in shapes if grids[key]}
+        matrices = self._matrix_bytes(view.spec, view.checkpoint.directory)
+        chosen = allocate({key: notes[key] for key in sizes}, sizes, matrices - fixed)
+        used = sum(sizes[key][choice] for key, choice in chosen.items()) + fixed
+        return {"grids": {key: grids[key][choice].type for key, choice in chosen.items()},
+                "predicted_loss": sum(notes[key][choice] for key, choice in chosen.items()),
+                "bits_per_weight": 8 * used / sum(math.prod(shape) for shape in shapes.values()),
+                "bytes": used, "budget_bytes": matrices}
+
+    def _matrix_bytes(self, spec: ModelSpec, directory: Path) -> int:
+        """What the budget leaves for linears, embeddings and head."""
+        if self.bits_per_weight is not None:
+            return int(self.bits_per_weight * _weights(spec) / 8)
+        tokenizer = directory / "tokenizer.json"
+        others = 4 * _other_values(spec) + HEADER_BYTES + (tokenizer.stat().st_size if tokenizer.exists() else 0)
+        return bytes_from_text(str(self.file_bytes), "quantize.file_bytes") - others
+
+    def model_bytes(self, spec: ModelSpec) -> int | None:
+        if not self.mixed:
+            return None
+        if self.file_bytes is not None:
+            return bytes_from_text(str(self.file_bytes), "quantize.file_bytes")
+        return int(float(self.bits_per_weight or 0) * _weights(spec) / 8) + 4 * _other_values(spec)
+
+    def end_grids(self, view: View) -> dict[str, GgmlGrid]:
+        if self.assigned is not None:
+            return {module: GgmlGrid(self.assigned[module]) for module in end_modules(view) if module in self.assigned}
+        fits = GgmlGrid(self.ends).fitting(view.spec.hidden) if self.ends is not None else None
+        return dict.fromkeys(end_modules(view), fits) if fits is not None else {}
+
+    def end_bytes(self, spec: ModelSpec, before: int) -> int:
+        fits = GgmlGrid(self.ends).fitting(spec.hidden) if self.ends is not None else None
+        if fits is None:
+            return before
+        return fits.stored_bytes(spec.vocabulary, spec.hidden) * (1 if spec.tied else 2) + 4 * spec.hidden + 4 * 200
 
     def survey(self, view: View, workplace: Workplace) -> dict[str, Any] | None:
+        if self.mixed:
+            return None
         places = [(layer, name) for layer in range(view.spec.layers) for name in linear_shapes(view.spec, layer)]
         return Selection(self.keep, "quantize.keep", also=("bits",)).survey(view, workplace, places, 0)
 
     def decided(self, decision: Mapping[str, Any]) -> Self:
-        return replace(self, chosen=places_of(decision))
+        return replace(self, assigned=decision["grids"]) if self.mixed else replace(self, chosen=places_of(decision))
 
     def levels_of(self, place: Place, d_in: int) -> Grid | None:
         """The grid of one linear; None where it stays as it is."""
+        if self.assigned is not None:
+            found = self.assigned.get(f"{place[0]}.{place[1]}")
+            return None if found is None else GgmlGrid(found)
         grid = self.grid_for(d_in)
         if isinstance(grid, IntegerGrid) and self.chosen is not None and place in self.chosen:
             return replace(grid, bits=self.keep["bits"])
@@ -165,7 +282,7 @@ class Quantize(LinearEdit):
 
     def require_zeros(self, *, pruned: bool) -> None:
         """Raise RecipeError where zeros that were made on purpose would be lost without being asked for."""
-        if pruned and not self.levels.holds_zeros and not self.lose_zeros:
+        if pruned and not self.mixed and not self.levels.holds_zeros and not self.lose_zeros:
             raise RecipeError(f"quantize.grid {self.grid} gives every part a minimum of its own and does not hold the zeros "
                               "of a pruned model; take q4_0, q5_0, q8_0, q3_k or q6_k, or write lose_zeros: true")
 
@@ -192,7 +309,7 @@ class Quantize(LinearEdit):
             visit, order_of = ("falling" if self.act_order else "as stored",
                                partial(visiting_order, act_order=self.act_order))
         try:
-            factor, order = gram.factor(self.damp, visit, order_of, last=last)
+            factor, order = gram.factor(self.damp, visit, order_of, last=last and not self.mixed)
         except NumericsError as error:
             raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
         aim = linear.reference

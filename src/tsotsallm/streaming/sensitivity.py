@@ -48,16 +48,17 @@ def token_weights(view: View, corpus: Corpus, kept: Path, scratch: Path, device:
     for index, _ in backward_sweep(view, corpus, scratch, device, tick, load=load):
         found = {name: torch.cat(parts) for name, parts in squares.items()}
         relative = {name: (values / values.mean().clamp(min=1e-38)).clamp(max=MOST).sqrt() for name, values in found.items()}
+        squared = {f"{name}.square": values.mean() for name, values in found.items()}
         shared = {name: torch.stack([relative[other] for other in group]).mean(0).contiguous()
                   for group in input_groups(relative) for name in group}
         draft = kept / "draft.safetensors"
-        save_file(shared, draft)
+        save_file(shared | squared, draft)
         draft.replace(_file(kept, index))
     shutil.rmtree(scratch, ignore_errors=True)
 
 
 def weights_of(kept: Path, layer: int) -> dict[str, Tensor]:
-    """Linear of a layer -> the weight of every token, (tokens,) float32."""
+    """Linear of a layer -> the weight of every token, (tokens,) float32; and NAME.square -> mean g² of all tokens."""
     return load_file(_file(kept, layer))
 
 

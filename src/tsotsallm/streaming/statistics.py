@@ -21,6 +21,7 @@ class Gram:
         self.matrix: Tensor | None = torch.zeros(width, width, device=device)
         self.lag: Tensor | None = torch.zeros(width, width, device=device) if follows else None
         self.tokens = 0
+        self.squares: dict[str, float] = {}     # linear -> mean square of the loss's gradient by its outputs
         self._diagonal: Tensor | None = None
         self._factors: dict[tuple[float, str], tuple[Tensor, Tensor]] = {}
 

@@ -112,6 +112,9 @@ class Visit:
             with suppress(InputsSeen), self.frame.watching(self.names if names is None else names, add, to_the_end=False):
                 self.frame(self.inputs.read(batch))
             self.tick("observing", (batch[-1] + 1) / len(self.inputs.lengths))
+        for name, gram in grams.items():
+            if (square := self.weights.get(f"{name}.square")) is not None:
+                gram.squares[name] = float(square)
         self.grams |= grams
 
     def commit(self, linear: Linear) -> None:
@@ -129,13 +132,15 @@ class Visit:
 @torch.no_grad()
 def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.device, start: int = 0,
           load: Callable[[int], dict[str, Tensor]] | None = None, settled: Callable[[int], None] = lambda _index: None,
-          originals: TwoStates | None = None, weights: Callable[[int], dict[str, Tensor]] = lambda _index: {},
+          beyond: bool = False, originals: TwoStates | None = None,
+          weights: Callable[[int], dict[str, Tensor]] = lambda _index: {},
           tick: Tick = silent) -> Iterator[Visit]:
     """Visit layers `start` and up; after the caller edited a layer, its outputs are propagated to the next.
 
     `states` holds the inputs of layer `start`; without it layers are visited but nothing runs through them. `load`
     gives the tensors of a layer (by default the view's); `settled` is called when a layer's outputs are safe on disk.
-    With `originals` the corpus also runs through the layers as they were; `weights` gives those of a layer's tokens.
+    `beyond` propagates through the last layer too. With `originals` the corpus also runs through the layers as they
+    were; `weights` gives those of a layer's tokens.
     """
     frame = Frame(view.spec, device)
     for index in range(start, view.spec.layers):
@@ -154,12 +159,12 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
             release_memory()
         yield visit
         visit.grams.clear()
-        if states is not None and index + 1 < view.spec.layers:
+        if states is not None and (beyond or index + 1 < view.spec.layers):
             try:
                 outputs = states.inputs_of(index + 1)
                 visit.propagate(outputs)
                 outputs.flush()
-                if originals is not None:
+                if originals is not None and index + 1 < view.spec.layers:
                     originals.inputs_of(index + 1).flush()
             except OSError as error:
                 raise ResourceError(f"the hidden states could not be written to {outputs.path.parent} "
