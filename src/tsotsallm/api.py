@@ -46,7 +46,7 @@ from tsotsallm.export.publish import write_modelfile
 from tsotsallm.export.verify import read_back, verify_gguf
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
 from tsotsallm.lab.texts import world_text
-from tsotsallm.planning import Forecast, make_plan
+from tsotsallm.planning import Forecast, make_plan, whole_spec
 from tsotsallm.recipe import Recipe
 from tsotsallm.run import Progress, Result, run
 from tsotsallm.streaming import corpus as texts
@@ -113,8 +113,18 @@ def _embedded_or_none() -> Path | None:
 def plan(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path = "result", *, windows: int = 32,
          window: int = 1024, device: str = "cpu", keep_stages: bool = False) -> Forecast:
     """Forecast a run without reading a tensor."""
-    return make_plan(Checkpoint.open(model), Recipe.parse(recipe), Path(out), windows=windows, window=window,
+    parsed = Recipe.parse(recipe)
+    return make_plan(_with_vocabulary(Checkpoint.open(model), parsed), parsed, Path(out), windows=windows, window=window,
                      device=check_device(device), keep_stages=keep_stages)
+
+
+def _with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The source with the tokens that a recipe keeps."""
+    recipe.check(whole_spec(checkpoint), sparse=checkpoint.is_sparse)
+    stage = recipe.vocabulary
+    if stage is None:
+        return checkpoint
+    return stage.applied(checkpoint, [texts.read_text(name) for name in stage.keep])
 
 
 def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path, *,
@@ -123,7 +133,7 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
              progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
     """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one to `out`."""
     parsed = Recipe.parse(recipe)
-    checkpoint = Checkpoint.open(model)
+    checkpoint = _with_vocabulary(Checkpoint.open(model), parsed)
     out = Path(out).absolute()
     if not out.name:
         raise TsotsallmError(f"{out} cannot be a result; give the name of a new directory with -o")

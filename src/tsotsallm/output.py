@@ -102,12 +102,12 @@ class Output:
         layers = view.spec.layers
         written: dict[str, Piece] = {}
         named: Grids = dict(end_grids)
-        for name, record in view.checkpoint.end_records().items():
+        for name, piece in view.checkpoint.end_pieces().items():
             module = name.rpartition(".")[0]
             if module in end_grids:
                 continue
             view.checkpoint.require_finite(name)
-            written[name] = record
+            written[name] = piece
             if view.checkpoint.is_packed(module):
                 named[module] = view.checkpoint.grid_of(module)
         written.update(ends)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tsotsallm.checkpoint.anatomy import input_groups, layer_shapes, linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.spec import EMBEDDING, ModelSpec
 from tsotsallm.errors import ResourceError
 from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, human_bytes, rss_bytes
 from tsotsallm.recipe import Recipe, Sweep
@@ -94,7 +94,9 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     recipe.check(spec, sparse=checkpoint.is_sparse)
     rate = gemm_flops_per_second("float32", device)
     base = max(rss_bytes(), 300 << 20) + ARENA_BYTES
-    ends = before_ends = sum(record.size for record in checkpoint.end_records().values())
+    before_ends = sum(record.size for record in checkpoint.end_records().values())
+    tokens = checkpoint.shape_of(EMBEDDING)[0]
+    ends = before_ends * spec.vocabulary // tokens if spec.vocabulary < tokens else before_ends
     stored = {layer: sum(record.size for record in checkpoint.layer_records(layer).values())
               for layer in checkpoint.names_by_layer}
     packed = {layer: any(name.endswith((".weight_packed", ".weight_blocks")) for name in names)
@@ -124,7 +126,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     kept = [sum(results[:number] if keep_stages else results[max(number - 1, 0):number]) for number in range(len(results))]
     disk = max(before + 2 * result for before, result in zip(kept, results, strict=True))
     return Forecast(
-        sweeps, windows, window, _parameters(checkpoint.spec, range(checkpoint.spec.stored_layers)),
+        sweeps, windows, window, _parameters(checkpoint.spec, range(checkpoint.spec.stored_layers), tokens),
         _parameters(spec, range(len(layers))), before_ends + sum(stored.values()), results[-1],
         disk + max(sweep.scratch_bytes for sweep in sweeps), free_ram_bytes(), free_disk_bytes(out), rate, warnings)
 
@@ -144,8 +146,8 @@ def whole_spec(checkpoint: Checkpoint) -> ModelSpec:
     return ModelSpec(spec.config, spec.quantization, tuple(range(spec.layers)))
 
 
-def _parameters(spec: ModelSpec, layers: range) -> int:
-    ends = spec.vocabulary * spec.hidden * (1 if spec.tied else 2) + spec.hidden
+def _parameters(spec: ModelSpec, layers: range, tokens: int | None = None) -> int:
+    ends = (tokens or spec.vocabulary) * spec.hidden * (1 if spec.tied else 2) + spec.hidden
     return ends + sum(math.prod(shape) for layer in layers for shape in layer_shapes(spec, layer).values())
 
 

@@ -19,6 +19,7 @@ from tsotsallm.stages import STAGES
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
 from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.retraining import Retraining, Trained
+from tsotsallm.stages.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Recipe:
         """
         sweeps: list[Sweep] = []
         for stage in self.stages:
+            if isinstance(stage, Vocabulary):
+                continue                    # the source is read with fewer tokens: no pass of its own
             last = sweeps[-1] if sweeps else Sweep()
             if isinstance(stage, LinearEdit) and stage.completes_edit_before and one_stage_each and last.edits:
                 sweeps.append(Sweep(last.choices, (*last.edits, stage), does_over=True))
@@ -105,6 +108,11 @@ class Recipe:
         return [stage for stage in self.stages if isinstance(stage, Retraining)]
 
     @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The stage that cuts the vocabulary before anything else, if any."""
+        return self.stages[0] if self.stages and isinstance(self.stages[0], Vocabulary) else None
+
+    @property
     def needs_text(self) -> bool:
         """Whether anything works on the text that the recipe is calibrated on."""
         return self.needs_corpus or any(stage.needs_text for stage in self.trainings)
@@ -119,6 +127,8 @@ class Recipe:
 
         `sparse` says that the model's zeros were made on purpose.
         """
+        if any(isinstance(stage, Vocabulary) for stage in self.stages[1:]):
+            raise RecipeError("vocabulary decides which tokens there are for everything after it; put it first, once")
         quantized = False
         state = Trained(packed=spec.quantization is not None)
         for stage in self.stages:

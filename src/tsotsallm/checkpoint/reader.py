@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tsotsallm.checkpoint import adapter, packing
-from tsotsallm.checkpoint.shards import TensorRecord, read_header
+from tsotsallm.checkpoint.shards import Piece, TensorRecord, read_header
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.errors import CheckpointError
 from tsotsallm.numerics.ggml import GgmlGrid
@@ -26,6 +29,8 @@ PACKED = packing.SUFFIXES
 KEPT_FILES = re.compile(
     r"(tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
     r"chat_template\.(json|jinja)|generation_config\.json|(LICENSE|LICENCE|NOTICE|USE_POLICY|USAGE).*)", re.IGNORECASE)
+STALE = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
+VOCABULARY = "vocabulary.json"
 CHECKED_BYTES = 32 << 20
 PACKED_NAME = re.compile(rf"\.({'|'.join(PACKED)})$")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
@@ -42,12 +47,39 @@ class Checkpoint:
         self.directory = directory
         self.spec = ModelSpec.read(directory)
         self.records = _records(directory) | adapter.read_adapter(directory)
+        self.kept_tokens: list[int] | None = None
+        self.token_files: dict[str, bytes] = {}
         self._check()
 
     @classmethod
     def open(cls, source: str | Path) -> Checkpoint:
         """Open a local directory, the name `embedded`, or a hub id (downloaded once)."""
         return cls(locate(source))
+
+    def restricted(self, tokens: Sequence[int], config: dict[str, Any], files: dict[str, bytes]) -> Checkpoint:
+        """The same model with only some tokens, by rising old number, under a new config and new tokenizer files."""
+        other = copy.copy(self)
+        other.spec = ModelSpec(config, self.spec.quantization, self.spec.layer_order)
+        other.kept_tokens, other.token_files = list(tokens), files
+        for name in ("names_by_layer", "provenance"):
+            other.__dict__.pop(name, None)
+        return other
+
+    @cached_property
+    def tokens_of_original(self) -> list[int] | None:
+        """The numbers that this model's tokens had before its vocabulary was cut; None where it never was."""
+        path = self.directory / VOCABULARY
+        try:
+            return [int(old) for old in json.loads(path.read_text("utf-8"))["kept"]] if path.exists() else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); restore it") from None
+
+    def with_tokens_of(self, other: Checkpoint) -> Checkpoint:
+        """This model with only the tokens that another kept of its vocabulary; itself where the other kept all."""
+        kept = other.tokens_of_original
+        if kept is None or self.spec.vocabulary == other.spec.vocabulary or kept[-1] >= self.spec.vocabulary:
+            return self
+        return self.restricted(kept, self.spec.config | {"vocab_size": len(kept)}, {})
 
     # -- tensors ----------------------------------------------------------------------------------------------
 
@@ -68,6 +100,8 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """The effective values of a tensor in float32; NaN and infinity are refused."""
+        if self.kept_tokens is not None and name in (EMBEDDING, HEAD):
+            return self.rows(name, 0, len(self.kept_tokens))
         module = name.removesuffix(".weight")
         packed = self.packed(module)
         values = packed.unpack().dequantise() if packed is not None else self.record(name).read().float()
@@ -103,13 +137,27 @@ class Checkpoint:
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows [first, last) of embeddings or head in float32; NaN and infinity are refused."""
         module = name.removesuffix(".weight")
+        stored = self.stored_rows(name, first, last)
         if self.is_packed(module):
-            tensors = {"weight_blocks": self.record(f"{module}.weight_blocks").read(first, last)}
-            values = packing.unpack(tensors, self.grid_of(module)).dequantise()
+            values = packing.unpack({"weight_blocks": stored}, self.grid_of(module)).dequantise()
         else:
-            values = self.record(name).read(first, last).float()
+            values = stored.float()
         self._require_finite(values, name)
         return values
+
+    def stored_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows [first, last) of embeddings or head as they are stored, by the numbers that tokens have here."""
+        module = name.removesuffix(".weight")
+        record = self.record(f"{module}.weight_blocks" if self.is_packed(module) else name)
+        if self.kept_tokens is None or name not in (EMBEDDING, HEAD):
+            return record.read(first, last)
+        runs: list[list[int]] = []
+        for token in self.kept_tokens[first:last]:
+            if runs and runs[-1][1] == token:
+                runs[-1][1] = token + 1
+            else:
+                runs.append([token, token + 1])
+        return torch.cat([record.read(low, high) for low, high in runs])
 
     def require_finite(self, name: str) -> None:
         """Read a stored tensor piece by piece and raise CheckpointError if it holds NaN or infinity."""
@@ -118,7 +166,8 @@ class Checkpoint:
             self._require_finite(record.read().float(), name)
         elif record.dtype.is_floating_point:
             step = max(1, CHECKED_BYTES // max(1, record.size // max(1, record.shape[0])))
-            for first in range(0, record.shape[0], step):
+            rows = record.shape[0] if self.kept_tokens is None or name not in (EMBEDDING, HEAD) else len(self.kept_tokens)
+            for first in range(0, rows, step):
                 self.rows(name, first, first + step)
 
     def _require_finite(self, values: Tensor, name: str) -> None:
@@ -164,6 +213,16 @@ class Checkpoint:
         found = getattr(torch, str(self.spec.config.get("dtype") or self.spec.config.get("torch_dtype")), None)
         return found if isinstance(found, torch.dtype) else torch.float16
 
+    def end_pieces(self) -> dict[str, Piece]:
+        """Everything that is not part of a layer, to be written: as stored, of embeddings and head the kept tokens."""
+        found: dict[str, Piece] = dict(self.end_records())
+        if self.kept_tokens is not None:
+            for name in (EMBEDDING, HEAD):
+                for stored in (name, f"{name}_blocks"):
+                    if stored in found:
+                        found[stored] = self.stored_rows(name, 0, len(self.kept_tokens))
+        return found
+
     def end_records(self) -> dict[str, TensorRecord]:
         """Everything that is not part of a layer, as stored; a tied head is left out."""
         skipped = {HEAD} if self.spec.tied else set()
@@ -179,8 +238,10 @@ class Checkpoint:
 
     @property
     def kept_files(self) -> list[Path]:
-        """Tokenizer, generation config, chat template and licence files."""
-        return sorted(path for path in self.directory.iterdir() if path.is_file() and KEPT_FILES.fullmatch(path.name))
+        """Tokenizer, generation config, chat template and licence files; those that new ones stand for are left out."""
+        stale = {*self.token_files, *(STALE if self.token_files else ())}
+        return sorted(path for path in self.directory.iterdir() if path.is_file() and KEPT_FILES.fullmatch(path.name)
+                      and path.name not in stale)
 
     @cached_property
     def provenance(self) -> dict[str, Any] | None:
@@ -212,11 +273,25 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.directory, config=self.spec.hf_config, local_files_only=True,
-                                                 trust_remote_code=False)
+            with self._token_directory() as directory:
+                return AutoTokenizer.from_pretrained(directory, config=self.spec.hf_config, local_files_only=True,
+                                                     trust_remote_code=False)
         except Exception as error:  # transformers raises many types here
             raise CheckpointError(f"{self.directory} has no usable tokenizer ({error}); copy tokenizer.json and "
                                   "tokenizer_config.json of the original model into it") from None
+
+    @contextmanager
+    def _token_directory(self) -> Iterator[Path]:
+        """Where the tokenizer's files lie: in the checkpoint, or for a while with the new ones instead."""
+        if not self.token_files:
+            yield self.directory
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            for path in self.kept_files:
+                shutil.copyfile(path, Path(temporary) / path.name)
+            for name, content in self.token_files.items():
+                (Path(temporary) / name).write_bytes(content)
+            yield Path(temporary)
 
     def fingerprint(self) -> dict[str, Any]:
         """Config, and name, length and header of every shard: changes when the checkpoint does, and is quick."""
@@ -230,7 +305,10 @@ class Checkpoint:
                 digest = hashlib.sha256(header + file.read())
             shards[path.name] = {"bytes": path.stat().st_size, "sha256_of_ends": digest.hexdigest()}
         config = hashlib.sha256((self.directory / "config.json").read_bytes()).hexdigest()
-        return {"config_sha256": config, "shards": shards}
+        found = {"config_sha256": config, "shards": shards}
+        if self.kept_tokens is not None:
+            found["tokens_sha256"] = hashlib.sha256(json.dumps(self.kept_tokens).encode()).hexdigest()
+        return found
 
     def _check(self) -> None:
         """Config against tensors: every tensor that the architecture needs is there, in the right shape."""

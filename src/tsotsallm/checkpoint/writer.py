@@ -10,7 +10,7 @@ from typing import Any
 
 from tsotsallm.checkpoint.adapter import CONFIG, FOLDER, PEFT, PREFIX, RIGHT, WEIGHTS, adapter_config, is_adapter
 from tsotsallm.checkpoint.packing import quantization_config
-from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
+from tsotsallm.checkpoint.reader import VOCABULARY, Checkpoint, layer_prefix
 from tsotsallm.checkpoint.shards import Piece, group_by_size, read_header, sync, write_shard
 from tsotsallm.checkpoint.spec import CONTAINER
 from tsotsallm.errors import CheckpointError
@@ -96,6 +96,10 @@ class Writer:
         write_json(self.directory / "config.json", written)
         for path in source.kept_files:
             shutil.copyfile(path, self.directory / path.name)  # not its mode: it may be read-only
+        for name, content in source.token_files.items():
+            (self.directory / name).write_bytes(content)
+        if source.kept_tokens is not None:
+            write_json(self.directory / VOCABULARY, {"kept": source.kept_tokens})
 
     def _write_adapter(self, pieces: dict[str, Piece], source: Checkpoint) -> None:
         """Write the low-rank corrections as a PEFT adapter in a folder of the base."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +109,9 @@ def same_segmentation(checkpoint: Checkpoint, reference: Checkpoint, text: str, 
                       kind: Kind) -> None:
     """Raise unless the reference cuts a text into the same tokens."""
     other = evaluation_corpus(text, reference.tokenizer(), context, kind, corpus.source)
+    if reference.kept_tokens is not None:           # by the numbers that both have in the original
+        numbers = torch.tensor(reference.kept_tokens)
+        corpus = replace(corpus, windows=tuple(numbers[window] for window in corpus.windows))
     if other.fingerprint() != corpus.fingerprint():
         raise CheckpointError(f"{reference.directory} segments the text differently from {checkpoint.directory}: token by "
                               "token the models do not compare; compare bits per byte of two separate evaluations")
@@ -118,13 +121,17 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
                         reference: Checkpoint | None = None, device: str = "cpu", scratch: Path | None = None,
                         name: str = "", reference_name: str = "", limit: int | None = None,
                         tick: Tick = silent) -> Perplexity:
-    """Score a text with a checkpoint, one layer in memory; with a reference, compare token by token as well."""
+    """Score a text with a checkpoint, one layer in memory; with a reference, compare token by token as well.
+
+    Where the checkpoint kept only some of the reference's tokens, the reference is renormalised over those.
+    """
     check_context(checkpoint, context)
     if limit is not None and limit < 1:
         raise CorpusError(f"--limit is {limit}; it takes 1 or more windows")
     tokenizer = checkpoint.tokenizer()
     corpus = evaluation_corpus(text, tokenizer, context, kind, source)
     if reference is not None:
+        reference = reference.with_tokens_of(checkpoint)
         same_segmentation(checkpoint, reference, text, corpus, context, kind)
     corpus = corpus.first(limit)
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:

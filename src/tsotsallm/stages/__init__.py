@@ -10,7 +10,8 @@ from tsotsallm.stages.distill import Distill
 from tsotsallm.stages.layers import Layers
 from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.sparsity import Sparsity
+from tsotsallm.stages.vocabulary import Vocabulary
 
 STAGES: dict[str, type[Stage]] = {"layers": Layers, "depth": Depth, "sparsity": Sparsity, "adapt": Adapt,
                                   "distill": Distill,
-                                  "quantize": Quantize, "compensate": Compensate}
+                                  "vocabulary": Vocabulary, "quantize": Quantize, "compensate": Compensate}

@@ -1,0 +1,152 @@
+"""Which tokens of a BPE tokenizer some texts need, and the same tokenizer with only those."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tsotsallm.errors import CheckpointError
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Needed:
+    """How often each token stands in the texts, whole or as a step towards a longer one; `words` are the distinct ones."""
+
+    counts: Counter[str]
+    characters: int
+    tokens: int
+
+
+class Merges:
+    """A tokenizer.json's BPE model: its vocabulary, its merges by rank, how it cuts text into words."""
+
+    def __init__(self, content: dict[str, Any], backend: Any, where: str) -> None:
+        model = content.get("model") or {}
+        if model.get("type") != "BPE" or not model.get("merges"):
+            raise CheckpointError(f"{where} is not a BPE tokenizer with merges (it is {model.get('type')}); its vocabulary "
+                                  "cannot be cut")
+        self.content, self.backend = content, backend
+        self.vocabulary: dict[str, int] = dict(model["vocab"])
+        self.pairs: list[Pair] = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one)  # type: ignore[misc]
+                                  for one in model["merges"]]
+        self.ranks = {pair: rank for rank, pair in enumerate(self.pairs)}
+        self.whole_words = bool(model.get("ignore_merges"))
+        self.byte_level = not model.get("byte_fallback")
+
+    @property
+    def always_kept(self) -> set[str]:
+        """Bytes, special and added tokens, and the unknown one: whatever a text holds can still be encoded."""
+        found = {token for token in self.vocabulary if len(token) == 6 and token.startswith("<0x") and token.endswith(">")}
+        if self.byte_level:
+            from tokenizers import pre_tokenizers
+
+            found |= set(pre_tokenizers.ByteLevel.alphabet()) & self.vocabulary.keys()
+        unknown = self.content["model"].get("unk_token")
+        return found | ({unknown} & self.vocabulary.keys()) | {
+            one["content"] for one in self.content.get("added_tokens", []) if one["content"] in self.vocabulary}
+
+    def words(self, text: str) -> Iterator[str]:
+        """The pieces that merging never crosses, as the tokenizer itself makes them."""
+        for line in text.splitlines(keepends=True):
+            normal = self.backend.normalizer.normalize_str(line) if self.backend.normalizer is not None else line
+            if self.backend.pre_tokenizer is not None:
+                yield from (word for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(normal))
+            else:
+                yield normal
+
+    def merged(self, word: str) -> list[str]:
+        """Every token that merging a word makes on its way, its characters first; those of its end result are the last."""
+        if self.whole_words and word in self.vocabulary:
+            return [word]
+        symbols: list[str | None] = list(word)
+        made = [symbol for symbol in word if symbol in self.vocabulary]
+        following, before = list(range(1, len(symbols) + 1)), list(range(-1, len(symbols) - 1))
+        heap = [(self.ranks[pair], place) for place in range(len(symbols) - 1)
+                if (pair := (word[place], word[place + 1])) in self.ranks]
+        heapq.heapify(heap)
+        while heap:
+            rank, place = heapq.heappop(heap)
+            left, right = self.pairs[rank]
+            after = following[place]
+            if symbols[place] != left or after >= len(symbols) or symbols[after] != right:
+                continue                    # one of the two was merged otherwise
+            symbols[place], symbols[after] = left + right, None
+            made.append(left + right)
+            following[place] = following[after]
+            if following[place] < len(symbols):
+                before[following[place]] = place
+            for first in (before[place], place):
+                if first >= 0 and following[first] < len(symbols):
+                    pair = (str(symbols[first]), str(symbols[following[first]]))
+                    if pair in self.ranks:
+                        heapq.heappush(heap, (self.ranks[pair], first))
+        return made
+
+    def needed(self, texts: Iterable[str]) -> Needed:
+        """The tokens that some texts are made of, and all that merging goes through to make them."""
+        words: Counter[str] = Counter()
+        characters = 0
+        for text in texts:
+            characters += len(text)
+            words.update(self.words(text))
+        counts: Counter[str] = Counter()
+        for word, times in words.items():
+            for token in self.merged(word):
+                counts[token] += times
+        return Needed(counts, characters, sum(words.values()))
+
+    def kept(self, needed: Needed, size: int | None) -> list[int]:
+        """Ids of the tokens to keep, rising: all that are needed, or the `size` that are needed most.
+
+        With more room than is needed the earliest merges fill it. A token comes only after the two that it is merged from,
+        which stand in the texts at least as often as it does.
+        """
+        kept = self.always_kept
+        order = sorted((token for token in needed.counts if token not in kept),
+                       key=lambda token: (-needed.counts[token], len(token), self.vocabulary[token]))
+        room = len(order) if size is None else size - len(kept)
+        if room < 0:
+            raise CheckpointError(f"a vocabulary of {size} does not hold the {len(kept)} bytes and special tokens that any "
+                                  f"text may need; ask for more than {len(kept)}")
+        kept |= set(order[:room])
+        if size is not None:
+            for left, right in self.pairs:
+                if len(kept) >= size:
+                    break
+                if left in kept and right in kept:
+                    kept.add(left + right)
+        return sorted(self.vocabulary[token] for token in kept)
+
+    def cut(self, kept: list[int]) -> dict[str, Any]:
+        """tokenizer.json with only these tokens, numbered anew in the order that they had."""
+        new = {old: place for place, old in enumerate(kept)}
+        content: dict[str, Any] = json.loads(json.dumps(self.content))
+        vocabulary = {token: new[old] for token, old in self.vocabulary.items() if old in new}
+        content["model"]["vocab"] = vocabulary
+        content["model"]["merges"] = [[left, right] for left, right in self.pairs
+                                      if left in vocabulary and right in vocabulary and left + right in vocabulary]
+        content["added_tokens"] = [one | {"id": new[one["id"]]} for one in content.get("added_tokens", [])
+                                   if one["id"] in new]
+        _renumber(content.get("post_processor"), new)
+        return content
+
+
+def _renumber(node: Any, new: dict[int, int]) -> None:
+    """Special tokens of a template by their new numbers, wherever they stand in it."""
+    if isinstance(node, dict):
+        if isinstance(node.get("ids"), list):
+            node["ids"] = [new[old] for old in node["ids"]]
+        for key in ("sep", "cls"):
+            if isinstance(node.get(key), list):
+                node[key][1] = new[node[key][1]]
+        for value in node.values():
+            _renumber(value, new)
+    elif isinstance(node, list):
+        for value in node:
+            _renumber(value, new)
