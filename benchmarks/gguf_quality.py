@@ -1,15 +1,20 @@
 """Our blocks against those of ggml's own quantiser, with and without importance matrix, at the same bytes.
 
     python benchmarks/gguf_quality.py --work DIR [--grids q4_0,q4_k,...] [--model DIR --text FILE --calibration FILE]
+    python benchmarks/gguf_quality.py --work DIR --mixed      a grid for every matrix, against mixtures of the same bytes
 
-Same weights, same calibration text, embeddings alike (16 bit); KL divergence from the original on held-out text in float32.
+Same weights, same calibration text; KL divergence from the original on held-out text in float32. Embeddings are alike (16
+bit); with --mixed they are part of the mixture: against our own uniform grids, and against llama.cpp's Q4_K_M and IQ4_XS
+with importance matrix (its rules for a model of this shape; tied embeddings in Q6_K).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,7 +53,7 @@ def by_ggml(checkpoint: Checkpoint, types: dict[str, str | None], importance: Im
             continue
         linear = model.get_submodule(name)
         weight = linear.weight.data
-        matrix = None if importance is None else importance[name].numpy()
+        matrix = importance[name].numpy() if importance is not None and name in importance else None
         blocks = llama.quantise(kind, weight.numpy(), matrix)
         linear.weight.data = torch.from_numpy(llama.dequantise(kind, blocks, weight.shape[1]))
     shutil.rmtree(out, ignore_errors=True)
@@ -71,6 +76,50 @@ def fitting(checkpoint: Checkpoint, grid: str) -> dict[str, str | None]:
     return found
 
 
+def mixture(checkpoint: Checkpoint, name: str) -> dict[str, str | None]:
+    """Which type llama.cpp's own mixtures give each linear (llama_tensor_get_type)."""
+    layers = checkpoint.spec.layers
+    found: dict[str, str | None] = {}
+    for module in linears(checkpoint):
+        layer = int(module.split(".")[2])
+        more = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+        if name == "q4_k_m":
+            found[module] = "q6_k" if more and module.endswith(("v_proj", "down_proj")) else "q4_k"
+        else:
+            grouped = checkpoint.spec.heads // checkpoint.spec.kv_heads >= 4
+            found[module] = "q5_k" if grouped and module.endswith("v_proj") else "iq4_xs"
+    return found
+
+
+def stored_bytes(checkpoint: Checkpoint, types: dict[str, str | None]) -> int:
+    bits = {"iq4_xs": 4.25}
+    return sum(int(rows * columns * (bits[kind] if kind in bits else GgmlGrid(str(kind)).bits_per_weight) / 8)
+               for name, kind in types.items() for rows, columns in [checkpoint.shape_of(f"{name}.weight")])
+
+
+def compare_mixtures(asked: argparse.Namespace, checkpoint: Checkpoint, importance: Importance,
+                     loss: Callable[[Path], tuple[float, float]]) -> None:
+    weights = sum(math.prod(checkpoint.shape_of(f"{name}.weight")) for name in [*linears(checkpoint), "model.embed_tokens"])
+    print("| against | bytes of all matrices | theirs | ours, mixed | ours / theirs |\n|---|---|---|---|---|")
+    for name in ("q4_k_m", "iq4_xs", "uniform q3_k", "uniform q4_k", "uniform q5_k"):
+        out = asked.work / f"mixed-{name.replace(' ', '-')}"
+        for path in (out, asked.work / "uniform"):
+            shutil.rmtree(path, ignore_errors=True)
+        settings = {"calibration": asked.calibration, "windows": asked.windows, "window": asked.window, "seed": asked.seed}
+        if name.startswith("uniform"):
+            grid = name.split()[1]
+            tsotsallm.compress(asked.model, [{"quantize": {"grid": grid, "ends": grid}}], asked.work / "uniform", **settings)
+            theirs = loss(asked.work / "uniform")[0]
+            bits = GgmlGrid(grid).bits_per_weight
+        else:
+            types = mixture(checkpoint, name) | {"model.embed_tokens": "q6_k"}
+            theirs = loss(by_ggml(checkpoint, types, importance, asked.work / "theirs"))[0]
+            bits = 8 * stored_bytes(checkpoint, types) / weights
+        tsotsallm.compress(asked.model, [{"quantize": {"bits_per_weight": bits}}], out, **settings)
+        ours = loss(out)[0]
+        print(f"| {name} | {bits * weights / 8 / 1e6:.2f} MB | {theirs:.5f} | {ours:.5f} | {ours / theirs:.3f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -82,6 +131,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--limit", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mixed", action="store_true")
     asked = parser.parse_args()
     checkpoint = Checkpoint.open(asked.model)
     settings = Calibration(asked.calibration and str(asked.calibration), asked.windows, asked.window, asked.seed)
@@ -93,6 +143,9 @@ def main() -> None:
         assert found.kl is not None
         return found.kl, found.perplexity
 
+    if asked.mixed:
+        compare_mixtures(asked, checkpoint, importance, loss)
+        return
     print("| grid | ggml | ggml, importance matrix | ours | ours / importance matrix | perplexity |\n|---|---|---|---|---|---|")
     for grid in asked.grids.split(","):
         types = fitting(checkpoint, grid)

@@ -72,6 +72,11 @@ class Output:
             written |= low_rank.tensors(name)
         self.digests[index] = self.writer.write_layer(index, written)
 
+    def write_dense(self, index: int, tensors: dict[str, Tensor]) -> None:
+        """Write a layer of which every tensor is new."""
+        self.grids[index] = {name.removesuffix(".weight"): None for name, tensor in tensors.items() if tensor.ndim == 2}
+        self.digests[index] = self.writer.write_layer(index, dict(tensors))
+
     def repeat(self, index: int, original: int, *, by_name: bool) -> None:
         """Give a layer what an earlier one has: by name only, or written out."""
         self.grids[index], self.digests[index] = self.grids[original], None
@@ -94,10 +99,10 @@ class Output:
         return tensors
 
     def finish(self, source: Checkpoint, view: View, first_visit: list[int], ends: dict[str, Tensor],
-               end_grids: Mapping[str, Grid]) -> None:
+               end_grids: Mapping[str, Grid], config: dict[str, Any] | None = None) -> None:
         """Write what is not a layer, and join the parts; layers with an earlier `first_visit` are stored by name only.
 
-        `ends` stand in place of the matrices that `end_grids` names.
+        `ends` stand in place of the matrices that `end_grids` names, `config` in place of the view's.
         """
         layers = view.spec.layers
         written: dict[str, Piece] = {}
@@ -116,4 +121,4 @@ class Output:
         place = {index: number for number, index in enumerate(unique)}
         named |= {layer_prefix(place[index]) + name: grid for index in unique for name, grid in self.grids[index].items()}
         order = [place[first] for first in first_visit] if len(unique) < layers else None
-        self.writer.finish(source, dict(view.spec.config), named, order, unique, layers)
+        self.writer.finish(source, dict(config or view.spec.config), named, order, unique, layers)

@@ -207,6 +207,14 @@ def _sweep_forecast(spec: ModelSpec, layers: list[_Layer], sweep: Sweep, windows
             flops += 6.0 * tokens * spec.vocabulary * spec.hidden + sum(
                 4 * _forward_flops(spec, layer, tokens, window) for layer in range(spec.layers))
         layers = [_edited(layer, spec, index, sweep, element) for index, layer in enumerate(layers)]
+    if sweep.narrowing is not None:
+        ram = max(ram, max(_edit_ram(spec, sweep, layer, window) for layer in {0, spec.layers - 1}))
+        scratch = max(scratch, 2 * 4 * tokens * spec.hidden)
+        flops += sum(_edit_flops(spec, sweep, layer, tokens, window) for layer in range(spec.layers))
+        flops += spec.layers * sweep.narrowing.flops(spec)
+        spec = sweep.narrowing.spec_after(spec)
+        layers = [_Layer(layer.source, sum(math.prod(shape) * element + HEADER_BYTES_PER_TENSOR for shape in
+                                           layer_shapes(spec, index).values())) for index, layer in enumerate(layers)]
     engine = ""
     if sweep.training is not None:
         engine, training_ram, training_scratch, training_flops = _training_cost(spec, sweep.training, layers,

@@ -17,6 +17,7 @@ from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.numerics.grids import GRIDS
 from tsotsallm.stages import STAGES
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
+from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.retraining import Retraining, Trained
 from tsotsallm.stages.vocabulary import Vocabulary
@@ -24,7 +25,7 @@ from tsotsallm.stages.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Sweep:
-    """Stages that are done in one pass: choices of layers first, then edits of every linear, or one retraining.
+    """Stages that are done in one pass: choices of layers first, then edits of every linear, one retraining or narrowing.
 
     A pass begins with the model that the pass before it wrote; one that does over what that one did, with more stages,
     begins where that one began.
@@ -33,11 +34,12 @@ class Sweep:
     choices: tuple[LayerChoice, ...] = ()
     edits: tuple[LinearEdit, ...] = ()
     training: Retraining | None = None
+    narrowing: Neurons | None = None
     does_over: bool = False
 
     @property
     def observes(self) -> bool:
-        return any(edit.needs_gram for edit in self.edits)
+        return self.narrowing is not None or any(edit.needs_gram for edit in self.edits)
 
     @property
     def weighs_tokens(self) -> bool:
@@ -49,7 +51,8 @@ class Sweep:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        return (*self.choices, *self.edits, *((self.training,) if self.training else ()))
+        return (*self.choices, *self.edits, *((self.training,) if self.training else ()),
+                *((self.narrowing,) if self.narrowing else ()))
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Recipe:
                 sweeps.append(Sweep(last.choices, (*last.edits, stage), does_over=True))
                 continue
             after_edits = bool(last.edits) and not isinstance(stage, LinearEdit)
-            if not sweeps or one_stage_each or last.training or after_edits:
+            if not sweeps or one_stage_each or last.training or last.narrowing or after_edits:
                 last = Sweep()
                 sweeps.append(last)
             if isinstance(stage, LayerChoice):
@@ -96,6 +99,8 @@ class Recipe:
                 sweeps[-1] = replace(last, edits=(*last.edits, stage))
             elif isinstance(stage, Retraining):
                 sweeps[-1] = replace(last, training=stage)
+            elif isinstance(stage, Neurons):
+                sweeps[-1] = replace(last, narrowing=stage)
         return sweeps or [Sweep()]
 
     @property
@@ -149,6 +154,16 @@ class Recipe:
                             in_order=state.in_order and stage.keeps_order(spec.layers),
                             corrected=isinstance(stage, LinearEdit) and stage.adapter_bytes(
                                 linear_shapes(spec, 0), spec.layers, 1) > 0)
+            if isinstance(stage, Neurons):
+                if self.shared:
+                    raise RecipeError("neurons narrows every layer by itself, but `shared` keeps repeated layers as one; "
+                                      "leave shared out")
+                if sparse:
+                    raise RecipeError("neurons comes after sparsity, whose zeros its update would fill; put neurons first")
+                if quantized:
+                    raise RecipeError("neurons comes after quantize, which would make the weights dense again; put neurons "
+                                      "first")
+                spec = stage.spec_after(spec)
             if isinstance(stage, LayerChoice):
                 spec = spec.with_layers(stage.layers_after(spec.layers))
         for sweep in self.sweeps():

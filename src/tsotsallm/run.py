@@ -29,6 +29,7 @@ from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage, Workplace
 from tsotsallm.stages.ends import head_gram, packed_ends
+from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.retraining import Retraining
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.sensitivity import token_weights, weights_of
@@ -163,6 +164,10 @@ class _Job:
                 train = self._imitate if one.training.layerwise else self._retrain
                 train(number, one.training, next(samples), view, kept)
                 retrained, order = number, list(range(len(order)))
+            elif one.narrowing is not None:
+                if not finished:
+                    self._narrow(number, one.narrowing, view)
+                retrained, order = number, list(range(len(order)))
             elif not finished:
                 source = self.checkpoint if retrained is None else Checkpoint(self.directory(retrained))
                 self._layers(number, one, view, View.of(source).reordered(order))
@@ -271,6 +276,20 @@ class _Job:
             states.remove()
         self.trained.append(self._imitated(number, stage, samples))
         self._complete(number, output, view)
+
+    def _narrow(self, number: int, stage: Neurons, view: View) -> None:
+        """Remove neurons and heads of every layer, and write it; one sweep."""
+        output = Output(self.directory(number), self.journal, number)
+        layers, current = view.spec.layers, output.finished_layers
+        tick = self._tick(number, layers, lambda: current)
+        if current < layers:
+            states = self._states(self.corpus, view, current)
+            for visit in sweep(view, states, observe=True, device=self.device, start=current, settled=output.settled,
+                               tick=tick):
+                current = visit.index
+                output.write_dense(current, stage.reshape(visit, view.spec))
+            states.remove()
+        self._complete(number, output, view, config=stage.spec_after(view.spec).config)
 
     def _imitated(self, number: int, stage: Retraining, samples: Sequence[Samples]) -> dict[str, Any]:
         return {"stage": stage.name, "engine": "layer by layer", "samples": [
@@ -440,9 +459,11 @@ class _Job:
         return Learned(edited)
 
     def _complete(self, number: int, output: Output, view: View, first_visit: list[int] | None = None,
-                  ends: dict[str, Tensor] | None = None, end_grids: Mapping[str, GgmlGrid] | None = None) -> None:
+                  ends: dict[str, Tensor] | None = None, end_grids: Mapping[str, GgmlGrid] | None = None,
+                  config: dict[str, Any] | None = None) -> None:
         """Make the pass's checkpoint whole: what is not a layer, config, provenance and model card."""
-        output.finish(self.checkpoint, view, first_visit or list(range(view.spec.layers)), ends or {}, end_grids or {})
+        output.finish(self.checkpoint, view, first_visit or list(range(view.spec.layers)), ends or {}, end_grids or {},
+                      config)
         directory = output.writer.directory
         provenance = {
             "format": 1, "source": self.model_name or self.checkpoint.directory.name,

@@ -8,10 +8,11 @@ from tsotsallm.stages.compensate import Compensate
 from tsotsallm.stages.depth import Depth
 from tsotsallm.stages.distill import Distill
 from tsotsallm.stages.layers import Layers
+from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.sparsity import Sparsity
 from tsotsallm.stages.vocabulary import Vocabulary
 
-STAGES: dict[str, type[Stage]] = {"layers": Layers, "depth": Depth, "sparsity": Sparsity, "adapt": Adapt,
-                                  "distill": Distill,
-                                  "vocabulary": Vocabulary, "quantize": Quantize, "compensate": Compensate}
+STAGES: dict[str, type[Stage]] = {
+    "vocabulary": Vocabulary, "layers": Layers, "depth": Depth, "neurons": Neurons, "sparsity": Sparsity, "adapt": Adapt,
+    "distill": Distill, "quantize": Quantize, "compensate": Compensate}

@@ -1,0 +1,130 @@
+"""Really narrower layers: whole feed-forward neurons and groups of attention heads removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.errors import NumericsError, RecipeError
+from tsotsallm.stages.base import Stage
+from tsotsallm.streaming.sweep import Visit
+
+READ_BY = {"feed_forward": "mlp.down_proj", "kv_groups": "self_attn.o_proj"}
+
+
+@dataclass(frozen=True)
+class Neurons(Stage):
+    """Remove neurons and head groups, the same number in every layer, and let what reads the others make up for them.
+
+    A neuron's saliency is ‖W[:, j]‖²·Σ x_j² of the linear that reads it (of a group the sum over its heads' numbers). The
+    columns K that are left become W_K + W_S·H_SK·(H_KK + damping)⁻¹, the least-squares answer given the inputs' Gram H
+    (as in arXiv:2501.17771 and arXiv:2306.11695, with the update of arXiv:1705.07565).
+
+    feed_forward  share of the feed-forward neurons to remove
+    kv_groups     key-value heads to remove in each layer, each with the query heads that share it
+    multiple      how many neurons are left is the nearest multiple of it: 256 suits all grids of GGUF, 32 the simpler
+                  ones; by default 256, or 32, or 1: the largest that the width before is a multiple of
+    damp          raises the Gram's diagonal by this share of its mean
+    """
+
+    name: ClassVar[str] = "neurons"
+    feed_forward: float = 0.0
+    kv_groups: int = 0
+    multiple: int | None = None
+    damp: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.feed_forward < 1 or self.kv_groups < 0 or not (self.feed_forward or self.kv_groups):
+            raise RecipeError(f"neurons has feed_forward {self.feed_forward} and kv_groups {self.kv_groups}; give a share "
+                              "under 1, or groups to remove, such as {neurons: {feed_forward: 0.33}}")
+        if self.multiple is not None and self.multiple < 1:
+            raise RecipeError(f"neurons.multiple is {self.multiple}; it takes 1 or more")
+
+    @property
+    def needs_corpus(self) -> bool:
+        return True
+
+    def kept_neurons(self, spec: ModelSpec) -> int:
+        """Feed-forward neurons that every layer keeps."""
+        width = spec.feed_forward
+        if not self.feed_forward:
+            return width
+        multiple = self.multiple or next(size for size in (256, 32, 1) if width % size == 0)
+        return min(width, max(1, round((1 - self.feed_forward) * width / multiple)) * multiple)
+
+    def spec_after(self, spec: ModelSpec) -> ModelSpec:
+        """The spec of the narrower model."""
+        groups = spec.kv_heads - self.kv_groups
+        config = spec.config | {"intermediate_size": self.kept_neurons(spec), "num_key_value_heads": groups,
+                                "num_attention_heads": groups * (spec.heads // spec.kv_heads), "head_dim": spec.head_dim}
+        return ModelSpec(config, None, spec.layer_order)
+
+    def check(self, spec: ModelSpec) -> None:
+        if self.kv_groups >= spec.kv_heads:
+            raise RecipeError(f"neurons.kv_groups is {self.kv_groups}, but the model has {spec.kv_heads} key-value heads "
+                              "and needs one; remove fewer")
+        try:
+            self.spec_after(spec).hf_config  # noqa: B018
+        except Exception as error:  # transformers raises many types for widths that a family does not have
+            usable = [str(groups) for groups in range(1, spec.kv_heads)
+                      if spec.hidden % ((spec.kv_heads - groups) * (spec.heads // spec.kv_heads)) == 0]
+            raise RecipeError(f"neurons.kv_groups {self.kv_groups} leaves {spec.kv_heads - self.kv_groups} key-value heads "
+                              f"with {spec.heads // spec.kv_heads} query heads each, which a {spec.family} of width "
+                              f"{spec.hidden} cannot have ({error}); usable: {', '.join(usable) or 'none'}") from None
+        if self.kept_neurons(spec) == spec.feed_forward and not self.kv_groups:
+            raise RecipeError(f"neurons.feed_forward {self.feed_forward} of {spec.feed_forward} neurons leaves all of them "
+                              "when rounded to the multiple that grids need; remove more, or set multiple: 32")
+
+    def flops(self, spec: ModelSpec) -> float:
+        """Operations of the updates of a layer."""
+        neurons, heads = self.kept_neurons(spec), (spec.kv_heads - self.kv_groups) * spec.head_dim
+        return sum(width ** 3 / 3 + 2.0 * spec.hidden * width ** 2 for width in (neurons, heads))
+
+    def reshape(self, visit: Visit, spec: ModelSpec) -> dict[str, Tensor]:
+        """Narrow a layer: its tensors in storage type, by name. In memory what was removed becomes zero, so that the layer,
+        as it runs on, gives what the narrower one will give."""
+        layer = {name: tensor.detach() for name, tensor in visit.frame.layer.state_dict().items()}
+        sizes = {"feed_forward": 1, "kv_groups": spec.head_dim * (spec.heads // spec.kv_heads)}
+        keeps = {"feed_forward": self.kept_neurons(spec), "kv_groups": spec.kv_heads - self.kv_groups}
+        for kind, reader in READ_BY.items():
+            weight, gram = layer[f"{reader}.weight"], visit.gram_of(reader).matrix
+            assert gram is not None
+            units = weight.shape[1] // sizes[kind]
+            if keeps[kind] == units:
+                continue
+            saliency = (weight.square().sum(0) * gram.diagonal()).view(units, -1).sum(1)
+            kept = saliency.sort(descending=True, stable=True).indices[:keeps[kind]].sort().values
+            columns = _spread(kept, sizes[kind])
+            layer[f"{reader}.weight"] = updated(weight, gram, columns, self.damp, f"layer {visit.index}, {reader}")
+            before = visit.frame.linear(reader).weight.data
+            before.zero_()[:, columns] = layer[f"{reader}.weight"].to(visit.storage).to(before)
+            writers = {"mlp.gate_proj": 1, "mlp.up_proj": 1} if kind == "feed_forward" else {
+                "self_attn.q_proj": sizes[kind], "self_attn.k_proj": spec.head_dim, "self_attn.v_proj": spec.head_dim}
+            for writer, rows in writers.items():
+                for leaf in ("weight", "bias"):
+                    if f"{writer}.{leaf}" in layer:
+                        layer[f"{writer}.{leaf}"] = layer[f"{writer}.{leaf}"][_spread(kept, rows)]
+        return {name: tensor.to(visit.storage).contiguous() for name, tensor in layer.items()}
+
+
+def _spread(units: Tensor, size: int) -> Tensor:
+    """The numbers of units of so many each."""
+    return (units[:, None] * size + torch.arange(size, device=units.device)).flatten()
+
+
+def updated(weight: Tensor, gram: Tensor, kept: Tensor, damp: float, where: str) -> Tensor:
+    """The kept columns of a weight (d_out, d_in), changed so that the outputs without the others are nearest."""
+    gone = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+    gone[kept] = False
+    metric = gram[kept][:, kept]
+    metric.diagonal().add_((damp * gram.diagonal().mean()).clamp(min=1e-30))
+    factor, info = torch.linalg.cholesky_ex(metric)
+    if int(info):
+        raise NumericsError(f"{where}: the Gram of {len(kept)} inputs is not positive definite with damp {damp:g}; raise "
+                            "damp, or calibrate on more text")
+    owed = weight[:, gone] @ gram[gone][:, kept]
+    return weight[:, kept] + torch.cholesky_solve(owed.mT, factor).mT
