@@ -117,7 +117,8 @@ def compare_mixtures(asked: argparse.Namespace, checkpoint: Checkpoint, importan
             bits = 8 * stored_bytes(checkpoint, types) / weights
         tsotsallm.compress(asked.model, [{"quantize": {"bits_per_weight": bits}}], out, **settings)
         ours = loss(out)[0]
-        print(f"| {name} | {bits * weights / 8 / 1e6:.2f} MB | {theirs:.5f} | {ours:.5f} | {ours / theirs:.3f} |", flush=True)
+        megabytes = bits * weights / 8 / 1e6
+        print(f"| {name} | {megabytes:.2f} MB | {theirs:.5f} | {ours:.5f} | {ours / theirs:.3f} |", flush=True)
 
 
 def main() -> None:
@@ -146,7 +147,8 @@ def main() -> None:
     if asked.mixed:
         compare_mixtures(asked, checkpoint, importance, loss)
         return
-    print("| grid | ggml | ggml, importance matrix | ours | ours / importance matrix | perplexity |\n|---|---|---|---|---|---|")
+    print("| grid | ggml | ggml, importance matrix | ours | ours / importance matrix | perplexity |")
+    print("|---|---|---|---|---|---|")
     for grid in asked.grids.split(","):
         types = fitting(checkpoint, grid)
         theirs = [loss(by_ggml(checkpoint, types, matrix, asked.work / "theirs")) for matrix in (None, importance)]

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
         compress,
         evaluate,
         examine,
-        export,
         franken,
         generate,
         harness,
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
         plan,
         plan_examination,
         push,
+        to_gguf,
+        to_huggingface,
     )
 
-__all__ = ["Conversation", "analyze", "compress", "evaluate", "examine", "export", "franken", "generate", "harness",
-           "inspect", "load", "plan", "plan_examination", "push"]
+__all__ = ["Conversation", "analyze", "compress", "evaluate", "examine", "franken", "generate", "harness",
+           "inspect", "load", "plan", "plan_examination", "push", "to_gguf", "to_huggingface"]
 
 
 def __getattr__(name: str) -> Any:

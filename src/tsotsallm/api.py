@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from torch import device as torch_device
 
@@ -18,11 +18,12 @@ from tsotsallm.analysis.analyze import analyze as look_at
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, embedded_directory, locate
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
-from tsotsallm.engine.generation import Sampling, pieces, stream_resident
-from tsotsallm.engine.llama import Llama
+from tsotsallm.engine.generation import Sampling, pieces, stream_resident, turn_ends
+from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.errors import CheckpointError, CorpusError, ExportError, MissingExtraError, TsotsallmError
 from tsotsallm.evaluation.cost import Cost, check_fits, cost_of, measure_speed
 from tsotsallm.evaluation.energy import check_country
+from tsotsallm.evaluation.engines import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.examine import (
     Comparison,
     PreparedTask,
@@ -205,6 +206,28 @@ def evaluate(model: str | Path, text: str | Path | None = None, *, context: int 
         reference_name=str(reference or ""), scratch=None if scratch is None else Path(scratch), limit=limit, tick=tick)
 
 
+def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, *, reference: str | Path | None,
+                  kv: Sequence[str] = ("f16",), context: int = 512, limit: int | None = None, task: str | None = None,
+                  tick: Tick = silent) -> list[CachePerplexity]:
+    """Perplexity of one GGUF file in llama.cpp with each type of key-value cache.
+
+    `reference` is the checkpoint that the file was made from: its tokenizer cuts the text.
+    """
+    if len(models) != 1 or Path(models[0]).suffix != ".gguf" or task is not None:
+        raise TsotsallmError("--kv compares caches of one GGUF file on a text, and a GGUF file is scored on a text only; "
+                             "give one GGUF file with --text, or its checkpoint for tasks")
+    if reference is None:
+        raise TsotsallmError("name the checkpoint that the GGUF file was made from with --reference: its tokenizer cuts the "
+                             "text")
+    for kind in kv:
+        if kind not in get_args(CacheType):
+            raise TsotsallmError(f"--kv has {kind!r}; it takes {', '.join(get_args(CacheType))}, with commas between")
+    content = world_text(test=True, characters=60_000) if text is None else texts.read_text(text)
+    source = "the embedded world, test" if text is None else Path(text).name
+    return cache_perplexities(Path(models[0]), Checkpoint.open(reference), content, source,
+                              [cast(CacheType, kind) for kind in kv], context=context, limit=limit, tick=tick)
+
+
 @dataclass(frozen=True)
 class Examination:
     """What several models scored on several tasks, side by side, and what each costs."""
@@ -350,25 +373,24 @@ def inspect(model: str | Path) -> Anatomy:
     return inspect_checkpoint(Checkpoint.open(model))
 
 
-def export(model: str | Path, *, gguf: str | Path | None = None, hf: str | Path | None = None, dense: str | None = None,
-           ollama: bool = False, verify: bool = True, tick: Tick = silent) -> dict[str, Any]:
-    """Write a checkpoint as GGUF, or as a plain Hugging Face checkpoint with every weight dense.
+def to_huggingface(model: str | Path, out: str | Path, *, tick: Tick = silent) -> dict[str, Any]:
+    """Write a checkpoint as a plain Hugging Face one, every weight dense; returns the path and notes."""
+    return {"hf": str(out), "notes": export_huggingface(Checkpoint.open(model), Path(out), tick)}
 
-    With `verify` a GGUF file is read back, and its log-probabilities are compared with llama.cpp's where that is
-    installed. Returns the paths, bytes and notes.
+
+def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, ollama: bool = False, verify: bool = True,
+            tick: Tick = silent) -> dict[str, Any]:
+    """Write a checkpoint as GGUF; returns the paths, bytes and notes.
+
+    Weights on no grid of GGUF are written as `dense`: f16, bf16 or f32. `ollama` adds a Modelfile. With `verify` the file
+    is read back, and its log-probabilities are compared with llama.cpp's where that is installed.
     """
-    if (gguf is None) == (hf is None):
-        raise ExportError("say what to write: --gguf OUT.gguf or --hf DIRECTORY, one of them")
     if dense not in (None, *get_args(Dense)):
         raise ExportError(f"--dense is {dense!r}; it takes {', '.join(get_args(Dense))}")
-    if hf is not None and (dense or ollama):
-        raise ExportError("--dense and --ollama belong to --gguf")
-    checkpoint = Checkpoint.open(model)
-    if hf is not None:
-        return {"hf": str(hf), "notes": export_huggingface(checkpoint, Path(hf), tick)}
-    path = Path(str(gguf))
+    path = Path(out)
     if path.suffix != ".gguf":
         raise ExportError(f"{path} does not end in .gguf, as engines expect of such a file")
+    checkpoint = Checkpoint.open(model)
     name = str(model) if "/" in str(model) and not Path(model).exists() else checkpoint.directory.resolve().name
     found = export_gguf(checkpoint, path, dense=dense, name=name, tick=tick)    # type: ignore[arg-type]
     answer: dict[str, Any] = {"gguf": str(path), **found.plain()}
@@ -393,18 +415,17 @@ def push(result: str | Path, repository: str, *, upload: bool = False, public: b
 
 def generate(model: str | Path, prompt: str, *, tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0,
              top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None) -> Iterator[str]:
-    """Yield the pieces of a text's continuation: GGUF files in llama.cpp, checkpoints in transformers."""
+    """The pieces of a text's continuation as they come: GGUF files in llama.cpp, checkpoints in transformers."""
     if tokens < 1:
         raise TsotsallmError(f"{tokens} new tokens cannot be written; ask for 1 or more")
     sampling = Sampling(temperature, top_p, top_k, seed)
     if Path(model).suffix == ".gguf":
-        engine = Llama(Path(model), kv=kv, adapter=None if adapter is None else Path(adapter))    # type: ignore[arg-type]
-        yield from pieces(lambda heard: engine.complete(prompt, tokens, sampling, heard))
-        return
+        engine = Llama(Path(model), kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter))
+        return pieces(lambda heard: engine.complete(prompt, tokens, sampling, heard))
     _refuse_gguf_options(kv, adapter)
     loaded, tokenizer = load(model)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    yield from pieces(lambda heard: stream_resident(loaded, tokenizer, ids, tokens, sampling, heard))
+    return pieces(lambda heard: stream_resident(loaded, tokenizer, ids, tokens, sampling, heard))
 
 
 class Conversation:
@@ -416,13 +437,14 @@ class Conversation:
         self.tokens, self.sampling = tokens, Sampling(temperature, top_p, top_k, seed)
         self.engine: Llama | None = None
         if Path(model).suffix == ".gguf":
-            self.engine = Llama(Path(model), kv=kv,                                               # type: ignore[arg-type]
+            self.engine = Llama(Path(model), kv=cast(CacheType, kv),
                                 adapter=None if adapter is None else Path(adapter))
             has_template = self.engine.has_template
         else:
             _refuse_gguf_options(kv, adapter)
             self.loaded, self.tokenizer = load(model)
             has_template = self.tokenizer.chat_template is not None
+            self.ends = turn_ends(self.tokenizer) if has_template else []
         if not has_template:
             raise CheckpointError(f"{model} has no chat template: it completes text, but does not converse; use "
                                   "`tsotsallm generate`")
@@ -442,7 +464,7 @@ class Conversation:
             return
         ids = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, return_tensors="pt",
                                                  return_dict=True)["input_ids"]
-        stream_resident(self.loaded, self.tokenizer, ids, self.tokens, self.sampling, heard)
+        stream_resident(self.loaded, self.tokenizer, ids, self.tokens, self.sampling, heard, ends=self.ends)
 
 
 def _refuse_gguf_options(kv: str, adapter: str | Path | None) -> None:

@@ -135,6 +135,7 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
              context: Annotated[int, typer.Option(help="Tokens of a window of --text, BOS included.")] = 512,
              protocol: Annotated[str, typer.Option(help="Of --text: windows, or rows (each line by itself).")] = "windows",
              reference: Annotated[str | None, typer.Option(help="The original, for KL divergence.")] = None,
+             kv: Annotated[str, typer.Option(help="Of a GGUF file: types of its key-value cache to compare.")] = "f16",
              speed: Annotated[bool, typer.Option(help="Measure speed and memory as well.")] = False,
              country: Annotated[str | None, typer.Option(help="ISO code (CMR, KEN, ...): energy and CO₂ as well.")] = None,
              by_sweeps: Annotated[bool, typer.Option(help="Generate by sweeps although the model fits memory.")] = False,
@@ -156,6 +157,12 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
             _print_json(scored) if as_json else console.print_harness(scored)
             return
         bar, show = console.step_bar(as_json)
+        if any(model.endswith(".gguf") for model in models) or kv != "f16":
+            with bar:
+                caches = api.evaluate_gguf(models, text, kv=kv.split(","), context=context, reference=reference, limit=limit,
+                                           task=task, tick=show)
+            _print_json([one.plain() for one in caches]) if as_json else console.print_caches(caches)
+            return
         if task is None and len(models) == 1 and not (speed or country or plan_only):
             with bar:
                 one = api.evaluate(models[0], text, context=context, protocol=protocol,  # type: ignore[arg-type]
@@ -215,10 +222,16 @@ def export(model: Model,
     """Write a checkpoint in a form that other engines run; one layer at a time is in memory."""
     with _answers(as_json):
         from tsotsallm import api, console
+        from tsotsallm.errors import ExportError
 
+        if (gguf is None) == (hf is None):
+            raise ExportError("say what to write: --gguf OUT.gguf or --hf DIRECTORY, one of them")
+        if hf is not None and (dense or ollama):
+            raise ExportError("--dense and --ollama belong to --gguf")
         bar, show = console.step_bar(as_json)
         with bar:
-            found = api.export(model, gguf=gguf, hf=hf, dense=dense, ollama=ollama, verify=verify, tick=show)
+            found = api.to_huggingface(model, hf, tick=show) if gguf is None and hf is not None else api.to_gguf(
+                model, str(gguf), dense=dense, ollama=ollama, verify=verify, tick=show)
         _print_json(found) if as_json else console.print_export(found)
 
 
@@ -240,9 +253,10 @@ def generate(model: GgufOrCheckpoint, prompt: Annotated[str, typer.Argument(help
     with _answers():
         from tsotsallm import api
 
+        answer = api.generate(model, prompt, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+                              kv=kv, adapter=adapter)
         print(prompt, end="", flush=True)
-        for piece in api.generate(model, prompt, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
-                                  kv=kv, adapter=adapter):
+        for piece in answer:
             print(piece, end="", flush=True)
         print()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tsotsallm.api import Examination
     from tsotsallm.evaluation.cost import Cost
+    from tsotsallm.evaluation.engines import CachePerplexity
     from tsotsallm.evaluation.examine import Comparison
     from tsotsallm.evaluation.forecast import TaskForecast
     from tsotsallm.evaluation.franken import OrderResult
@@ -322,3 +323,11 @@ def print_push(found: dict[str, Any]) -> None:
         print(f"{human_bytes(size):>10}  {name}")
     where = f"{found['repository']} ({'public' if found['public'] else 'private'})"
     print(f"uploaded to {where}" if found["uploaded"] else f"nothing was sent; with --upload this goes to {where}")
+
+
+def print_caches(found: list[CachePerplexity]) -> None:
+    """One row a type of cache."""
+    rows = [[one.kv, f"{one.perplexity:.4f}", f"{one.late:.4f}", f"{one.bytes_per_token:,.0f} B",
+             f"{one.bytes_per_token * one.context / 2**20:.1f} MiB"] for one in found]
+    table(f"key-value caches on {found[0].source}, windows of {found[0].context} tokens",
+          ["cache", "perplexity", "second half", "a token", "a window"], rows)

@@ -80,9 +80,21 @@ class Sampling:
                                  "is not possible; they take 0 or more, over 0 up to 1, and 0 (all) or more")
 
 
+def turn_ends(tokenizer: Any) -> list[int]:
+    """Special tokens that its chat template puts after an answer: a conversation's turn ends there."""
+    def ids(answer: str) -> list[int]:
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        return list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+
+    first, second = ids("b"), ids("c")
+    same = next((place for place in range(1, min(len(first), len(second))) if first[-place] != second[-place]), 1) - 1
+    after = first[len(first) - same:]
+    return [token for token in after if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder][:1]
+
+
 def stream_resident(model: Any, tokenizer: Any, ids: Tensor, tokens: int, sampling: Sampling,
-                    heard: Callable[[str], None]) -> None:
-    """Tell `heard` the continuation of one prompt, ids (1, tokens), piece by piece."""
+                    heard: Callable[[str], None], ends: Sequence[int] = ()) -> None:
+    """Tell `heard` the continuation of one prompt, ids (1, tokens), piece by piece; `ends` end it besides the model's own."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):  # type: ignore[misc]
@@ -93,8 +105,10 @@ def stream_resident(model: Any, tokenizer: Any, ids: Tensor, tokens: int, sampli
     torch.manual_seed(sampling.seed)
     chosen: dict[str, Any] = {"do_sample": False} if sampling.temperature == 0 else {
         "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    own = model.generation_config.eos_token_id
+    stops = sorted({*ends, *(own if isinstance(own, list) else [own] if own is not None else [])})
     model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, pad_token_id=tokenizer.eos_token_id,
-                   streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True), **chosen)
+                   eos_token_id=stops or None, streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True), **chosen)
 
 
 def pieces(speak: Callable[[Callable[[str], None]], Any]) -> Iterator[str]:

@@ -36,15 +36,19 @@ class Llama:
                 if content.read(4) != b"GGUF":
                     raise CheckpointError(f"{file} is not a GGUF file (it does not begin with GGUF); give one such as "
                                           "`tsotsallm export` writes")
-        fields = gguf.GGUFReader(path).fields
-        arch = fields["general.architecture"].contents()
         self.path, self.kv = path, kv
-        self.tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
-        self.context = context or int(fields[f"{arch}.context_length"].contents())
+        try:
+            fields = gguf.GGUFReader(path).fields
+            arch = fields["general.architecture"].contents()
+            self.tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
+            heads, layers, width, known = (int(fields[f"{arch}.{key}"].contents()) for key in (
+                "attention.head_count_kv", "block_count", "attention.key_length", "context_length"))
+        except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} is damaged, cut short, or no language model ({type(error).__name__}: {error}); "
+                                  "export or copy it again") from None
+        self.context = context or known
         self.has_template = "tokenizer.chat_template" in fields
-        self.cache_bytes_per_token = (2 * int(fields[f"{arch}.block_count"].contents())
-                                      * int(fields[f"{arch}.attention.head_count_kv"].contents())
-                                      * int(fields[f"{arch}.attention.key_length"].contents()) * CACHE_BITS[kv] / 8)
+        self.cache_bytes_per_token = 2 * layers * heads * width * CACHE_BITS[kv] / 8
         asked = xllamacpp.CommonParams()
         asked.model.path, asked.n_ctx, asked.n_parallel = str(path), self.context, 1
         asked.verbosity, asked.warmup, asked.fit_params = -1, False, False

@@ -1,0 +1,57 @@
+"""What a GGUF file loses by its key-value cache: perplexity in llama.cpp, and the cache's bytes for each token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine.llama import CacheType, Llama
+from tsotsallm.errors import CorpusError
+from tsotsallm.streaming.corpus import evaluation_windows
+from tsotsallm.streaming.sweep import Tick, silent
+
+
+@dataclass(frozen=True)
+class CachePerplexity:
+    """Perplexity of a text in llama.cpp with one type of cache; `late` is that of each window's second half."""
+
+    kv: str
+    perplexity: float
+    late: float
+    tokens: int
+    context: int
+    bytes_per_token: float
+    source: str
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cache_perplexities(path: Path, tokens_of: Checkpoint, text: str, source: str, kinds: Sequence[CacheType], *,
+                       context: int, limit: int | None, adapter: Path | None = None,
+                       tick: Tick = silent) -> list[CachePerplexity]:
+    """Score windows of a text with each type of cache, token by token as a conversation grows, none scored twice.
+
+    `tokens_of` is the checkpoint that the file was made from: its tokenizer cuts the text.
+    """
+    corpus = evaluation_windows(text, tokens_of.tokenizer(), context, source).first(limit)
+    if context > tokens_of.spec.context or context < 4:
+        raise CorpusError(f"--context is {context}; it takes 4 tokens to the {tokens_of.spec.context} that the model knows")
+    found = []
+    for kind in kinds:
+        engine = Llama(path, kv=kind, adapter=adapter, context=context + 8)
+        losses: list[float] = []
+        late: list[float] = []
+        for number, window in enumerate(corpus.windows):
+            scored = [-value for value in engine.log_likelihoods(window.tolist())]
+            losses += scored
+            late += scored[len(scored) // 2:]
+            tick(f"scoring with {kind}", (number + 1) / len(corpus.windows))
+        found.append(CachePerplexity(kind, math.exp(sum(losses) / len(losses)), math.exp(sum(late) / len(late)), len(losses),
+                                     context, engine.cache_bytes_per_token, source))
+        del engine
+    return found

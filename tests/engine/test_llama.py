@@ -1,0 +1,89 @@
+"""GGUF files through the command line and from Python: text, conversation, caches, clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import tsotsallm
+from tsotsallm.cli import app
+from tsotsallm.errors import CheckpointError, TsotsallmError
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    found = tsotsallm.to_gguf("embedded", path, dense="f32", ollama=True)
+    assert found["verified"]["largest"] < 1e-3
+    assert Path(found["modelfile"]).read_text().startswith("FROM ./model.gguf\n")
+    return path
+
+
+def test_both_engines_say_the_same(file: Path) -> None:
+    prompt = "Question: Where was Ada born? Answer:"
+    assert "".join(tsotsallm.generate(file, prompt, tokens=10)) == "".join(tsotsallm.generate("embedded", prompt, tokens=10))
+    ours, theirs = tsotsallm.Conversation("embedded", tokens=8), tsotsallm.Conversation(file, tokens=8)
+    for question in ("Where was Ada born?", "And when?"):
+        assert "".join(ours.answer(question)).strip() == "".join(theirs.answer(question)).strip()
+    drawn = ["".join(tsotsallm.generate(file, prompt, tokens=12, temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_caches_are_compared(file: Path) -> None:
+    from tsotsallm.api import evaluate_gguf
+
+    found = evaluate_gguf([file], reference="embedded", kv=("f32", "q4_0"), context=64, limit=2)
+    expected = tsotsallm.evaluate("embedded", context=64, limit=2)
+    assert found[0].perplexity == pytest.approx(expected.perplexity, rel=1e-4)
+    assert found[1].perplexity == pytest.approx(expected.perplexity, rel=0.1)
+    assert found[1].bytes_per_token == found[0].bytes_per_token * 4.5 / 32
+
+
+def test_the_command_line(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = CliRunner()
+    said = runner.invoke(app, ["generate", str(file), "Once upon", "--tokens", "5"])
+    assert said.exit_code == 0
+    assert said.stdout.startswith("Once upon")
+    said = runner.invoke(app, ["chat", str(file), "--tokens", "5"], input="Who was Ada?\n\n")
+    assert said.exit_code == 0
+    assert said.stdout.strip()
+    said = runner.invoke(app, ["push", str(file), "me/model"])
+    assert "nothing was sent" in said.stdout
+    assert "Modelfile" in said.stdout
+
+
+def test_clear_errors(file: Path, stories: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(file.read_bytes()[:500_000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        tsotsallm.generate(cut, "x")
+    cut.write_bytes(b"not a model")
+    with pytest.raises(CheckpointError, match="does not begin with GGUF"):
+        tsotsallm.generate(cut, "x")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        tsotsallm.generate(tmp_path / "nowhere.gguf", "x")
+    for options, message in (({"kv": "q3_k"}, "can be f32"), ({"tokens": 0}, "1 or more"), ({"top_p": 0.0}, "top-p")):
+        with pytest.raises(TsotsallmError, match=message):
+            tsotsallm.generate(file, "x", **options)            # type: ignore[arg-type]
+    with pytest.raises(TsotsallmError, match="GGUF files"):
+        tsotsallm.generate("embedded", "x", kv="q8_0")
+    tsotsallm.to_gguf(stories, tmp_path / "stories.gguf", verify=False)
+    for model in (stories, tmp_path / "stories.gguf"):
+        with pytest.raises(CheckpointError, match="no chat template"):
+            tsotsallm.Conversation(model)
+
+
+def test_a_plain_checkpoint_is_exported(tiny: Path, text: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tsotsallm.compress(tiny, "layers:0+1+1+3, gptq:q8_0", tmp_path / "out", calibration=text, windows=4, window=64)
+    found = tsotsallm.to_huggingface(tmp_path / "out", tmp_path / "plain")
+    assert any("dense" in note for note in found["notes"])
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)(ids).logits
+        ours = tsotsallm.load(tmp_path / "out")[0](ids).logits
+    assert float((theirs - ours).abs().max()) < 0.05 * float(ours.abs().max())
