@@ -20,8 +20,10 @@ def model_card(provenance: dict[str, Any], *, own_container: bool) -> str:
         head["base_model"] = source
     quantised = any("quantize" in stage for stage in stages)
     if own_container:
-        usage = ("Repeated layers are stored once, in TSOTSALLM's own container; plain transformers does not read it.\n\n"
-                 "```python\nimport tsotsallm\nmodel, tokenizer = tsotsallm.load(\"PATH\")\n```")
+        usage = ("The weights lie in TSOTSALLM's own container (for grids of GGUF, NF4, 8-bit corrections, repeated layers "
+                 "stored once); plain transformers does not read it.\n\n"
+                 "```python\nimport tsotsallm\nmodel, tokenizer = tsotsallm.load(\"PATH\")\n```\n\n"
+                 "For llama.cpp and Ollama: `tsotsallm export PATH --gguf OUT.gguf`.")
     else:
         packages = "transformers compressed-tensors" if quantised else "transformers"
         usage = (f"```\npip install {packages}\n```\n```python\nfrom transformers import AutoModelForCausalLM, "

@@ -94,7 +94,10 @@ def turn_ends(tokenizer: Any) -> list[int]:
 
 def stream_resident(model: Any, tokenizer: Any, ids: Tensor, tokens: int, sampling: Sampling,
                     heard: Callable[[str], None], ends: Sequence[int] = ()) -> None:
-    """Tell `heard` the continuation of one prompt, ids (1, tokens), piece by piece; `ends` end it besides the model's own."""
+    """Tell `heard` the continuation of one prompt, ids (1, tokens), piece by piece.
+
+    The tokens in `ends` end it as well as the model's own.
+    """
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):  # type: ignore[misc]
@@ -107,8 +110,9 @@ def stream_resident(model: Any, tokenizer: Any, ids: Tensor, tokens: int, sampli
         "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     own = model.generation_config.eos_token_id
     stops = sorted({*ends, *(own if isinstance(own, list) else [own] if own is not None else [])})
+    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, pad_token_id=tokenizer.eos_token_id,
-                   eos_token_id=stops or None, streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True), **chosen)
+                   eos_token_id=stops or None, streamer=streamer, **chosen)
 
 
 def pieces(speak: Callable[[Callable[[str], None]], Any]) -> Iterator[str]:
