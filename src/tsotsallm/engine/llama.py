@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,7 +50,7 @@ class Llama:
         self.context = context or known
         self.has_template = "tokenizer.chat_template" in fields
         self.cache_bytes_per_token = 2 * layers * heads * width * CACHE_BITS[kv] / 8
-        asked = xllamacpp.CommonParams()
+        self._asked = asked = xllamacpp.CommonParams()
         asked.model.path, asked.n_ctx, asked.n_parallel = str(path), self.context, 1
         asked.verbosity, asked.warmup, asked.fit_params = -1, False, False
         kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{kv.upper()}")
@@ -61,11 +62,17 @@ class Llama:
             asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = threads
         if adapter is not None:
             asked.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+
+    @cached_property
+    def _server(self) -> Any:
+        """The running engine: started when it is first asked something, since one that was never asked cannot be stopped."""
+        import xllamacpp
+
         try:
-            self._server = xllamacpp.Server(asked)
+            return xllamacpp.Server(self._asked)
         except RuntimeError as error:
-            raise CheckpointError(f"llama.cpp cannot load {path} ({error}); is the file whole, its architecture known, and "
-                                  f"{path.stat().st_size >> 20} MiB of memory free?") from None
+            raise CheckpointError(f"llama.cpp cannot load {self.path} ({error}); is the file whole, its architecture known, "
+                                  f"and {self.path.stat().st_size >> 20} MiB of memory free?") from None
 
     def complete(self, prompt: str | Sequence[int], tokens: int, sampling: Sampling | None = None,
                  heard: Callable[[str], None] | None = None) -> str:
