@@ -74,7 +74,7 @@ def test_packaged_recipes_parse() -> None:
     ("[{quantize: {bit: 4}}]", "did you mean 'bits'"),
     ("[{quantize: {bits: four}}]", "takes int"),
     ("[{quantize: {method: gptqq}}]", "did you mean 'gptq'"),
-    ("[{quantize: {bits: 4, bits_per_weight: 3}}]", "no option 'bits_per_weight'"),
+    ("[{quantize: {bits: 4, bits_per_wait: 3}}]", "no option 'bits_per_wait'; did you mean 'bits_per_weight'"),
     ("[{depth: {remove: 2, protect: {frist: 1}}}]", "did you mean 'first'"),
     ("[{depth: {remove: 2, importance: luck}}]", "known: cosine"),
     ("[{layers: {order: [0-3], skip: [2]}}]", "either `order`"),

@@ -366,22 +366,27 @@ class _Job:
         assert self.corpus is not None
         probe, notes = one.edits[place].probe(sparse=self.sparse or any(
             edit.name == "sparsity" for edit in one.edits[:place]))
-        scratch = self.scratch / "survey"
-        lengths = [len(window) for window in self.corpus.windows]
-        states, originals = (TwoStates(scratch / name, lengths, view.spec.hidden) for name in ("", "original"))
-        for some in (states, originals):
-            embed_corpus(view, self.corpus, some.inputs_of(0))
-        current = 0
-        tick = self._tick(number, view.spec.layers, lambda: current)
-        squares = 0.0
-        for visit in sweep(view, states, observe=True, device=self.device, tick=tick, beyond=True,
-                           originals=originals if one.follows_original else None, weights=self._weights(number, one, view)):
+        layers, weights = view.spec.layers, self._weights(number, one, view)
+        for entry in self.journal.find("surveyed", number):
+            if entry["place"] == place:
+                notes |= entry["notes"]
+        current = len({key.partition(".")[0] for key in notes})
+        states = self._states(self.corpus, view, current, "survey")
+        originals = self._states(self.corpus, view, current, "survey/original") if one.follows_original else None
+        tick = self._tick(number, layers, lambda: current)
+
+        def settled(index: int) -> None:
+            found = {key: value for key, value in notes.items() if key.startswith(f"{index}.")}
+            self.journal.add(kind="surveyed", sweep=number, place=place, notes=found)
+
+        for visit in sweep(view, states, observe=True, device=self.device, start=current, settled=settled, beyond=True,
+                           originals=originals, weights=weights, tick=tick) if current < layers else ():
             current = visit.index
-            if current == 0:        # what attention adds to the residual is what embeddings begin it with
-                squares = self.corpus.tokens * float(visit.weights.get("self_attn.o_proj.square", 0.0))
             self._edit((*one.edits[:place], probe), visit, view, origin, tick)
-        one.edits[place].probe_ends(view, self.corpus, states.inputs_of(view.spec.layers), notes, squares)
-        shutil.rmtree(scratch)
+        # what attention adds to the residual is what embeddings begin it with
+        squares = self.corpus.tokens * float(weights(0).get("self_attn.o_proj.square", 0.0))
+        one.edits[place].probe_ends(view, self.corpus, states.inputs_of(layers), notes, squares)
+        shutil.rmtree(self.scratch / "survey")
         return one.edits[place].decide(notes, view)
 
     def _first_visits(self, origin: View) -> list[int]:

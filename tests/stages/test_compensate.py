@@ -131,10 +131,17 @@ def test_kept_stages_keep_the_codes_under_the_adapter(tiny: Path, text: Path, tm
     assert "mlp.up_proj.weight" not in names
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(tiny: Path, text: Path, tmp_path: Path) -> None:
-    recipe, options = f"[{QUANTISED}, {{compensate: {{rank: 4}}}}]", {"calibration": text, **SMALL}
-    tsotsallm.compress(tiny, recipe, tmp_path / "whole", **options)
-    left = [25]
+@pytest.mark.parametrize("stages", [
+    f"[{QUANTISED}, {{compensate: {{rank: 4}}}}]", f"[{QUANTISED}, {{compensate: {{rank: auto, budget: 20kB}}}}]",
+    "[{quantize: {bits_per_weight: 6, passes: 1}}]",
+    "[{neurons: {feed_forward: 0.34}}, {quantize: {grid: q4_0, ends: q8_0}}]"])
+@pytest.mark.parametrize("after", [12, 40, 75])
+def test_a_stopped_run_goes_on_to_the_same_bytes(tiny: Path, text: Path, tmp_path: Path, stages: str, after: int) -> None:
+    options: dict[str, Any] = {"calibration": text, **SMALL}
+    steps: list[tuple[Any, ...]] = []
+    tsotsallm.compress(tiny, stages, tmp_path / "whole", progress=lambda one: steps.append((one.layer, one.step)), **options)
+    left = [min(after, len(steps) - 2)]
+    again: list[tuple[Any, ...]] = []
 
     def stop(_progress: object) -> None:
         left[0] -= 1
@@ -142,10 +149,11 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tiny: Path, text: Path, tmp_pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tsotsallm.compress(tiny, recipe, tmp_path / "cut", progress=stop, **options)
-    tsotsallm.compress(tiny, recipe, tmp_path / "cut", **options)
-    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        tsotsallm.compress(tiny, stages, tmp_path / "cut", progress=stop, **options)
+    tsotsallm.compress(tiny, stages, tmp_path / "cut", progress=lambda one: again.append((one.layer, one.step)), **options)
+    assert len(again) < len(steps)          # what was finished is not done again
+    for path in (tmp_path / "whole").rglob("*.safetensors"):
+        assert (tmp_path / "cut" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
 
 
 def test_merged_it_leaves_dense_weights_and_their_zeros(tiny: Path, text: Path, tmp_path: Path) -> None:
