@@ -108,6 +108,8 @@ def print_result(result: Result) -> None:
                   f"{human_seconds(place['elapsed_s'])} ({one['engine']}{'; ' * bool(place['stopped'])}{place['stopped']})")
     print(f"took {human_seconds(result.elapsed_s)} (floor {human_seconds(result.floor_s)}), "
           f"peak memory {human_bytes(result.peak_rss_bytes)}")
+    for note in result.notes:
+        print(f"note    {note}")
     for stage in result.stages:
         print(f"stage   {stage}")
     print(f"model   {result.path}")

@@ -104,12 +104,14 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     layers = before = [_Layer(layer, stored[layer], packed[layer]) for layer in checkpoint.spec.layer_order]
     sweeps: list[SweepForecast] = []
     results: list[int] = []
+    notes: list[str] = []
     planned = recipe.sweeps(one_stage_each=keep_stages)
     for number, sweep in enumerate(planned, 1):
         layers, before = (before if sweep.does_over else layers), layers
         forecast, spec, layers = _sweep_forecast(spec, layers, sweep, windows, window, base, rate,
                                                  checkpoint.storage.itemsize)
         sweeps.append(forecast)
+        notes += [note for edit in sweep.edits for note in edit.remarks(spec)]
         if recipe.shared and number == len(planned):
             layers = list({layer.source: layer for layer in layers}.values())
         for edit in sweep.edits:
@@ -118,7 +120,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
         whole = ends + sum(layer.size for layer in layers)
         results.append(FILE_BYTES + min([whole, *budgets]))
     widest = max(d_in for _, d_in in linear_shapes(spec, 0).values())
-    warnings = []
+    warnings = notes
     if any(sweep.observes for sweep in planned) and windows * window < widest:
         warnings.append(f"{windows * window} calibration tokens are fewer than the {widest} inputs of the widest linear: "
                         "its Gram has not full rank, damping covers it; more windows are better")

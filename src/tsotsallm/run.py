@@ -71,6 +71,7 @@ class Result:
     floor_s: float
     stages: list[str]
     training: list[dict[str, Any]]
+    notes: list[str]
 
     def plain(self) -> dict[str, Any]:
         return asdict(self) | {"path": str(self.path)}
@@ -112,7 +113,7 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
     written = Checkpoint(out)
     return Result(out, forecast.parameters, forecast.result_parameters, checkpoint.weight_bytes, written.weight_bytes,
                   round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages,
-                  (written.provenance or {})["training"])
+                  (written.provenance or {})["training"], forecast.warnings)
 
 
 class _Job:
@@ -473,7 +474,7 @@ class _Job:
         provenance = {
             "format": 1, "source": self.model_name or self.checkpoint.directory.name,
             "recipe": self.recipe.plain(), "training": [_summary(one) for one in self.trained],
-            "sweeps_done": f"{number + 1} of {len(self.sweeps)}", "choices": self.reasons,
+            "notes": self.forecast.warnings, "sweeps_done": f"{number + 1} of {len(self.sweeps)}", "choices": self.reasons,
             "inputs": self.identity, "ancestry": self.checkpoint.provenance,
             "calibration": {"source": self.corpus.source, "windows": len(self.corpus.windows),
                             "tokens": self.corpus.tokens} if self.corpus else None,

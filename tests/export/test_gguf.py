@@ -158,7 +158,9 @@ def test_what_cannot_be_exported_is_said(tiny: Path, text: Path, stories: Path, 
 
 
 def test_awkward_widths_stay_as_they_are(stories: Path, prose: Path, tmp_path: Path) -> None:
-    tsotsallm.compress(stories, "gptq:q8_0", tmp_path / "out", calibration=prose, **SMALL)
+    result = tsotsallm.compress(stories, "gptq:q4_k", tmp_path / "out", calibration=prose, **SMALL)
+    assert "down_proj (172 columns), which will lie in 16 bits" in str(result.notes)
+    assert "on q5_0" in str(Checkpoint.open(tmp_path / "out").provenance)
     checkpoint = Checkpoint.open(tmp_path / "out")
     assert not checkpoint.is_packed("model.layers.0.mlp.down_proj")
     assert checkpoint.is_packed("model.layers.0.mlp.up_proj")

@@ -235,6 +235,10 @@ class LinearEdit(Stage):
         """What embeddings, final norm and head take afterwards, `before` bytes before."""
         return before
 
+    def remarks(self, spec: ModelSpec) -> list[str]:
+        """What a user should know of how the stage fits the model."""
+        return []
+
     def model_bytes(self, spec: ModelSpec) -> int | None:
         """What all weights of the model take afterwards at most, where the edit keeps to a budget."""
         return None

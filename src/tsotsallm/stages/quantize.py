@@ -213,6 +213,18 @@ class Quantize(LinearEdit):
         fits = GgmlGrid(self.ends).fitting(view.spec.hidden) if self.ends is not None else None
         return dict.fromkeys(end_modules(view), fits) if fits is not None else {}
 
+    def remarks(self, spec: ModelSpec) -> list[str]:
+        if not isinstance(self.levels, GgmlGrid) or self.mixed:
+            return []
+        found: dict[str, list[str]] = {}
+        for name, (_, d_in) in linear_shapes(spec, 0).items():
+            fits = self.levels.fitting(d_in)
+            if fits != self.levels:
+                place = f"on {fits.type}" if fits is not None else "in 16 bits"
+                found.setdefault(place, []).append(f"{name.rpartition('.')[2]} ({d_in} columns)")
+        return [f"blocks of {self.grid} do not divide {', '.join(names)}, which will lie {place}"
+                for place, names in found.items()]
+
     def end_bytes(self, spec: ModelSpec, before: int) -> int:
         fits = GgmlGrid(self.ends).fitting(spec.hidden) if self.ends is not None else None
         if fits is None:
