@@ -40,3 +40,15 @@ def test_no_space_left_is_a_clear_error_and_work_goes_on_later(small_disk: Path,
         subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
         subprocess.run(command, check=True, capture_output=True)
         assert out.exists()
+
+
+@pytest.mark.parametrize("form", ["--gguf", "--hf"])
+def test_an_export_without_space_leaves_nothing_half_written(small_disk: Path, tmp_path: Path, form: str) -> None:
+    source = build(tmp_path / "source", "llama3", num_hidden_layers=8, hidden_size=192, intermediate_size=512)
+    out = small_disk / ("model.gguf" if form == "--gguf" else "plain")
+    found = subprocess.run([sys.executable, "-m", "tsotsallm.cli", "export", str(source), form, str(out)],
+                           capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert "nothing half-written is left" in found.stderr
+    assert not list(small_disk.iterdir())
