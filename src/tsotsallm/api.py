@@ -42,8 +42,8 @@ from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexit
 from tsotsallm.evaluation.tasks import Task, read_task
 from tsotsallm.export.gguf import Dense, export_gguf
 from tsotsallm.export.huggingface import export_huggingface
+from tsotsallm.export.publish import modelfile_path, write_modelfile
 from tsotsallm.export.publish import push as push_result
-from tsotsallm.export.publish import write_modelfile
 from tsotsallm.export.verify import read_back, verify_gguf
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
 from tsotsallm.lab.texts import world_text
@@ -390,13 +390,14 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
     path = Path(out)
     if path.suffix != ".gguf":
         raise ExportError(f"{path} does not end in .gguf, as engines expect of such a file")
+    modelfile = modelfile_path(path) if ollama else None        # refused before anything is written
     checkpoint = Checkpoint.open(model)
     name = str(model) if "/" in str(model) and not Path(model).exists() else checkpoint.directory.resolve().name
     found = export_gguf(checkpoint, path, dense=dense, name=name, tick=tick)    # type: ignore[arg-type]
     answer: dict[str, Any] = {"gguf": str(path), **found.plain()}
     answer["notes"] = list(answer["notes"])
-    if ollama:
-        answer["modelfile"] = str(write_modelfile(path, found.adapter, checkpoint.spec.context))
+    if modelfile is not None:
+        answer["modelfile"] = str(write_modelfile(modelfile, path, found.adapter, checkpoint.spec.context))
     if verify:
         read_back(path)
         if importlib.util.find_spec("xllamacpp") is None:

@@ -158,6 +158,9 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
             return
         bar, show = console.step_bar(as_json)
         if any(model.endswith(".gguf") for model in models) or kv != "f16":
+            if speed or country or plan_only or by_sweeps or protocol != "windows":
+                raise TsotsallmError("--speed, --country, --plan, --by-sweeps and --protocol do not reach GGUF files, which "
+                                     "are scored in windows; leave them out, or give the checkpoint")
             with bar:
                 caches = api.evaluate_gguf(models, text, kv=kv.split(","), context=context, reference=reference, limit=limit,
                                            task=task, tick=show)

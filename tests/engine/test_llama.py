@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import tsotsallm
 from tsotsallm.cli import app
-from tsotsallm.errors import CheckpointError, TsotsallmError
+from tsotsallm.errors import CheckpointError, ExportError, TsotsallmError
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,13 @@ def test_clear_errors(file: Path, stories: Path, tmp_path: Path) -> None:
     with pytest.raises(TsotsallmError, match="GGUF files"):
         tsotsallm.generate("embedded", "x", kv="q8_0")
     tsotsallm.to_gguf(stories, tmp_path / "stories.gguf", verify=False)
+    (tmp_path / "Modelfile").touch()
+    with pytest.raises(ExportError, match="Modelfile exists"):
+        tsotsallm.to_gguf(stories, tmp_path / "other.gguf", ollama=True)
+    assert not (tmp_path / "other.gguf").exists()
+    said = CliRunner().invoke(app, ["evaluate", str(file), "--reference", "embedded", "--speed"])
+    assert said.exit_code == 1
+    assert "do not reach GGUF files" in said.output
     for model in (stories, tmp_path / "stories.gguf"):
         with pytest.raises(CheckpointError, match="no chat template"):
             tsotsallm.Conversation(model)

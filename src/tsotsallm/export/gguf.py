@@ -98,7 +98,11 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     by_type: dict[str, int] = {}
     for piece in pieces:
         by_type[piece.type] = by_type.get(piece.type, 0) + piece.bytes
-    adapter = _export_adapter(checkpoint, out.with_name(f"{out.stem}-adapter.gguf"), gguf, kind, tick)
+    try:
+        adapter = _export_adapter(checkpoint, out.with_name(f"{out.stem}-adapter.gguf"), gguf, kind, tick)
+    except BaseException:
+        partial.unlink()                    # without its corrections it is another model
+        raise
     partial.replace(out)
     if adapter is not None:
         notes.append(f"the corrections beside the linears are in {adapter.name}: run both together (llama.cpp: --lora)")

@@ -8,11 +8,16 @@ from typing import Any
 from tsotsallm.errors import CheckpointError, ExportError
 
 
-def write_modelfile(gguf: Path, adapter: Path | None, context: int) -> Path:
-    """A Modelfile beside a GGUF file; Ollama takes the chat template from the file itself."""
+def modelfile_path(gguf: Path) -> Path:
+    """Where a GGUF file's Modelfile goes; ExportError where one lies already."""
     path = gguf.with_name("Modelfile")
     if path.exists():
         raise ExportError(f"{path} exists already; delete it, or write the GGUF file to another directory")
+    return path
+
+
+def write_modelfile(path: Path, gguf: Path, adapter: Path | None, context: int) -> Path:
+    """A Modelfile beside a GGUF file; Ollama takes the chat template from the file itself."""
     lines = [f"FROM ./{gguf.name}", *([f"ADAPTER ./{adapter.name}"] if adapter is not None else []),
              f"PARAMETER num_ctx {context}"]
     path.write_text("\n".join(lines) + "\n", "utf-8")
