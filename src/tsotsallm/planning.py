@@ -12,6 +12,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING, ModelSpec
 from tsotsallm.errors import ResourceError
 from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, human_bytes, rss_bytes
+from tsotsallm.numerics.rounding import OUTPUTS
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice
 from tsotsallm.stages.depth import Depth
@@ -204,8 +205,10 @@ def _sweep_forecast(spec: ModelSpec, layers: list[_Layer], sweep: Sweep, windows
         if sweep.observes:
             scratch = max(scratch, (4 if sweep.follows_original else 2) * 4 * tokens * spec.hidden)
         if sweep.weighs_tokens:
-            scratch = max(scratch, (spec.layers + 4) * 4 * tokens * spec.hidden)
-            ram = max(ram, int(1.25 * 4 * _layer_weights(spec, 0)) + _layer_activations(spec, window) * BATCH_TOKENS)
+            metrics = sum(d_out * min(d_out, OUTPUTS) for d_out, _ in linear_shapes(spec, 0).values())
+            scratch = max(scratch, (spec.layers + 4) * 4 * tokens * spec.hidden) + 2 * spec.layers * metrics
+            ram = max(ram + 2 * metrics, int(1.25 * 4 * _layer_weights(spec, 0)) + 4 * metrics
+                      + _layer_activations(spec, window) * BATCH_TOKENS)
             flops += 6.0 * tokens * spec.vocabulary * spec.hidden + sum(
                 4 * _forward_flops(spec, layer, tokens, window) for layer in range(spec.layers))
         layers = [_edited(layer, spec, index, sweep, element) for index, layer in enumerate(layers)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests import llama
+from tsotsallm.numerics import rounding
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid, decode, encode
 from tsotsallm.numerics.gptq import reversed_factor
 from tsotsallm.numerics.rounding import block_order, round_plainly, round_to_blocks
@@ -71,6 +72,49 @@ def test_rounding_beats_ggml_and_every_visit_helps(name: str) -> None:
     assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(found))
     assert found[1] < 0.98 * found[0]
     assert error(round_plainly(weight, grid).dequantise()) < 1.25 * error(torch.from_numpy(theirs))
+
+
+def coupled(d_out: int) -> Tensor:
+    """A metric of outputs that move together in a few directions."""
+    directions = torch.randn(d_out, 4, generator=torch.Generator().manual_seed(7))
+    metric = directions @ directions.mT + 0.5 * torch.eye(d_out)
+    return metric / metric.diagonal().mean()
+
+
+def test_rows_make_up_for_each_other_as_in_a_naive_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row: what is left to come is free, so that a row aims at the minimum over itself and all after it."""
+    monkeypatch.setattr(rounding, "GROUPS", 1000)
+    weight, gram = problem(d_out=10)
+    grid, metric = GgmlGrid("q4_0"), coupled(10)
+    order = block_order(gram.diagonal(), grid)
+    factor = reversed_factor(gram, order, 0.01)
+    visit = metric.diagonal().sort(descending=True, stable=True).indices.tolist()
+    errors = torch.zeros_like(weight)
+    for place, row in enumerate(visit):
+        settled, free = visit[:place], visit[place:]
+        best = -torch.linalg.solve(metric[free][:, free], metric[free][:, settled] @ errors[settled])   # of E[free]
+        aim = weight[row] - best[0]
+        errors[row] = weight[row] - round_to_blocks(aim[None], factor, order, grid, passes=0).dequantise()[0]
+    found = round_to_blocks(weight, factor, order, grid, passes=0, outputs=metric).dequantise()
+    assert float(((weight - errors - found).abs() < 1e-4).float().mean()) > 0.99
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q3_k", "q2_k"])
+def test_coupled_rows_leave_less_error_and_every_visit_helps(name: str) -> None:
+    weight, gram = problem()
+    grid, metric = GgmlGrid(name), coupled(40)
+    order = block_order(gram.diagonal(), grid)
+    factor = reversed_factor(gram, order, 0.01)
+
+    def error(passes: int, outputs: Tensor | None) -> float:
+        values = round_to_blocks(weight, factor, order, grid, passes=passes, outputs=outputs).dequantise()
+        difference = (weight - values).double()
+        return float(((metric.double() @ difference @ damped(gram).double()) * difference).sum())
+
+    assert error(0, metric) < 0.85 * error(0, None)
+    found = [error(passes, metric) for passes in range(3)]
+    assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(found))
+    assert found[2] < 0.85 * error(2, None)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -33,13 +33,24 @@ def test_sensitivities_are_those_of_autograd(family_checkpoint: Path, corpus: Co
     squares: dict[str, torch.Tensor] = {}
     names = [f"model.layers.{layer}.{name}" for layer in range(view.spec.layers)
              for name in ("self_attn.o_proj", "mlp.down_proj")]
+    metrics: dict[str, torch.Tensor] = {}
+
+    def note(name: str, gradient: torch.Tensor) -> None:
+        squares[name] = gradient.square().mean(-1)
+        metrics[name] = gradient.mT @ gradient
+
     for name in names:
         model.get_submodule(name).register_full_backward_hook(
-            lambda _module, _inputs, outputs, name=name: squares.__setitem__(name, outputs[0].square().mean(-1).flatten()))
+            lambda _module, _inputs, outputs, name=name: note(name, outputs[0].flatten(0, 1)))
     ids = torch.stack(corpus.windows)
     embedded = model.model.embed_tokens(ids).detach().requires_grad_()
     logits = model(inputs_embeds=embedded).logits[:, :-1]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    for name in names:
+        metric = metrics[name] / metrics[name].diagonal().mean()
+        layer, linear = name.removeprefix("model.layers.").split(".", 1)
+        torch.testing.assert_close(weights_of(tmp_path / "kept", int(layer))[f"{linear}.outputs"].float(), metric, rtol=5e-3,
+                                   atol=2e-3)
     for name in names:
         expected = (squares[name] / squares[name].mean()).clamp(max=50).sqrt()
         layer, linear = name.removeprefix("model.layers.").split(".", 1)

@@ -124,6 +124,13 @@ class Blocks:
     lows: Tensor | None
     grid: GgmlGrid
 
+    def rows_at(self, rows: Tensor) -> Blocks:
+        """Some rows of the weight, or all in another order."""
+        def at(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
+        return Blocks(self.codes[rows], self.step[rows], at(self.low), at(self.scales), at(self.lows), self.grid)
+
     def steps(self) -> Tensor:
         """What a unit of the code is worth in every part, (d_out, parts) float32."""
         return self.step if self.scales is None else self._per_part(self.step) * self.scales.float()

@@ -15,6 +15,7 @@ Arrays stand in reversed visiting order with columns as rows, as in `gptq`: R, w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, Layout, half
 
-ROWS = 1024
+OUTPUTS = 1024
+"""Rows that are rounded together, and that know of each other through the metric of the outputs."""
+GROUPS = 8
 SPANS = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06)
 TRIED = 4
 LOCAL_ROUNDS = 2
@@ -41,18 +44,33 @@ def block_order(diagonal: Tensor, grid: GgmlGrid) -> Tensor:
 
 
 def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGrid, *, passes: int = 1,
-                    keep: Tensor | None = None) -> Blocks:
+                    keep: Tensor | None = None, outputs: Tensor | None = None) -> Blocks:
     """Blocks of a grid near to `target` in the metric of the Gram.
 
-    target  (d_out, d_in): the weight, or what its outputs ask for
-    factor  of the damped Gram in reversed `order`, as `reversed_factor` gives it
-    order   from `block_order`
-    passes  how often every part is visited again
-    keep    (d_out, d_in) bool: where False the value is exactly zero (grids with a level at zero)
+    target   (d_out, d_in): the weight, or what its outputs ask for
+    factor   of the damped Gram in reversed `order`, as `reversed_factor` gives it
+    order    from `block_order`
+    passes   how often every part is visited again
+    keep     (d_out, d_in) bool: where False the value is exactly zero (grids with a level at zero)
+    outputs  (d_out, at most OUTPUTS): the metric O of the outputs, blocks of its diagonal one below another, damped
     """
-    found = [_Rows(target[first:first + ROWS], factor, order, grid, None if keep is None else keep[first:first + ROWS]
-                   ).solved(passes) for first in range(0, len(target), ROWS)]
+    found = []
+    for first in range(0, len(target), OUTPUTS):
+        rows = slice(first, first + OUTPUTS)
+        kept = None if keep is None else keep[rows]
+        if outputs is None:
+            found.append(_solved([_Rows(target[rows], factor, order, grid, kept)], None, passes)[0])
+            continue
+        metric = outputs[rows, :len(target[rows])]
+        visit = metric.diagonal().sort(descending=True, stable=True).indices
+        coupling = _Coupling.of(metric[visit][:, visit])
+        groups = [_Rows(target[rows][visit[group]], factor, order, grid, None if kept is None else kept[visit[group]])
+                  for group in coupling.groups]
+        found.append(_joined(_solved(groups, coupling, passes)).rows_at(visit.argsort()))
+    return _joined(found)
 
+
+def _joined(found: Sequence[Blocks]) -> Blocks:
     def joined(name: str) -> Tensor | None:
         parts = [getattr(one, name) for one in found]
         return None if parts[0] is None else torch.cat(parts)
@@ -60,7 +78,7 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
     codes, step = joined("codes"), joined("step")
     assert codes is not None
     assert step is not None
-    return Blocks(codes, step, joined("low"), joined("scales"), joined("lows"), grid)
+    return Blocks(codes, step, joined("low"), joined("scales"), joined("lows"), found[0].grid)
 
 
 def round_plainly(weight: Tensor, grid: GgmlGrid, keep: Tensor | None = None) -> Blocks:
@@ -87,6 +105,78 @@ class _Scales:
                                                       (self.scale, more.scale), (self.low, more.low))))
 
 
+@dataclass(frozen=True)
+class _Coupling:
+    """How the errors of rows add up or cancel: the metric O of the outputs, and what follows from it.
+
+    With O = U·Uᵀ, U upper triangular in visiting order, the rows of a group are rounded to make up for what the groups
+    before left: V_ggᵀ·e_g + U_gg⁻ᵀ·U_before,gᵀ·(…)  is what the group adds (theorem 6 again, now by rows; arXiv:2505.22988,
+    section 4).
+
+    groups   slices of rows
+    passed   for each group (rows before, rows of the group): U_before,g · U_gg⁻¹
+    mixed    for each group (rows, rows of the group): O[:, g] · O[g, g]⁻¹
+    """
+
+    groups: list[slice]
+    passed: list[Tensor]
+    mixed: list[Tensor]
+    metric: Tensor
+
+    @classmethod
+    def of(cls, metric: Tensor) -> _Coupling:
+        rows = len(metric)
+        size = max(1, -(-rows // GROUPS))
+        groups = [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+        factor = torch.linalg.cholesky(metric.flip(0, 1).double()).flip(0, 1).to(metric)
+        passed = [torch.linalg.solve_triangular(factor[group, group], factor[:group.start, group], upper=True, left=False)
+                  for group in groups]
+        mixed = [torch.linalg.solve(metric[group, group], metric[group]).mT for group in groups]
+        return cls(groups, passed, mixed, metric)
+
+
+def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> list[Blocks]:
+    """The blocks of several groups of rows that are rounded in turns, part by part."""
+    first = groups[0]
+    layout, factor = first.layout, first.factor
+    for high in range(factor.shape[0], 0, -layout.block):
+        low = high - layout.block
+        local = factor[low:high, low:high].triu()
+        for group in groups:
+            group.enter(low, high, local)
+        for part_high in range(layout.block, 0, -layout.part):
+            left: list[Tensor] = []
+            for place, group in enumerate(groups):
+                more = torch.cat(left, 1) @ coupling.passed[place] if coupling is not None and place else None
+                left.append(group.visit(low, slice(part_high - layout.part, part_high), local, more))
+    if passes:
+        for group in groups:
+            group.residual = factor.triu() @ (group.target - group.values)
+    for _ in range(passes):
+        for high in range(factor.shape[0], 0, -layout.block):
+            low = high - layout.block
+            for part_high in range(high, low, -layout.part):
+                columns = slice(part_high - layout.part, part_high)
+                stripe = factor[:part_high, columns].triu(-columns.start)
+                metric = stripe.mT @ stripe
+                inner = _upper_factor(metric)
+                pulls = [stripe.mT @ group.residual[:part_high] for group in groups]
+                for place, group in enumerate(groups):
+                    if coupling is None:
+                        group.visit_again(columns, stripe, metric, inner, pulls[place], None)
+                        continue
+                    rows = coupling.groups[place]
+                    change = group.visit_again(columns, stripe, metric, inner, torch.cat(pulls, 1) @ coupling.mixed[place],
+                                               coupling.metric[rows, rows])
+                    pulls[place] = pulls[place] - metric @ change
+            if layout.scales is not None:
+                for place, group in enumerate(groups):
+                    mixed = None if coupling is None else torch.cat([one.residual[:high] for one in groups], 1
+                                                                    ) @ coupling.mixed[place]
+                    group.refit(low, high, mixed)
+    return [group.blocks() for group in groups]
+
+
 class _Rows:
     """Some rows of a weight while they are rounded; all arrays (columns or parts, rows), in reversed visiting order."""
 
@@ -99,42 +189,33 @@ class _Rows:
         blocks, parts = d_in // self.layout.block, d_in // self.layout.part
         self.values = torch.zeros_like(self.target)
         self.codes = torch.zeros_like(self.target)
+        self.errors = torch.empty_like(self.target)
+        self.residual = torch.empty(0)          # R·(target − values), kept true while parts are visited again
+        self.owed = torch.empty(0)
         self.step, self.low = self.target.new_zeros(blocks, rows), self.target.new_zeros(blocks, rows)
         self.scale, self.lows = self.target.new_ones(parts, rows), self.target.new_zeros(parts, rows)
 
-    def solved(self, passes: int) -> Blocks:
-        self._first_pass()
-        if passes:
-            residual = self.factor.triu() @ (self.target - self.values)
-            for _ in range(passes):
-                self._again(residual)
-        return self._blocks()
-
     # -- the first visit ----------------------------------------------------------------------------------------------
 
-    def _first_pass(self) -> None:
-        layout = self.layout
-        d_in = len(self.target)
-        errors = torch.empty_like(self.target)
-        for high in range(d_in, 0, -layout.block):
-            low = high - layout.block
-            local = self.factor[low:high, low:high].triu()
-            owed = self.factor[low:high, high:] @ errors[high:]             # (block, rows): e_before · V_before,b
-            wanted = self.target[low:high] + torch.linalg.solve_triangular(local, owed, upper=True)
-            block = low // layout.block
-            if layout.scales is not None:
-                self._choose_block_scales(block, wanted, local)
-            for part_high in range(layout.block, 0, -layout.part):
-                part_low = part_high - layout.part
-                inner = local[part_low:part_high, part_low:part_high]
-                more = local[part_low:part_high, part_high:] @ errors[low + part_high:high] + owed[part_low:part_high]
-                here = self.target[low + part_low:low + part_high]
-                aim = here + torch.linalg.solve_triangular(inner, more, upper=True)
-                columns = slice(low + part_low, low + part_high)
-                part = columns.start // layout.part
-                tried = self._candidates(aim, _conditional(inner), block)
-                self._settle(columns, part, *self._best(aim, inner, tried, columns))
-                errors[columns] = here - self.values[columns]
+    def enter(self, low: int, high: int, local: Tensor) -> None:
+        """Begin a block: what the blocks before it owe, and its 16-bit numbers."""
+        self.owed = self.factor[low:high, high:] @ self.errors[high:]       # (block, rows): e_before · V_before,b
+        if self.layout.scales is not None:
+            wanted = self.target[low:high] + torch.linalg.solve_triangular(local, self.owed, upper=True)
+            self._choose_block_scales(low // self.layout.block, wanted, local)
+
+    def visit(self, low: int, within: slice, local: Tensor, more: Tensor | None) -> Tensor:
+        """Round a part of a block; `more` is what other rows leave to make up for. Returns what this part leaves."""
+        inner = local[within, within]
+        high = low + self.layout.block
+        owed = local[within, within.stop:] @ self.errors[low + within.stop:high] + self.owed[within]
+        columns = slice(low + within.start, low + within.stop)
+        here = self.target[columns]
+        aim = here + torch.linalg.solve_triangular(inner, owed if more is None else owed + more, upper=True)
+        tried = self._candidates(aim, _conditional(inner), low // self.layout.block)
+        self._settle(columns, columns.start // self.layout.part, *self._best(aim, inner, tried, columns))
+        self.errors[columns] = here - self.values[columns]
+        return inner @ self.errors[columns] + owed
 
     def _choose_block_scales(self, block: int, wanted: Tensor, local: Tensor) -> None:
         """The 16-bit numbers of a block from the scales that its parts would like best."""
@@ -191,35 +272,32 @@ class _Rows:
 
     # -- later visits -------------------------------------------------------------------------------------------------
 
-    def _again(self, residual: Tensor) -> None:
-        """Visit every part with all others as they stand; `residual` is R·(target − values) and is kept true."""
-        layout = self.layout
-        for high in range(len(self.target), 0, -layout.block):
-            low = high - layout.block
-            block = low // layout.block
-            for part_high in range(high, low, -layout.part):
-                columns = slice(part_high - layout.part, part_high)
-                part = columns.start // layout.part
-                stripe = self.factor[:part_high, columns].triu(-columns.start)
-                metric = stripe.mT @ stripe
-                inner = _upper_factor(metric)
-                before = self.values[columns]
-                aim = before + torch.cholesky_solve(stripe.mT @ residual[:part_high], inner.mT.contiguous())
-                importance = _conditional(inner)
-                tried = self._neighbours(part, block).with_more(self._candidates(aim, importance, block))
-                codes, values, scales = self._best(aim, inner, tried, columns)
-                codes, values = self._descended(aim, metric, codes, values, scales, columns)
-                gain = _loss(aim - before, metric) - _loss(aim - values, metric)
-                better = gain > 0
-                change = torch.where(better, values - before, torch.zeros_like(values))
-                kept = _Scales(*(one[None] for one in self._now(part, block)))
-                self._settle(columns, part, torch.where(better, codes, self.codes[columns]), before + change,
-                             _Scales(*(torch.where(better, new, old) for new, old in zip(
-                                 (scales.step, scales.offset, scales.scale, scales.low),
-                                 (kept.step, kept.offset, kept.scale, kept.low), strict=True))))
-                residual[:part_high].sub_(stripe @ change)
-            if layout.scales is not None:
-                self._refit(block, low, high, residual)
+    def visit_again(self, columns: slice, stripe: Tensor, metric: Tensor, inner: Tensor, pull: Tensor,
+                    coupling: Tensor | None) -> Tensor:
+        """Replace codes and scales of a part where that lowers the error, all others as they stand.
+
+        `pull` is Rᵀ·residual at the part's columns, other rows' mixed in; `coupling` the metric of these rows' outputs: what
+        they change together is kept only where it lowers their whole error. Returns the change, (columns, rows).
+        """
+        part, block = columns.start // self.layout.part, columns.start // self.layout.block
+        before = self.values[columns]
+        aim = before + torch.cholesky_solve(pull, inner.mT.contiguous())
+        tried = self._neighbours(part, block).with_more(self._candidates(aim, _conditional(inner), block))
+        codes, values, scales = self._best(aim, inner, tried, columns)
+        codes, values = self._descended(aim, metric, codes, values, scales, columns)
+        better = _loss(aim - before, metric) - _loss(aim - values, metric) > 0
+        change = torch.where(better, values - before, torch.zeros_like(values))
+        if coupling is not None:
+            rises = ((metric @ change - 2 * pull) @ coupling) * change
+            if float(rises.sum()) > 0:
+                return torch.zeros_like(change)
+        kept = _Scales(*(one[None] for one in self._now(part, block)))
+        self._settle(columns, part, torch.where(better, codes, self.codes[columns]), before + change,
+                     _Scales(*(torch.where(better, new, old) for new, old in zip(
+                         (scales.step, scales.offset, scales.scale, scales.low),
+                         (kept.step, kept.offset, kept.scale, kept.low), strict=True))))
+        self.residual[:columns.stop].sub_(stripe @ change)
+        return change
 
     def _now(self, part: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Step, offset and stored numbers of a part as they stand, each (rows,)."""
@@ -257,9 +335,12 @@ class _Rows:
                 codes[column], values[column] = code, value
         return codes, values
 
-    def _refit(self, block: int, low: int, high: int, residual: Tensor) -> None:
-        """The 16-bit numbers of a block, each where the error is least with everything else as it stands."""
-        layout = self.layout
+    def refit(self, low: int, high: int, mixed: Tensor | None) -> None:
+        """The 16-bit numbers of a block, each where the error is least with everything else as it stands.
+
+        `mixed` is the residual with other rows' mixed in.
+        """
+        layout, residual, block = self.layout, self.residual, low // self.layout.block
         parts = slice(low // layout.part, high // layout.part)
         stripe = self.factor[:high, low:high].triu(-low)
 
@@ -272,15 +353,17 @@ class _Rows:
             if self.keep is not None:
                 direction = direction * self.keep[low:high]
             moved = stripe @ direction
-            power, pull = moved.square().sum(0), (moved * residual[:high]).sum(0)
+            power, pull = moved.square().sum(0), (moved * (residual[:high] if mixed is None else mixed)).sum(0)
             new = half(numbers[block] + torch.where(power > 0, pull / power.clamp(min=1e-30), torch.zeros_like(pull)))
             shift = new - numbers[block]
             shift = torch.where(shift * (shift * power - 2 * pull) < 0, shift, torch.zeros_like(shift))
             numbers[block] += shift
             self.values[low:high] += shift * direction
             residual[:high] -= shift * moved
+            if mixed is not None:
+                mixed -= shift * moved
 
-    def _blocks(self) -> Blocks:
+    def blocks(self) -> Blocks:
         layout, d_in = self.layout, len(self.target)
         codes = torch.empty_like(self.codes)
         codes[self.backwards] = self.codes

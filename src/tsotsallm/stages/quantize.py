@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from torch import Tensor
 
 from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.linear import Linear
@@ -20,7 +21,7 @@ from tsotsallm.machine import bytes_from_text
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.gptq import gptq, visiting_order
 from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
-from tsotsallm.numerics.rounding import block_order, round_plainly, round_to_blocks
+from tsotsallm.numerics.rounding import OUTPUTS, block_order, round_plainly, round_to_blocks
 from tsotsallm.stages.allocation import MIXED, Probe, allocate, candidates
 from tsotsallm.stages.base import LinearEdit, Workplace, decided_later
 from tsotsallm.stages.ends import end_losses, end_modules, head_gram
@@ -31,6 +32,8 @@ from tsotsallm.streaming.statistics import Gram
 from tsotsallm.training.lora import Place
 
 HEADER_BYTES = 64 << 10
+COUPLING_DAMP = 0.5
+"""Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
 
 
 def _weights(spec: ModelSpec) -> int:
@@ -60,6 +63,8 @@ class Quantize(LinearEdit):
     sequential  observe o_proj and down_proj again after the linears before them were edited
     weigh       whether a token counts as much as the loss depends on what the linear gives for it, which a sweep back
                 through the model finds out first (on GGUF's grids yes, else no)
+    couple      whether rows make up for each other's errors, by how the loss couples their outputs; needs `weigh`, and the
+                same sweep back tells it (on GGUF's grids yes)
     follow      how far, 0 to 1, a linear makes up for the errors of the layers before it: it aims at the outputs that it
                 has on the original's inputs (arXiv:2504.02692; on GGUF's grids 0.5, else 0)
     ends        a grid of GGUF's for embeddings and head as well
@@ -82,6 +87,7 @@ class Quantize(LinearEdit):
     damp: float = 0.01
     sequential: bool = False
     weigh: bool | None = None
+    couple: bool | None = None
     follow: float | None = None
     ends: Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"] | None = None
     bits_per_weight: float | None = None
@@ -114,6 +120,11 @@ class Quantize(LinearEdit):
         of_gguf = self.on_gguf and self.method == "gptq"
         if self.weigh is None:
             object.__setattr__(self, "weigh", of_gguf)
+        if self.couple is None:
+            object.__setattr__(self, "couple", of_gguf and self.weigh)
+        if self.couple and not (of_gguf and self.weigh):
+            raise RecipeError("quantize.couple is for gptq on GGUF's grids, and needs the sweep back that weigh makes; "
+                              "leave couple out")
         if self.follow is None:
             object.__setattr__(self, "follow", 0.5 if of_gguf and not self.sequential else 0.0)
         if not 0 <= float(self.follow or 0) <= 1 or (self.method == "rtn" and (self.weigh or self.follow)):
@@ -327,5 +338,14 @@ class Quantize(LinearEdit):
         aim = linear.reference
         if self.follow:
             aim = aim + self.follow * gram.followed(linear.reference, self.damp, visit)
-        linear.quantise(round_to_blocks(aim, factor, order, grid, passes=self.passes, keep=keep)
+        outputs = self._metric(gram.outputs[linear.name]) if self.couple and isinstance(grid, GgmlGrid) else None
+        linear.quantise(round_to_blocks(aim, factor, order, grid, passes=self.passes, keep=keep, outputs=outputs)
                         if isinstance(grid, GgmlGrid) else gptq(aim, factor, order, grid, linear.storage, keep))
+
+    @staticmethod
+    def _metric(outputs: Tensor) -> Tensor:
+        """A metric of outputs, damped: what little text tells of how outputs belong together is only half believed."""
+        rows = torch.arange(len(outputs))
+        damped = outputs.float()
+        damped[rows, rows % OUTPUTS] += COUPLING_DAMP
+        return damped

@@ -1,4 +1,4 @@
-"""How much the loss depends on what each linear gives for each token."""
+"""How much the loss depends on what each linear gives: for each token, and for each pair of outputs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.anatomy import input_groups
 from tsotsallm.checkpoint.view import View
+from tsotsallm.numerics.rounding import OUTPUTS
 from tsotsallm.streaming.backward import backward_sweep
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame
@@ -22,24 +23,35 @@ MOST = 50.0
 
 
 def token_weights(view: View, corpus: Corpus, kept: Path, scratch: Path, device: torch.device, tick: Tick = silent) -> None:
-    """Write the weight of every token at every linear of every layer to `kept`, one file a layer; read by `weights_of`.
+    """Write what every token and every pair of outputs counts at every linear to `kept`, a file a layer; see `weights_of`.
 
     The weight is √(g² / mean g²), g² the mean square of the loss's gradient by the linear's output for the token, at
     most √50; linears that read the same input share the mean of theirs. The gradient by itself would be the diagonal of
     the Fisher information averaged over outputs (as in arXiv:2505.07004); its root is less at the mercy of single tokens
-    (docs/LOG.md). A sweep back through the model with one layer in memory; called again after a kill it goes on.
+    (docs/LOG.md). The metric of the outputs is Σ g·gᵀ over tokens, in blocks of its diagonal, its mean diagonal one; with
+    the Gram of the inputs it is Kronecker's approximation of the Fisher information (arXiv:1503.05671, section 3). A sweep
+    back through the model with one layer in memory; called again after a kill it goes on.
     """
     kept.mkdir(parents=True, exist_ok=True)
     squares: dict[str, list[Tensor]] = {}
+    metrics: dict[str, Tensor] = {}
     hooks: list[Any] = []
 
     def note(name: str, _module: Any, _inputs: Any, outputs: tuple[Tensor, ...]) -> None:
-        squares.setdefault(name, []).append(outputs[0].detach().square().mean(-1).flatten().cpu())
+        gradient = outputs[0].detach().flatten(0, -2)               # (tokens, d_out)
+        squares.setdefault(name, []).append(gradient.square().mean(-1).cpu())
+        if name not in metrics:
+            metrics[name] = gradient.new_zeros(gradient.shape[1], min(OUTPUTS, gradient.shape[1]))
+        scaled = gradient * len(corpus.windows)                     # the mean loss's gradients are tiny
+        for first in range(0, scaled.shape[1], OUTPUTS):
+            block = scaled[:, first:first + OUTPUTS]
+            metrics[name][first:first + OUTPUTS, :block.shape[1]].addmm_(block.mT, block)
 
     def load(frame: Frame, index: int) -> dict[str, Tensor]:
         while hooks:
             hooks.pop().remove()
         squares.clear()
+        metrics.clear()
         frame.load(index, view.layer(index))
         for name in frame.linear_names():
             hooks.append(frame.linear(name).register_full_backward_hook(partial(note, name)))
@@ -51,15 +63,25 @@ def token_weights(view: View, corpus: Corpus, kept: Path, scratch: Path, device:
         squared = {f"{name}.square": values.mean() for name, values in found.items()}
         shared = {name: torch.stack([relative[other] for other in group]).mean(0).contiguous()
                   for group in input_groups(relative) for name in group}
+        outputs = {f"{name}.outputs": _of_mean_one(metric).half().cpu() for name, metric in metrics.items()}
         draft = kept / "draft.safetensors"
-        save_file(shared | squared, draft)
+        save_file(shared | squared | outputs, draft)
         draft.replace(_file(kept, index))
     shutil.rmtree(scratch, ignore_errors=True)
 
 
 def weights_of(kept: Path, layer: int) -> dict[str, Tensor]:
-    """Linear of a layer -> the weight of every token, (tokens,) float32; and NAME.square -> mean g² of all tokens."""
+    """Linear of a layer -> the weight of every token, (tokens,) float32.
+
+    And NAME.square -> mean g² of all tokens; NAME.outputs -> (d_out, at most OUTPUTS) float16, the metric of its outputs.
+    """
     return load_file(_file(kept, layer))
+
+
+def _of_mean_one(metric: Tensor) -> Tensor:
+    """A metric in blocks of OUTPUTS rows, divided by the mean of its diagonal."""
+    rows = torch.arange(len(metric), device=metric.device)
+    return metric / metric[rows, rows % OUTPUTS].mean().clamp(min=1e-38)
 
 
 def _file(kept: Path, layer: int) -> Path:

@@ -22,6 +22,7 @@ class Gram:
         self.lag: Tensor | None = torch.zeros(width, width, device=device) if follows else None
         self.tokens = 0
         self.squares: dict[str, float] = {}     # linear -> mean square of the loss's gradient by its outputs
+        self.outputs: dict[str, Tensor] = {}    # linear -> the metric of its outputs (see `sensitivity.weights_of`)
         self._diagonal: Tensor | None = None
         self._factors: dict[tuple[float, str], tuple[Tensor, Tensor]] = {}
 

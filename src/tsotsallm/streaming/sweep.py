@@ -115,6 +115,7 @@ class Visit:
         for name, gram in grams.items():
             if (square := self.weights.get(f"{name}.square")) is not None:
                 gram.squares[name] = float(square)
+                gram.outputs[name] = self.weights[f"{name}.outputs"]
         self.grams |= grams
 
     def commit(self, linear: Linear) -> None:
