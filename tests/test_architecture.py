@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ORDER = ["errors", "machine", "numerics", "checkpoint", "engine", "lab", "streaming", "training", "stages", "recipes",
-         "tasks", "recipe", "planning", "journal", "output", "run", "inspection", "evaluation", "analysis", "export",
+         "tasks", "recipe", "planning", "journal", "store", "output", "run", "inspection", "evaluation", "analysis", "export",
          "study", "tables", "report", "serve", "api", "console", "cli"]
 ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
 

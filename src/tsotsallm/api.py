@@ -21,7 +21,7 @@ from tsotsallm.checkpoint.writer import partial_path
 from tsotsallm.engine.generation import Sampling, pieces, stream_resident, turn_ends
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.errors import CheckpointError, CorpusError, ExportError, MissingExtraError, TsotsallmError
-from tsotsallm.evaluation.cost import Cost, check_fits, cost_of, measure_speed
+from tsotsallm.evaluation.cost import Cost, Speed, check_fits, cost_of, measure_gguf_speed, measure_speed
 from tsotsallm.evaluation.energy import check_country
 from tsotsallm.evaluation.engines import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.examine import (
@@ -50,6 +50,7 @@ from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import Forecast, make_plan, whole_spec
 from tsotsallm.recipe import Recipe
 from tsotsallm.run import Progress, Result, run
+from tsotsallm.store import Store
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.training.samples import Samples
@@ -131,8 +132,11 @@ def _with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
 def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path, *,
              calibration: str | Path | None = None, windows: int = 32, window: int = 1024, seed: int = 0,
              device: str = "cpu", scratch: str | Path | None = None, keep_stages: bool = False, force: bool = False,
-             progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
-    """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one to `out`."""
+             store: Store | None = None, progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
+    """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one to `out`.
+
+    With a `store`, what the recipe has in common with others that used it is not done again.
+    """
     parsed = Recipe.parse(recipe)
     checkpoint = _with_vocabulary(Checkpoint.open(model), parsed)
     out = Path(out).absolute()
@@ -146,7 +150,7 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     corpus, samples = _texts_of(checkpoint, parsed, settings)
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     result = run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
-                 scratch=None if scratch is None else Path(scratch), model_name=name, progress=progress)
+                 scratch=None if scratch is None else Path(scratch), model_name=name, store=store, progress=progress)
     _draw(out)
     return result
 
@@ -226,6 +230,18 @@ def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, 
     source = "the embedded world, test" if text is None else Path(text).name
     return cache_perplexities(Path(models[0]), Checkpoint.open(reference), content, source,
                               [cast(CacheType, kind) for kind in kv], context=context, limit=limit, tick=tick)
+
+
+def gguf_speeds(models: Sequence[str | Path], *, text: str | Path | None = None, task: str | None = None,
+                kv: str = "f16") -> dict[str, Speed]:
+    """File -> its speed and memory in llama.cpp, on all cores."""
+    if text is not None or task is not None or kv != "f16":
+        raise TsotsallmError("--speed times GGUF files by themselves; leave --text, --task and --kv out")
+    for model in models:
+        if Path(model).suffix != ".gguf":
+            raise TsotsallmError(f"{model} is no GGUF file; time GGUF files and checkpoints one kind at a time")
+        Llama(Path(model))                      # what is wrong with a file is told here
+    return {str(model): measure_gguf_speed(model) for model in models}
 
 
 @dataclass(frozen=True)

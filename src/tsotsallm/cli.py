@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,9 +159,14 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
             return
         bar, show = console.step_bar(as_json)
         if any(model.endswith(".gguf") for model in models) or kv != "f16":
-            if speed or country or plan_only or by_sweeps or protocol != "windows":
-                raise TsotsallmError("--speed, --country, --plan, --by-sweeps and --protocol do not reach GGUF files, which "
-                                     "are scored in windows; leave them out, or give the checkpoint")
+            if country or plan_only or by_sweeps or protocol != "windows":
+                raise TsotsallmError("--country, --plan, --by-sweeps and --protocol do not reach GGUF files, which are scored "
+                                     "in windows; leave them out, or give the checkpoint")
+            if speed:
+                speeds = api.gguf_speeds(models, text=text, task=task, kv=kv)
+                _print_json({model: asdict(one) for model, one in speeds.items()}) if as_json else (
+                    console.print_speeds(speeds))
+                return
             with bar:
                 caches = api.evaluate_gguf(models, text, kv=kv.split(","), context=context, reference=reference, limit=limit,
                                            task=task, tick=show)

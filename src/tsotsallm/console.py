@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsotsallm.api import Examination
-    from tsotsallm.evaluation.cost import Cost
+    from tsotsallm.evaluation.cost import Cost, Speed
     from tsotsallm.evaluation.engines import CachePerplexity
     from tsotsallm.evaluation.examine import Comparison
     from tsotsallm.evaluation.forecast import TaskForecast
@@ -113,6 +113,14 @@ def print_result(result: Result) -> None:
     for stage in result.stages:
         print(f"stage   {stage}")
     print(f"model   {result.path}")
+
+
+def print_speeds(speeds: dict[str, Speed]) -> None:
+    from tsotsallm.machine import human_bytes
+
+    table("Speed in llama.cpp", ["file", "new tokens a second", "prompt tokens a second", "memory taken", "threads"],
+          [[name, f"{one.decode_tokens_per_s:.1f}", f"{one.prefill_tokens_per_s:.1f}", human_bytes(one.grown_bytes),
+            str(one.threads)] for name, one in speeds.items()])
 
 
 def print_perplexity(found: Perplexity) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import re
 import sys
@@ -64,6 +65,12 @@ def free_disk_bytes(path: Path) -> int:
     while not path.exists() and path != path.parent:
         path = path.parent
     return int(psutil.disk_usage(str(path)).free)
+
+
+def cores() -> int:
+    """Cores that this process may use; two threads of one core count once."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
 def rss_bytes() -> int:

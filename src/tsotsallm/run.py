@@ -31,6 +31,7 @@ from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage, Workplace
 from tsotsallm.stages.ends import head_gram, packed_ends
 from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.retraining import Retraining
+from tsotsallm.store import Store, key_of, link_tree
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.sensitivity import token_weights, weights_of
 from tsotsallm.streaming.statistics import Gram
@@ -79,11 +80,12 @@ class Result:
 
 def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None, forecast: Forecast, *,
         samples: Sequence[Sequence[Samples]] = (), device: str = "cpu", keep_stages: bool = False,
-        scratch: Path | None = None, model_name: str = "",
+        scratch: Path | None = None, model_name: str = "", store: Store | None = None,
         progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
     """Run a checked recipe and write its result to `out`, continuing unfinished work of the same inputs.
 
-    `samples` are those of every stage that trains, in order.
+    `samples` are those of every stage that trains, in order. What a recipe has in common with others that used the same
+    `store` is taken from there; the result is the same, byte for byte.
     """
     partial = partial_path(out)
     stages_directory = out.with_name(out.name + "-stages")
@@ -98,7 +100,7 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
     began = time.monotonic()
     with held_work(partial, identity):
         job = _Job(checkpoint, recipe, partial, corpus, samples, forecast, torch.device(device), scratch_path(out, scratch),
-                   progress, model_name, identity, keep_stages)
+                   progress, model_name, identity, keep_stages, store)
         if not out.exists():
             job.execute()
             write_json(job.result / "tsotsallm.run.json", {
@@ -121,13 +123,15 @@ class _Job:
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe, partial: Path, corpus: Corpus | None,
                  samples: Sequence[Sequence[Samples]], forecast: Forecast, device: torch.device, scratch: Path,
-                 progress: Callable[[Progress], None], model_name: str, identity: dict[str, Any], keep_stages: bool) -> None:
+                 progress: Callable[[Progress], None], model_name: str, identity: dict[str, Any], keep_stages: bool,
+                 store: Store | None) -> None:
         self.checkpoint, self.recipe, self.partial, self.corpus = checkpoint, recipe, partial, corpus
         self.samples, self.forecast = list(samples), forecast
         self.device, self.scratch, self.progress, self.model_name = device, scratch, progress, model_name
         self.identity, self.keep_stages = identity, keep_stages
         self.journal = Journal(partial / "journal.jsonl")
         self.resumed = bool(self.journal.entries)
+        self.store = store if not (recipe.shared or keep_stages) else None      # repeats are written in two ways there
         self.sweeps = recipe.sweeps(one_stage_each=keep_stages)
         self.reasons: list[dict[str, Any]] = []
         self.trained: list[dict[str, Any]] = []
@@ -152,6 +156,8 @@ class _Job:
         kept = list(order)                  # the layers of the source that are left
         retrained: int | None = None
         samples = iter(self.samples)
+        if not self.journal.entries:
+            self._take_from_store()
         for number, one in enumerate(self.sweeps):
             finished = bool(self.journal.find("finished", number))
             if not one.does_over:
@@ -173,11 +179,53 @@ class _Job:
                 source = self.checkpoint if retrained is None else Checkpoint(self.directory(retrained))
                 self._layers(number, one, view, View.of(source).reordered(order))
             Writer(self.directory(number)).remove_parts()
+            if not finished:
+                self._keep_in_store(number, retrained)
             self.sparse = self.sparse or any(edit.name == "sparsity" for edit in one.edits)
             for old in range(number):
                 if old != retrained and not self.keep_stages and self.directory(old).exists():
                     shutil.rmtree(self.directory(old))
         Checkpoint(self.result)
+
+    def _key(self, *more: Any, sweeps: int) -> str:
+        """What the first so many passes, and more, depend on."""
+        begun = {key: self.identity[key] for key in ("source", "corpus", "device", "machine", "tsotsallm")}
+        before = [_plain(one.stages) for one in self.sweeps[:sweeps]]
+        trained = sum(one.training is not None for one in self.sweeps[:sweeps])
+        return key_of([begun, before, self.identity["samples"][:trained], list(more)])
+
+    def _take_from_store(self) -> None:
+        """Begin after the last pass that another recipe has in common with this one."""
+        for number in reversed(range(len(self.sweeps) - 1) if self.store is not None else ()):
+            assert self.store is not None
+            piece = self.store.find("pass", self._key(sweeps=number + 1))
+            if piece is not None:
+                facts = self.store.facts(piece)
+                for place in facts["passes"]:
+                    link_tree(piece / str(place), self.directory(place))
+                for entry in facts["entries"]:
+                    self.journal.add(**entry)
+                return
+
+    def _keep_in_store(self, number: int, retrained: int | None) -> None:
+        """Keep what a pass wrote, and what later passes need of those before it."""
+        if self.store is None:
+            return
+        places = {number} | ({retrained} if retrained is not None else set())
+        entries = [entry for entry in self.journal.entries if entry["sweep"] <= number and entry["kind"] != "layer"]
+        entries += [entry for entry in self.journal.entries if entry["sweep"] <= number and entry["kind"] == "layer"
+                    and "curve" in entry]
+        self.store.keep("pass", self._key(sweeps=number + 1), {str(place): self.directory(place) for place in places},
+                        {"passes": sorted(places), "entries": entries})
+
+    def _measured(self, key: str) -> dict[str, Any]:
+        """What another recipe measured under the same conditions."""
+        piece = self.store.find("measures", key) if self.store is not None else None
+        return self.store.facts(piece) if piece is not None and self.store is not None else {}
+
+    def _share(self, key: str, measures: Mapping[str, Any]) -> None:
+        if self.store is not None and measures:
+            self.store.keep("measures", key, {}, dict(measures), anew=len(measures) > len(self._measured(key)))
 
     def publish_stages(self, kept: Path) -> list[str]:
         """Move kept intermediate models beside the result."""
@@ -207,12 +255,16 @@ class _Job:
         else:
             scratch = self.scratch / "choice"
             tick = self._tick(number)
-            noted = {note["key"]: note["value"] for note in self.journal.find("note", number) if note["place"] == place}
+            shared = self._key(_plain(self.sweeps[number].choices[:place]), choice.measured_by, sweeps=number)
+            noted = self._measured(shared) | {
+                note["key"]: note["value"] for note in self.journal.find("note", number) if note["place"] == place}
 
             def note(key: str, value: float) -> None:
+                noted[key] = value
                 self.journal.add(kind="note", sweep=number, place=place, key=key, value=value)
 
-            made = choice.choose(view, Workplace(self.corpus, scratch, self.device, tick, noted, note))
+            made = choice.choose(view, Workplace(self.corpus, scratch, self.device, tick, dict(noted), note))
+            self._share(shared, noted)
             if scratch.exists():
                 shutil.rmtree(scratch)
             entry = {"order": made.order, "reasons": made.reasons}
@@ -368,6 +420,9 @@ class _Job:
         probe, notes = one.edits[place].probe(sparse=self.sparse or any(
             edit.name == "sparsity" for edit in one.edits[:place]))
         layers, weights = view.spec.layers, self._weights(number, one, view)
+        shared = self._key(_plain(one.choices), _plain(one.edits[:place]), one.edits[place].measured_by, sweeps=number)
+        if found := self._measured(shared):
+            return one.edits[place].decide(found, view)
         for entry in self.journal.find("surveyed", number):
             if entry["place"] == place:
                 notes |= entry["notes"]
@@ -388,6 +443,7 @@ class _Job:
         squares = self.corpus.tokens * float(weights(0).get("self_attn.o_proj.square", 0.0))
         one.edits[place].probe_ends(view, self.corpus, states.inputs_of(layers), notes, squares)
         shutil.rmtree(self.scratch / "survey")
+        self._share(shared, notes)
         return one.edits[place].decide(notes, view)
 
     def _first_visits(self, origin: View) -> list[int]:
@@ -405,7 +461,15 @@ class _Job:
         assert self.corpus is not None
         kept = self.partial / f"weights-{number + 1}"
         if not self.journal.find("weighed", number):
-            token_weights(view, self.corpus, kept, self.scratch / "backward", self.device, self._tick(number))
+            shared = self._key(_plain(one.choices), sweeps=number)
+            piece = self.store.find("sensitivities", shared) if self.store is not None else None
+            if piece is not None:
+                shutil.rmtree(kept, ignore_errors=True)
+                link_tree(piece / "layers", kept)
+            else:
+                token_weights(view, self.corpus, kept, self.scratch / "backward", self.device, self._tick(number))
+                if self.store is not None:
+                    self.store.keep("sensitivities", shared, {"layers": kept}, {})
             self.journal.add(kind="weighed", sweep=number)
         return partial(weights_of, kept)
 
@@ -489,6 +553,10 @@ class _Job:
         card = model_card(provenance, own_container=output.writer.own_container)
         (directory / "README.md").write_text(card, "utf-8")
         self.journal.add(kind="finished", sweep=number)
+
+
+def _plain(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    return [{stage.name: stage.fields()} for stage in stages]
 
 
 def _names(one: Sweep, separator: str) -> str:

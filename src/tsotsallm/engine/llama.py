@@ -113,6 +113,15 @@ class Llama:
             raise TsotsallmError(f"llama.cpp could not answer: {failed[0]}")
         return "".join(pieces)
 
+    def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
+        """Seconds that llama.cpp took for a prompt, and for so many tokens after it."""
+        answer: Any = self._server.handle_completions({"prompt": list(prompt), "max_tokens": tokens, "temperature": 0,
+                                                       "ignore_eos": True, "cache_prompt": False})
+        if "error" in answer:
+            raise TsotsallmError(f"llama.cpp could not answer: {answer['error']['message']}")
+        found = answer["timings"]
+        return found["prompt_ms"] / 1000, found["predicted_ms"] / 1000
+
     def log_likelihoods(self, ids: Sequence[int]) -> Iterator[float]:
         """log P of every token after the first, given those before it."""
         for place in range(1, len(ids)):

@@ -20,14 +20,17 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TsotsallmError
 from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
 from tsotsallm.inspection import inspect_checkpoint
-from tsotsallm.machine import free_ram_bytes, human_bytes
+from tsotsallm.machine import cores, free_ram_bytes, human_bytes
 
 NONZERO_ROWS = 16_384
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured with the model whole in memory, float32, in a process of its own."""
+    """Measured with the model whole in memory, in a process of its own: checkpoints in float32, GGUF files as they are.
+
+    grown_bytes  memory that the process took for the model and its cache, its libraries aside
+    """
 
     prompt_tokens: int
     new_tokens: int
@@ -36,6 +39,7 @@ class Speed:
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
     peak_rss_bytes: int
+    grown_bytes: int
     device: str
     threads: int
     energy: Energy | None = None
@@ -127,12 +131,23 @@ def measure_speed(model: str | Path, *, device: str = "cpu", country: str | None
     """Load a model in a process of its own, run a prompt and decode; medians of three rounds. With a country's code,
     energy as well."""
     check_fits(model, device)
-    asked = [str(model), device, *([check_country(country)] if country else [])]
+    measured = _measured(model, [str(model), device, *([check_country(country)] if country else [])])
+    power = measured.pop("power")
+    energy = energy_of(Power(**power), measured["prefill_tokens_per_s"], measured["decode_tokens_per_s"]) if power else None
+    return Speed(**measured, energy=energy)
+
+
+def measure_gguf_speed(file: str | Path, *, threads: int | None = None) -> Speed:
+    """The same of a GGUF file in llama.cpp, on some threads (by default as many as there are cores)."""
+    measured = _measured(file, [str(file), str(threads or cores())])
+    del measured["power"]
+    return Speed(**measured)
+
+
+def _measured(model: str | Path, asked: list[str]) -> dict[str, Any]:
     found = subprocess.run([sys.executable, "-m", "tsotsallm.evaluation.speed", *asked], capture_output=True, text=True,
                            check=False)
     if found.returncode:
         raise TsotsallmError(f"the speed of {model} could not be measured: {found.stderr.strip().splitlines()[-1:]}")
-    measured = json.loads(found.stdout.splitlines()[-1])
-    power = measured.pop("power")
-    energy = energy_of(Power(**power), measured["prefill_tokens_per_s"], measured["decode_tokens_per_s"]) if power else None
-    return Speed(**measured, energy=energy)
+    answer: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return answer

@@ -1,8 +1,9 @@
 """Measure one model's speed and memory in a process of its own:
 
     python -m tsotsallm.evaluation.speed MODEL DEVICE [COUNTRY]
+    python -m tsotsallm.evaluation.speed FILE.gguf THREADS
 
-With a country's code, power is measured or estimated as well.
+Checkpoints run in transformers, GGUF files in llama.cpp. With a country's code, power is measured or estimated as well.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ import torch
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.engine.resident import resident
-from tsotsallm.machine import peak_rss_bytes
+from tsotsallm.machine import peak_rss_bytes, rss_bytes
 
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
 ROUNDS = 3
@@ -66,8 +68,31 @@ def median_times(one_round: Callable[[], tuple[float, float]], rounds: int = ROU
     return statistics.median(first), statistics.median(rest)
 
 
+def gguf_speed(path: Path, threads: int) -> dict[str, Any]:
+    """What llama.cpp takes for a prompt of random tokens and for what follows, by its own clock; medians of three rounds."""
+    from tsotsallm.engine.llama import Llama
+
+    before = rss_bytes()
+    engine = Llama(path, threads=threads)
+    new = min(NEW_TOKENS, max(engine.context // 4, 1))
+    size = min(PROMPT_TOKENS, engine.context - new)
+    prompt = torch.randint(len(engine.tokens), (size,), generator=torch.Generator().manual_seed(0)).tolist()
+    began = time.perf_counter()
+    engine.timed(prompt[:1], 1)
+    load_s = time.perf_counter() - began
+    first_s, rest_s = median_times(lambda: engine.timed(prompt, new))
+    peak = peak_rss_bytes()
+    return {"prompt_tokens": size, "new_tokens": new, "load_s": round(load_s, 3), "first_token_s": first_s,
+            "prefill_tokens_per_s": size / first_s, "decode_tokens_per_s": new / rest_s, "peak_rss_bytes": peak,
+            "grown_bytes": peak - before, "device": "llama.cpp", "threads": threads, "power": None}
+
+
 def main() -> None:
     name, device, country = sys.argv[1], sys.argv[2], sys.argv[3:]
+    if name.endswith(".gguf"):
+        print(json.dumps(gguf_speed(Path(name), int(device))))
+        return
+    before = rss_bytes()
     checkpoint = Checkpoint.open(name)
     began = time.perf_counter()
     model = resident(checkpoint, torch.float32, device)
@@ -84,7 +109,7 @@ def main() -> None:
     print(json.dumps({
         "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "load_s": round(load_s, 3), "first_token_s": first_s,
         "prefill_tokens_per_s": prompt_tokens / first_s, "decode_tokens_per_s": new_tokens / rest_s,
-        "peak_rss_bytes": peak, "device": device, "threads": torch.get_num_threads(), "power": power}))
+        "peak_rss_bytes": peak, "grown_bytes": peak - before, "device": device, "threads": torch.get_num_threads(), "power": power}))
 
 
 if __name__ == "__main__":

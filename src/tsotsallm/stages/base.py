@@ -80,6 +80,11 @@ class Stage:
         return {name: value for name, value in plain.items() if value is not None and value != {}}
 
     @property
+    def measured_by(self) -> list[Any]:
+        """What the measurements that the stage decides by depend on: not how far it goes by them."""
+        return [self.name, self.fields()]
+
+    @property
     def needs_corpus(self) -> bool:
         return False
 

@@ -40,6 +40,10 @@ class Depth(LayerChoice):
             raise RecipeError(f"depth.remove is {self.remove}; it takes 0 or more")
 
     @property
+    def measured_by(self) -> list[Any]:
+        return [self.name, self.fields() | {"remove": None}]
+
+    @property
     def needs_corpus(self) -> bool:
         return self.importance != "magnitude" and self.remove > 0
 

@@ -173,6 +173,10 @@ class Quantize(LinearEdit):
                           "symmetric": self.symmetric})
 
     @property
+    def measured_by(self) -> list[Any]:
+        return [self.name, self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None}]
+
+    @property
     def surveys(self) -> bool:
         return bool(self.keep) or self.mixed
 
