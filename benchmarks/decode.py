@@ -33,7 +33,7 @@ ROUNDS = 5
 def bandwidth(threads: int, megabytes: int = 512) -> float:
     """Bytes a second that so many threads read: the best of some sums of a large array."""
     torch.set_num_threads(threads)
-    values = torch.ones(megabytes << 17)                  
+    values = torch.ones(megabytes << 17)
     best = 0.0
     for _ in range(7):
         began = time.perf_counter()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ORDER = ["errors", "machine", "numerics", "checkpoint", "engine", "lab", "streaming", "training", "stages", "recipes",
-         "tasks", "recipe", "planning", "journal", "store", "output", "run", "inspection", "evaluation", "analysis", "export",
-         "study", "tables", "report", "serve", "api", "console", "cli"]
+         "tasks", "recipe", "planning", "journal", "store", "output", "run", "compression", "inspection",
+         "evaluation", "analysis", "export", "study", "tables", "report", "serve", "api", "console", "cli"]
 ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
 
 

@@ -272,8 +272,8 @@ def test_sequential_calibration_runs_and_differs(tiny: Path, text: Path, tmp_pat
 
 def test_gptq_leaves_less_error_than_rounding_on_every_linear_of_a_real_model(stories: Path, prose: Path,
                                                                               tmp_path: Path) -> None:
-    from tsotsallm.api import Calibration, calibration_corpus
     from tsotsallm.checkpoint.view import View
+    from tsotsallm.compression import Calibration, calibration_corpus
     from tsotsallm.stages.quantize import Quantize
     from tsotsallm.streaming.sweep import TwoStates, embed_corpus, sweep
 
@@ -299,7 +299,7 @@ def test_gptq_leaves_less_error_than_rounding_on_every_linear_of_a_real_model(st
 def test_wanda_masks_equal_a_naive_loop_on_a_real_model(stories: Path, prose: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from tsotsallm.api import Calibration, calibration_corpus
+    from tsotsallm.compression import Calibration, calibration_corpus
 
     checkpoint = Checkpoint.open(stories)
     corpus = calibration_corpus(checkpoint, Calibration(str(prose), windows=4, window=128))

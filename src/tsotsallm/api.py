@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, ParamSpec, cast, get_args
 
 from torch import device as torch_device
 
+from tsotsallm import compression
 from tsotsallm.analysis import pictures
 from tsotsallm.analysis.analyze import Analysis, Format
 from tsotsallm.analysis.analyze import analyze as look_at
-from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, embedded_directory, locate
+from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, locate
 from tsotsallm.checkpoint.view import View
-from tsotsallm.checkpoint.writer import partial_path
+from tsotsallm.compression import Calibration, check_device, plan
 from tsotsallm.engine.generation import Sampling, pieces, stream_resident, turn_ends
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.errors import CheckpointError, CorpusError, ExportError, MissingExtraError, TsotsallmError
-from tsotsallm.evaluation.cost import Cost, Speed, check_fits, cost_of, measure_gguf_speed, measure_speed
-from tsotsallm.evaluation.energy import check_country
+from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
 from tsotsallm.evaluation.engines import CachePerplexity, cache_perplexities
+from tsotsallm.evaluation.examination import Examination, check_tasks, examine, plan_examination, text_task
 from tsotsallm.evaluation.examine import (
-    Comparison,
-    PreparedTask,
-    TaskResult,
-    comparable,
-    compare,
     open_examinee,
     prepare,
-    protocol_of,
 )
-from tsotsallm.evaluation.examine import examine as ask
-from tsotsallm.evaluation.forecast import TaskForecast, forecast
 from tsotsallm.evaluation.franken import OrderResult
 from tsotsallm.evaluation.franken import study as study_orders
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
@@ -47,112 +40,11 @@ from tsotsallm.export.publish import push as push_result
 from tsotsallm.export.verify import read_back, verify_gguf
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
 from tsotsallm.lab.texts import world_text
-from tsotsallm.planning import Forecast, make_plan, whole_spec
-from tsotsallm.recipe import Recipe
-from tsotsallm.run import Progress, Result, run
-from tsotsallm.store import Store
+from tsotsallm.run import Result
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
-from tsotsallm.training.samples import Samples
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """Where calibration text comes from, and how much of it is used."""
-
-    source: str | None = None
-    windows: int = 32
-    window: int = 1024
-    seed: int = 0
-
-
-def _check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
-    if calibration.windows < 1 or calibration.window < 2:
-        raise CorpusError(f"{calibration.windows} windows of {calibration.window} tokens cannot calibrate; "
-                          "take at least one window of 2 tokens")
-    if calibration.window > checkpoint.spec.context:
-        raise CorpusError(f"a window of {calibration.window} tokens is longer than the {checkpoint.spec.context} positions "
-                          f"that the model knows; choose --window {checkpoint.spec.context} or less")
-
-
-def calibration_text(checkpoint: Checkpoint, calibration: Calibration, *, to_train: bool = False) -> tuple[str, str]:
-    """(text, its source) that a recipe works on; without a source the embedded model's world, or the hub's C4."""
-    source = calibration.source
-    if source is None and checkpoint.directory.resolve() == _embedded_or_none():
-        return world_text(test=False, characters=5_000_000 if to_train else 400_000), "the embedded world"
-    if source is None:
-        try:
-            return texts.hub_text("allenai/c4"), "allenai/c4"
-        except TsotsallmError as error:
-            raise CorpusError(f"this recipe needs calibration text: give some with --calibration FILE or DIR, about "
-                              f"{calibration.windows * calibration.window * 5 // 1000} kB of ordinary prose in the "
-                              f"languages that matter to you (the default, allenai/c4, is out of reach: {error})") from None
-    if not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~":
-        return texts.hub_text(source), source
-    return texts.read_text(source), source
-
-
-def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> texts.Corpus:
-    """The token windows to calibrate on."""
-    _check_windows(checkpoint, calibration)
-    text, source = calibration_text(checkpoint, calibration)
-    return texts.calibration(text, checkpoint.tokenizer(), windows=calibration.windows, length=calibration.window,
-                             seed=calibration.seed, source=source)
-
-
-def _bytes_under(directory: Path) -> int:
-    """Bytes of unfinished work, which a resumed run does not need again."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) if directory.exists() else 0
-
-
-def _embedded_or_none() -> Path | None:
-    try:
-        return embedded_directory().resolve()
-    except TsotsallmError:
-        return None
-
-
-def plan(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path = "result", *, windows: int = 32,
-         window: int = 1024, device: str = "cpu", keep_stages: bool = False) -> Forecast:
-    """Forecast a run without reading a tensor."""
-    parsed = Recipe.parse(recipe)
-    return make_plan(_with_vocabulary(Checkpoint.open(model), parsed), parsed, Path(out), windows=windows, window=window,
-                     device=check_device(device), keep_stages=keep_stages)
-
-
-def _with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """The source with the tokens that a recipe keeps."""
-    recipe.check(whole_spec(checkpoint), sparse=checkpoint.is_sparse)
-    stage = recipe.vocabulary
-    if stage is None:
-        return checkpoint
-    return stage.applied(checkpoint, [texts.read_text(name) for name in stage.keep])
-
-
-def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path, *,
-             calibration: str | Path | None = None, windows: int = 32, window: int = 1024, seed: int = 0,
-             device: str = "cpu", scratch: str | Path | None = None, keep_stages: bool = False, force: bool = False,
-             store: Store | None = None, progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
-    """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one to `out`.
-
-    With a `store`, what the recipe has in common with others that used it is not done again.
-    """
-    parsed = Recipe.parse(recipe)
-    checkpoint = _with_vocabulary(Checkpoint.open(model), parsed)
-    out = Path(out).absolute()
-    if not out.name:
-        raise TsotsallmError(f"{out} cannot be a result; give the name of a new directory with -o")
-    forecast = make_plan(checkpoint, parsed, out, windows=windows, window=window, device=check_device(device),
-                         keep_stages=keep_stages)
-    if not force:
-        forecast.refuse_if_too_large(out, already=_bytes_under(partial_path(out)))
-    settings = Calibration(None if calibration is None else str(calibration), windows, forecast.window, seed)
-    corpus, samples = _texts_of(checkpoint, parsed, settings)
-    name = Path(model).resolve().name if Path(model).is_dir() else str(model)
-    result = run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
-                 scratch=None if scratch is None else Path(scratch), model_name=name, store=store, progress=progress)
-    _draw(out)
-    return result
+Given = ParamSpec("Given")
 
 
 def _draw(out: Path) -> None:
@@ -169,28 +61,24 @@ def _draw(out: Path) -> None:
         return
 
 
+def _drawn(compress: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The same, with pictures of what was learned and decided in the result."""
+    @functools.wraps(compress)
+    def drawn(*args: Given.args, **settings: Given.kwargs) -> Result:
+        result = compress(*args, **settings)
+        _draw(result.path)
+        return result
+    return drawn
+
+
+compress = _drawn(compression.compress)
+
+
 def examine_stages(model: str | Path, result: Result, tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,
                    limit: int | None = None, device: str = "cpu", tick: Tick = silent) -> Examination:
     """Ask the original and the model after every kept stage the same tasks."""
     return examine([model, *result.stages, result.path], tasks, data=data, limit=limit, reference=model, device=device,
                    tick=tick)
-
-
-def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
-              calibration: Calibration) -> tuple[texts.Corpus | None, list[list[Samples]]]:
-    """What a recipe calibrates and trains on, read and checked before anything starts."""
-    _check_windows(checkpoint, calibration)
-    to_train = any(stage.needs_text for stage in recipe.trainings)
-    text, source = calibration_text(checkpoint, calibration, to_train=to_train) if recipe.needs_text else (None, "")
-    tokenizer = checkpoint.tokenizer() if recipe.needs_text or recipe.trainings else None
-    for stage in recipe.trainings:
-        stage.check_source(View.of(checkpoint))
-    samples = [stage.read(tokenizer, checkpoint.spec, text, source) for stage in recipe.trainings]
-    if not recipe.needs_corpus:
-        return None, samples
-    assert text is not None
-    return texts.calibration(text, tokenizer, windows=calibration.windows, length=calibration.window, seed=calibration.seed,
-                             source=source), samples
 
 
 def evaluate(model: str | Path, text: str | Path | None = None, *, context: int = 512, protocol: Kind = "windows",
@@ -242,91 +130,6 @@ def gguf_speeds(models: Sequence[str | Path], *, text: str | Path | None = None,
             raise TsotsallmError(f"{model} is no GGUF file; time GGUF files and checkpoints one kind at a time")
         Llama(Path(model))                      # what is wrong with a file is told here
     return {str(model): measure_gguf_speed(model) for model in models}
-
-
-@dataclass(frozen=True)
-class Examination:
-    """What several models scored on several tasks, side by side, and what each costs."""
-
-    models: tuple[str, ...]
-    results: tuple[tuple[TaskResult, ...], ...]     # one tuple a task, one result a model
-    comparisons: tuple[Comparison, ...]
-    costs: tuple[Cost, ...]
-
-    def plain(self) -> dict[str, Any]:
-        return {"models": list(self.models), "results": [[result.plain() for result in row] for row in self.results],
-                "comparisons": [one.plain() for one in self.comparisons], "costs": [cost.plain() for cost in self.costs]}
-
-
-def examine(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,
-            limit: int | None = None, seed: int = 0, reference: str | Path | None = None, device: str = "cpu",
-            speed: bool = False, country: str | None = None, by_sweeps: bool | None = None,
-            scratch: str | Path | None = None, tick: Tick = silent) -> Examination:
-    """Ask every model every task on the same items; differences are to the first model.
-
-    Tasks are packaged names, YAML files or BIG-bench JSON files; `data` is a file for one task or a folder that the tasks
-    find theirs in. Everything is read and checked before a model is opened. `limit` items are drawn by `seed`.
-    """
-    prepared = _prepared(models, tasks, data, limit, seed)
-    if country is not None:
-        check_country(country)
-    where = check_device(device)
-    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
-        compared = open_examinee(reference, Path(folder), device=where) if reference is not None else None
-        asked = [open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps, tick=tick) for model in models]
-        protocols = [[protocol_of(examinee, one, compared) for one in prepared] for examinee in asked]
-        for others in protocols[1:]:
-            for one, first, other in zip(prepared, protocols[0], others, strict=True):
-                comparable(one.task.name, first, other)
-        for model in models if speed or country else ():
-            check_fits(model, where)
-        rows: list[list[TaskResult]] = [[] for _ in prepared]
-        costs = []
-        for model, examinee, own in zip(models, asked, protocols, strict=True):
-            for row, one, protocol in zip(rows, prepared, own, strict=True):
-                row.append(ask(examinee, one, compared, protocol))
-            examinee.forget_model()
-            measured = measure_speed(model, device=where, country=country) if speed or country else None
-            costs.append(cost_of(examinee.checkpoint, str(model), speed=measured))
-    comparisons = [one for row in rows for one in compare(row)]
-    return Examination(tuple(map(str, models)), tuple(map(tuple, rows)), tuple(comparisons), tuple(costs))
-
-
-def check_tasks(tasks: Sequence[str | Path], *, data: str | Path | None = None, limit: int | None = None) -> None:
-    """Read tasks and their data, so that what is wrong with them is told before a long job starts."""
-    _prepared(["any"], tasks, data, limit, 0)
-
-
-def _prepared(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], data: str | Path | None,
-              limit: int | None, seed: int) -> list[PreparedTask]:
-    """Tasks with their data, read and checked; a BIG-bench task brings its items in its own file."""
-    if not models or not tasks:
-        raise TsotsallmError("an evaluation takes at least one model and one task")
-    found = []
-    for source in tasks:
-        if isinstance(source, Task):
-            found.append(prepare(source, data, limit=limit, seed=seed))
-        else:
-            own = data is None and Path(source).suffix == ".json"
-            found.append(prepare(read_task(source), source if own else data, limit=limit, seed=seed))
-    return found
-
-
-def text_task(context: int = 512, protocol: Kind = "windows", *, world: bool = False) -> Task:
-    """Perplexity of a text as a task: of `data`, or of the embedded world's test text."""
-    return Task("text", "perplexity", "Perplexity of a text.", ({"text": "{{text}}"},), world="text" if world else "",
-                protocol=protocol, context=context)
-
-
-def plan_examination(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,
-                     limit: int | None = None, seed: int = 0, device: str = "cpu",
-                     by_sweeps: bool | None = None) -> list[TaskForecast]:
-    """How every task would run on every model, and the least time that it takes on this machine."""
-    prepared = _prepared(models, tasks, data, limit, seed)
-    where = check_device(device)
-    with tempfile.TemporaryDirectory() as folder:
-        return [one for model in models
-                for one in forecast(open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps), prepared)]
 
 
 def harness(model: str | Path, tasks: Sequence[str], *, limit: int | None = None, shots: int | None = None,
@@ -500,16 +303,5 @@ def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> t
     return resident(checkpoint, getattr(torch, dtype), check_device(device)), checkpoint.tokenizer()
 
 
-def check_device(device: str) -> str:
-    """The device's name, if this machine has it."""
-    import torch
-
-    if device == "cpu" or (device in {"cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))} and (
-            torch.cuda.is_available())):
-        return device
-    raise TsotsallmError(f"there is no device {device!r} here; use --device cpu" + (
-        ", or install a CUDA build of torch on a machine with an NVIDIA card" if device.startswith("cuda") else ""))
-
-
-__all__ = ["Calibration", "Examination", "analyze", "compress", "evaluate", "examine", "franken", "harness", "inspect",
-           "load", "locate", "plan", "plan_examination"]
+__all__ = ["Calibration", "Examination", "analyze", "check_tasks", "compress", "evaluate", "examine", "franken", "harness",
+           "inspect", "load", "locate", "plan", "plan_examination", "text_task"]

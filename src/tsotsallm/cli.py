@@ -160,8 +160,8 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
         bar, show = console.step_bar(as_json)
         if any(model.endswith(".gguf") for model in models) or kv != "f16":
             if country or plan_only or by_sweeps or protocol != "windows":
-                raise TsotsallmError("--country, --plan, --by-sweeps and --protocol do not reach GGUF files, which are scored "
-                                     "in windows; leave them out, or give the checkpoint")
+                raise TsotsallmError("--country, --plan, --by-sweeps and --protocol do not reach GGUF files, which are "
+                                     "scored in windows; leave them out, or give the checkpoint")
             if speed:
                 speeds = api.gguf_speeds(models, text=text, task=task, kv=kv)
                 _print_json({model: asdict(one) for model, one in speeds.items()}) if as_json else (

@@ -41,6 +41,10 @@ class ExportError(TsotsallmError):
     """A result cannot be written in the form that was asked for."""
 
 
+class StudyError(TsotsallmError):
+    """A study's space, ledger or budget cannot be used."""
+
+
 class MissingExtraError(TsotsallmError):
     """An optional dependency is not installed."""
 

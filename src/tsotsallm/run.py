@@ -259,7 +259,7 @@ class _Job:
             noted = self._measured(shared) | {
                 note["key"]: note["value"] for note in self.journal.find("note", number) if note["place"] == place}
 
-            def note(key: str, value: float) -> None:
+            def note(key: str, value: float, noted: dict[str, Any] = noted) -> None:
                 noted[key] = value
                 self.journal.add(kind="note", sweep=number, place=place, key=key, value=value)
 

@@ -36,7 +36,8 @@ class Store:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ResourceError(f"{root} cannot hold finished work ({error.strerror or error}); choose another folder") from None
+            raise ResourceError(f"{root} cannot hold finished work ({error.strerror or error}); choose another "
+                                "folder") from None
 
     def find(self, kind: str, key: str) -> Path | None:
         """The folder of a piece, if it is there and whole."""

@@ -47,7 +47,7 @@ def test_streaming_loss_equals_the_resident_model(family_checkpoint: Path, windo
 
 def test_leave_one_out_equals_removing_each_layer_for_real(family_checkpoint: Path, windows: Corpus,
                                                             tmp_path: Path) -> None:
-    from tsotsallm.api import compress
+    from tsotsallm.compression import compress
 
     view = View.of(Checkpoint.open(family_checkpoint))
     base, without = leave_one_out_losses(view, windows, [0, 1, 3], tmp_path / "scratch", CPU)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,6 +88,20 @@ def measure_power(country: str, work: Callable[[], object], seconds: float = 6.0
         f"from the load of {found.cpu_model} and its thermal design power, a constant for memory")
     return Power(found.energy_consumed * 3_600_000 / found.duration, bool(measured), source, country,
                  1000 * found.emissions / found.energy_consumed)
+
+
+@contextmanager
+def tracked(country: str, facts: dict[str, Any]) -> Iterator[None]:
+    """Note in `facts` the watt-hours that this machine took for what runs inside."""
+    codecarbon = _library()
+    tracker = codecarbon.OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="critical",
+                                                 measure_power_secs=5, allow_multiple_runs=True)
+    tracker.start()
+    try:
+        yield
+    finally:
+        tracker.stop()
+        facts["energy_wh"] = 1000 * tracker.final_emissions_data.energy_consumed
 
 
 def energy_of(power: Power, prefill_tokens_per_s: float, decode_tokens_per_s: float,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
+import uuid
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -119,11 +121,12 @@ def same_segmentation(checkpoint: Checkpoint, reference: Checkpoint, text: str, 
 
 def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, context: int = 512, kind: Kind = "windows",
                         reference: Checkpoint | None = None, device: str = "cpu", scratch: Path | None = None,
-                        name: str = "", reference_name: str = "", limit: int | None = None,
+                        name: str = "", reference_name: str = "", limit: int | None = None, kept: Path | None = None,
                         tick: Tick = silent) -> Perplexity:
     """Score a text with a checkpoint, one layer in memory; with a reference, compare token by token as well.
 
-    Where the checkpoint kept only some of the reference's tokens, the reference is renormalised over those.
+    Where the checkpoint kept only some of the reference's tokens, the reference is renormalised over those. The final states
+    of the reference stay in the folder `kept`, where the next evaluation against it on the same text finds them.
     """
     check_context(checkpoint, context)
     if limit is not None and limit < 1:
@@ -137,9 +140,8 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
         folder, where = Path(temporary), torch.device(device)
         original = View.of(reference) if reference is not None else None
-        sums = window_features(
-            View.of(checkpoint), corpus, None if original is None else
-            (original, final_states(original, corpus, folder / "reference.f32", where, tick)), where, folder, tick)
+        compared = None if original is None else (original, _kept_states(original, corpus, kept or folder, where, tick))
+        sums = window_features(View.of(checkpoint), corpus, compared, where, folder, tick)
 
     def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
         """Σ feature / Σ per over windows, with its standard error, windows taken as independent."""
@@ -159,3 +161,14 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
     bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
     return Perplexity(name or str(checkpoint.directory), protocol, math.exp(loss), loss, loss_error, bits, **found,
                       fits=fits(checkpoint))
+
+
+def _kept_states(view: View, corpus: Corpus, folder: Path, device: torch.device, tick: Tick) -> HiddenStates:
+    """Final states of a corpus, those of an earlier evaluation where they are there and whole."""
+    name = hashlib.sha256(repr([view.checkpoint.fingerprint(), corpus.fingerprint()]).encode()).hexdigest()[:16]
+    states = HiddenStates(folder / f"{name}.f32", [len(window) for window in corpus.windows], view.spec.hidden)
+    if not states.path.exists() or states.path.stat().st_size != 4 * states.tokens * states.width:
+        draft = folder / f"{name}-{uuid.uuid4().hex[:8]}.draft"
+        final_states(view, corpus, draft, device, tick)
+        draft.replace(states.path)
+    return states

@@ -109,7 +109,8 @@ def main() -> None:
     print(json.dumps({
         "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "load_s": round(load_s, 3), "first_token_s": first_s,
         "prefill_tokens_per_s": prompt_tokens / first_s, "decode_tokens_per_s": new_tokens / rest_s,
-        "peak_rss_bytes": peak, "grown_bytes": peak - before, "device": device, "threads": torch.get_num_threads(), "power": power}))
+        "grown_bytes": peak - before, "peak_rss_bytes": peak, "device": device,
+        "threads": torch.get_num_threads(), "power": power}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,219 @@
+"""Every trial of a study in SQLite, and its lab notebook: plan, implement, revise, re-implement."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tsotsallm.errors import StudyError
+
+FILE, DIARY = "ledger.sqlite", "trials.jsonl"
+Status = Literal["running", "done", "failed"]
+Phase = Literal["plan", "implement", "revise", "re-implement"]
+NOT_REPEATABLE = ("seconds", "energy_wh", "began", "ended", "worker", "reused", "machine", "speed")
+"""What differs when a trial is repeated with the same result."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS study (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS trials (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, status TEXT NOT NULL,
+                                   content TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY, cycle INTEGER NOT NULL, phase TEXT NOT NULL,
+                                  content TEXT NOT NULL, UNIQUE (cycle, phase));
+"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe tried: why, with what, what came of it.
+
+    key       of the recipe: two trials of one recipe cannot be
+    based_on  numbers of earlier trials that gave the reason
+    measures  by evaluation: {"cheap": {...}, "full": {...}}, with bytes and parameters beside them
+    facts     hashes, versions, machine, protocol, seconds, energy, what was taken from the store
+    """
+
+    number: int
+    key: str
+    name: str
+    recipe: list[dict[str, Any]]
+    values: dict[str, Any]
+    reason: str
+    based_on: tuple[int, ...] = ()
+    status: Status = "running"
+    measures: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def level(self) -> str:
+        """The dearest evaluation that it had: cheap, full, or none."""
+        return next((level for level in ("full", "cheap") if level in self.measures), "none")
+
+    def measure(self, name: str) -> float | None:
+        """A number of its dearest evaluation, or of the model itself."""
+        found = self.measures.get(self.level, {}).get(name, self.measures.get("model", {}).get(name))
+        return None if found is None else float(found)
+
+    def plain(self, *, repeatable: bool = False) -> dict[str, Any]:
+        """As plain data; `repeatable` leaves out times, energy and places."""
+        facts = {name: value for name, value in self.facts.items() if not (repeatable and name in NOT_REPEATABLE)}
+        return {"number": self.number, "key": self.key, "name": self.name, "recipe": self.recipe, "values": self.values,
+                "reason": self.reason, "based_on": list(self.based_on), "status": self.status, "measures": self.measures,
+                "facts": facts, "error": self.error}
+
+
+class Ledger:
+    """A study's folder: ledger.sqlite, and trials.jsonl, from which it can be made anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path, self.diary = folder / FILE, folder / DIARY
+        folder.mkdir(parents=True, exist_ok=True)
+        anew = not self.path.exists()
+        with self._guarded():
+            self._base = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            if self._base.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError("its pages are damaged")
+            self._base.execute("PRAGMA synchronous = FULL")
+            self._base.executescript(SCHEMA)
+        if anew and self.diary.exists():
+            self._from_diary()
+
+    def close(self) -> None:
+        self._base.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StudyError(f"{self.path} cannot be written ({error}); make room or mend its permissions, then run the same "
+                             "command again: finished trials are kept") from None
+        except sqlite3.DatabaseError as error:
+            raise StudyError(f"{self.path} is damaged ({error}); delete or move that one file and run the same command again: "
+                             f"it is made anew from {DIARY} beside it, so that no finished trial is lost") from None
+
+    # -- the study ----------------------------------------------------------------------------------------------------
+
+    def begin(self, study: Mapping[str, Any]) -> None:
+        """Note what is studied; refuse a folder that holds another study."""
+        before = self.study()
+        wanted = json.loads(json.dumps(study))
+        if before is not None and before != wanted:
+            changed = sorted(key for key in {*before, *wanted} if before.get(key) != wanted.get(key))
+            raise StudyError(f"{self.folder} holds a study with another {', '.join(changed)}; go on with the same spec and "
+                             "model, or choose another folder with -o")
+        if before is None:
+            with self._guarded():
+                self._base.execute("INSERT INTO study VALUES (1, ?)", [json.dumps(wanted)])
+            self._write({"study": wanted})
+
+    def study(self) -> dict[str, Any] | None:
+        with self._guarded():
+            row = self._base.execute("SELECT content FROM study").fetchone()
+        return None if row is None else json.loads(row[0])
+
+    # -- trials -------------------------------------------------------------------------------------------------------
+
+    def add(self, trial: Trial) -> None:
+        """Begin a trial; its recipe must be new."""
+        try:
+            with self._guarded():
+                self._base.execute("INSERT INTO trials VALUES (?, ?, ?, ?)",
+                                   [trial.number, trial.key, trial.status, json.dumps(trial.plain())])
+        except StudyError:
+            if trial.key in {one.key for one in self.trials()}:
+                raise StudyError(f"the recipe of trial {trial.number} was tried before") from None
+            raise
+
+    def settle(self, trial: Trial) -> None:
+        """Write what came of a trial; finished ones go to the diary too."""
+        with self._guarded():
+            self._base.execute("UPDATE trials SET status = ?, content = ? WHERE number = ?",
+                               [trial.status, json.dumps(trial.plain()), trial.number])
+        self._write({"trial": trial.plain()})
+
+    def forget(self, number: int) -> None:
+        """Drop a trial that was interrupted."""
+        with self._guarded():
+            self._base.execute("DELETE FROM trials WHERE number = ? AND status = 'running'", [number])
+
+    def trials(self, status: Status | None = None) -> list[Trial]:
+        """All trials by number, or those of one status."""
+        with self._guarded():
+            rows = self._base.execute("SELECT content FROM trials ORDER BY number").fetchall()
+        found = [_trial(json.loads(row[0])) for row in rows]
+        return [trial for trial in found if status is None or trial.status == status]
+
+    # -- the notebook -------------------------------------------------------------------------------------------------
+
+    def note(self, cycle: int, phase: Phase, text: str, trials: Sequence[int] = ()) -> None:
+        """Write a phase of a cycle into the notebook, once."""
+        assert phase in get_args(Phase)
+        content = json.dumps({"text": text, "trials": list(trials), "at": round(time.time(), 1)})
+        with self._guarded():
+            self._base.execute("INSERT INTO notes (cycle, phase, content) VALUES (?, ?, ?) "
+                               "ON CONFLICT (cycle, phase) DO UPDATE SET content = excluded.content", [cycle, phase, content])
+        self._write({"note": {"cycle": cycle, "phase": phase, "content": content}})
+
+    def notes(self) -> list[dict[str, Any]]:
+        """The notebook in order: cycle, phase, text, trials, time."""
+        with self._guarded():
+            rows = self._base.execute("SELECT cycle, phase, content FROM notes").fetchall()
+        order = get_args(Phase)
+        return sorted(({"cycle": cycle, "phase": phase, **json.loads(content)} for cycle, phase, content in rows),
+                      key=lambda note: (note["cycle"], order.index(note["phase"])))
+
+    # -- elsewhere ----------------------------------------------------------------------------------------------------
+
+    def export_csv(self, path: Path) -> int:
+        """Write a line for every trial, its measures in columns; the number of lines."""
+        trials = self.trials()
+        names = sorted({f"{level}.{name}" for trial in trials for level, measures in trial.measures.items()
+                        for name, value in measures.items() if not isinstance(value, (dict, list))})
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["number", "name", "status", "recipe", "reason", *names, "seconds", "energy_wh", "error"])
+            for trial in trials:
+                measures = [trial.measures.get(level, {}).get(name, "") for level, _, name in
+                            (one.partition(".") for one in names)]
+                writer.writerow([trial.number, trial.name, trial.status, json.dumps(trial.recipe), trial.reason, *measures,
+                                 trial.facts.get("seconds", ""), trial.facts.get("energy_wh", ""), trial.error])
+        return len(trials)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        try:
+            with self.diary.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise StudyError(f"{self.diary} cannot be written ({error.strerror or error}); make room, then run the same "
+                             "command again") from None
+
+    def _from_diary(self) -> None:
+        for line in self.diary.read_text("utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue                        # cut off in the middle
+            with self._guarded():
+                if "study" in entry:
+                    self._base.execute("INSERT OR IGNORE INTO study VALUES (1, ?)", [json.dumps(entry["study"])])
+                elif "trial" in entry:
+                    trial = _trial(entry["trial"])
+                    self._base.execute("INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?)",
+                                       [trial.number, trial.key, trial.status, json.dumps(trial.plain())])
+                elif "note" in entry:
+                    note = entry["note"]
+                    self._base.execute("INSERT OR REPLACE INTO notes (cycle, phase, content) VALUES (?, ?, ?)",
+                                       [note["cycle"], note["phase"], note["content"]])
+
+
+def _trial(plain: dict[str, Any]) -> Trial:
+    return Trial(**(plain | {"based_on": tuple(plain["based_on"])}))

@@ -1,0 +1,257 @@
+"""A space of recipes: stages with open values, the orders that they may stand in, conditions between them.
+
+    stages:
+      - depth: {remove: {one_of: [0, 1, 2]}}
+      - one_of: [{sparsity: {prune: 2, group: 4}}, none]
+      - quantize: {grid: {one_of: [q3_k, q4_k]}, damp: {from: 0.005, to: 0.05, log: true}}
+    order: {one_of: [[depth, sparsity, quantize], [sparsity, depth, quantize]]}
+    conditions:
+      - when: {stage 2: sparsity}
+        then: {quantize.grid: [q3_k]}
+
+A value is open where it is {one_of: [...]} or {from:, to:, step: or log:}. Its name is STAGE.FIELD; the choice between
+stages in place n is called `stage n`, the order `order`. `depth: {remove: 0}` leaves the stage out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tsotsallm.errors import StudyError, nearest
+from tsotsallm.recipe import Recipe
+from tsotsallm.store import key_of
+
+NONE = "none"
+DRAWS = 2000
+"""Tries to draw a recipe that meets all conditions before the space is called empty."""
+
+Assignment = dict[str, Any]
+"""Name of an open value -> what it is; choices are held by their place where they are no plain value."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What an open value may be: some choices, or a range with or without steps."""
+
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+    log: bool = False
+
+    @classmethod
+    def read(cls, where: str, plain: Mapping[str, Any]) -> Domain:
+        if "one_of" in plain:
+            choices = plain["one_of"]
+            if set(plain) != {"one_of"} or not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+                raise StudyError(f"{where}: one_of takes a list of at least one choice, and nothing beside it")
+            unique = list({json.dumps(choice, sort_keys=True): choice for choice in choices}.values())
+            return cls(tuple(unique))
+        if unknown := set(plain) - {"from", "to", "step", "log"}:
+            raise StudyError(f"{where}: a range has from, to, and step or log, but here is {', '.join(sorted(unknown))}")
+        low, step, log = plain["from"], plain.get("step"), plain.get("log", False)
+        high: Any = plain.get("to")
+        numbers = [low, high] + ([step] if step is not None else [])
+        if any(isinstance(one, bool) or not isinstance(one, (int, float)) or not math.isfinite(one) for one in numbers):
+            raise StudyError(f"{where}: from, to and step are numbers")
+        if low > high or (step is not None and step <= 0) or (log and (low <= 0 or step is not None)):
+            raise StudyError(f"{where}: the range from {low} to {high} is empty, or its step or log does not fit it")
+        if step is None and isinstance(low, int) and isinstance(high, int) and not log:
+            step = 1
+        if step is not None:
+            count = math.floor((high - low) / step + 1e-9) + 1
+            return cls(tuple(round(low + place * step, 12) for place in range(count)))
+        return cls(low=float(low), high=float(high), log=bool(log))
+
+    def draw(self, rng: random.Random) -> Any:
+        if self.choices:
+            return rng.choice(self.choices)
+        if self.log:
+            return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        return rng.uniform(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When all of `when` holds, everything in `then` must."""
+
+    when: dict[str, list[Any]]
+    then: dict[str, list[Any]]
+
+    def met(self, values: Assignment) -> bool:
+        return not all(values.get(name) in some for name, some in self.when.items()) or all(
+            values.get(name) in some for name, some in self.then.items())
+
+
+@dataclass(frozen=True)
+class Space:
+    """Recipes with open values, or a list of them by name."""
+
+    stages: tuple[Any, ...]
+    domains: dict[str, Domain]
+    conditions: tuple[Condition, ...] = ()
+    named: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of_recipes(cls, recipes: Mapping[str, Any]) -> Space:
+        """Just the recipes of a list."""
+        if not isinstance(recipes, Mapping) or not recipes:
+            raise StudyError("recipes is empty; it takes NAME: RECIPE, at least one")
+        for recipe in recipes.values():
+            Recipe.parse(recipe)
+        return cls((), {"recipe": Domain(tuple(str(name) for name in recipes))}, (),
+                   tuple((str(name), recipe) for name, recipe in recipes.items()))
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> Space:
+        """A space from a study's `stages`, `order` and `conditions`."""
+        stages = plain.get("stages")
+        if not isinstance(stages, Sequence) or isinstance(stages, str) or not stages:
+            raise StudyError("the study's space is empty: `stages` takes a list of at least one stage")
+        domains: dict[str, Domain] = {}
+        for place, stage in enumerate(stages, 1):
+            _collect(stage, place, domains)
+        if "order" in plain:
+            domains["order"] = Domain.read("order", plain["order"])
+        conditions = tuple(_condition(one, domains) for one in plain.get("conditions") or ())
+        space = cls(tuple(stages), domains, conditions)
+        space._require_some()
+        return space
+
+    @property
+    def finite(self) -> bool:
+        return all(domain.choices for domain in self.domains.values())
+
+    @property
+    def size(self) -> int | None:
+        """How many assignments there are, those that conditions exclude included; None where a range is open."""
+        return math.prod(len(domain.choices) for domain in self.domains.values()) if self.finite else None
+
+    def all(self) -> Iterator[Assignment]:
+        """Every assignment that meets the conditions, each recipe once."""
+        if not self.finite:
+            open_ = next(name for name, domain in self.domains.items() if not domain.choices)
+            raise StudyError(f"{open_} is a range without steps: not every recipe can be tried; give it a step, or choose "
+                             "the strategy random or tpe")
+        seen = set()
+        for values in itertools.product(*(domain.choices for domain in self.domains.values())):
+            found = dict(zip(self.domains, values, strict=True))
+            if self.allows(found) and (key := key_of(self.recipe(found).plain())) not in seen:
+                seen.add(key)
+                yield found
+
+    def draw(self, rng: random.Random) -> Assignment:
+        """One assignment at random."""
+        for _ in range(DRAWS):
+            found = {name: domain.draw(rng) for name, domain in self.domains.items()}
+            if self.allows(found):
+                return found
+        raise StudyError(f"of {DRAWS} recipes drawn none meets the conditions; do they contradict each other?")
+
+    def allows(self, values: Assignment) -> bool:
+        return all(condition.met(values) for condition in self.conditions)
+
+    def recipe(self, values: Assignment) -> Recipe:
+        """The recipe that an assignment stands for."""
+        if self.named:
+            return Recipe.parse(dict(self.named)[values["recipe"]])
+        stages = [filled for place, stage in enumerate(self.stages, 1)
+                  if (filled := _filled(stage, place, values)) is not None]
+        if "order" in values:
+            wanted = list(values["order"])
+            stages.sort(key=lambda stage: wanted.index(_name(stage)) if _name(stage) in wanted else len(wanted))
+        return Recipe.parse(stages)
+
+    def name(self, values: Assignment) -> str:
+        """A short name for an assignment."""
+        if self.named:
+            return str(values["recipe"])
+        return ", ".join(f"{name} {_short(value)}" for name, value in values.items()) or "the only recipe"
+
+    def _require_some(self) -> None:
+        """Raise where no recipe is left, or where one cannot be read."""
+        if self.finite and (self.size or 0) <= DRAWS:
+            first = next(self.all(), None)
+            if first is None:
+                raise StudyError("the conditions contradict each other: no recipe of the space meets them all")
+        else:
+            first = self.draw(random.Random(0))
+        self.recipe(first)
+
+
+def _collect(stage: Any, place: int, domains: dict[str, Domain]) -> None:
+    if isinstance(stage, str):
+        Recipe.parse([stage])
+        return
+    if not isinstance(stage, Mapping) or len(stage) != 1:
+        raise StudyError(f"stage {place} is {stage!r}; a stage is NAME: {{options}}, a short form such as gptq:4, or "
+                         "{one_of: [stages or none]}")
+    [(name, fields)] = stage.items()
+    if name == "one_of":
+        domain = Domain.read(f"stage {place}", stage)
+        domains[f"stage {place}"] = Domain(_labels(domain))
+        for choice in domain.choices:
+            if choice not in (NONE, None):
+                _collect(choice, place, domains)
+        return
+    for field, value in (fields or {}).items():
+        if isinstance(value, Mapping) and ("one_of" in value or "from" in value):
+            domains[f"{name}.{field}"] = Domain.read(f"{name}.{field}", value)
+
+
+def _filled(stage: Any, place: int, values: Assignment) -> Any:
+    """A stage with every open value set; None where it is left out."""
+    if isinstance(stage, str):
+        return stage
+    [(name, fields)] = stage.items()
+    if name == "one_of":
+        domain = Domain.read(f"stage {place}", stage)
+        chosen = domain.choices[_labels(domain).index(values[f"stage {place}"])]
+        return None if chosen in (NONE, None) else _filled(chosen, place, values)
+    filled = {field: values.get(f"{name}.{field}", value) for field, value in (fields or {}).items()}
+    return None if name == "depth" and filled.get("remove") == 0 else {name: filled}
+
+
+def _labels(domain: Domain) -> tuple[str, ...]:
+    """What the choices between stages are called: by technique, with their number where several are of one."""
+    labels = [NONE if choice in (NONE, None) else _name(choice) for choice in domain.choices]
+    return tuple(f"{label} {number}" if labels.count(label) > 1 else label for number, label in enumerate(labels, 1))
+
+
+def _name(stage: Any) -> str:
+    """The technique of a stage as written."""
+    return Recipe.parse([stage]).stages[0].name if isinstance(stage, str) else str(next(iter(stage)))
+
+
+def _condition(plain: Any, domains: Mapping[str, Domain]) -> Condition:
+    if not isinstance(plain, Mapping) or set(plain) != {"when", "then"} or not all(
+            isinstance(part, Mapping) for part in plain.values()):
+        raise StudyError(f"a condition is {{when: {{NAME: values}}, then: {{NAME: values}}}}, but here is {plain!r}")
+    sides = []
+    for part in (plain["when"], plain["then"]):
+        found = {}
+        for name, values in part.items():
+            if name not in domains:
+                raise StudyError(f"a condition names {name!r}, which is no open value of the space{nearest(name, domains)}")
+            wanted = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+            choices = domains[name].choices
+            if choices and not any(choice in wanted for choice in choices):
+                raise StudyError(f"a condition wants {name} to be {_short(wanted)}, which it can never be; it can be "
+                                 f"{_short(list(choices))}")
+            found[name] = wanted
+        sides.append(found)
+    return Condition(*sides)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_short, value))
+    return str(value) if not isinstance(value, Mapping) else json.dumps(value)

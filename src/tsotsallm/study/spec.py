@@ -1,0 +1,163 @@
+"""A study as data: SPEC.yaml -> what is tried, how, on what, for how long; refused when wrong, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tsotsallm.errors import StudyError, nearest
+from tsotsallm.machine import bytes_from_text
+from tsotsallm.study.space import Space
+from tsotsallm.study.trial import Setup
+
+STRATEGIES = ("all", "random", "tpe", "nsga2", "halving")
+KEYS = ("about", "layers", "stages", "order", "conditions", "recipes", "strategy", "objectives", "trials", "hours", "seed",
+        "size_limit", "cycle", "calibration", "evaluation")
+CALIBRATION = ("source", "windows", "window", "seed")
+EVALUATION = ("text", "context", "cheap", "full", "tasks", "data", "limit", "speed", "country")
+OBJECTIVES = ("kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A study.
+
+    strategy    all, random, tpe, nsga2; or halving: many recipes under `size_limit` bytes with little text, the better third
+                with three times as much, and so on
+    objectives  measures to be minimised, `decode` by seconds a token
+    trials      at most so many
+    hours       no trial begins later
+    cycle       trials after which the notebook draws a conclusion
+    """
+
+    name: str
+    about: str
+    space: Space
+    strategy: str = "all"
+    objectives: tuple[str, ...] = ("kl", "bytes")
+    trials: int | None = None
+    hours: float | None = None
+    seed: int = 0
+    size_limit: int | None = None
+    cycle: int = 8
+    setup: dict[str, Any] = field(default_factory=dict)
+    content: dict[str, Any] = field(default_factory=dict)
+
+    def setup_for(self, model: str) -> Setup:
+        return Setup(model=model, **self.setup)
+
+
+def packaged_specs() -> dict[str, Any]:
+    """Name -> file of the studies that come with the package."""
+    files = resources.files("tsotsallm.study.specs").iterdir()
+    return {file.name.removesuffix(".yaml"): file for file in sorted(files, key=lambda file: file.name)
+            if file.name.endswith(".yaml")}
+
+
+def read_spec(source: str | Path, *, layers: int) -> Spec:
+    """A study from a file or a packaged name, for a model of so many layers."""
+    packaged = packaged_specs()
+    try:
+        text = packaged[str(source)].read_text("utf-8") if str(source) in packaged else Path(source).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"the study {source} cannot be read ({getattr(error, 'strerror', None) or error}); packaged studies: "
+                         f"{', '.join(packaged)}") from None
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise StudyError(f"{source} is not valid YAML: {error}") from None
+    if not isinstance(content, Mapping) or not content:
+        raise StudyError(f"{source} is empty; a study has stages or recipes, and a strategy")
+    return spec_from(Path(source).stem, dict(content), layers=layers)
+
+
+def spec_from(name: str, content: dict[str, Any], *, layers: int) -> Spec:
+    """A study from plain data."""
+    _known(content, KEYS, "a study")
+    if ("stages" in content) == ("recipes" in content):
+        raise StudyError("a study's space is either `stages` with open values or `recipes` by name; give one of them")
+    told = content
+    if content.get("layers") not in (None, layers):
+        content = _rescaled(content, int(content["layers"]), layers)
+    strategy = content.get("strategy", "all")
+    if strategy not in STRATEGIES:
+        raise StudyError(f"there is no strategy {strategy!r}{nearest(str(strategy), STRATEGIES)}")
+    objectives = tuple(content.get("objectives", ("kl", "bytes")))
+    for objective in objectives:
+        if objective not in OBJECTIVES:
+            raise StudyError(f"there is no objective {objective!r}{nearest(str(objective), OBJECTIVES)}")
+    calibration, evaluation = content.get("calibration") or {}, dict(content.get("evaluation") or {})
+    _known(calibration, CALIBRATION, "calibration")
+    _known(evaluation, EVALUATION, "evaluation")
+    if "decode" in objectives and not evaluation.setdefault("speed", True):
+        raise StudyError("the objective decode needs evaluation.speed; leave speed out, or the objective")
+    tasks = evaluation.pop("tasks", ())
+    setup = {"calibration" if key == "source" else key: value for key, value in calibration.items()} | evaluation
+    setup["tasks"] = tuple(tasks.split(",") if isinstance(tasks, str) else tasks)
+    _check_numbers(content, setup)
+    limit = content.get("size_limit")
+    spec = Spec(name, str(content.get("about", "")),
+                Space.of_recipes(content["recipes"]) if "recipes" in content else Space.read(content), strategy, objectives,
+                content.get("trials"), content.get("hours"), content.get("seed", 0),
+                None if limit is None else bytes_from_text(str(limit), "size_limit"), content.get("cycle", 8), setup, told)
+    if strategy == "halving" and spec.size_limit is None:
+        raise StudyError("the strategy halving compares by one measure under a size; give size_limit, such as 700MB")
+    if strategy not in ("all", "halving") and spec.trials is None and spec.hours is None:
+        raise StudyError(f"the strategy {strategy} goes on for ever; give trials or hours")
+    if strategy == "halving" and spec.trials is None:
+        raise StudyError("the strategy halving begins with `trials` recipes; give their number")
+    return spec
+
+
+def _known(content: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    for key in content:
+        if key not in keys:
+            raise StudyError(f"{where} has no {key!r}{nearest(str(key), keys)}")
+
+
+def _check_numbers(content: Mapping[str, Any], setup: Mapping[str, Any]) -> None:
+    for name, least in (("trials", 1), ("cycle", 1)):
+        value = content.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise StudyError(f"{name} is {value!r}; it takes a whole number, {least} or more")
+    hours = content.get("hours")
+    if hours is not None and (not isinstance(hours, (int, float)) or isinstance(hours, bool) or hours <= 0):
+        raise StudyError(f"hours is {hours!r}; it takes a number above 0")
+    cheap, full = setup.get("cheap", 8), setup.get("full", 60)
+    if not isinstance(full, int) or full < 1 or (cheap is not None and not (isinstance(cheap, int) and 1 <= cheap <= full)):
+        raise StudyError(f"evaluation.cheap is {cheap!r} and full {full!r}; they are numbers of windows, the cheap one the "
+                         "smaller")
+
+
+def _rescaled(content: dict[str, Any], source: int, layers: int) -> dict[str, Any]:
+    """A study of a model of `source` layers for one of `layers`.
+
+    Numbers of layers to remove keep their share, rounded to the nearest and at least one where there was one; two that
+    become alike become one. Protected layers are rescaled likewise. Layer orders keep the share of layers and their
+    depths, as `tsotsallm.evaluation.franken.rescale` says.
+    """
+    from tsotsallm.evaluation.franken import rescale
+    from tsotsallm.stages.layers import expand
+
+    def share(number: int) -> int:
+        return 0 if number == 0 else max(1, int(number * layers / source + 0.5))
+
+    def walk(value: Any, key: str = "") -> Any:
+        if key in ("remove", "first", "last"):
+            if isinstance(value, Mapping):
+                return {name: [share(one) for one in part] if name == "one_of" else share(part) if name != "step" else part
+                        for name, part in value.items()}
+            return share(value)
+        if key == "order" and isinstance(value, list) and all(isinstance(one, (int, str)) for one in value) and value and (
+                isinstance(value[0], int) or str(value[0])[:1].isdigit()):
+            return rescale(expand(value, "order"), source, layers)
+        if isinstance(value, Mapping):
+            return {name: walk(part, name) for name, part in value.items()}
+        return [walk(part) for part in value] if isinstance(value, list) else value
+
+    return {key: walk(value) if key in ("stages", "recipes") else value for key, value in content.items()}

@@ -1,0 +1,263 @@
+"""A study from its first trial to its verdict: propose, try, note, conclude; stopped at any point, it goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.errors import StudyError
+from tsotsallm.machine import human_bytes
+from tsotsallm.study.ledger import Ledger, Trial
+from tsotsallm.study.pareto import front, hypervolume
+from tsotsallm.study.spec import Spec
+from tsotsallm.study.strategies import All, AtRandom, BySampler, Proposal, Strategy
+from tsotsallm.study.trial import Job, Outcome, Setup, execute, values_of
+
+Say = Callable[[str], None]
+THIRD = 3
+"""Successive halving keeps one recipe of three, and gives it three times as much text (arXiv:1502.07943)."""
+
+
+class Workers(Protocol):
+    """Where jobs run."""
+
+    capacity: int
+
+    def submit(self, setup: Setup, job: Job) -> None: ...
+
+    def finished(self) -> Iterator[tuple[Job, Outcome]]:
+        """Wait for at least one job, and yield those that are done."""
+        ...
+
+
+class Here:
+    """Jobs run in this process, one at a time."""
+
+    capacity = 1
+
+    def __init__(self, work: Path) -> None:
+        self.work, self._waiting = work, list[tuple[Setup, Job]]()
+
+    def submit(self, setup: Setup, job: Job) -> None:
+        self._waiting.append((setup, job))
+
+    def finished(self) -> Iterator[tuple[Job, Outcome]]:
+        setup, job = self._waiting.pop(0)
+        yield job, execute(setup, job, self.work)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A study's ledger and what stands in it now."""
+
+    folder: Path
+    trials: tuple[Trial, ...]
+    front: tuple[Trial, ...]
+    hypervolume: float
+    reference: tuple[float, ...]
+
+    def plain(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "trials": [trial.plain() for trial in self.trials],
+                "front": [trial.number for trial in self.front], "hypervolume": self.hypervolume,
+                "hypervolume_reference": list(self.reference)}
+
+
+def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None, say: Say = lambda _line: None) -> Found:
+    """Try what a study asks for on a model; the ledger is in `out`. What an earlier attempt finished is not done again."""
+    checkpoint = Checkpoint.open(model)
+    setup = spec.setup_for(model)
+    ledger = Ledger(out)
+    try:
+        ledger.begin({"spec": spec.content, "name": spec.name, "model": model, "source": checkpoint.fingerprint(),
+                      "setup": setup.plain(), "objectives": list(spec.objectives)})
+        for trial in ledger.trials("running"):
+            ledger.forget(trial.number)
+        _Study(spec, setup, ledger, workers or Here(out / "work"), _strategy(spec, out), say).run()
+        return found_in(out, ledger, spec.objectives)
+    finally:
+        ledger.close()
+
+
+def found_in(folder: Path, ledger: Ledger, objectives: Sequence[str]) -> Found:
+    """The trials of a ledger, their front among full evaluations, and its hypervolume."""
+    trials = ledger.trials()
+    measured = [(trial, values) for trial in trials if trial.level == "full"
+                and (values := values_of(trial.measures, objectives)) is not None]
+    points = [values for _, values in measured]
+    reference = tuple(1.1 * max(column) if max(column) > 0 else 1.0 for column in zip(*points, strict=True)) if points else ()
+    best = tuple(measured[place][0] for place in front(points))
+    return Found(folder, tuple(trials), best, hypervolume(points, reference) if points else 0.0, reference)
+
+
+def open_study(folder: Path) -> Found:
+    """What a study found so far."""
+    if not (folder / "ledger.sqlite").exists() and not (folder / "trials.jsonl").exists():
+        raise StudyError(f"{folder} holds no study; give the folder that `tsotsallm study` wrote with -o")
+    ledger = Ledger(folder)
+    try:
+        study = ledger.study()
+        if study is None:
+            raise StudyError(f"{folder} holds a study that never began; run `tsotsallm study` again")
+        return found_in(folder, ledger, study["objectives"])
+    finally:
+        ledger.close()
+
+
+def _strategy(spec: Spec, out: Path) -> Strategy:
+    if spec.strategy == "all":
+        return All(spec.space, spec.objectives, spec.seed)
+    if spec.strategy in ("tpe", "nsga2"):
+        return BySampler(spec.space, spec.objectives, spec.seed, spec.strategy, out / "optuna.sqlite")
+    return AtRandom(spec.space, spec.objectives, spec.seed)
+
+
+class _Study:
+    """A study while it runs."""
+
+    def __init__(self, spec: Spec, setup: Setup, ledger: Ledger, workers: Workers, strategy: Strategy, say: Say) -> None:
+        self.spec, self.setup, self.ledger, self.workers = spec, setup, ledger, workers
+        self.strategy, self.say = strategy, say
+        self.began = time.monotonic()
+
+    def run(self) -> None:
+        halving = self.spec.strategy == "halving"
+        levels = (("cheap", self.setup.cheap or self.setup.full),) if halving else tuple(
+            level for level in (("cheap", self.setup.cheap), ("full", self.setup.full)) if level[1] is not None)
+        self._try_all(levels)
+        if halving:
+            self._halve()
+        if isinstance(self.strategy, BySampler):
+            self.strategy.keep(self.ledger.trials())
+
+    def _over(self, count: int) -> bool:
+        late = self.spec.hours is not None and time.monotonic() - self.began > 3600 * self.spec.hours
+        return late or (self.spec.trials is not None and count >= self.spec.trials)
+
+    def _try_all(self, levels: tuple[tuple[str, int], ...]) -> None:
+        running: dict[int, Trial] = {}
+        exhausted = False
+        while True:
+            while not exhausted and len(running) < self.workers.capacity:
+                trials = self.ledger.trials()
+                number = next(number for number in range(len(trials) + 1) if number not in {one.number for one in trials})
+                if self._over(len(trials)) or (proposal := self.strategy.propose(number, trials)) is None:
+                    exhausted = True
+                    break
+                self._plan(number, trials)
+                running[number] = self._start(number, proposal, levels, trials)
+            if not running:
+                return
+            for job, outcome in self.workers.finished():
+                self._settle(running.pop(job.number), outcome)
+
+    def _start(self, number: int, proposal: Proposal, levels: tuple[tuple[str, int], ...], trials: Sequence[Trial]) -> Trial:
+        recipe = self.spec.space.recipe(proposal.values).plain()
+        facts = {"sampler": proposal.sampler} if proposal.sampler else {}
+        trial = Trial(number, proposal.key, self.spec.space.name(proposal.values), recipe, proposal.values, proposal.reason,
+                      proposal.based_on, facts=facts)
+        self.ledger.add(trial)
+        known = tuple((one.measures["full"]["kl"], one.measures["model"]["bytes"]) for one in trials if one.level == "full")
+        self.workers.submit(self.setup, Job(number, trial.key, recipe, known, levels, keep=self.spec.strategy == "halving"))
+        return trial
+
+    def _settle(self, trial: Trial, outcome: Outcome) -> None:
+        trial = replace(trial, status="failed" if outcome.error else "done", measures=outcome.measures,
+                        facts=trial.facts | outcome.facts, error=outcome.error)
+        self.ledger.settle(trial)
+        self.say(_line(trial))
+        self._conclude(trial.number)
+
+    # -- the notebook -------------------------------------------------------------------------------------------------
+
+    def _plan(self, number: int, trials: Sequence[Trial]) -> None:
+        cycle, place = divmod(number, self.spec.cycle)
+        if place == 0:
+            size = self.spec.space.size
+            what = {"all": f"try every recipe of the space ({size} with conditions aside)",
+                    "random": "draw recipes at random", "halving": "draw recipes at random, little text for each"}.get(
+                        self.spec.strategy, f"ask {self.spec.strategy} for recipes, given {len(trials)} results")
+            last = min(number + self.spec.cycle, self.spec.trials or number + self.spec.cycle) - 1
+            self.ledger.note(cycle, "plan", f"Trials {number} to {last}: {what}; smaller is better for "
+                                            f"{' and '.join(self.spec.objectives)}.")
+
+    def _conclude(self, number: int) -> None:
+        """Close a cycle when its last trial is settled."""
+        cycle = number // self.spec.cycle
+        trials = self.ledger.trials()
+        mine = [trial for trial in trials if trial.number // self.spec.cycle == cycle]
+        most = min((cycle + 1) * self.spec.cycle, self.spec.trials or (cycle + 1) * self.spec.cycle) - cycle * self.spec.cycle
+        if any(trial.status == "running" for trial in mine) or (len(mine) < most and self.spec.strategy != "all"):
+            return
+        numbers = [trial.number for trial in mine]
+        failed = [trial for trial in mine if trial.status == "failed"]
+        full = [trial for trial in mine if trial.level == "full"]
+        self.ledger.note(cycle, "implement", f"{len(mine)} recipes tried, {len(full)} evaluated fully, {len(failed)} failed"
+                         + "".join(f"; trial {trial.number}: {trial.error}" for trial in failed) + ".", numbers)
+        earlier = found_in(self.ledger.folder, self.ledger, self.spec.objectives)
+        new = [trial for trial in earlier.front if trial.number in numbers]
+        self.ledger.note(cycle, "revise", "On the front now: " + ("; ".join(
+            f"trial {trial.number} ({trial.name}): {_measures(trial)}" for trial in new) or "none of these") + ".",
+            [trial.number for trial in new])
+        best = [f"trial {trial.number}" for trial in earlier.front]
+        self.ledger.note(cycle, "re-implement", f"The front holds {', '.join(best) or 'nothing yet'}; what follows must beat "
+                         "it, or be smaller.", [trial.number for trial in earlier.front])
+
+    # -- successive halving -------------------------------------------------------------------------------------------
+
+    def _halve(self) -> None:
+        """Give the better third three times as much text, until what is left is evaluated fully."""
+        assert self.spec.size_limit is not None
+        windows = self.setup.cheap or self.setup.full
+        alive = [trial for trial in self.ledger.trials("done")
+                 if trial.measures["model"]["bytes"] <= self.spec.size_limit and "cheap" in trial.measures]
+        if not alive:
+            raise StudyError(f"no recipe that was tried is within size_limit {human_bytes(self.spec.size_limit)}; give more "
+                             "trials, a larger limit, or a space with smaller models")
+        level = "cheap"
+        while windows < self.setup.full:
+            kept = sorted(alive, key=lambda trial: (trial.measures[level]["kl"], trial.number))
+            alive = kept[:max(1, -(-len(kept) // THIRD))]
+            windows = min(windows * THIRD, self.setup.full)
+            level = "full" if windows == self.setup.full else f"{windows} windows"
+            waiting = {trial.number: trial for trial in alive if level not in trial.measures}
+            queue = list(waiting.values())
+            while queue or waiting:
+                while queue and len(waiting) - len(queue) < self.workers.capacity:
+                    trial = queue.pop(0)
+                    self.workers.submit(self.setup, Job(trial.number, trial.key, trial.recipe, (), ((level, windows),),
+                                                        keep=True))
+                for job, outcome in self.workers.finished():
+                    trial = waiting.pop(job.number)
+                    self.ledger.settle(replace(
+                        trial, measures=trial.measures | outcome.measures, error=outcome.error,
+                        status="failed" if outcome.error else "done",
+                        facts=trial.facts | {f"{level} seconds": outcome.facts["seconds"]}))
+                    self.say(_line(self.ledger.trials()[trial.number]))
+            numbers = {trial.number for trial in alive}
+            alive = [trial for trial in self.ledger.trials("done") if trial.number in numbers]
+
+
+def _line(trial: Trial) -> str:
+    seconds = trial.facts.get("seconds", 0.0)
+    reused = f", took over {len(trial.facts['reused'])} pieces" if trial.facts.get("reused") else ""
+    return f"{trial.number:4} {trial.name}: {trial.error or _measures(trial)} ({seconds:.0f} s{reused})"
+
+
+def _measures(trial: Trial) -> str:
+    found = trial.measures.get(trial.level, {})
+    told = f"KL {found['kl']:.4f} ± {found['kl_error']:.4f}, perplexity {found['perplexity']:.3f}, " if found else ""
+    return f"{told}{human_bytes(trial.measures.get('model', {}).get('bytes', 0))}, {trial.level} evaluation"
+
+
+def ledger_json(folder: Path, *, repeatable: bool = False) -> str:
+    """All trials of a study as JSON; `repeatable` without times, energy and machines."""
+    ledger = Ledger(folder)
+    try:
+        return json.dumps([trial.plain(repeatable=repeatable) for trial in ledger.trials()], indent=1)
+    finally:
+        ledger.close()

@@ -1,0 +1,206 @@
+"""One trial, wherever it runs: apply a recipe, evaluate cheaply, evaluate fully if that may pay, tell what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tsotsallm import __version__
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.compression import compress
+from tsotsallm.errors import ResourceError, TsotsallmError
+from tsotsallm.evaluation.cost import count_nonzero, measure_gguf_speed
+from tsotsallm.evaluation.examination import examine
+from tsotsallm.evaluation.perplexity import evaluate_perplexity
+from tsotsallm.export.gguf import export_gguf
+from tsotsallm.inspection import inspect_checkpoint
+from tsotsallm.lab.texts import world_text
+from tsotsallm.machine import fingerprint, free_disk_bytes
+from tsotsallm.store import Store
+from tsotsallm.streaming.corpus import read_text
+
+ROOM_BYTES = 64 << 20
+"""With less free than this a disk counts as full."""
+SURE = 2.0
+"""So many standard errors must a result lie behind the front before its full evaluation is left out."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all trials of a study have in common; plain, so that it travels to other computers.
+
+    text     of the evaluation; None: the embedded world's test text
+    cheap    windows of the cheap evaluation; None: every trial is evaluated fully
+    full     windows of the full evaluation
+    tasks    asked in the full evaluation
+    speed    whether a GGUF file is written and timed in llama.cpp
+    country  ISO code: energy is measured or estimated
+    """
+
+    model: str
+    calibration: str | None = None
+    windows: int = 16
+    window: int = 512
+    seed: int = 0
+    text: str | None = None
+    context: int = 512
+    cheap: int | None = 8
+    full: int = 60
+    tasks: tuple[str, ...] = ()
+    data: str | None = None
+    limit: int | None = None
+    speed: bool = False
+    country: str | None = None
+    store_bytes: int = 4 << 30
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self) | {"tasks": list(self.tasks)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe to try; `known` are (loss, bytes) of full evaluations so far, `most` the windows of the full one here."""
+
+    number: int
+    key: str
+    recipe: list[dict[str, Any]]
+    known: tuple[tuple[float, float], ...] = ()
+    levels: tuple[tuple[str, int], ...] = ()
+    keep: bool = False
+
+
+@dataclass
+class Outcome:
+    """What came of a job: measures by level, facts about how they came to be, or an error."""
+
+    measures: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+def may_reach_the_front(loss: float, error: float, size: float, known: Sequence[tuple[float, float]]) -> bool:
+    """Whether no result of at most the size is better by more than the uncertainty of this one."""
+    return not any(other_size <= size and other < loss - SURE * error for other, other_size in known)
+
+
+def execute(setup: Setup, job: Job, work: Path) -> Outcome:
+    """Run a job in a folder of this machine. What a user could mend, and what is broken, ends up as the trial's error."""
+    outcome = Outcome(facts={"machine": platform.node(), "versions": fingerprint() | {"tsotsallm": __version__},
+                             "setup": setup.plain()})
+    began = time.time()
+    store = Store(work / "store", setup.store_bytes)
+    model = work / "models" / job.key
+    try:
+        with _energy(setup.country, outcome.facts):
+            _execute(setup, job, work, model, store, outcome)
+    except TsotsallmError as error:
+        if isinstance(error, ResourceError) and free_disk_bytes(work) < ROOM_BYTES:
+            raise
+        outcome.error = f"{type(error).__name__}: {error}"
+    except (MemoryError, RuntimeError, ValueError, ArithmeticError, LookupError) as error:
+        outcome.error = f"{type(error).__name__}: {error}"      # a fault of ours must not end the study
+    finally:
+        if not job.keep:
+            shutil.rmtree(model, ignore_errors=True)
+    outcome.facts |= {"seconds": round(time.time() - began, 2), "began": round(began, 1), "reused": store.found,
+                      "notes": store.problems}
+    return outcome
+
+
+def _execute(setup: Setup, job: Job, work: Path, model: Path, store: Store, outcome: Outcome) -> None:
+    if not (model / "config.json").exists():
+        model.parent.mkdir(parents=True, exist_ok=True)
+        compress(setup.model, job.recipe, model, calibration=setup.calibration, windows=setup.windows, window=setup.window,
+                 seed=setup.seed, store=store)
+    written = Checkpoint.open(model)
+    anatomy = inspect_checkpoint(written)
+    outcome.measures["model"] = {"bytes": anatomy.bytes, "parameters": anatomy.parameters, "layers": anatomy.layers,
+                                 "nonzero_parameters": count_nonzero(written)}
+    outcome.facts["hashes"] = {path.name: _sha256(path) for path in sorted(model.glob("*.safetensors"))}
+    if setup.speed:
+        outcome.measures["model"] |= _speed(written, work / f"{job.key}.gguf")
+    for place, (level, windows) in enumerate(job.levels):
+        if place and not may_reach_the_front(found["kl"], found["kl_error"], anatomy.bytes, job.known):
+            return
+        found = _loss(setup, written, windows, work / "reference")
+        outcome.facts["protocol"] = found.pop("protocol")
+        outcome.measures[level] = found
+        if level == "full" and setup.tasks:
+            found |= _answers(setup, model)
+
+
+def _loss(setup: Setup, model: Checkpoint, windows: int, kept: Path) -> dict[str, Any]:
+    kept.mkdir(parents=True, exist_ok=True)
+    text = world_text(test=True, characters=60_000) if setup.text is None else read_text(setup.text)
+    source = "the embedded world, test" if setup.text is None else Path(setup.text).name
+    found = evaluate_perplexity(model, text, source=source, context=setup.context, limit=windows, kept=kept,
+                                reference=Checkpoint.open(setup.model), name=str(model.directory.name),
+                                reference_name=setup.model)
+    return {"kl": found.kl, "kl_error": found.kl_standard_error or 0.0, "perplexity": found.perplexity, "loss": found.loss,
+            "loss_error": found.loss_standard_error or 0.0, "reference_perplexity": found.reference_perplexity,
+            "same_top_token": found.same_top_token, "windows": windows, "protocol": asdict(found.protocol)}
+
+
+def _answers(setup: Setup, model: Path) -> dict[str, Any]:
+    found = examine([model], list(setup.tasks), data=setup.data, limit=setup.limit, seed=setup.seed)
+    scores: dict[str, Any] = {}
+    for task, [result] in zip(setup.tasks, found.results, strict=True):
+        first = result.scores[0]
+        scores |= {task: first.value, f"{task}_error": first.standard_error}
+    return scores
+
+
+def _speed(written: Checkpoint, file: Path) -> dict[str, Any]:
+    try:
+        export_gguf(written, file)
+        speed = measure_gguf_speed(file)
+        return {"gguf_bytes": file.stat().st_size, "decode_tokens_per_s": speed.decode_tokens_per_s,
+                "prefill_tokens_per_s": speed.prefill_tokens_per_s}
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _energy(country: str | None, facts: dict[str, Any]) -> Any:
+    """Note the watt-hours of what runs inside, where a country is given."""
+    if country is None:
+        yield
+        return
+    from tsotsallm.evaluation.energy import tracked
+
+    with tracked(country, facts):
+        yield
+
+
+def values_of(measures: Mapping[str, Any], names: Sequence[str]) -> list[float] | None:
+    """The objectives of a trial, all to be minimised; None where one was not measured. Speed counts as seconds a token."""
+    level = next((level for level in ("full", "cheap") if level in measures), None)
+    if level is None:
+        return None
+    every = {**measures.get("model", {}), **measures[level]}
+    found = []
+    for name in names:
+        if name == "decode":
+            rate = every.get("decode_tokens_per_s")
+            value = None if not rate else 1 / rate
+        else:
+            value = every.get(name)
+        if value is None:
+            return None
+        found.append(float(value))
+    return found
