@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         compress,
         evaluate,
         examine,
+        fit,
         franken,
         generate,
         harness,
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
         plan,
         plan_examination,
         push,
+        study,
         to_gguf,
         to_huggingface,
     )
 
-__all__ = ["Conversation", "analyze", "compress", "evaluate", "examine", "franken", "generate", "harness",
-           "inspect", "load", "plan", "plan_examination", "push", "to_gguf", "to_huggingface"]
+__all__ = ["Conversation", "analyze", "compress", "evaluate", "examine", "fit", "franken", "generate", "harness",
+           "inspect", "load", "plan", "plan_examination", "push", "study", "to_gguf", "to_huggingface"]
 
 
 def __getattr__(name: str) -> Any:

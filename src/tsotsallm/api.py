@@ -6,7 +6,8 @@ import functools
 import importlib.util
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ParamSpec, cast, get_args
 
@@ -21,7 +22,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.compression import Calibration, check_device, plan
 from tsotsallm.engine.generation import Sampling, pieces, stream_resident, turn_ends
 from tsotsallm.engine.llama import CacheType, Llama
-from tsotsallm.errors import CheckpointError, CorpusError, ExportError, MissingExtraError, TsotsallmError
+from tsotsallm.errors import CheckpointError, CorpusError, ExportError, MissingExtraError, StudyError, TsotsallmError
 from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
 from tsotsallm.evaluation.engines import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.examination import Examination, check_tasks, examine, plan_examination, text_task
@@ -40,9 +41,17 @@ from tsotsallm.export.publish import push as push_result
 from tsotsallm.export.verify import read_back, verify_gguf
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
 from tsotsallm.lab.texts import world_text
+from tsotsallm.machine import bytes_from_text
 from tsotsallm.run import Result
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
+from tsotsallm.study.fit import Fitted, target_of
+from tsotsallm.study.fit import Settings as FitSettings
+from tsotsallm.study.fit import fit as find_fit
+from tsotsallm.study.ledger import Ledger, Trial
+from tsotsallm.study.spec import read_content as study_content
+from tsotsallm.study.spec import spec_from
+from tsotsallm.study.study import Found, open_study, run_study
 
 Given = ParamSpec("Given")
 
@@ -187,6 +196,64 @@ def analyze(model: str | Path, text: str | Path | None, out: str | Path, *, refe
                    device=torch_device(check_device(device)), scratch=None if scratch is None else Path(scratch), tick=tick)
 
 
+def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: int | str | None = None,
+        faster_than: float | None = None, keep_text: Sequence[str | Path] = (), calibration: str | Path | None = None,
+        windows: int = 32, window: int = 512, minutes: float = 60.0, recover: bool = False,
+        tasks: Sequence[str | Path] = (), data: str | Path | None = None, limit: int | None = None, seed: int = 0,
+        say: Callable[[str], None] = print) -> tuple[Fitted, Examination | None]:
+    """Find the best model for a device or for a GGUF file of a size: what was found, and the answers to the tasks.
+
+    With `recover`, layers of a cut model learn from the original's before their numbers get fewer bits.
+    """
+    if tasks:
+        check_tasks(tasks, data=data, limit=limit)
+    checkpoint = Checkpoint.open(model)
+    target = target_of(checkpoint.spec.kv_bytes_per_token(), device=device, faster_than=faster_than,
+                       size=None if size is None else bytes_from_text(str(size), "--bytes"))
+    settings = FitSettings(None if calibration is None else str(calibration), tuple(map(str, keep_text)), windows,
+                           min(window, checkpoint.spec.context), seed, minutes=minutes,
+                           recover=({"distill": {"mode": "layers"}},) if recover else ())
+    found = find_fit(str(model), target, Path(out), settings, say)
+    answers = examine([model, found.path], tasks, data=data, limit=limit, reference=model) if tasks else None
+    return found, answers
+
+
+def study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED, given: Mapping[str, str] | None = None,
+          text: str | Path | None = None, calibration: str | Path | None = None, trials: int | None = None,
+          hours: float | None = None, say: Callable[[str], None] = print) -> Found:
+    """Run a study of recipes, or go on with it; options stand in place of what its file says."""
+    content = study_content(spec)
+    for part, name, value in (("evaluation", "text", text), ("calibration", "source", calibration)):
+        if value is not None:
+            content[part] = {**(content.get(part) or {}), name: str(value)}
+    content |= {name: value for name, value in (("trials", trials), ("hours", hours)) if value is not None}
+    layers = Checkpoint.open(model).spec.layers
+    return run_study(spec_from(Path(spec).stem, content, layers=layers, given=given), str(model), Path(out), say=say)
+
+
+def trials_of(folder: str | Path, numbers: Sequence[int]) -> list[Trial]:
+    """Some trials of a study."""
+    known = {trial.number: trial for trial in open_study(Path(folder)).trials}
+    for number in numbers:
+        if number not in known:
+            raise StudyError(f"the study has no trial {number}; it has {min(known, default=0)} to {max(known, default=0)}")
+    return [known[number] for number in numbers]
+
+
+def notebook(folder: str | Path) -> list[dict[str, Any]]:
+    """The lab notebook of a study: what was planned, done, learned, and done next."""
+    open_study(Path(folder))
+    with closing(Ledger(Path(folder))) as ledger:
+        return ledger.notes()
+
+
+def export_study(folder: str | Path, csv: str | Path) -> int:
+    """Write a study's ledger as a table; the number of trials."""
+    open_study(Path(folder))
+    with closing(Ledger(Path(folder))) as ledger:
+        return ledger.export_csv(Path(csv))
+
+
 def inspect(model: str | Path) -> Anatomy:
     """Anatomy of a checkpoint: widths, parameters, bytes by part, cache and work per token."""
     return inspect_checkpoint(Checkpoint.open(model))
@@ -304,4 +371,4 @@ def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> t
 
 
 __all__ = ["Calibration", "Examination", "analyze", "check_tasks", "compress", "evaluate", "examine", "franken", "harness",
-           "inspect", "load", "locate", "plan", "plan_examination", "text_task"]
+           "fit", "inspect", "load", "locate", "open_study", "plan", "plan_examination", "study", "text_task"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Make LLaMA-family models small enough for the computer you have.")
@@ -303,6 +304,116 @@ def push(result: Annotated[Path, typer.Argument(help="A result's directory, or a
 
         found = api.push(result, repository, upload=upload, public=public)
         _print_json(found) if as_json else console.print_push(found)
+
+
+@app.command()
+def fit(model: Model,
+        out: Annotated[Path, typer.Option("-o", "--out", help="Directory for the model, its GGUF file and what was found.")],
+        device: Annotated[str | None, typer.Option(help="A device by name; `tsotsallm devices` lists them.")] = None,
+        size: Annotated[str | None, typer.Option("--bytes", help="Bytes of the GGUF file, such as 700MB.")] = None,
+        faster_than: Annotated[float | None, typer.Option(help="Tokens a second, measured on this machine.")] = None,
+        keep_text: Annotated[list[Path] | None, typer.Option(help="Texts in the languages to keep.")] = None,
+        calibration: Annotated[str | None, typer.Option(help="Text file, directory of texts, or hub data set.")] = None,
+        windows: Windows = 32, window: Annotated[int, typer.Option(help="Tokens of a calibration window.")] = 512,
+        minutes: Annotated[float, typer.Option(help="No candidate is begun later.")] = 60.0,
+        recover: Annotated[bool, typer.Option(help="Let layers learn from the original's after a cut.")] = False,
+        task: Annotated[str | None, typer.Option(help="Tasks to ask the original and the result.")] = None,
+        data: Annotated[Path | None, typer.Option(help="Data of a task, or a folder with those of several.")] = None,
+        limit: Annotated[int | None, typer.Option(help="So many items of every task.")] = None,
+        seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0, as_json: AsJson = False) -> None:
+    """Find the best model for a device or a size, and write it with its GGUF file."""
+    with _answers(as_json):
+        from tsotsallm import api, console
+
+        found = api.fit(model, out, device=device, size=size, faster_than=faster_than, keep_text=keep_text or (),
+                        calibration=calibration, windows=windows, window=window, minutes=minutes, recover=recover,
+                        tasks=task.split(",") if task else (), data=data, limit=limit, seed=seed,
+                        say=_to_stderr if as_json else print)
+        _print_json(found[0].plain() | ({"examination": found[1].plain()} if found[1] else {})) if as_json else (
+            console.print_fit(*found))
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class _Studies(TyperGroup):
+    """`tsotsallm study SPEC` runs a study; show, compare and export look at one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = args and (args[0] in self.commands or args[0].startswith("-"))
+        return super().resolve_command(ctx, args if known else ["run", *args])
+
+
+studies = typer.Typer(cls=_Studies, no_args_is_help=True, rich_markup_mode=None,
+                      help="Try many recipes: `tsotsallm study SPEC -o FOLDER`; show, compare and export look at it.")
+app.add_typer(studies, name="study")
+Folder = Annotated[Path, typer.Argument(help="The folder of a study.")]
+
+
+@studies.command("run")
+def study_run(spec: Annotated[str, typer.Argument(help="YAML file or packaged name: reference-pruning, reference-pipeline, "
+                                                       "reference-order, franken, quick.")],
+              out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the study; an unfinished one goes on.")],
+              model: Annotated[str, typer.Option(help="Checkpoint directory, hub id, or 'embedded'.")] = "embedded",
+              values: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE that the study needs.")] = None,
+              text: Annotated[Path | None, typer.Option(help="Text to evaluate on.")] = None,
+              calibration: Annotated[str | None, typer.Option(help="Text to calibrate on.")] = None,
+              trials: Annotated[int | None, typer.Option(help="At most so many trials.")] = None,
+              hours: Annotated[float | None, typer.Option(help="No trial begins later.")] = None,
+              as_json: AsJson = False) -> None:
+    """Run a study, or go on with it."""
+    with _answers(as_json):
+        from tsotsallm import api, console
+
+        found = api.study(spec, out, model=model, given=_pairs(values or []), text=text, calibration=calibration,
+                          trials=trials, hours=hours, say=_to_stderr if as_json else print)
+        _print_json(found.plain()) if as_json else console.print_study(found)
+
+
+@studies.command("show")
+def study_show(folder: Folder,
+               notebook: Annotated[bool, typer.Option(help="Show the lab notebook: plan, implement, revise.")] = False,
+               as_json: AsJson = False) -> None:
+    """Show the trials of a study, the front, and the verdict."""
+    with _answers(as_json):
+        from tsotsallm import api, console
+
+        if notebook:
+            notes = api.notebook(folder)
+            _print_json(notes) if as_json else console.print_notebook(notes)
+            return
+        found = api.open_study(folder)
+        _print_json(found.plain()) if as_json else console.print_study(found)
+
+
+@studies.command("compare")
+def study_compare(folder: Folder, trials: Annotated[list[int], typer.Argument(help="Numbers of trials.")],
+                  as_json: AsJson = False) -> None:
+    """Put trials side by side: recipes, measures, what they took."""
+    with _answers(as_json):
+        from tsotsallm import api, console
+
+        found = api.trials_of(folder, trials)
+        _print_json([one.plain() for one in found]) if as_json else console.print_trials(found)
+
+
+@studies.command("export")
+def study_export(folder: Folder, csv: Annotated[Path, typer.Option(help="File to write, a line for every trial.")]) -> None:
+    """Write the ledger as a table."""
+    with _answers():
+        from tsotsallm import api
+
+        print(f"{api.export_study(folder, csv)} trials in {csv}")
+
+
+def _pairs(values: list[str]) -> dict[str, str]:
+    from tsotsallm.errors import StudyError
+
+    for value in values:
+        if "=" not in value:
+            raise StudyError(f"--set takes NAME=VALUE, but here is {value!r}")
+    return {name: value for name, _, value in (one.partition("=") for one in values)}
 
 
 @app.command()

@@ -80,11 +80,11 @@ def plan(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path 
          window: int = 1024, device: str = "cpu", keep_stages: bool = False) -> Forecast:
     """Forecast a run without reading a tensor."""
     parsed = Recipe.parse(recipe)
-    return make_plan(_with_vocabulary(Checkpoint.open(model), parsed), parsed, Path(out), windows=windows, window=window,
+    return make_plan(with_vocabulary(Checkpoint.open(model), parsed), parsed, Path(out), windows=windows, window=window,
                      device=check_device(device), keep_stages=keep_stages)
 
 
-def _with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+def with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     """The source with the tokens that a recipe keeps."""
     recipe.check(whole_spec(checkpoint), sparse=checkpoint.is_sparse)
     stage = recipe.vocabulary
@@ -102,7 +102,7 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     With a `store`, what the recipe has in common with others that used it is not done again.
     """
     parsed = Recipe.parse(recipe)
-    checkpoint = _with_vocabulary(Checkpoint.open(model), parsed)
+    checkpoint = with_vocabulary(Checkpoint.open(model), parsed)
     out = Path(out).absolute()
     if not out.name:
         raise TsotsallmError(f"{out} cannot be a result; give the name of a new directory with -o")

@@ -140,7 +140,7 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
         folder, where = Path(temporary), torch.device(device)
         original = View.of(reference) if reference is not None else None
-        compared = None if original is None else (original, _kept_states(original, corpus, kept or folder, where, tick))
+        compared = None if original is None else (original, kept_states(original, corpus, kept or folder, where, tick))
         sums = window_features(View.of(checkpoint), corpus, compared, where, folder, tick)
 
     def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
@@ -163,7 +163,7 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
                       fits=fits(checkpoint))
 
 
-def _kept_states(view: View, corpus: Corpus, folder: Path, device: torch.device, tick: Tick) -> HiddenStates:
+def kept_states(view: View, corpus: Corpus, folder: Path, device: torch.device, tick: Tick) -> HiddenStates:
     """Final states of a corpus, those of an earlier evaluation where they are there and whole."""
     name = hashlib.sha256(repr([view.checkpoint.fingerprint(), corpus.fingerprint()]).encode()).hexdigest()[:16]
     states = HiddenStates(folder / f"{name}.f32", [len(window) for window in corpus.windows], view.spec.hidden)

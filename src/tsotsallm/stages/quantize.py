@@ -36,10 +36,16 @@ COUPLING_DAMP = 0.5
 """Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
 
 
-def _weights(spec: ModelSpec) -> int:
+def matrix_weights(spec: ModelSpec) -> int:
     """Numbers in linears, embeddings and head."""
     ends = spec.vocabulary * spec.hidden * (1 if spec.tied else 2)
     return ends + sum(math.prod(shape) for layer in range(spec.layers) for shape in linear_shapes(spec, layer).values())
+
+
+def other_bytes(spec: ModelSpec, directory: Path) -> int:
+    """Bytes of a GGUF file that are not matrices: norms and biases in 32 bits, headers, about as much as the tokenizer's."""
+    tokenizer = directory / "tokenizer.json"
+    return 4 * _other_values(spec) + HEADER_BYTES + (tokenizer.stat().st_size if tokenizer.exists() else 0)
 
 
 def _other_values(spec: ModelSpec) -> int:
@@ -205,14 +211,15 @@ class Quantize(LinearEdit):
         return {"grids": {key: grids[key][choice].type for key, choice in chosen.items()},
                 "predicted_loss": sum(notes[key][choice] for key, choice in chosen.items()),
                 "bits_per_weight": 8 * used / sum(math.prod(shape) for shape in shapes.values()),
-                "bytes": used, "budget_bytes": matrices}
+                "bytes": used, "budget_bytes": matrices,
+                "losses": {key: {grid.type: loss for grid, loss in zip(grids[key], notes[key], strict=True)}
+                           for key in sizes}}
 
     def _matrix_bytes(self, spec: ModelSpec, directory: Path) -> int:
         """What the budget leaves for linears, embeddings and head."""
         if self.bits_per_weight is not None:
-            return int(self.bits_per_weight * _weights(spec) / 8)
-        tokenizer = directory / "tokenizer.json"
-        others = 4 * _other_values(spec) + HEADER_BYTES + (tokenizer.stat().st_size if tokenizer.exists() else 0)
+            return int(self.bits_per_weight * matrix_weights(spec) / 8)
+        others = other_bytes(spec, directory)
         return bytes_from_text(str(self.file_bytes), "quantize.file_bytes") - others
 
     def model_bytes(self, spec: ModelSpec) -> int | None:
@@ -220,7 +227,7 @@ class Quantize(LinearEdit):
             return None
         if self.file_bytes is not None:
             return bytes_from_text(str(self.file_bytes), "quantize.file_bytes")
-        return int(float(self.bits_per_weight or 0) * _weights(spec) / 8) + 4 * _other_values(spec)
+        return int(float(self.bits_per_weight or 0) * matrix_weights(spec) / 8) + 4 * _other_values(spec)
 
     def end_grids(self, view: View) -> dict[str, GgmlGrid]:
         if self.assigned is not None:

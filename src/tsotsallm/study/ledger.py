@@ -94,11 +94,11 @@ class Ledger:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise StudyError(f"{self.path} cannot be written ({error}); make room or mend its permissions, then run the same "
-                             "command again: finished trials are kept") from None
+            raise StudyError(f"{self.path} cannot be written ({error}); make room or mend its permissions, then run the "
+                             "same command again: finished trials are kept") from None
         except sqlite3.DatabaseError as error:
-            raise StudyError(f"{self.path} is damaged ({error}); delete or move that one file and run the same command again: "
-                             f"it is made anew from {DIARY} beside it, so that no finished trial is lost") from None
+            raise StudyError(f"{self.path} is damaged ({error}); delete or move that one file and run the same command "
+                             f"again: it is made anew from {DIARY} beside it, so that no finished trial is lost") from None
 
     # -- the study ----------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,8 @@ class Ledger:
         content = json.dumps({"text": text, "trials": list(trials), "at": round(time.time(), 1)})
         with self._guarded():
             self._base.execute("INSERT INTO notes (cycle, phase, content) VALUES (?, ?, ?) "
-                               "ON CONFLICT (cycle, phase) DO UPDATE SET content = excluded.content", [cycle, phase, content])
+                               "ON CONFLICT (cycle, phase) DO UPDATE SET content = excluded.content",
+                               [cycle, phase, content])
         self._write({"note": {"cycle": cycle, "phase": phase, "content": content}})
 
     def notes(self) -> list[dict[str, Any]]:

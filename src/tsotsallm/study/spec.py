@@ -16,8 +16,8 @@ from tsotsallm.study.space import Space
 from tsotsallm.study.trial import Setup
 
 STRATEGIES = ("all", "random", "tpe", "nsga2", "halving")
-KEYS = ("about", "layers", "stages", "order", "conditions", "recipes", "strategy", "objectives", "trials", "hours", "seed",
-        "size_limit", "cycle", "calibration", "evaluation")
+KEYS = ("about", "needs", "layers", "stages", "order", "conditions", "recipes", "strategy", "objectives", "trials", "hours",
+        "seed", "size_limit", "cycle", "calibration", "evaluation")
 CALIBRATION = ("source", "windows", "window", "seed")
 EVALUATION = ("text", "context", "cheap", "full", "tasks", "data", "limit", "speed", "country")
 OBJECTIVES = ("kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode")
@@ -59,26 +59,32 @@ def packaged_specs() -> dict[str, Any]:
             if file.name.endswith(".yaml")}
 
 
-def read_spec(source: str | Path, *, layers: int) -> Spec:
-    """A study from a file or a packaged name, for a model of so many layers."""
+def read_spec(source: str | Path, *, layers: int, given: Mapping[str, str] | None = None) -> Spec:
+    """A study from a file or a packaged name, for a model of so many layers; `given` are the values that it needs."""
+    return spec_from(Path(source).stem, read_content(source), layers=layers, given=given)
+
+
+def read_content(source: str | Path) -> dict[str, Any]:
+    """What the file of a study, or a packaged one, holds."""
     packaged = packaged_specs()
     try:
         text = packaged[str(source)].read_text("utf-8") if str(source) in packaged else Path(source).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"the study {source} cannot be read ({getattr(error, 'strerror', None) or error}); packaged studies: "
-                         f"{', '.join(packaged)}") from None
+        raise StudyError(f"the study {source} cannot be read ({getattr(error, 'strerror', None) or error}); packaged "
+                         f"studies: {', '.join(packaged)}") from None
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise StudyError(f"{source} is not valid YAML: {error}") from None
     if not isinstance(content, Mapping) or not content:
         raise StudyError(f"{source} is empty; a study has stages or recipes, and a strategy")
-    return spec_from(Path(source).stem, dict(content), layers=layers)
+    return dict(content)
 
 
-def spec_from(name: str, content: dict[str, Any], *, layers: int) -> Spec:
-    """A study from plain data."""
+def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping[str, str] | None = None) -> Spec:
+    """A study from plain data; `$NAME` anywhere in it stands for a value of `given`."""
     _known(content, KEYS, "a study")
+    content = _with_given(content, given or {})
     if ("stages" in content) == ("recipes" in content):
         raise StudyError("a study's space is either `stages` with open values or `recipes` by name; give one of them")
     told = content
@@ -112,6 +118,25 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int) -> Spec:
     if strategy == "halving" and spec.trials is None:
         raise StudyError("the strategy halving begins with `trials` recipes; give their number")
     return spec
+
+
+def _with_given(content: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    needs = content.get("needs") or {}
+    for name, about in needs.items():
+        if name not in given:
+            raise StudyError(f"this study needs {name}: {about}; give it with --set {name}=FILE")
+    for name in given:
+        if name not in needs:
+            raise StudyError(f"this study needs no {name!r}{nearest(name, needs)}")
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("$") and value[1:] in given:
+            return given[value[1:]]
+        if isinstance(value, Mapping):
+            return {key: walk(part) for key, part in value.items()}
+        return [walk(part) for part in value] if isinstance(value, list) else value
+
+    return {key: value if key == "needs" else walk(value) for key, value in content.items()}
 
 
 def _known(content: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:

@@ -102,11 +102,11 @@ class BySampler(Strategy):
                 system_attrs=trial.facts.get("sampler", {})))
         for _ in range(REDRAWS):
             asked = study.ask(distributions)
-            values = {name: _value(self.space.domains[name], asked.params[name]) for name in distributions}
-            key = self.key(values) if self.space.allows(values) else ""
+            chosen = {name: _value(self.space.domains[name], asked.params[name]) for name in distributions}
+            key = self.key(chosen) if self.space.allows(chosen) else ""
             if key and key not in tried:
                 attributes = dict(study.trials[asked.number].system_attrs)
-                return Proposal(values, key, f"{self.sampler} expects most of it, after {len(told)} results", based_on,
+                return Proposal(chosen, key, f"{self.sampler} expects most of it, after {len(told)} results", based_on,
                                 attributes)
             study.tell(asked, state=optuna.trial.TrialState.FAIL)
         return self._fresh(number, tried, f"{self.sampler} proposed only what was tried; drawn at random", based_on)

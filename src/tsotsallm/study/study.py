@@ -67,7 +67,8 @@ class Found:
                 "hypervolume_reference": list(self.reference)}
 
 
-def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None, say: Say = lambda _line: None) -> Found:
+def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None,
+              say: Say = lambda _line: None) -> Found:
     """Try what a study asks for on a model; the ledger is in `out`. What an earlier attempt finished is not done again."""
     checkpoint = Checkpoint.open(model)
     setup = spec.setup_for(model)
@@ -89,7 +90,8 @@ def found_in(folder: Path, ledger: Ledger, objectives: Sequence[str]) -> Found:
     measured = [(trial, values) for trial in trials if trial.level == "full"
                 and (values := values_of(trial.measures, objectives)) is not None]
     points = [values for _, values in measured]
-    reference = tuple(1.1 * max(column) if max(column) > 0 else 1.0 for column in zip(*points, strict=True)) if points else ()
+    worst = [max(column) for column in zip(*points, strict=True)]
+    reference = tuple(1.1 * one if one > 0 else 1.0 for one in worst)
     best = tuple(measured[place][0] for place in front(points))
     return Found(folder, tuple(trials), best, hypervolume(points, reference) if points else 0.0, reference)
 
@@ -126,8 +128,9 @@ class _Study:
 
     def run(self) -> None:
         halving = self.spec.strategy == "halving"
-        levels = (("cheap", self.setup.cheap or self.setup.full),) if halving else tuple(
-            level for level in (("cheap", self.setup.cheap), ("full", self.setup.full)) if level[1] is not None)
+        cheap = ("cheap", self.setup.cheap or self.setup.full)
+        full = ("full", self.setup.full)
+        levels = (cheap,) if halving else (full,) if self.setup.cheap is None else (cheap, full)
         self._try_all(levels)
         if halving:
             self._halve()
@@ -162,7 +165,8 @@ class _Study:
                       proposal.based_on, facts=facts)
         self.ledger.add(trial)
         known = tuple((one.measures["full"]["kl"], one.measures["model"]["bytes"]) for one in trials if one.level == "full")
-        self.workers.submit(self.setup, Job(number, trial.key, recipe, known, levels, keep=self.spec.strategy == "halving"))
+        halving = self.spec.strategy == "halving"
+        self.workers.submit(self.setup, Job(number, trial.key, recipe, known, levels, keep=halving))
         return trial
 
     def _settle(self, trial: Trial, outcome: Outcome) -> None:
@@ -190,7 +194,8 @@ class _Study:
         cycle = number // self.spec.cycle
         trials = self.ledger.trials()
         mine = [trial for trial in trials if trial.number // self.spec.cycle == cycle]
-        most = min((cycle + 1) * self.spec.cycle, self.spec.trials or (cycle + 1) * self.spec.cycle) - cycle * self.spec.cycle
+        end = (cycle + 1) * self.spec.cycle
+        most = min(end, self.spec.trials or end) - cycle * self.spec.cycle
         if any(trial.status == "running" for trial in mine) or (len(mine) < most and self.spec.strategy != "all"):
             return
         numbers = [trial.number for trial in mine]
@@ -204,8 +209,8 @@ class _Study:
             f"trial {trial.number} ({trial.name}): {_measures(trial)}" for trial in new) or "none of these") + ".",
             [trial.number for trial in new])
         best = [f"trial {trial.number}" for trial in earlier.front]
-        self.ledger.note(cycle, "re-implement", f"The front holds {', '.join(best) or 'nothing yet'}; what follows must beat "
-                         "it, or be smaller.", [trial.number for trial in earlier.front])
+        self.ledger.note(cycle, "re-implement", f"The front holds {', '.join(best) or 'nothing yet'}; what follows must "
+                         "beat it, or be smaller.", [trial.number for trial in earlier.front])
 
     # -- successive halving -------------------------------------------------------------------------------------------
 

@@ -126,8 +126,9 @@ def _execute(setup: Setup, job: Job, work: Path, model: Path, store: Store, outc
     outcome.facts["hashes"] = {path.name: _sha256(path) for path in sorted(model.glob("*.safetensors"))}
     if setup.speed:
         outcome.measures["model"] |= _speed(written, work / f"{job.key}.gguf")
-    for place, (level, windows) in enumerate(job.levels):
-        if place and not may_reach_the_front(found["kl"], found["kl_error"], anatomy.bytes, job.known):
+    found: dict[str, Any] = {}
+    for level, windows in job.levels:
+        if found and not may_reach_the_front(found["kl"], found["kl_error"], anatomy.bytes, job.known):
             return
         found = _loss(setup, written, windows, work / "reference")
         outcome.facts["protocol"] = found.pop("protocol")
