@@ -1,8 +1,9 @@
 """Decoding speed in llama.cpp against what memory allows: bandwidth ÷ bytes read for a token, in one run.
 
-    python benchmarks/decode.py --work DIR [--shape llama-3.2-1b] [--grids q4_k,q8_0] [--threads 1,2]
+    python benchmarks/decode.py --work DIR [--shape llama-3.2-1b] [--grids q4_k,f16] [--threads 1,2]
 
-A random checkpoint of a real shape is rounded to each grid (embeddings to Q6_K, as they are the head) and exported. A token
+A random checkpoint of a real shape is rounded to each grid (embeddings to Q6_K, as they are the head) and exported; f16 is
+the checkpoint itself. A token
 reads every weight once, the tied embeddings as the head, and the cache of the tokens before it. Bandwidth is that of
 summing an array of 512 MB, which a core reads and adds up in a few instructions a line; medians of rounds that take
 turns with decoding.
@@ -54,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
-    parser.add_argument("--grids", default="q4_k,q8_0")
+    parser.add_argument("--grids", default="q4_k,f16")
     parser.add_argument("--threads", default="1,2")
     asked = parser.parse_args()
     source = asked.work / asked.shape
@@ -62,11 +63,11 @@ def main() -> None:
         make_checkpoint(source, SHAPES[asked.shape], None)
     files = []
     for grid in asked.grids.split(","):
-        packed, file = asked.work / grid, asked.work / f"{grid}.gguf"
+        packed, file = source if grid == "f16" else asked.work / grid, asked.work / f"{grid}.gguf"
         if not packed.exists():
             tsotsallm.compress(source, [{"quantize": {"grid": grid, "method": "rtn", "ends": "q6_k"}}], packed)
         if not file.exists():
-            to_gguf(packed, file, verify=False)
+            to_gguf(packed, file, dense="f16" if grid == "f16" else None, verify=False)
         files.append(file)
     print("| file | size | threads | bandwidth | bound | decoded | of the bound |\n|---|---|---|---|---|---|---|")
     for file in files:

@@ -70,7 +70,9 @@ def make_checkpoint(directory: Path, shape: dict[str, Any], layers: int | None) 
     weight_map |= dict.fromkeys(ends, "model-ends.safetensors")
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: place for place, symbol in enumerate(alphabet)}, merges=[]))
+    merged = {first + second: len(alphabet) for first, second in [("t", "h")]}      # llama.cpp wants at least one merge
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: place for place, symbol in enumerate(alphabet)} | merged,
+                                     merges=[("t", "h")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)

@@ -23,6 +23,8 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     Exact, by slices along the last measure (Zitzler's recursion): fine for some hundred points of two or three measures.
     """
     inside = [tuple(point) for point in points if all(a < b for a, b in zip(point, reference, strict=True))]
+    if len(reference) == 2:
+        return _area(sorted(set(inside)), reference)
     inside = sorted({inside[place] for place in front(inside)}, key=lambda point: point[-1])
     if not inside:
         return 0.0
@@ -34,3 +36,13 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
         if above > point[-1]:
             volume += (above - point[-1]) * hypervolume([one[:-1] for one in inside[:place + 1]], reference[:-1])
     return volume
+
+
+def _area(points: Sequence[Point], reference: Point) -> float:
+    """The area between a staircase of points, by their first measure, and the reference."""
+    area, lowest = 0.0, reference[1]
+    for first, second in points:
+        if second < lowest:
+            area += (reference[0] - first) * (lowest - second)
+            lowest = second
+    return area
