@@ -1,0 +1,154 @@
+"""The best model for a budget: never over it, what is predicted is compared with what is measured, budgets that cannot be."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import build
+from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.errors import StudyError
+from tsotsallm.evaluation.perplexity import evaluate_perplexity
+from tsotsallm.planning import whole_spec
+from tsotsallm.stages.allocation import candidates
+from tsotsallm.study import fit as fitting
+from tsotsallm.study.budget import Corrections, Measured, Structure, best_plans, corrected, plan_for, smallest
+from tsotsallm.study.fit import Settings, Target, fit, target_of
+
+pytest.importorskip("gguf", reason="gguf is in the extra [gguf]")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers whose widths suit the simpler grids."""
+    return build(tmp_path_factory.mktemp("fit") / "model", "llama3", dtype=torch.bfloat16, num_hidden_layers=3,
+                 intermediate_size=128)
+
+
+def settings(text: Path, **more: Any) -> Settings:
+    return Settings(str(text), windows=4, window=32, compared=8, **more)
+
+
+def units(spec: Any) -> Measured:
+    """Losses of units that fall with bits, as measured ones do."""
+    torch.manual_seed(1)
+    shapes = {f"{layer}.{name}": shape for layer in range(spec.layers) for name, shape in linear_shapes(spec, layer).items()}
+    shapes["model.embed_tokens"] = (spec.vocabulary, spec.hidden)
+    grids = {key: {grid.type: float(torch.rand(())) * 4.0 ** -grid.bits_per_weight for grid in candidates(shape[1])}
+             for key, shape in shapes.items()}
+    return Measured((1, 0), (0.0, 0.004, 0.05), {0.0: 0.0, 0.25: 0.002}, grids)
+
+
+def test_a_plan_is_as_good_as_trying_every_combination(model: Path) -> None:
+    """Three matrices may choose, all others have one grid: the best of all combinations within the budget is found."""
+    spec = whole_spec(Checkpoint.open(model))
+    measured = units(spec)
+    free = ["0.mlp.down_proj", "1.self_attn.o_proj", "model.embed_tokens"]
+    for key, known in measured.grids.items():
+        if key not in free:
+            measured.grids[key] = dict.fromkeys(known, 0.0)
+    shapes = {"0.mlp.down_proj": linear_shapes(spec, 0)["mlp.down_proj"],
+              "1.self_attn.o_proj": linear_shapes(spec, 1)["self_attn.o_proj"],
+              "model.embed_tokens": (spec.vocabulary, spec.hidden)}
+    least, _ = smallest(spec, model, Measured((), (0.0,), {0.0: 0.0}, measured.grids))
+    choices = [[(grid.stored_bytes(*shapes[key]), measured.grids[key][grid.type]) for grid in candidates(shapes[key][1])]
+               for key in free]
+    smaller = sum(min(size for size, _ in options) for options in choices)
+    for budget in range(least, least + 6000, 1500):
+        plan = plan_for(Structure(), spec, model, measured, Corrections(), budget)
+        assert plan is not None
+        assert plan.bytes <= budget
+        best = min(sum(loss for _, loss in combination) for combination in itertools.product(*choices)
+                   if sum(size for size, _ in combination) - smaller <= budget - least)
+        largest_step = max(abs(a[1] - b[1]) for options in choices for a, b in itertools.pairwise(options))
+        assert best - 1e-12 <= plan.grids_loss <= best + largest_step
+    assert plan_for(Structure(), spec, model, measured, Corrections(), least - 1) is None
+
+
+def test_smaller_structures_take_over_when_bytes_run_out(model: Path) -> None:
+    spec = whole_spec(Checkpoint.open(model))
+    measured = units(spec)
+    least, structure = smallest(spec, model, measured)
+    assert structure == Structure((0, 1), 0.25)
+    plans = [best_plans(spec, model, measured, Corrections(), least + more, {}) for more in (0, 20_000, 150_000)]
+    assert plans[0][0].structure == structure
+    assert [plan[0].loss for plan in plans] == sorted((plan[0].loss for plan in plans), reverse=True)
+    assert plans[2][0].structure == Structure()
+    known = {Structure(): 9.0}
+    assert best_plans(spec, model, measured, Corrections(), least + 150_000, known)[0].structure != Structure()
+
+
+def test_corrections_are_mean_ratios_by_the_logarithm() -> None:
+    assert corrected([]) == 1.0
+    assert corrected([(1.0, 2.0), (1.0, 8.0)]) == pytest.approx(4.0)
+    assert corrected([(0.0, 1.0)]) == 1.0
+
+
+def test_a_fit_is_within_its_budget_and_measures_what_it_says(model: Path, text: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    least = 64 * 1024 + (model / "tokenizer.json").stat().st_size
+    budget = least + 70_000
+    found = fit(str(model), Target(budget), tmp_path / "out", settings(text), lines.append)
+    assert found.gguf.stat().st_size == found.best.bytes <= budget
+    assert found.best.measured == min(one.measured for one in found.rounds)
+    content = json.loads((tmp_path / "out" / "fit.json").read_text("utf-8"))
+    assert content["best"]["measured"] == found.best.measured
+    assert not (tmp_path / "out" / "work").exists()
+    held_out = text.read_text("utf-8")[int(len(text.read_text("utf-8")) * (1 - fitting.HELD_OUT)):]
+    again = evaluate_perplexity(Checkpoint.open(found.path), held_out, source="again", context=32, limit=8,
+                                reference=Checkpoint.open(model))
+    assert again.kl == pytest.approx(found.best.measured, rel=1e-4)
+    assert math.isclose(found.evaluation["kl"], again.kl, rel_tol=1e-6)
+    assert any("round 0" in line and "predicted" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_an_interrupted_fit_takes_over_what_was_measured(model: Path, text: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = Target(64 * 1024 + (model / "tokenizer.json").stat().st_size + 70_000)
+    whole = fit(str(model), budget, tmp_path / "whole", settings(text), lambda _line: None)
+
+    def stop(*_args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting._Fit, "_build", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(str(model), budget, tmp_path / "cut", settings(text), lambda _line: None)
+    lines: list[str] = []
+    found = fit(str(model), budget, tmp_path / "cut", settings(text), lines.append)
+    assert lines[0] == "taking over what was measured before"
+    assert [one.measured for one in found.rounds] == [one.measured for one in whole.rounds]
+
+
+def test_budgets_that_cannot_be_met_say_the_smallest_that_can(model: Path, text: Path, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = units(whole_spec(Checkpoint.open(model)))
+    monkeypatch.setattr(fitting._Fit, "_measure", lambda _fit: (measured, []))
+    with pytest.raises(StudyError, match=r"budget is 1 kB, but the smallest that this model can become here takes \d+"):
+        fit(str(model), Target(1000), tmp_path / "out", settings(text), lambda _line: None)
+    with pytest.raises(StudyError, match="one of them"):
+        target_of(100, device=None, size=None, faster_than=None)
+    with pytest.raises(StudyError, match="no device 'toaster'"):
+        target_of(100, device="toaster", size=None, faster_than=None)
+    with pytest.raises(StudyError, match="above 0"):
+        target_of(100, device=None, size=5, faster_than=-1)
+    siracusa = target_of(100, device="siracusa", size=None, faster_than=None)
+    assert siracusa.bytes == 4 * 2**20 - 512 * 100
+    (tmp_path / "there" / "model").mkdir(parents=True)
+    with pytest.raises(StudyError, match="exists already"):
+        fit(str(model), Target(10**6), tmp_path / "there", settings(text), lambda _line: None)
+
+
+@pytest.mark.slow
+def test_a_speed_that_nothing_reaches_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
+    with pytest.raises(StudyError, match=r"tokens a second here|smallest"):
+        fit(str(model), Target(10**6, faster_than=1e9), tmp_path / "out", settings(text), lambda _line: None)

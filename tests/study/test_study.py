@@ -1,0 +1,138 @@
+"""Studies on a tiny model: every trial once, failures kept, interruptions without a trace, halving, Optuna's samplers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsotsallm.errors import StudyError
+from tsotsallm.study import trial as trials
+from tsotsallm.study.ledger import Ledger
+from tsotsallm.study.spec import Spec, spec_from
+from tsotsallm.study.study import Found, ledger_json, open_study, run_study
+from tsotsallm.study.trial import may_reach_the_front
+from tsotsallm.study.verdict import approach_of, verdict_markdown, verdicts
+
+SPACE = {"stages": [{"depth": {"remove": {"one_of": [0, 1]}, "importance": "cosine", "protect": {}}},
+                    {"quantize": {"method": "rtn", "bits": {"one_of": [3, 8]}, "group": "channel"}}]}
+
+
+def spec_of(text: Path, **more: Any) -> Spec:
+    return spec_from("test", {**SPACE, "calibration": {"source": str(text), "windows": 2, "window": 32}, "cycle": 3,
+                              "evaluation": {"text": str(text), "context": 32, "cheap": 2, "full": 6}, **more}, layers=3)
+
+
+def test_every_recipe_is_tried_and_the_best_are_on_the_front(tiny: Path, text: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    found = run_study(spec_of(text), str(tiny), tmp_path / "study", say=lines.append)
+    assert [trial.status for trial in found.trials] == ["done"] * 4
+    assert len(lines) == 4
+    by_bytes = {trial.number: trial.measures["model"]["bytes"] for trial in found.trials}
+    assert by_bytes[1] == max(by_bytes.values())                # all layers, 8 bits
+    assert {trial.level for trial in found.trials} <= {"cheap", "full"}
+    assert 1 in {trial.number for trial in found.front}
+    assert found.hypervolume > 0
+    assert found == open_study(tmp_path / "study")
+    notes = Ledger(tmp_path / "study").notes()
+    assert [(note["cycle"], note["phase"]) for note in notes][:4] == [
+        (0, "plan"), (0, "implement"), (0, "revise"), (0, "re-implement")]
+    assert (tmp_path / "study" / "work" / "store").exists()
+    assert not list((tmp_path / "study" / "work" / "models").iterdir())
+
+
+def test_a_trial_that_fails_is_told_and_the_others_go_on(tiny: Path, text: Path, tmp_path: Path) -> None:
+    spec = spec_of(text)
+    recipes = {"too deep": [{"depth": {"remove": 9}}], "fine": ["rtn:8:channel"]}
+    spec = spec_from("test", {key: value for key, value in spec.content.items() if key != "stages"} | {"recipes": recipes},
+                     layers=3)
+    found = run_study(spec, str(tiny), tmp_path / "study")
+    assert [trial.status for trial in found.trials] == ["failed", "done"]
+    assert "depth removes 9" in found.trials[0].error
+
+
+class Stopped(KeyboardInterrupt):
+    """What a test raises in the middle of a trial."""
+
+
+def test_a_study_stopped_three_times_has_the_same_ledger(tiny: Path, text: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    run_study(spec_of(text), str(tiny), tmp_path / "whole")
+    real, left = trials.evaluate_perplexity, [0, 2, 3]       # evaluations until the next stop
+
+    def stopping(*args: Any, **settings: Any) -> Any:
+        if left and left[0] == 0:
+            left.pop(0)
+            raise Stopped
+        if left:
+            left[0] -= 1
+        return real(*args, **settings)
+
+    monkeypatch.setattr(trials, "evaluate_perplexity", stopping)
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            run_study(spec_of(text), str(tiny), tmp_path / "cut")
+    run_study(spec_of(text), str(tiny), tmp_path / "cut")
+    assert ledger_json(tmp_path / "cut", repeatable=True) == ledger_json(tmp_path / "whole", repeatable=True)
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "nsga2", "random"])
+def test_strategies_propose_the_same_after_a_stop(tiny: Path, text: Path, tmp_path: Path, strategy: str) -> None:
+    if strategy != "random":
+        pytest.importorskip("optuna", reason="optuna is in the extra [study]")
+    spec = spec_of(text, strategy=strategy, trials=4, seed=3, stages=[
+        {"quantize": {"method": "rtn", "bits": {"from": 2, "to": 8}, "group": {"one_of": ["channel", 32]}}}])
+    whole = run_study(spec, str(tiny), tmp_path / "whole")
+    half = spec_of(text, strategy=strategy, trials=2, seed=3, stages=spec.content["stages"])
+    run_study(half, str(tiny), tmp_path / "cut")
+    ledger = Ledger(tmp_path / "cut")
+    study = ledger.study()
+    assert study is not None
+    ledger._base.execute("UPDATE study SET content = ?", [json.dumps(study | {"spec": spec.content})])
+    ledger.close()
+    found = run_study(spec, str(tiny), tmp_path / "cut")
+    assert [trial.key for trial in found.trials] == [trial.key for trial in whole.trials]
+    assert len({trial.key for trial in found.trials}) == 4
+    if strategy != "random":
+        assert (tmp_path / "whole" / "optuna.sqlite").exists()
+
+
+def test_halving_gives_the_better_ones_more_text(tiny: Path, text: Path, tmp_path: Path) -> None:
+    spec = spec_of(text, strategy="halving", trials=4, size_limit="1GB")
+    found = run_study(spec, str(tiny), tmp_path / "study")
+    full = [trial for trial in found.trials if "full" in trial.measures]
+    assert len(full) == 2
+    cheap = sorted(trial.measures["cheap"]["kl"] for trial in found.trials)
+    assert sorted(trial.measures["cheap"]["kl"] for trial in full) == cheap[:2]
+    with pytest.raises(StudyError, match="within size_limit"):
+        run_study(spec_of(text, strategy="halving", trials=2, size_limit="1kB"), str(tiny), tmp_path / "none")
+
+
+def test_what_lies_surely_behind_the_front_is_not_evaluated_fully() -> None:
+    known = [(0.1, 100.0), (0.5, 50.0)]
+    assert may_reach_the_front(0.2, 0.0, 60.0, known)
+    assert not may_reach_the_front(0.2, 0.04, 100.0, known)
+    assert may_reach_the_front(0.2, 0.06, 100.0, known)
+    assert not may_reach_the_front(0.6, 0.01, 55.0, known)
+
+
+def test_another_spec_in_the_same_folder_is_refused(tiny: Path, text: Path, tmp_path: Path) -> None:
+    run_study(spec_of(text, trials=1), str(tiny), tmp_path / "study")
+    with pytest.raises(StudyError, match="another spec"):
+        run_study(spec_of(text, trials=2), str(tiny), tmp_path / "study")
+    with pytest.raises(StudyError, match="holds no study"):
+        open_study(tmp_path / "nothing")
+
+
+def test_the_verdict_names_the_best_of_a_size_and_how_sure_that_is(tiny: Path, text: Path, tmp_path: Path) -> None:
+    found: Found = run_study(spec_of(text, evaluation={"text": str(text), "context": 32, "cheap": None, "full": 6}), str(tiny),
+                             tmp_path / "study")
+    best = verdicts(found.trials)
+    assert best[-1].trial.number == 1
+    assert approach_of(found.trials[2]) == "depth + quantize rtn 3 bits"
+    for one in best:
+        same = [trial for trial in found.trials if one.smallest <= trial.measures["model"]["bytes"] <= one.largest]
+        assert one.trial.measures["full"]["kl"] == min(trial.measures["full"]["kl"] for trial in same)
+    assert verdict_markdown(found.trials).count("\n") == len(best) + 1
