@@ -144,11 +144,11 @@ def print_study(found: Found) -> None:
     rows = []
     for trial in found.trials:
         measured = trial.measures.get(trial.level, {})
-        rows.append([str(trial.number), trial.name + (" *" if trial.number in best else ""), trial.status,
+        rows.append([f"{trial.number:3} {trial.name}{' *' if trial.number in best else ''}", trial.status,
                      f"{measured['kl']:.4f} ± {measured['kl_error']:.4f}" if measured else trial.error,
                      f"{measured['perplexity']:.3f}" if measured else "",
                      human_bytes(trial.measures["model"]["bytes"]) if "model" in trial.measures else "", trial.level])
-    table("Trials (* on the front)", ["trial", "recipe", "status", "KL", "perplexity", "bytes", "evaluation"], rows)
+    table("Trials (* on the front)", ["trial", "status", "KL", "perplexity", "bytes", "evaluation"], rows)
     print(f"hypervolume {found.hypervolume:.6g} up to {', '.join(f'{one:.4g}' for one in found.reference)}")
     print(verdict_markdown(found.trials))
     print(f"ledger {found.folder}")

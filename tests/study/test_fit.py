@@ -1,4 +1,4 @@
-"""The best model for a budget: never over it, what is predicted is compared with what is measured, budgets that cannot be."""
+"""The best model for a budget: never over it, predicted against measured, budgets that cannot be met."""
 
 from __future__ import annotations
 

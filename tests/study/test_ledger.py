@@ -12,8 +12,8 @@ from tsotsallm.study.ledger import Ledger, Trial
 
 
 def trial(number: int, key: str = "", **more: object) -> Trial:
-    return Trial(number, key or f"key-{number}", f"trial {number}", [{"depth": {"remove": number}}], {"depth.remove": number},
-                 "one of all", **more)  # type: ignore[arg-type]
+    return Trial(number, key or f"key-{number}", f"trial {number}", [{"depth": {"remove": number}}],
+                 {"depth.remove": number}, "one of all", **more)  # type: ignore[arg-type]
 
 
 def filled(folder: Path) -> Ledger:
@@ -21,8 +21,8 @@ def filled(folder: Path) -> Ledger:
     ledger.begin({"model": "m"})
     for number in range(3):
         ledger.add(trial(number))
-        ledger.settle(trial(number, status="done", measures={"model": {"bytes": 10 * number}, "full": {"kl": 1.0 / (number + 1)}},
-                            facts={"seconds": 1.5}))
+        measures = {"model": {"bytes": 10 * number}, "full": {"kl": 1.0 / (number + 1)}}
+        ledger.settle(trial(number, status="done", measures=measures, facts={"seconds": 1.5}))
     ledger.note(0, "plan", "try three", [0, 1, 2])
     return ledger
 

@@ -73,8 +73,8 @@ def test_what_makes_no_study_is_refused(content: dict[str, Any], message: str) -
         spec_from("test", content, layers=4)
 
 
-@pytest.mark.parametrize(("name", "recipes"), [("reference-pruning", 43), ("reference-pipeline", 120), ("reference-order", 38),
-                                               ("franken", 25), ("quick", 8)])
+@pytest.mark.parametrize(("name", "recipes"), [("reference-pruning", 43), ("reference-pipeline", 120),
+                                               ("reference-order", 38), ("franken", 25), ("quick", 8)])
 def test_packaged_studies(name: str, recipes: int) -> None:
     given = {"questions": "some.jsonl"} if name in ("reference-pipeline", "reference-order") else {}
     spec = read_spec(name, layers=16, given=given)

@@ -127,8 +127,8 @@ def test_another_spec_in_the_same_folder_is_refused(tiny: Path, text: Path, tmp_
 
 
 def test_the_verdict_names_the_best_of_a_size_and_how_sure_that_is(tiny: Path, text: Path, tmp_path: Path) -> None:
-    found: Found = run_study(spec_of(text, evaluation={"text": str(text), "context": 32, "cheap": None, "full": 6}), str(tiny),
-                             tmp_path / "study")
+    full = spec_of(text, evaluation={"text": str(text), "context": 32, "cheap": None, "full": 6})
+    found: Found = run_study(full, str(tiny), tmp_path / "study")
     best = verdicts(found.trials)
     assert best[-1].trial.number == 1
     assert approach_of(found.trials[2]) == "depth + quantize rtn 3 bits"
