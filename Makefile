@@ -22,8 +22,9 @@ setup-dev: $(VENV)/dev-installed
 demo: setup
 	$(BIN)/python examples/demo.py demo
 
+# two processes of one thread each: small matrices gain nothing from a second thread
 test: setup-dev
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow

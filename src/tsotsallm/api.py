@@ -51,7 +51,8 @@ from tsotsallm.study.fit import fit as find_fit
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.spec import read_content as study_content
 from tsotsallm.study.spec import spec_from
-from tsotsallm.study.study import Found, open_study, run_study
+from tsotsallm.study.study import Found, open_study
+from tsotsallm.study.study import run_study as try_all
 
 Given = ParamSpec("Given")
 
@@ -130,10 +131,10 @@ def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, 
 
 
 def gguf_speeds(models: Sequence[str | Path], *, text: str | Path | None = None, task: str | None = None,
-                kv: str = "f16") -> dict[str, Speed]:
+                kv: str = "f16", reference: str | Path | None = None) -> dict[str, Speed]:
     """File -> its speed and memory in llama.cpp, on all cores."""
-    if text is not None or task is not None or kv != "f16":
-        raise TsotsallmError("--speed times GGUF files by themselves; leave --text, --task and --kv out")
+    if text is not None or task is not None or kv != "f16" or reference is not None:
+        raise TsotsallmError("--speed times GGUF files by themselves; leave --text, --task, --kv and --reference out")
     for model in models:
         if Path(model).suffix != ".gguf":
             raise TsotsallmError(f"{model} is no GGUF file; time GGUF files and checkpoints one kind at a time")
@@ -218,7 +219,7 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
     return found, answers
 
 
-def study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED, given: Mapping[str, str] | None = None,
+def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED, given: Mapping[str, str] | None = None,
           text: str | Path | None = None, calibration: str | Path | None = None, trials: int | None = None,
           hours: float | None = None, say: Callable[[str], None] = print) -> Found:
     """Run a study of recipes, or go on with it; options stand in place of what its file says."""
@@ -228,7 +229,7 @@ def study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED, gi
             content[part] = {**(content.get(part) or {}), name: str(value)}
     content |= {name: value for name, value in (("trials", trials), ("hours", hours)) if value is not None}
     layers = Checkpoint.open(model).spec.layers
-    return run_study(spec_from(Path(spec).stem, content, layers=layers, given=given), str(model), Path(out), say=say)
+    return try_all(spec_from(Path(spec).stem, content, layers=layers, given=given), str(model), Path(out), say=say)
 
 
 def trials_of(folder: str | Path, numbers: Sequence[int]) -> list[Trial]:
@@ -371,4 +372,4 @@ def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> t
 
 
 __all__ = ["Calibration", "Examination", "analyze", "check_tasks", "compress", "evaluate", "examine", "franken", "harness",
-           "fit", "inspect", "load", "locate", "open_study", "plan", "plan_examination", "study", "text_task"]
+           "fit", "inspect", "load", "locate", "open_study", "plan", "plan_examination", "run_study", "text_task"]

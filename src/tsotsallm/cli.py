@@ -164,7 +164,7 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
                 raise TsotsallmError("--country, --plan, --by-sweeps and --protocol do not reach GGUF files, which are "
                                      "scored in windows; leave them out, or give the checkpoint")
             if speed:
-                speeds = api.gguf_speeds(models, text=text, task=task, kv=kv)
+                speeds = api.gguf_speeds(models, text=text, task=task, kv=kv, reference=reference)
                 _print_json({model: asdict(one) for model, one in speeds.items()}) if as_json else (
                     console.print_speeds(speeds))
                 return
@@ -366,7 +366,7 @@ def study_run(spec: Annotated[str, typer.Argument(help="YAML file or packaged na
     with _answers(as_json):
         from tsotsallm import api, console
 
-        found = api.study(spec, out, model=model, given=_pairs(values or []), text=text, calibration=calibration,
+        found = api.run_study(spec, out, model=model, given=_pairs(values or []), text=text, calibration=calibration,
                           trials=trials, hours=hours, say=_to_stderr if as_json else print)
         _print_json(found.plain()) if as_json else console.print_study(found)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 import tsotsallm
 from tsotsallm.cli import app
+from tsotsallm.engine.llama import Llama
 from tsotsallm.errors import CheckpointError, ExportError, TsotsallmError
 
 
@@ -55,6 +58,19 @@ def test_the_command_line(file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "Modelfile" in said.stdout
 
 
+def test_speed_and_memory_of_a_file(file: Path) -> None:
+    """By llama.cpp's own clock: what it tells is no more than what the call takes."""
+    engine = Llama(file, threads=1)
+    began = time.perf_counter()
+    prompt_s, decode_s = engine.timed(list(range(5, 45)), 8)
+    assert 0 < prompt_s + decode_s <= time.perf_counter() - began
+    said = CliRunner().invoke(app, ["evaluate", str(file), "--speed", "--json"])
+    [found] = json.loads(said.output).values()
+    assert found["new_tokens"] == 32
+    assert found["decode_tokens_per_s"] > 1
+    assert found["grown_bytes"] > 0.5 * file.stat().st_size
+
+
 def test_clear_errors(file: Path, stories: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(file.read_bytes()[:500_000])
@@ -75,9 +91,15 @@ def test_clear_errors(file: Path, stories: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="Modelfile exists"):
         tsotsallm.to_gguf(stories, tmp_path / "other.gguf", ollama=True)
     assert not (tmp_path / "other.gguf").exists()
-    said = CliRunner().invoke(app, ["evaluate", str(file), "--reference", "embedded", "--speed"])
+    said = CliRunner().invoke(app, ["evaluate", str(file), "--reference", "embedded", "--by-sweeps"])
     assert said.exit_code == 1
     assert "do not reach GGUF files" in said.output
+    said = CliRunner().invoke(app, ["evaluate", str(file), "--speed", "--reference", "embedded"])
+    assert said.exit_code == 1
+    assert "by themselves" in said.output
+    said = CliRunner().invoke(app, ["evaluate", "embedded", str(file), "--speed"])
+    assert said.exit_code == 1
+    assert "embedded is no GGUF file" in said.output
     for model in (stories, tmp_path / "stories.gguf"):
         with pytest.raises(CheckpointError, match="no chat template"):
             tsotsallm.Conversation(model)

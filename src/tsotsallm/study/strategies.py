@@ -119,7 +119,7 @@ class BySampler(Strategy):
         self.storage.unlink(missing_ok=True)
         study = optuna.create_study(directions=["minimize"] * len(self.objectives), study_name="tsotsallm",
                                     storage=f"sqlite:///{self.storage}")
-        study.set_metric_names(list(self.objectives))
+        study.set_user_attr("objectives", list(self.objectives))
         distributions = {name: _distribution(optuna, domain) for name, domain in self.space.domains.items()}
         for trial in trials:
             values = values_of(trial.measures, self.objectives)
