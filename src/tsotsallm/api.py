@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.compression import Calibration, check_device, plan
 from tsotsallm.engine.generation import Sampling, pieces, stream_resident, turn_ends
 from tsotsallm.engine.llama import CacheType, Llama
+from tsotsallm.engine.llama import installed as llama_installed
 from tsotsallm.errors import CheckpointError, CorpusError, ExportError, MissingExtraError, StudyError, TsotsallmError
 from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
 from tsotsallm.evaluation.engines import CachePerplexity, cache_perplexities
@@ -287,7 +287,7 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
         answer["modelfile"] = str(write_modelfile(modelfile, path, found.adapter, checkpoint.spec.context))
     if verify:
         read_back(path)
-        if importlib.util.find_spec("xllamacpp") is None:
+        if not llama_installed():
             answer["notes"].append("not compared with llama.cpp, which is not installed: pip install 'tsotsallm[llama]'")
         else:
             with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

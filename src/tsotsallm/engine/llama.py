@@ -1,7 +1,9 @@
-"""A GGUF file in llama.cpp: its own server in xllamacpp, called in this process."""
+"""A GGUF file in llama.cpp: its own server, in xllamacpp and called in this process, or llama-server from the PATH."""
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +13,21 @@ import torch
 from torch import Tensor
 
 from tsotsallm.engine.generation import Sampling
+from tsotsallm.engine.server import HttpServer
 from tsotsallm.errors import CheckpointError, MissingExtraError, TsotsallmError
 
 CacheType = Literal["f32", "f16", "q8_0", "q4_0"]
 CACHE_BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 MOST_FORCED = 1e6
+
+
+def installed() -> bool:
+    """Whether llama.cpp can be asked here: in xllamacpp, or as llama-server."""
+    return _in_process() or shutil.which("llama-server") is not None
+
+
+def _in_process() -> bool:
+    return importlib.util.find_spec("xllamacpp") is not None
 
 
 class Llama:
@@ -25,9 +37,11 @@ class Llama:
                  threads: int | None = None) -> None:
         try:
             import gguf
-            import xllamacpp
         except ImportError as error:
             raise MissingExtraError(str(error.name), "llama", "running GGUF files") from None
+        self._program = None if _in_process() else shutil.which("llama-server")
+        if not installed():
+            raise MissingExtraError("xllamacpp (or llama-server on the PATH)", "llama", "running GGUF files")
         if kv not in get_args(CacheType):
             raise TsotsallmError(f"the key-value cache cannot be {kv!r}; it can be {', '.join(get_args(CacheType))}")
         for file in (path, *([adapter] if adapter else [])):
@@ -50,29 +64,39 @@ class Llama:
         self.context = context or known
         self.has_template = "tokenizer.chat_template" in fields
         self.cache_bytes_per_token = 2 * layers * heads * width * CACHE_BITS[kv] / 8
-        self._asked = asked = xllamacpp.CommonParams()
-        asked.model.path, asked.n_ctx, asked.n_parallel = str(path), self.context, 1
-        asked.verbosity, asked.warmup, asked.fit_params = -1, False, False
-        kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{kv.upper()}")
-        asked.cache_type_k = asked.cache_type_v = kind
-        attention = xllamacpp.llama_flash_attn_type
-        asked.flash_attn_type = (attention.LLAMA_FLASH_ATTN_TYPE_ENABLED if kv.startswith("q") else
-                                 attention.LLAMA_FLASH_ATTN_TYPE_DISABLED)
-        if threads is not None:
-            asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = threads
-        if adapter is not None:
-            asked.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+        self._adapter, self._threads = adapter, threads
 
     @cached_property
     def _server(self) -> Any:
         """The running engine: started when it is first asked something, since one that was never asked cannot be stopped."""
+        if self._program is not None:
+            return HttpServer(self._program, self._options())
         import xllamacpp
 
+        asked = xllamacpp.CommonParams()
+        asked.model.path, asked.n_ctx, asked.n_parallel = str(self.path), self.context, 1
+        asked.verbosity, asked.warmup, asked.fit_params = -1, False, False
+        asked.cache_type_k = asked.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{self.kv.upper()}")
+        attention = xllamacpp.llama_flash_attn_type
+        asked.flash_attn_type = (attention.LLAMA_FLASH_ATTN_TYPE_ENABLED if self.kv.startswith("q") else
+                                 attention.LLAMA_FLASH_ATTN_TYPE_DISABLED)
+        if self._threads is not None:
+            asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = self._threads
+        if self._adapter is not None:
+            asked.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(self._adapter), 1.0)]
         try:
-            return xllamacpp.Server(self._asked)
+            return xllamacpp.Server(asked)
         except RuntimeError as error:
             raise CheckpointError(f"llama.cpp cannot load {self.path} ({error}); is the file whole, its architecture known, "
                                   f"and {self.path.stat().st_size >> 20} MiB of memory free?") from None
+
+    def _options(self) -> list[str]:
+        """What llama-server is told: the same as xllamacpp."""
+        options = ["--model", str(self.path), "--ctx-size", str(self.context), "--parallel", "1", "--no-warmup",
+                   "--cache-type-k", self.kv, "--cache-type-v", self.kv, "--flash-attn",
+                   "on" if self.kv.startswith("q") else "off"]
+        options += ["--threads", str(self._threads)] if self._threads is not None else []
+        return options + (["--lora", str(self._adapter)] if self._adapter is not None else [])
 
     def complete(self, prompt: str | Sequence[int], tokens: int, sampling: Sampling | None = None,
                  heard: Callable[[str], None] | None = None) -> str:

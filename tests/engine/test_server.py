@@ -1,0 +1,100 @@
+"""llama-server from the PATH: asked over HTTP it answers as llama.cpp does in this process.
+
+The program on the PATH is a stand-in that understands llama-server's options and starts llama.cpp's own HTTP server, which
+xllamacpp holds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tsotsallm
+from tsotsallm.engine import llama
+from tsotsallm.engine.llama import Llama
+from tsotsallm.errors import CheckpointError, MissingExtraError
+
+pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
+
+PROGRAM = """#!{python}
+import argparse, signal, sys
+import xllamacpp
+parser = argparse.ArgumentParser()
+for name in ("model", "host", "cache-type-k", "cache-type-v", "flash-attn", "lora"):
+    parser.add_argument("--" + name)
+for name in ("ctx-size", "parallel", "port", "threads"):
+    parser.add_argument("--" + name, type=int)
+parser.add_argument("--no-warmup", action="store_true")
+told = parser.parse_args()
+asked = xllamacpp.CommonParams()
+asked.model.path, asked.n_ctx, asked.n_parallel = told.model, told.ctx_size, told.parallel
+asked.hostnames, asked.port, asked.warmup, asked.verbosity, asked.fit_params = [told.host], told.port, False, -1, False
+asked.cache_type_k = asked.cache_type_v = getattr(xllamacpp.ggml_type, "GGML_TYPE_" + told.cache_type_k.upper())
+kinds = xllamacpp.llama_flash_attn_type
+asked.flash_attn_type = (kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED if told.flash_attn == "on" else
+                         kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED)
+server = xllamacpp.Server(asked)
+signal.pause()
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    tsotsallm.to_gguf("embedded", path, dense="f32", verify=False)
+    return path
+
+
+@pytest.fixture
+def without_xllamacpp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A PATH that holds llama-server, and no xllamacpp to be found."""
+    real = importlib.util.find_spec
+
+    def find(name: str, *more: Any) -> Any:
+        return None if name == "xllamacpp" else real(name, *more)
+
+    monkeypatch.setattr(llama.importlib.util, "find_spec", find)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path / "llama-server"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script that Windows does not start")
+def test_a_server_process_answers_as_the_library_does(file: Path, without_xllamacpp: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    without_xllamacpp.write_text(PROGRAM.format(python=sys.executable))
+    without_xllamacpp.chmod(0o755)
+    ids = [0, 300, 301, 302, 303, 304]
+    outside = Llama(file, kv="f32")
+    assert outside._program == str(without_xllamacpp)
+    heard: list[str] = []
+    text = outside.complete("The ", 12, heard=heard.append)
+    likelihoods = list(outside.log_likelihoods(ids))
+    following = outside.next_log_probabilities(ids)
+    answer = outside.chat([{"role": "user", "content": "Who is this?"}], 8)
+    seconds = outside.timed(ids, 4)
+    process = outside._server._process
+    del outside
+    assert process.poll() is not None               # it ended with the object
+    monkeypatch.undo()
+    inside = Llama(file, kv="f32")
+    assert text == "".join(heard) == inside.complete("The ", 12)
+    assert likelihoods == pytest.approx(list(inside.log_likelihoods(ids)), abs=1e-5)
+    torch.testing.assert_close(following, inside.next_log_probabilities(ids), atol=1e-5, rtol=0)
+    assert answer == inside.chat([{"role": "user", "content": "Who is this?"}], 8)
+    assert all(one > 0 for one in seconds)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script that Windows does not start")
+def test_what_goes_wrong_is_told(file: Path, without_xllamacpp: Path) -> None:
+    with pytest.raises(MissingExtraError, match="llama-server on the PATH"):
+        Llama(file)
+    without_xllamacpp.write_text("#!/bin/sh\nexit 3\n")
+    without_xllamacpp.chmod(0o755)
+    with pytest.raises(CheckpointError, match="ended with code 3"):
+        Llama(file).complete("The ", 2)
