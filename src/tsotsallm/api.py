@@ -46,13 +46,13 @@ from tsotsallm.run import Result
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.study.fit import Fitted, target_of
-from tsotsallm.study.fit import Settings as FitSettings
 from tsotsallm.study.fit import fit as find_fit
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.spec import read_content as study_content
 from tsotsallm.study.spec import spec_from
 from tsotsallm.study.study import Found, open_study
 from tsotsallm.study.study import run_study as try_all
+from tsotsallm.study.units import Settings as FitSettings
 
 Given = ParamSpec("Given")
 

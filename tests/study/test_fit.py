@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,25 @@ from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import StudyError
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
+from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import whole_spec
 from tsotsallm.stages.allocation import candidates
 from tsotsallm.study import fit as fitting
-from tsotsallm.study.budget import Corrections, Measured, Structure, best_plans, corrected, plan_for, smallest
-from tsotsallm.study.fit import Settings, Target, fit, target_of
+from tsotsallm.study import units as measuring
+from tsotsallm.study.budget import (
+    Choices,
+    Corrections,
+    Limits,
+    Measured,
+    Plan,
+    Structure,
+    corrected,
+    plan_for,
+    smallest,
+    structures,
+)
+from tsotsallm.study.fit import Target, fit, target_of
+from tsotsallm.study.units import Settings
 
 pytest.importorskip("gguf", reason="gguf is in the extra [gguf]")
 
@@ -62,14 +77,14 @@ def test_a_plan_is_as_good_as_trying_every_combination(model: Path) -> None:
                for key in free]
     smaller = sum(min(size for size, _ in options) for options in choices)
     for budget in range(least, least + 6000, 1500):
-        plan = plan_for(Structure(), spec, model, measured, Corrections(), budget)
+        plan = plan_for(Structure(), spec, model, measured, Corrections(), Limits(budget))
         assert plan is not None
         assert plan.bytes <= budget
         best = min(sum(loss for _, loss in combination) for combination in itertools.product(*choices)
                    if sum(size for size, _ in combination) - smaller <= budget - least)
         largest_step = max(abs(a[1] - b[1]) for options in choices for a, b in itertools.pairwise(options))
         assert best - 1e-12 <= plan.grids_loss <= best + largest_step
-    assert plan_for(Structure(), spec, model, measured, Corrections(), least - 1) is None
+    assert plan_for(Structure(), spec, model, measured, Corrections(), Limits(least - 1)) is None
 
 
 def test_smaller_structures_take_over_when_bytes_run_out(model: Path) -> None:
@@ -77,12 +92,41 @@ def test_smaller_structures_take_over_when_bytes_run_out(model: Path) -> None:
     measured = units(spec)
     least, structure = smallest(spec, model, measured)
     assert structure == Structure((0, 1), 0.25)
-    plans = [best_plans(spec, model, measured, Corrections(), least + more, {}) for more in (0, 20_000, 150_000)]
-    assert plans[0][0].structure == structure
-    assert [plan[0].loss for plan in plans] == sorted((plan[0].loss for plan in plans), reverse=True)
-    assert plans[2][0].structure == Structure()
-    known = {Structure(): 9.0}
-    assert best_plans(spec, model, measured, Corrections(), least + 150_000, known)[0].structure != Structure()
+
+    def best(more: int) -> Plan:
+        plans = [plan_for(one, spec, model, measured, Corrections(), Limits(least + more)) for one in structures(measured)]
+        return min((plan for plan in plans if plan is not None), key=lambda plan: plan.loss)
+
+    plans = [best(more) for more in (0, 20_000, 150_000)]
+    assert plans[0].structure == structure
+    assert [plan.loss for plan in plans] == sorted((plan.loss for plan in plans), reverse=True)
+    assert plans[2].structure == Structure()
+
+
+def test_a_limit_of_seconds_is_kept_at_the_least_loss(model: Path) -> None:
+    """Against trying every combination of three matrices' grids."""
+    spec = whole_spec(Checkpoint.open(model))
+    torch.manual_seed(3)
+    measured = units(spec)
+    measured.seconds.update({"q2_k": 3e-9, "q3_k": 3e-9, "q4_0": 1e-9, "q4_1": 1.2e-9, "q5_0": 2e-9, "q5_1": 2.2e-9,
+                             "q8_0": 1.5e-9})
+    choices = Choices.of(Structure(), spec, model, measured)
+    some = list(choices.sizes)[:3]
+    few = replace(choices, fixed=0, sizes={key: choices.sizes[key] for key in some},
+                  losses={key: choices.losses[key] for key in some}, seconds={key: choices.seconds[key] for key in some})
+    budget = 3 * max(few.sizes[some[0]])
+    every = list(itertools.product(*(range(len(few.sizes[key])) for key in some)))
+    times = sorted(few.total(few.seconds, dict(zip(some, places, strict=True))) for places in every)
+    slack = max(abs(a - b) for key in some for a, b in itertools.pairwise(few.losses[key]))
+    for limit in (times[len(times) // 8], times[len(times) // 2]):
+        chosen = few.best(Limits(budget, limit))
+        assert chosen is not None
+        assert few.total(few.seconds, chosen) <= limit
+        assert few.total(few.sizes, chosen) <= budget
+        found = [few.total(few.losses, one) for one in (dict(zip(some, places, strict=True)) for places in every)
+                 if few.total(few.seconds, one) <= limit and few.total(few.sizes, one) <= budget]
+        assert few.total(few.losses, chosen) <= min(found) + slack
+    assert few.best(Limits(budget, times[0] / 2)) is None
 
 
 def test_corrections_are_mean_ratios_by_the_logarithm() -> None:
@@ -101,12 +145,31 @@ def test_a_fit_is_within_its_budget_and_measures_what_it_says(model: Path, text:
     content = json.loads((tmp_path / "out" / "fit.json").read_text("utf-8"))
     assert content["best"]["measured"] == found.best.measured
     assert not (tmp_path / "out" / "work").exists()
-    held_out = text.read_text("utf-8")[int(len(text.read_text("utf-8")) * (1 - fitting.HELD_OUT)):]
+    held_out = text.read_text("utf-8")[int(len(text.read_text("utf-8")) * (1 - measuring.HELD_OUT)):]
     again = evaluate_perplexity(Checkpoint.open(found.path), held_out, source="again", context=32, limit=8,
                                 reference=Checkpoint.open(model))
     assert again.kl == pytest.approx(found.best.measured, rel=1e-4)
     assert math.isclose(found.evaluation["kl"], again.kl, rel_tol=1e-6)
     assert any("round 0" in line and "predicted" in line for line in lines)
+
+
+def test_a_smaller_vocabulary_costs_what_the_text_costs_more(tmp_path: Path) -> None:
+    text = tmp_path / "keep.txt"
+    text.write_text(world_text(test=False, characters=30_000), "utf-8")
+    bench = measuring.Bench("embedded", Settings(None, (str(text),), windows=2, window=128, compared=6), tmp_path / "work",
+                            lambda _line: None)
+    found = bench._vocabulary()
+    assert bench.most == max(found) < 4096
+    assert list(found.values()) == sorted(found.values())
+    assert len(found) > 2
+    nats = []
+    for size in found:
+        original = bench.original(size).checkpoint
+        assert original.spec.vocabulary == size
+        one = evaluate_perplexity(original, bench.compared_text, source="again", context=128)
+        nats.append(one.loss * one.protocol.predicted_tokens)
+    tokens = bench.original(bench.most).tokens
+    assert list(found.values()) == pytest.approx([(one - nats[0]) / tokens for one in nats], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -131,7 +194,7 @@ def test_an_interrupted_fit_takes_over_what_was_measured(model: Path, text: Path
 def test_budgets_that_cannot_be_met_say_the_smallest_that_can(model: Path, text: Path, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     measured = units(whole_spec(Checkpoint.open(model)))
-    monkeypatch.setattr(fitting._Fit, "_measure", lambda _fit: (measured, []))
+    monkeypatch.setattr(measuring.Bench, "measure", lambda _bench, speed: (measured, []))
     with pytest.raises(StudyError, match=r"budget is 1 kB, but the smallest that this model can become here takes \d+"):
         fit(str(model), Target(1000), tmp_path / "out", settings(text), lambda _line: None)
     with pytest.raises(StudyError, match="one of them"):

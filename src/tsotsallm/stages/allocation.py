@@ -19,6 +19,8 @@ from tsotsallm.stages.base import LinearEdit
 from tsotsallm.streaming.statistics import Gram
 
 MIXED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
+CHEAPEST, DEAREST, HALVINGS = 1e-12, 1e12, 60
+"""Nats that a second may cost, and how often the range of prices is halved."""
 MIXED_WITH_ZEROS = ("q3_k", "q4_0", "q5_0", "q6_k", "q8_0")
 
 
@@ -88,6 +90,42 @@ def allocate(losses: Mapping[str, Sequence[float]], sizes: Mapping[str, Sequence
         chosen[name] = hulls[name][step + 1]
         offer(name, step + 1)
     return chosen
+
+
+def allocate_within(losses: Mapping[str, Sequence[float]], sizes: Mapping[str, Sequence[int]], budget: int,
+                    seconds: Mapping[str, Sequence[float]], limit: float) -> dict[str, int]:
+    """The same, with the sum of `seconds` at most `limit`: they are bought with loss at one price for all items (a Lagrange
+    multiplier, found by halving)."""
+    def at(price: float) -> tuple[dict[str, int], float]:
+        priced = {name: [loss + price * time for loss, time in zip(losses[name], seconds[name], strict=True)]
+                  for name in losses}
+        chosen = allocate(priced, sizes, budget)
+        return chosen, sum(seconds[name][choice] for name, choice in chosen.items())
+
+    chosen, taken = at(0.0)
+    if taken <= limit:
+        return chosen
+    low, high = CHEAPEST, DEAREST
+    chosen, taken = at(high)
+    if taken > limit:
+        raise RecipeError(f"a new token is expected to take {taken:.3g} s at best, but {limit:.3g} s is the limit; allow "
+                          "more, or remove layers, neurons or vocabulary first")
+    for _ in range(HALVINGS):
+        price = math.sqrt(low * high)
+        tried, taken = at(price)
+        low, high, chosen = (low, price, tried) if taken <= limit else (price, high, chosen)
+    return chosen
+
+
+def on_grid(grid: GgmlGrid, known: Mapping[str, float], bit: float) -> float:
+    """What is known of a grid, such as its loss; of one that is not known, from the nearest: a bit less is worth so many
+    times as much. 0 where nothing is known."""
+    if not known:
+        return 0.0
+    if grid.type in known:
+        return known[grid.type]
+    nearest = min(known, key=lambda name: abs(GgmlGrid(name).bits_per_weight - grid.bits_per_weight))
+    return float(known[nearest] * bit ** (GgmlGrid(nearest).bits_per_weight - grid.bits_per_weight))
 
 
 def _hull(sizes: Sequence[int], losses: Sequence[float]) -> list[int]:

@@ -22,7 +22,7 @@ from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.gptq import gptq, visiting_order
 from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
 from tsotsallm.numerics.rounding import OUTPUTS, block_order, round_plainly, round_to_blocks
-from tsotsallm.stages.allocation import MIXED, Probe, allocate, candidates
+from tsotsallm.stages.allocation import MIXED, Probe, allocate, allocate_within, candidates, on_grid
 from tsotsallm.stages.base import LinearEdit, Workplace, decided_later
 from tsotsallm.stages.ends import end_losses, end_modules, head_gram
 from tsotsallm.stages.selection import Selection, places_of
@@ -77,6 +77,9 @@ class Quantize(LinearEdit):
     bits_per_weight, file_bytes
                 every matrix gets a grid of GGUF's of its own, embeddings and head included, so that the loss grows least
                 within so many bits a weight, or so many bytes of the GGUF file: a survey measures each on each grid
+    grid_seconds, token_seconds
+                seconds that a weight takes in a new token on each grid, as measured on some machine, and how many seconds
+                all matrices may take together: the budget is spent within that
     passes      how often scales and codes of GGUF's grids are chosen anew with all others as they stand
     lose_zeros  take a grid with a minimum for a pruned model, although it does not hold all zeros
     keep        {graph: FILE, share: 0.2, bits: 8}: linears that a domain needs most keep more bits (see `adapt.select`)
@@ -98,6 +101,8 @@ class Quantize(LinearEdit):
     ends: Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"] | None = None
     bits_per_weight: float | None = None
     file_bytes: int | str | None = None
+    grid_seconds: dict[str, float] = field(default_factory=dict)
+    token_seconds: float | None = None
     passes: int = 2
     lose_zeros: bool = False
     keep: dict[Any, Any] = field(default_factory=dict)
@@ -120,6 +125,12 @@ class Quantize(LinearEdit):
             raise RecipeError(f"quantize.bits_per_weight is {self.bits_per_weight}; it takes more than 1, at most 16")
         if self.file_bytes is not None and bytes_from_text(str(self.file_bytes), "quantize.file_bytes") < 1:
             raise RecipeError(f"quantize.file_bytes is {self.file_bytes}; it takes bytes, such as 700MB")
+        if (self.token_seconds is not None) != bool(self.grid_seconds) or (self.grid_seconds and not self.mixed):
+            raise RecipeError("quantize.grid_seconds and token_seconds go together, with a budget; give both, or "
+                              "neither")
+        if any(name not in LAYOUTS or not seconds > 0 for name, seconds in self.grid_seconds.items()):
+            raise RecipeError(f"quantize.grid_seconds is {self.grid_seconds!r}; it takes grids of GGUF's with seconds "
+                              "above 0")
         if self.on_gguf and (self.bits, self.group, self.symmetric, self.act_order) != (4, None, True, True):
             raise RecipeError(f"quantize.grid {self.grid} has its own bits, groups and order; leave bits, group, symmetric "
                               "and act_order out")
@@ -180,7 +191,8 @@ class Quantize(LinearEdit):
 
     @property
     def measured_by(self) -> list[Any]:
-        return [self.name, self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None}]
+        return [self.name, self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None,
+                                           "grid_seconds": {}, "token_seconds": None}]
 
     @property
     def surveys(self) -> bool:
@@ -206,7 +218,13 @@ class Quantize(LinearEdit):
         fixed = sum(math.prod(shape) * 2 for key, shape in shapes.items() if not grids[key])
         sizes = {key: [grid.stored_bytes(*shapes[key]) for grid in grids[key]] for key in shapes if grids[key]}
         matrices = self._matrix_bytes(view.spec, view.checkpoint.directory)
-        chosen = allocate({key: notes[key] for key in sizes}, sizes, matrices - fixed)
+        losses = {key: notes[key] for key in sizes}
+        if self.token_seconds is None:
+            chosen = allocate(losses, sizes, matrices - fixed)
+        else:
+            seconds = {key: [math.prod(shapes[key]) * on_grid(grid, self.grid_seconds, 1.0) for grid in grids[key]]
+                       for key in sizes}
+            chosen = allocate_within(losses, sizes, matrices - fixed, seconds, self.token_seconds)
         used = sum(sizes[key][choice] for key, choice in chosen.items()) + fixed
         return {"grids": {key: grids[key][choice].type for key, choice in chosen.items()},
                 "predicted_loss": sum(notes[key][choice] for key, choice in chosen.items()),

@@ -1,43 +1,53 @@
-"""The best use of a budget over everything at once: layers, widths, and the bits of every matrix."""
+"""The best use of a budget over everything at once: vocabulary, layers, widths, and the bits of every matrix."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from tsotsallm.errors import RecipeError
-from tsotsallm.numerics.ggml import GgmlGrid
-from tsotsallm.stages.allocation import allocate, candidates
+from tsotsallm.stages.allocation import allocate, allocate_within, candidates, on_grid
 from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import other_bytes
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a model is before its matrices get their grids: the layers that go, and the share of neurons."""
+    """What a model is before its matrices get their grids: tokens kept, layers that go, the share of neurons that goes.
+
+    vocabulary  tokens; None: all
+    """
 
     removed: tuple[int, ...] = ()
     narrower: float = 0.0
+    vocabulary: int | None = None
 
     @property
     def name(self) -> str:
-        parts = [f"{len(self.removed)} layers fewer"] if self.removed else []
+        parts = [f"{self.vocabulary} tokens"] if self.vocabulary is not None else []
+        parts += [f"{len(self.removed)} layer{'s' if len(self.removed) > 1 else ''} fewer"] if self.removed else []
         parts += [f"{self.narrower:.0%} fewer neurons"] if self.narrower else []
         return ", ".join(parts) or "all layers and neurons"
 
     def spec(self, whole: ModelSpec) -> ModelSpec:
         found = whole.with_layers(whole.layers - len(self.removed))
+        if self.vocabulary is not None:
+            found = ModelSpec(found.config | {"vocab_size": self.vocabulary}, found.quantization, found.layer_order)
         return Neurons(feed_forward=self.narrower).spec_after(found) if self.narrower else found
 
-    def stages(self, layers: int) -> list[Any]:
-        """The stages that make it."""
+    def stages(self, layers: int, keep: Sequence[str] = ()) -> list[Any]:
+        """The stages that make it; `keep` are the texts whose tokens stay."""
         kept = [layer for layer in range(layers) if layer not in self.removed]
-        found: list[Any] = [{"layers": {"order": kept}}] if self.removed else []
+        found: list[Any] = []
+        if self.vocabulary is not None:
+            found.append({"vocabulary": {"keep": list(keep), "size": self.vocabulary}})
+        if self.removed:
+            found.append({"layers": {"order": kept}})
         return found + ([{"neurons": {"feed_forward": self.narrower}}] if self.narrower else [])
 
 
@@ -45,34 +55,55 @@ class Structure:
 class Measured:
     """What units cost and hurt, each by itself, in nats a token (KL divergence).
 
-    order    layers, that whose removal hurts least first
-    depth    loss with the first k of them removed, for k from 0 on
-    width    share of neurons -> loss
-    grids    `layer.linear`, embeddings or head -> grid -> loss
+    order       layers, that whose removal hurts least first
+    depth       loss with the first k of them removed, for k from 0 on
+    width       share of neurons -> loss
+    grids       `layer.linear`, embeddings or head -> grid -> loss
+    vocabulary  tokens -> loss; empty where all are kept
+    alone       layer -> what the loss rises by without it alone
+    seconds     grid -> seconds that one weight takes in a new token on this machine, where speed matters
     """
 
     order: tuple[int, ...]
     depth: tuple[float, ...]
     width: dict[float, float]
     grids: dict[str, dict[str, float]]
+    vocabulary: dict[int, float] = field(default_factory=dict)
+    alone: dict[int, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def structure_loss(self, structure: Structure) -> float:
+        """The sum of what its units cost."""
+        tokens = self.vocabulary[structure.vocabulary] if structure.vocabulary is not None else 0.0
+        return tokens + self.depth[len(structure.removed)] + self.width[structure.narrower]
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """How measured losses compare with the sums of those of units: for structure and for grids."""
+    """How what was measured compares with the sums of units: loss of structure, loss of grids, seconds a token."""
 
     structure: float = 1.0
     grids: float = 1.0
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate must not exceed: bytes of the file, seconds a new token takes."""
+
+    bytes: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to use a budget, and the loss that is expected of it."""
+    """A way to use a budget, and what is expected of it: nats a token, seconds a token."""
 
     structure: Structure
     bytes: int
     structure_loss: float
     grids_loss: float
+    seconds: float | None = None
 
     @property
     def loss(self) -> float:
@@ -80,89 +111,82 @@ class Plan:
 
 
 def structures(measured: Measured) -> Iterator[Structure]:
-    """Every combination of depth and width that was measured."""
-    for removed in range(len(measured.depth)):
-        for narrower in sorted(measured.width):
-            yield Structure(tuple(sorted(measured.order[:removed])), narrower)
+    """Every combination of vocabulary, depth and width that was measured."""
+    sizes: list[int | None] = [*sorted(measured.vocabulary, reverse=True)] or [None]
+    for vocabulary in sizes:
+        for removed in range(len(measured.depth)):
+            for narrower in sorted(measured.width):
+                yield Structure(tuple(sorted(measured.order[:removed])), narrower, vocabulary)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the matrices of a structure can take: per matrix and grid its bytes, its loss, its seconds; and fixed bytes."""
+
+    fixed: int
+    sizes: dict[str, list[int]]
+    losses: dict[str, list[float]]
+    seconds: dict[str, list[float]]
+
+    @classmethod
+    def of(cls, structure: Structure, whole: ModelSpec, directory: Path, measured: Measured) -> Choices:
+        """What a narrower linear loses on a grid is its share of what the whole one does."""
+        spec = structure.spec(whole)
+        kept = [layer for layer in range(whole.layers) if layer not in structure.removed]
+        shapes: dict[str, tuple[tuple[int, int], float]] = {}
+        for layer, original in enumerate(kept):
+            before = linear_shapes(whole, original)
+            shapes |= {f"{original}.{name}": (shape, math.prod(shape) / math.prod(before[name]))
+                       for name, shape in linear_shapes(spec, layer).items()}
+        for end in (EMBEDDING, HEAD)[:1 if spec.tied else 2]:
+            shapes[end.removesuffix(".weight")] = ((spec.vocabulary, spec.hidden), 1.0)
+        found = cls(other_bytes(spec, directory) + sum(2 * math.prod(shape) for shape, _ in shapes.values()
+                                                       if not candidates(shape[1])), {}, {}, {})
+        for key, (shape, share) in shapes.items():
+            if grids := candidates(shape[1]):
+                known = measured.grids.get(key, {})
+                found.sizes[key] = [grid.stored_bytes(*shape) for grid in grids]
+                found.losses[key] = [share * on_grid(grid, known, 4.0) for grid in grids]
+                found.seconds[key] = [math.prod(shape) * on_grid(grid, measured.seconds, 1.0) for grid in grids]
+        return found
+
+    @property
+    def smallest(self) -> int:
+        return self.fixed + sum(min(sizes) for sizes in self.sizes.values())
+
+    def best(self, limits: Limits) -> dict[str, int] | None:
+        """The grid of every matrix, by place, that loses least within the limits; None where none is within."""
+        budget = limits.bytes - self.fixed
+        try:
+            if limits.seconds is None:
+                return allocate(self.losses, self.sizes, budget)
+            return allocate_within(self.losses, self.sizes, budget, self.seconds, limits.seconds)
+        except RecipeError:
+            return None
+
+    @staticmethod
+    def total(of: Mapping[str, Sequence[float]], chosen: Mapping[str, int]) -> float:
+        return sum(of[key][place] for key, place in chosen.items())
 
 
 def plan_for(structure: Structure, whole: ModelSpec, directory: Path, measured: Measured, corrections: Corrections,
-             budget: int) -> Plan | None:
-    """The best grids for a structure within a budget of bytes; None where even the smallest do not fit.
-
-    What a narrower linear loses on a grid is its share of what the whole one does.
-    """
-    spec = structure.spec(whole)
-    kept = [layer for layer in range(whole.layers) if layer not in structure.removed]
-    shapes: dict[str, tuple[tuple[int, int], dict[str, float], float]] = {}
-    for layer, original in enumerate(kept):
-        before = linear_shapes(whole, original)
-        for name, shape in linear_shapes(spec, layer).items():
-            share = math.prod(shape) / math.prod(before[name])
-            shapes[f"{original}.{name}"] = (shape, measured.grids.get(f"{original}.{name}", {}), share)
-    for end in (EMBEDDING, HEAD)[:1 if spec.tied else 2]:
-        module = end.removesuffix(".weight")
-        shapes[module] = ((spec.vocabulary, spec.hidden), measured.grids.get(module, {}), 1.0)
-    sizes: dict[str, list[int]] = {}
-    losses: dict[str, list[float]] = {}
-    fixed = other_bytes(spec, directory)
-    for key, (shape, known, share) in shapes.items():
-        grids = candidates(shape[1])
-        if not grids:
-            fixed += 2 * math.prod(shape)
-            continue
-        sizes[key] = [grid.stored_bytes(*shape) for grid in grids]
-        losses[key] = [share * _loss_on(grid, known) for grid in grids]
-    try:
-        chosen = allocate(losses, sizes, budget - fixed)
-    except RecipeError:
+             limits: Limits) -> Plan | None:
+    """The best grids for a structure within some limits; None where even the smallest or fastest are not."""
+    choices = Choices.of(structure, whole, directory, measured)
+    allowed = limits.seconds / corrections.seconds if limits.seconds is not None else None
+    chosen = choices.best(Limits(limits.bytes, allowed))
+    if chosen is None:
         return None
-    used = fixed + sum(sizes[key][place] for key, place in chosen.items())
-    lost = sum(losses[key][place] for key, place in chosen.items())
-    return Plan(structure, used, corrections.structure * _structure_loss(structure, measured), corrections.grids * lost)
+    seconds = corrections.seconds * choices.total(choices.seconds, chosen) if measured.seconds else None
+    return Plan(structure, choices.fixed + int(choices.total(choices.sizes, chosen)),
+                corrections.structure * measured.structure_loss(structure),
+                corrections.grids * choices.total(choices.losses, chosen), seconds)
 
 
 def smallest(whole: ModelSpec, directory: Path, measured: Measured) -> tuple[int, Structure]:
     """The fewest bytes that any structure takes on its smallest grids."""
-    found = []
-    for structure in structures(measured):
-        spec = structure.spec(whole)
-        total = other_bytes(spec, directory)
-        for layer in range(spec.layers):
-            for shape in linear_shapes(spec, layer).values():
-                grids = candidates(shape[1])
-                total += min((grid.stored_bytes(*shape) for grid in grids), default=2 * math.prod(shape))
-        ends = candidates(spec.hidden)
-        total += (1 if spec.tied else 2) * min((grid.stored_bytes(spec.vocabulary, spec.hidden) for grid in ends),
-                                               default=2 * spec.vocabulary * spec.hidden)
-        found.append((total, structure))
-    return min(found, key=lambda one: one[0])
-
-
-def best_plans(whole: ModelSpec, directory: Path, measured: Measured, corrections: Corrections, budget: int,
-               known: Mapping[Structure, float]) -> list[Plan]:
-    """Plans for all structures, the least expected loss first; those that were built count with their measured structure."""
-    found = []
-    for structure in structures(measured):
-        plan = plan_for(structure, whole, directory, measured, corrections, budget)
-        if plan is not None:
-            found.append(replace(plan, structure_loss=known[structure]) if structure in known else plan)
-    return sorted(found, key=lambda plan: plan.loss)
-
-
-def _structure_loss(structure: Structure, measured: Measured) -> float:
-    return measured.depth[len(structure.removed)] + measured.width[structure.narrower]
-
-
-def _loss_on(grid: GgmlGrid, known: Mapping[str, float]) -> float:
-    """The loss on a grid; on one that was not measured, from that with the nearest bits (a bit is worth a factor of 4)."""
-    if not known:
-        return 0.0
-    if grid.type in known:
-        return known[grid.type]
-    nearest = min(known, key=lambda name: abs(GgmlGrid(name).bits_per_weight - grid.bits_per_weight))
-    finer = GgmlGrid(nearest).bits_per_weight - grid.bits_per_weight
-    return known[nearest] * math.exp(math.log(4) * finer)
+    return min(((Choices.of(structure, whole, directory, measured).smallest, structure)
+                for structure in structures(measured)), key=lambda one: one[0])
 
 
 def corrected(pairs: Sequence[tuple[float, float]]) -> float:

@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import write_json
-from tsotsallm.compression import Calibration, calibration_text, compress, with_vocabulary
 from tsotsallm.errors import StudyError
 from tsotsallm.evaluation.cost import devices, measure_gguf_speed
-from tsotsallm.evaluation.perplexity import evaluate_perplexity, evaluation_corpus, kept_states, window_features
+from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.export.verify import read_back
 from tsotsallm.machine import human_bytes
-from tsotsallm.planning import whole_spec
-from tsotsallm.recipe import Recipe
-from tsotsallm.stages.neurons import Neurons
-from tsotsallm.store import Store
-from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.corpus import calibration as windows_of
-from tsotsallm.streaming.score import leave_one_out_losses
-from tsotsallm.study.budget import Corrections, Measured, Plan, Structure, best_plans, corrected, smallest
+from tsotsallm.stages.quantize import other_bytes
+from tsotsallm.study.budget import (
+    Corrections,
+    Limits,
+    Measured,
+    Plan,
+    Structure,
+    corrected,
+    plan_for,
+    smallest,
+    structures,
+)
+from tsotsallm.study.units import Bench, Say, Settings, plain_units
 
-HELD_OUT = 0.15
-"""Share of the calibration text that candidates are compared on, and that nothing is calibrated on."""
-WIDTHS = (0.25, 1 / 3, 0.5)
-HOPELESS = 2.0
-"""Layers are removed no further once that costs so many nats a token."""
-WORTH = 0.98
-"""Another structure is built only if it is expected to lose less than this share of what the best one does."""
 HOLDS = 0.15
 """A prediction holds when it is no further than this share from what is measured."""
+UNSURE = 0.3
+"""How far predictions are thought to be off, by the logarithm, before the first candidate was measured."""
 MOST_ROUNDS = 8
-MEASURING = 0.35
-"""Share of the time that measuring units may take before it becomes coarser."""
+ATTEMPTS = 4
+"""How often a candidate is put on other grids so that its file uses the budget."""
+USED = 0.995
+"""A budget counts as used from this share on."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class Round:
     measured_structure: float
     bytes: int
     decode_tokens_per_s: float | None
+    predicted_tokens_per_s: float | None
     seconds: float
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,23 +87,7 @@ class Fitted:
     evaluation: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        plain = asdict(self) | {"path": str(self.path), "gguf": str(self.gguf)}
-        plain["measured"]["width"] = {str(share): loss for share, loss in self.measured.width.items()}
-        return plain
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a fit works: texts, how much of them, how long."""
-
-    calibration: str | None = None
-    keep_text: tuple[str, ...] = ()
-    windows: int = 32
-    window: int = 512
-    seed: int = 0
-    compared: int = 16
-    minutes: float = 60.0
-    recover: tuple[Any, ...] = ()
+        return asdict(self) | {"path": str(self.path), "gguf": str(self.gguf), "measured": plain_units(self.measured)}
 
 
 def target_of(spec_bytes_per_token: int, *, device: str | None, size: int | None, faster_than: float | None,
@@ -123,242 +106,194 @@ def target_of(spec_bytes_per_token: int, *, device: str | None, size: int | None
     return Target(int(known[device]["weight_bytes"]) - context * spec_bytes_per_token, faster_than, device)
 
 
-def fit(model: str, target: Target, out: Path, settings: Settings | None = None,
-        say: Callable[[str], None] = print) -> Fitted:
+def fit(model: str, target: Target, out: Path, settings: Settings | None = None, say: Say = print) -> Fitted:
     """Write the best model found for a target to OUT/model and OUT/model.gguf; what was found on the way to OUT/fit.json.
 
-    What an interrupted fit measured and built stays in OUT/work and is taken over.
+    What an interrupted fit measured and built stays in OUT/work and is taken over; what units cost and hurt is kept in the
+    cache for other targets.
     """
     if (out / "model").exists():
         raise StudyError(f"{out / 'model'} exists already; choose another name with -o, or delete it first")
-    return _Fit(model, target, out, settings or Settings(), say).run()
+    return _Fit(Bench(model, settings or Settings(), out / "work", say), target, out).run()
 
 
 class _Fit:
     """One fit while it goes on."""
 
-    def __init__(self, model: str, target: Target, out: Path, settings: Settings, say: Callable[[str], None]) -> None:
-        self.model, self.target, self.out, self.settings, self.say = model, target, out, settings, say
-        self.began = time.monotonic()
-        self.work = out / "work"
-        self.work.mkdir(parents=True, exist_ok=True)
-        self.store = Store(self.work / "store", 1 << 40)
-        self.vocabulary = [{"vocabulary": {"keep": list(settings.keep_text)}}] if settings.keep_text else []
-        source = Checkpoint.open(model)
-        self.checkpoint = with_vocabulary(source, Recipe.parse(self.vocabulary)) if self.vocabulary else source
-        self.whole = whole_spec(self.checkpoint)
-        self.directory = source.directory
-        self._prepare_texts(source)
-        self.device = torch.device("cpu")
-
-    @property
-    def minutes_gone(self) -> float:
-        return (time.monotonic() - self.began) / 60
-
-    def _prepare_texts(self, source: Checkpoint) -> None:
-        """Part the text: what is calibrated on, and what candidates are compared on."""
-        texts = self.settings.keep_text if self.settings.keep_text and self.settings.calibration is None else ()
-        if texts:
-            text = "\n".join(Path(name).read_text("utf-8") for name in texts)
-        else:
-            text, _ = calibration_text(source, Calibration(self.settings.calibration, self.settings.windows,
-                                                           self.settings.window, self.settings.seed))
-        cut = int(len(text) * (1 - HELD_OUT))
-        self.calibration = self.work / "calibration.txt"
-        self.calibration.write_text(text[:cut], "utf-8")
-        self.compared_text = text[cut:]
-        tokenizer = self.checkpoint.tokenizer()
-        corpus = evaluation_corpus(self.compared_text, tokenizer, self.settings.window, "windows", "held-out text")
-        self.compared = corpus.first(self.settings.compared)
-        self.corpus = windows_of(text[:cut], tokenizer, windows=self.settings.windows, length=self.settings.window,
-                                 seed=self.settings.seed, source="calibration text")
-
-    # -- measuring units ----------------------------------------------------------------------------------------------
+    def __init__(self, bench: Bench, target: Target, out: Path) -> None:
+        self.bench, self.target, self.out, self.say = bench, target, out, bench.say
+        self.directory = bench.source.directory
+        self.rounds: list[Round] = []
+        self.paths: dict[int, Path] = {}
+        self.last: dict[Structure, Round] = {}      # the last candidate of each structure
+        self.beyond: dict[int | None, int] = {}     # bytes of the files beyond what was counted, by vocabulary
+        self.corrections = Corrections()
+        self.structure_pairs: list[tuple[float, float]] = []
+        self.grid_pairs: list[tuple[float, float]] = []
+        self.speed_pairs: list[tuple[float, float]] = []
 
     def run(self) -> Fitted:
-        measured, probe = self._measure()
-        least, structure = smallest(self.whole, self.directory, measured)
+        measured, self.grid_pairs = self.bench.measure(speed=self.target.faster_than is not None)
+        least, structure = smallest(self.bench.whole, self.directory, measured)
         if least > self.target.bytes:
+            more = "" if self.bench.most is not None else ", or cut the vocabulary with --keep-text FILE"
             raise StudyError(f"the budget is {human_bytes(self.target.bytes)}, but the smallest that this model can become "
                              f"here takes {human_bytes(least)} ({structure.name}, every matrix on its smallest grid); give "
-                             "more" + ("" if self.vocabulary else ", or cut the vocabulary with --keep-text FILE"))
-        return self._search(measured, probe)
-
-    def _measure(self) -> tuple[Measured, list[tuple[float, float]]]:
-        known = self.work / "units.json"
-        if known.exists():
-            plain = json.loads(known.read_text("utf-8"))
-            self.say("taking over what was measured before")
-            return Measured(tuple(plain["order"]), tuple(plain["depth"]), {float(share): loss for share, loss in
-                            plain["width"].items()}, plain["grids"]), [tuple(pair) for pair in plain["probe"]]
-        order, depth = self._depth()
-        grids, probe = self._grids()
-        width = self._width()
-        measured = Measured(order, depth, width, grids)
-        write_json(known, asdict(measured) | {"width": {str(share): loss for share, loss in width.items()}, "probe": probe})
-        return measured, probe
-
-    def _kl(self, view: View) -> tuple[float, float]:
-        """KL divergence from the original on the text that candidates are compared on, and its standard error."""
-        original = View.of(self.checkpoint)
-        states = kept_states(original, self.compared, self._reference(), self.device, lambda _what, _share: None)
-        sums = window_features(view, self.compared, (original, states), self.device, self.work)
-        per_window = sums["kl"] / sums["tokens"]
-        error = float(per_window.std() / len(per_window) ** 0.5) if len(per_window) > 1 else 0.0
-        return float(sums["kl"].sum() / sums["tokens"].sum()), error
-
-    def _reference(self) -> Path:
-        folder = self.work / "reference"
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    def _depth(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Which layers go first, and the loss with the first k of them gone; ranked anew after each while time allows."""
-        view, layers = View.of(self.checkpoint), self.whole.layers
-        kept, gone, losses = list(range(layers)), list[int](), [0.0]
-        ranked: list[int] = []
-        some = Corpus(self.corpus.windows[:max(4, self.settings.windows // 4)], self.corpus.source)
-        while len(gone) < layers // 2:
-            if not ranked or self.minutes_gone < MEASURING / 2 * self.settings.minutes:
-                _, found = leave_one_out_losses(view.reordered(kept), some, list(range(len(kept))), self.work / "depth",
-                                                self.device, lambda _what, _share: None)
-                shutil.rmtree(self.work / "depth", ignore_errors=True)
-                ranked = [kept[place] for place in sorted(found, key=lambda place: (found[place], place))]
-            going = ranked.pop(0)
-            kept.remove(going)
-            gone.append(going)
-            losses.append(self._kl(view.reordered(kept))[0])
-            self.say(f"without layers {'+'.join(map(str, sorted(gone)))}: KL {losses[-1]:.4f}")
-            if losses[-1] > HOPELESS:
-                break
-        return tuple(gone), tuple(losses)
-
-    def _grids(self) -> tuple[dict[str, dict[str, float]], list[tuple[float, float]]]:
-        """What every matrix loses on every grid, and how the sum compares with a model that was built so."""
-        out = self._compressed("grids", [*self.vocabulary, {"quantize": {"bits_per_weight": 4.5}}])
-        decision = json.loads((out / "decision-1-quantize.json").read_text("utf-8"))
-        loss, _ = self._kl(View.of(Checkpoint.open(out)))
-        self.say(f"every matrix on a grid of its own, 4.5 bits: KL {loss:.4f} (predicted {decision['predicted_loss']:.4f})")
-        shutil.rmtree(out)
-        return decision["losses"], [(decision["predicted_loss"], loss)]
-
-    def _width(self) -> dict[float, float]:
-        """What shares of neurons cost."""
-        found, seen = {0.0: 0.0}, {self.whole.feed_forward}
-        for share in WIDTHS:
-            stage = Neurons(feed_forward=share)
-            if (left := stage.kept_neurons(self.whole)) in seen:
-                continue
-            seen.add(left)
-            out = self._compressed(f"width-{left}", [*self.vocabulary, {"neurons": {"feed_forward": share}}])
-            found[share], _ = self._kl(View.of(Checkpoint.open(out)))
-            self.say(f"{self.whole.feed_forward - left} of {self.whole.feed_forward} neurons fewer: KL {found[share]:.4f}")
-            shutil.rmtree(out)
-            if found[share] > HOPELESS or self.minutes_gone > MEASURING * self.settings.minutes:
-                break
-        return found
-
-    def _compressed(self, name: str, recipe: Sequence[Any]) -> Path:
-        out = self.work / name
-        if not (out / "config.json").exists():
-            compress(self.model, list(recipe), out, calibration=self.calibration, windows=self.settings.windows,
-                     window=self.settings.window, seed=self.settings.seed, store=self.store)
-        return out
-
-    # -- rounds -------------------------------------------------------------------------------------------------------
-
-    def _search(self, measured: Measured, probe: list[tuple[float, float]]) -> Fitted:
-        structure_pairs: list[tuple[float, float]] = []
-        grid_pairs = list(probe)
-        known: dict[Structure, float] = {}
-        rounds: list[Round] = []
-        places: dict[int, Path] = {}
-        budget = self.target.bytes
-        corrections = Corrections(1.0, corrected(grid_pairs))
-        while len(rounds) < MOST_ROUNDS:
-            plans = best_plans(self.whole, self.directory, measured, corrections, budget, known)
-            fresh = [plan for plan in plans if plan.structure not in known]
-            good = [one for one in rounds if self._meets(one)]
-            if not fresh or (good and fresh[0].loss > WORTH * min(one.measured for one in good)):
-                break
-            if rounds and self.minutes_gone > self.settings.minutes:
+                             f"more{more}")
+        self._correct()
+        while len(self.rounds) < MOST_ROUNDS and (plan := self._next(measured)) is not None:
+            if self.rounds and self.bench.minutes_gone > self.bench.settings.minutes:
                 self.say("the time is up")
                 break
-            one, path = self._build(len(rounds), fresh[0], budget)
-            rounds.append(one)
-            places[one.number] = path
-            known[fresh[0].structure] = one.measured_structure
-            if fresh[0].structure_loss > 0 and one.measured_structure > 0:
-                structure_pairs.append((fresh[0].structure_loss / corrections.structure, one.measured_structure))
-            grid_pairs.append((fresh[0].grids_loss / corrections.grids, max(one.measured - one.measured_structure, 1e-9)))
-            corrections = Corrections(corrected(structure_pairs), corrected(grid_pairs))
-            self._tell(one)
-            if self.target.faster_than and one.decode_tokens_per_s and one.decode_tokens_per_s < self.target.faster_than:
-                budget = int(budget * 0.98 * one.decode_tokens_per_s / self.target.faster_than)
-                known.clear()
-                self.say(f"too slow: the budget becomes {human_bytes(budget)}")
-        good = [one for one in rounds if self._meets(one)]
+            self._try(plan, measured)
+        good = [one for one in self.rounds if self._meets(one)]
         if not good:
-            fastest = max(one.decode_tokens_per_s or 0 for one in rounds)
-            raise StudyError(f"none of {len(rounds)} candidates makes {self.target.faster_than} tokens a second here; the "
-                             f"fastest made {fastest:.1f}; ask for less")
-        best = min(good, key=lambda one: one.measured)
-        return self._finish(best, rounds, places, measured, corrections)
+            asked = self.target.faster_than
+            made = f"the fastest of {len(self.rounds)} candidates made {self._fastest():.1f}" if self.rounds else (
+                "no candidate is expected to be nearly as fast")
+            raise StudyError(f"nothing of {human_bytes(self.target.bytes)} makes {asked} tokens a second here; {made}; ask "
+                             "for less")
+        return self._finish(min(good, key=lambda one: one.measured), measured)
+
+    # -- choosing -----------------------------------------------------------------------------------------------------
+
+    def _next(self, measured: Measured) -> Plan | None:
+        """The plan that is expected to lose least of those that are worth building; None where none is.
+
+        Worth building is what may well be better than the best so far: predictions are off by so much, by the logarithm, as
+        they were until now. A structure is built again only where it was too slow.
+        """
+        plans = [plan for structure in structures(measured) if (plan := self._plan(structure, measured)) is not None]
+        fresh = [plan for plan in plans if plan.structure not in self.last or self._slow(self.last[plan.structure])]
+        if not fresh:
+            return None
+        first = min(fresh, key=lambda plan: plan.loss)
+        good = [one.measured for one in self.rounds if self._meets(one)]
+        return first if not good or first.loss * math.exp(-self._unsure()) < min(good) else None
+
+    def _plan(self, structure: Structure, measured: Measured) -> Plan | None:
+        limits = Limits(self.target.bytes - self.beyond.get(structure.vocabulary, 0),
+                        None if self.target.faster_than is None else 1 / self.target.faster_than)
+        return plan_for(structure, self.bench.whole, self.directory, measured, self.corrections, limits)
+
+    def _unsure(self) -> float:
+        """How far the predictions of structures that were built are off from their common factor, by the logarithm."""
+        off = [math.log(one.measured / one.predicted) for one in self.rounds if one.measured > 0 and one.predicted > 0]
+        return math.sqrt(sum(one * one for one in off) / len(off)) / len(off) if off else UNSURE
+
+    def _slow(self, one: Round) -> bool:
+        return one.bytes <= self.target.bytes and not self._meets(one)
 
     def _meets(self, one: Round) -> bool:
         fast = self.target.faster_than is None or (one.decode_tokens_per_s or 0) >= self.target.faster_than
         return one.bytes <= self.target.bytes and fast
 
-    def _build(self, number: int, plan: Plan, budget: int) -> tuple[Round, Path]:
-        """Make a candidate, its GGUF file within the budget, and measure both its structure and the whole."""
-        began = time.monotonic()
-        made = [*self.vocabulary, *plan.structure.stages(self.whole.layers)]
-        recover = list(self.settings.recover) if plan.structure != Structure() else []
-        structure_loss = plan.structure_loss
-        if plan.structure.narrower or recover:
-            out = self._compressed(f"structure-{number}", [*made, *recover])
-            structure_loss, _ = self._kl(View.of(Checkpoint.open(out)))
-            shutil.rmtree(out)
-        wanted = budget
-        for attempt in range(4):
-            recipe = [*made, *recover, {"quantize": {"file_bytes": wanted}}]
-            out = self._compressed(f"round-{number}-{attempt}", recipe)
-            file = self.work / f"round-{number}.gguf"
-            file.unlink(missing_ok=True)
-            export_gguf(Checkpoint.open(out), file)
-            size = file.stat().st_size
-            if size <= budget:
-                break
-            shutil.rmtree(out)
-            wanted -= size - budget + (64 << attempt)
-        else:
-            raise StudyError(f"the file of {plan.structure.name} stays above {human_bytes(budget)} ({human_bytes(size)}); "
-                             "report this, with the model's name")
-        loss, error = self._kl(View.of(Checkpoint.open(out)))
-        speed = measure_gguf_speed(file).decode_tokens_per_s if self.target.faster_than else None
-        return Round(number, plan.structure.name, recipe, plan.loss, loss, error, plan.structure_loss, structure_loss, size,
-                     speed, round(time.monotonic() - began, 1)), out
+    def _fastest(self) -> float:
+        return max(one.decode_tokens_per_s or 0.0 for one in self.rounds)
 
-    def _tell(self, one: Round) -> None:
-        speed = "" if one.decode_tokens_per_s is None else f", {one.decode_tokens_per_s:.1f} tokens/s"
+    def _correct(self) -> None:
+        self.corrections = Corrections(corrected(self.structure_pairs), corrected(self.grid_pairs),
+                                       corrected(self.speed_pairs))
+
+    # -- building -----------------------------------------------------------------------------------------------------
+
+    def _try(self, plan: Plan, measured: Measured) -> None:
+        """Build a candidate, tell of it, and learn from it."""
+        before = self.corrections
+        one, path = self._build(len(self.rounds), plan, measured)
+        self.rounds.append(one)
+        self.paths[one.number] = path
+        self.last[plan.structure] = one
+        if plan.structure_loss > 0 and one.measured_structure > 0:
+            self.structure_pairs.append((plan.structure_loss / before.structure, one.measured_structure))
+        self.grid_pairs.append((plan.grids_loss / before.grids, max(one.measured - one.measured_structure, 1e-9)))
+        if plan.seconds is not None and one.decode_tokens_per_s:
+            self.speed_pairs.append((plan.seconds / before.seconds, 1 / one.decode_tokens_per_s))
+        self._correct()
+        speed = "" if one.decode_tokens_per_s is None else f", {one.decode_tokens_per_s:.1f} tokens/s" + (
+            f" (predicted {one.predicted_tokens_per_s:.1f})" if one.predicted_tokens_per_s else "")
         self.say(f"round {one.number}: {one.structure}: predicted {one.predicted:.4f}, measured {one.measured:.4f} ± "
                  f"{one.error:.4f}, {human_bytes(one.bytes)}{speed} ({one.seconds:.0f} s)")
 
-    def _finish(self, best: Round, rounds: list[Round], places: dict[int, Path], measured: Measured,
-                corrections: Corrections) -> Fitted:
-        kept = self.out / "model.gguf"
-        file = self.work / f"round-{best.number}.gguf"
+    def _build(self, number: int, plan: Plan, measured: Measured) -> tuple[Round, Path]:
+        """Make a candidate, its GGUF file within the budget and as near to it as it goes, and measure it."""
+        began, bench, size = time.monotonic(), self.bench, plan.structure.vocabulary
+        made = plan.structure.stages(bench.whole.layers, bench.settings.keep_text)
+        recover = list(bench.settings.recover) if plan.structure.removed or plan.structure.narrower else []
+        structure_loss = plan.structure_loss
+        if plan.structure.narrower or recover:
+            out = bench.compressed([*made, *recover])
+            structure_loss = self._lost(out, plan.structure, measured)[0]
+            shutil.rmtree(out)
+        grids: dict[str, Any] = {}
+        if plan.seconds is not None:
+            assert self.target.faster_than is not None
+            grids = {"grid_seconds": measured.seconds,
+                     "token_seconds": 1 / self.target.faster_than / self.corrections.seconds}
+        best: tuple[Path, int, list[Any]] | None = None
+        for attempt in range(ATTEMPTS):
+            wanted = self.target.bytes - self.beyond.get(size, 0)
+            recipe = [*made, *recover, {"quantize": {"file_bytes": wanted} | grids}]
+            if best is not None and recipe == best[2]:
+                break
+            out, taken = self._written(number, recipe, plan.structure)
+            if taken <= self.target.bytes and (best is None or taken > best[1]):
+                if best is not None:
+                    shutil.rmtree(best[0])
+                best = out, taken, recipe
+            else:
+                shutil.rmtree(out)
+            if best is not None and (taken > USED * self.target.bytes or attempt):
+                break
+        if best is None:
+            raise StudyError(f"the file of {plan.structure.name} stays above {human_bytes(self.target.bytes)}; report this, "
+                             "with the model's name")
+        out, taken, recipe = best
+        file = self._exported(number, out)
+        loss, error = self._lost(out, plan.structure, measured)
+        speed = measure_gguf_speed(file).decode_tokens_per_s if self.target.faster_than else None
+        return Round(number, plan.structure.name, recipe, plan.loss, loss, error, plan.structure_loss, structure_loss, taken,
+                     speed, None if plan.seconds is None else 1 / plan.seconds, round(time.monotonic() - began, 1)), out
+
+    def _written(self, number: int, recipe: Sequence[Any], structure: Structure) -> tuple[Path, int]:
+        """A candidate on disk and the bytes of its file; what files of its vocabulary hold beyond what was counted."""
+        out = self.bench.compressed(recipe)
+        file = self._exported(number, out)
+        decision = json.loads(next(out.glob("decision-*-quantize.json")).read_text("utf-8"))
+        counted = decision["bytes"] + other_bytes(structure.spec(self.bench.whole), self.directory)
+        self.beyond[structure.vocabulary] = file.stat().st_size - counted
+        return out, file.stat().st_size
+
+    def _lost(self, path: Path, structure: Structure, measured: Measured) -> tuple[float, float]:
+        """Nats a token of the largest vocabulary that a candidate loses in all, and the standard error."""
+        loss, error = self.bench.loss_of(path, structure.vocabulary)
+        share = self.bench.original(structure.vocabulary).tokens / self.bench.original(self.bench.most).tokens
+        tokens = measured.vocabulary.get(structure.vocabulary, 0.0) if structure.vocabulary is not None else 0.0
+        return tokens + share * loss, share * error
+
+    def _exported(self, number: int, path: Path) -> Path:
+        file = self._file(number)
+        file.unlink(missing_ok=True)
+        export_gguf(Checkpoint.open(path), file)
+        return file
+
+    def _file(self, number: int) -> Path:
+        return self.bench.work / f"round-{number}.gguf"
+
+    def _finish(self, best: Round, measured: Measured) -> Fitted:
+        kept, file, path = self.out / "model.gguf", self._file(best.number), self.paths[best.number]
         read_back(file)
-        found = evaluate_perplexity(Checkpoint.open(places[best.number]), self.compared_text, source="held-out text",
-                                    context=self.settings.window, limit=self.settings.compared,
-                                    reference=Checkpoint.open(self.model), name="fitted", reference_name=self.model)
+        settings = self.bench.settings
+        found = evaluate_perplexity(Checkpoint.open(path), self.bench.compared_text, source="held-out text",
+                                    context=settings.window, reference=Checkpoint.open(self.bench.model), name="fitted",
+                                    reference_name=self.bench.model)
         holds = abs(best.predicted - best.measured) <= HOLDS * best.measured
         file.replace(kept)
-        places[best.number].replace(self.out / "model")
+        path.replace(self.out / "model")
         evaluation = {key: value for key, value in found.plain().items() if key != "fits"}
-        fitted = Fitted(self.out / "model", kept, self.target, best, tuple(rounds), measured, corrections, holds,
-                        round(time.monotonic() - self.began, 1), evaluation)
-        write_json(self.out / "fit.json", fitted.plain() | {"model": self.model, "source": self.checkpoint.fingerprint(),
-                                                            "settings": asdict(self.settings)})
-        shutil.rmtree(self.work)
+        fitted = Fitted(self.out / "model", kept, self.target, best, tuple(self.rounds), measured, self.corrections, holds,
+                        round(60 * self.bench.minutes_gone, 1), evaluation)
+        write_json(self.out / "fit.json", fitted.plain() | {
+            "model": self.bench.model, "source": self.bench.source.fingerprint(), "settings": asdict(settings)})
+        shutil.rmtree(self.bench.work)
         return fitted

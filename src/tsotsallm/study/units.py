@@ -1,0 +1,297 @@
+"""What every unit of a model costs and hurts, measured once: layers, neurons, grids of matrices, tokens, seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tsotsallm import __version__
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.view import View
+from tsotsallm.checkpoint.writer import write_json
+from tsotsallm.compression import Calibration, calibration_text, compress, with_vocabulary
+from tsotsallm.errors import CheckpointError
+from tsotsallm.evaluation.cache import cache_root
+from tsotsallm.evaluation.cost import bytes_of, measure_gguf_speed
+from tsotsallm.evaluation.perplexity import evaluate_perplexity, evaluation_corpus, kept_states, window_features
+from tsotsallm.export.gguf import export_gguf
+from tsotsallm.planning import whole_spec
+from tsotsallm.recipe import Recipe
+from tsotsallm.stages.allocation import MIXED, candidates
+from tsotsallm.stages.neurons import Neurons
+from tsotsallm.stages.quantize import matrix_weights
+from tsotsallm.store import Store, key_of
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.corpus import calibration as windows_of
+from tsotsallm.streaming.score import leave_one_out_losses
+from tsotsallm.study.budget import Measured, Structure
+
+HELD_OUT = 0.15
+"""Share of the calibration text that candidates are compared on, and that nothing is calibrated on."""
+WIDTHS = (0.25, 1 / 3, 0.5)
+VOCABULARIES = (0.75, 0.5, 0.25)
+"""Shares of the tokens that the texts need."""
+HOPELESS = 2.0
+"""Units are taken no further once they cost so many nats a token."""
+KEPT = 8
+"""How many times the bytes of the model what candidates have in common may take on disk."""
+MEASURING = 0.35
+"""Share of the time that measuring units may take before it becomes coarser."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a fit works: texts, how much of them, how long."""
+
+    calibration: str | None = None
+    keep_text: tuple[str, ...] = ()
+    windows: int = 32
+    window: int = 512
+    seed: int = 0
+    compared: int = 16
+    minutes: float = 60.0
+    recover: tuple[Any, ...] = ()
+
+
+class Original:
+    """The original with a vocabulary of some size (None: all tokens), and the text that candidates are compared on."""
+
+    def __init__(self, checkpoint: Checkpoint, text: str, settings: Settings) -> None:
+        self.checkpoint = checkpoint
+        self.corpus = evaluation_corpus(text, checkpoint.tokenizer(), settings.window, "windows", "held-out text")
+        self.tokens = sum(len(window) - 1 for window in self.corpus.windows)
+
+
+class Bench:
+    """A model with its texts, where candidates are made and measured."""
+
+    def __init__(self, model: str, settings: Settings, work: Path, say: Say) -> None:
+        self.model, self.settings, self.work, self.say = model, settings, work, say
+        self.began = time.monotonic()
+        work.mkdir(parents=True, exist_ok=True)
+        self.source = Checkpoint.open(model)
+        self.store = Store(work / "store", KEPT * bytes_of(View.of(self.source)))
+        self._originals: dict[int | None, Original] = {}
+        self._prepare_texts()
+        self.whole = whole_spec(self.original(self.most).checkpoint)
+
+    @property
+    def minutes_gone(self) -> float:
+        return (time.monotonic() - self.began) / 60
+
+    @cached_property
+    def most(self) -> int | None:
+        """The largest vocabulary that is thought of: the tokens that the texts to keep need; None: all."""
+        if not self.settings.keep_text:
+            return None
+        return with_vocabulary(self.source, Recipe.parse(self.vocabulary_stage(None))).spec.vocabulary
+
+    def vocabulary_stage(self, size: int | None) -> list[Any]:
+        keep = list(self.settings.keep_text)
+        return [{"vocabulary": {"keep": keep} | ({} if size is None else {"size": size})}] if keep else []
+
+    def original(self, size: int | None) -> Original:
+        if size not in self._originals:
+            checkpoint = self.source if size is None else with_vocabulary(self.source,
+                                                                          Recipe.parse(self.vocabulary_stage(size)))
+            self._originals[size] = Original(checkpoint, self.compared_text, self.settings)
+        return self._originals[size]
+
+    def _prepare_texts(self) -> None:
+        """Part the text: what is calibrated on, and what candidates are compared on."""
+        asked = self.settings
+        if asked.keep_text and asked.calibration is None:
+            text = "\n".join(Path(name).read_text("utf-8") for name in asked.keep_text)
+        else:
+            text, _ = calibration_text(self.source, Calibration(asked.calibration, asked.windows, asked.window, asked.seed))
+        cut = int(len(text) * (1 - HELD_OUT))
+        self.calibration = self.work / "calibration.txt"
+        self.calibration.write_text(text[:cut], "utf-8")
+        self.compared_text = text[cut:]
+        tokens = self.original(self.most).tokens
+        wanted = asked.compared * (asked.window - 1)
+        if tokens > wanted:
+            self.compared_text = self.compared_text[:len(self.compared_text) * wanted // tokens]
+            self._originals.clear()
+        self.corpus = windows_of(text[:cut], self.original(self.most).checkpoint.tokenizer(), windows=asked.windows,
+                                 length=asked.window, seed=asked.seed, source="calibration text")
+
+    @property
+    def key(self) -> str:
+        """A name for all that the measured units depend on."""
+        return key_of([self.source.fingerprint(), self.calibration.read_text("utf-8"), self.compared_text, self.most,
+                       asdict(self.settings) | {"calibration": None, "minutes": None, "recover": None}, __version__])
+
+    # -- making and comparing -----------------------------------------------------------------------------------------
+
+    def compressed(self, recipe: Sequence[Any]) -> Path:
+        """The model that a recipe makes; one that an interrupted fit made is taken over."""
+        out = self.work / "models" / key_of(list(recipe))
+        if not (out / "config.json").exists():
+            out.parent.mkdir(exist_ok=True)
+            compress(self.model, list(recipe), out, calibration=self.calibration, windows=self.settings.windows,
+                     window=self.settings.window, seed=self.settings.seed, store=self.store)
+        return out
+
+    def loss(self, view: View, size: int | None) -> tuple[float, float]:
+        """KL divergence from the original with a vocabulary on the compared text, nats a token, and its standard error."""
+        original, folder = self.original(size), self.work / "reference"
+        folder.mkdir(exist_ok=True)
+        device = torch.device("cpu")
+        whole = View.of(original.checkpoint)
+        states = kept_states(whole, original.corpus, folder, device, lambda _what, _share: None)
+        sums = window_features(view, original.corpus, (whole, states), device, self.work)
+        per_window = sums["kl"] / sums["tokens"]
+        error = float(per_window.std() / len(per_window) ** 0.5) if len(per_window) > 1 else 0.0
+        return float(sums["kl"].sum() / sums["tokens"].sum()), error
+
+    def loss_of(self, path: Path, size: int | None) -> tuple[float, float]:
+        return self.loss(View.of(Checkpoint.open(path)), size)
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    def measure(self, *, speed: bool) -> tuple[Measured, list[tuple[float, float]]]:
+        """All units, and pairs of what was predicted and measured on the way; what was measured before is taken over."""
+        here, known = self.work / "units.json", cache_root() / "units" / f"{self.key}.json"
+        found = next((path for path in (here, known) if path.exists()), None)
+        if found is not None:
+            self.say("taking over what was measured before")
+            measured, probe = read_units(found)
+        else:
+            alone, order, depth = self._depth()
+            grids, probe = self._grids()
+            measured = Measured(order, depth, self._width(), grids, self._vocabulary(), alone)
+        if speed and not measured.seconds:
+            measured.seconds.update(self._seconds())
+        write_units(here, measured, probe)
+        if self.minutes_gone < MEASURING * self.settings.minutes:
+            known.parent.mkdir(parents=True, exist_ok=True)
+            write_units(known, measured, probe)
+        return measured, probe
+
+    def _depth(self) -> tuple[dict[int, float], tuple[int, ...], tuple[float, ...]]:
+        """What each layer is worth by itself; which go first, and the loss with the first k of them gone, the rest ranked
+        anew after each while time allows."""
+        view, layers = View.of(self.original(self.most).checkpoint), self.whole.layers
+        kept, gone, losses = list(range(layers)), list[int](), [0.0]
+        ranked, alone = list[int](), dict[int, float]()
+        some = Corpus(self.corpus.windows[:max(4, self.settings.windows // 4)], self.corpus.source)
+        while len(gone) < layers // 2:
+            if not ranked or self.minutes_gone < MEASURING / 2 * self.settings.minutes:
+                base, found = leave_one_out_losses(view.reordered(kept), some, list(range(len(kept))), self.work / "depth",
+                                                   torch.device("cpu"), lambda _what, _share: None)
+                shutil.rmtree(self.work / "depth", ignore_errors=True)
+                alone = alone or {layer: loss - base for layer, loss in found.items()}
+                ranked = [kept[place] for place in sorted(found, key=lambda place: (found[place], place))]
+            going = ranked.pop(0)
+            kept.remove(going)
+            gone.append(going)
+            losses.append(self.loss(view.reordered(kept), self.most)[0])
+            self.say(f"without layers {'+'.join(map(str, sorted(gone)))}: KL {losses[-1]:.4f}")
+            if losses[-1] > HOPELESS:
+                break
+        return alone, tuple(gone), tuple(losses)
+
+    def _grids(self) -> tuple[dict[str, dict[str, float]], list[tuple[float, float]]]:
+        """What every matrix loses on every grid, and how the sum compares with a model that was built so."""
+        out = self.compressed([*self.vocabulary_stage(self.most), {"quantize": {"bits_per_weight": 4.5}}])
+        decision = json.loads((out / "decision-1-quantize.json").read_text("utf-8"))
+        loss, _ = self.loss_of(out, self.most)
+        self.say(f"every matrix on a grid of its own, 4.5 bits: KL {loss:.4f} (predicted {decision['predicted_loss']:.4f})")
+        shutil.rmtree(out)
+        return decision["losses"], [(decision["predicted_loss"], loss)]
+
+    def _width(self) -> dict[float, float]:
+        """What shares of neurons cost."""
+        found, seen = {0.0: 0.0}, {self.whole.feed_forward}
+        for share in WIDTHS:
+            stage = Neurons(feed_forward=share)
+            if (left := stage.kept_neurons(self.whole)) in seen:
+                continue
+            seen.add(left)
+            out = self.compressed(Structure((), share, self.most).stages(self.whole.layers, self.settings.keep_text))
+            found[share], _ = self.loss_of(out, self.most)
+            self.say(f"{self.whole.feed_forward - left} of {self.whole.feed_forward} neurons fewer: KL {found[share]:.4f}")
+            shutil.rmtree(out)
+            if found[share] > HOPELESS or self.minutes_gone > MEASURING * self.settings.minutes:
+                break
+        return found
+
+    def _vocabulary(self) -> dict[int, float]:
+        """What vocabularies smaller than the texts need cost: more nats for the same text, by token of the largest.
+
+        Text is then cut into other tokens, so that divergences do not compare; what the text costs in all does.
+        """
+        if self.most is None:
+            return {}
+        found = {self.most: 0.0}
+        whole = self.original(self.most)
+        base = self._nats(self.most)
+        for share in VOCABULARIES:
+            size = int(self.most * share)
+            try:
+                cut = json.loads(self.original(size).checkpoint.token_files["tokenizer.json"])
+            except CheckpointError:         # fewer than bytes and special tokens
+                break
+            if not cut["model"]["merges"]:  # which GGUF has no vocabulary for
+                break
+            found[size] = max(0.0, (self._nats(size) - base) / whole.tokens)
+            self.say(f"{size} of {self.most} tokens: {found[size]:.4f} nats more")
+            if found[size] > HOPELESS:
+                break
+        return found
+
+    def _nats(self, size: int) -> float:
+        original = self.original(size)
+        found = evaluate_perplexity(original.checkpoint, self.compared_text, source="held-out text",
+                                    context=self.settings.window)
+        return found.loss * original.tokens
+
+    def _seconds(self) -> dict[str, float]:
+        """Seconds that a weight takes in a new token on every grid: the whole model on it, in llama.cpp."""
+        grids = {grid.type for name in MIXED for d_in in (self.whole.hidden, self.whole.feed_forward)
+                 for grid in candidates(d_in) if grid.type == name}
+        weights = matrix_weights(self.whole)
+        found = {}
+        for name in sorted(grids):
+            stage = {"quantize": {"grid": name, "ends": name, "method": "rtn"}}
+            out = self.compressed([*self.vocabulary_stage(self.most), stage])
+            file = self.work / "speed.gguf"
+            export_gguf(Checkpoint.open(out), file)
+            rate = measure_gguf_speed(file).decode_tokens_per_s
+            self.say(f"all on {name}: {rate:.1f} tokens a second")
+            found[name] = 1 / rate / weights
+            shutil.rmtree(out)
+            file.unlink()
+        return found
+
+
+def write_units(path: Path, measured: Measured, probe: Sequence[tuple[float, float]]) -> None:
+    write_json(path, plain_units(measured) | {"probe": list(probe)})
+
+
+def plain_units(measured: Measured) -> dict[str, Any]:
+    """Units as JSON holds them."""
+    plain = asdict(measured)
+    for name in ("width", "vocabulary", "alone"):
+        plain[name] = {str(key): value for key, value in plain[name].items()}
+    return plain
+
+
+def read_units(path: Path) -> tuple[Measured, list[tuple[float, float]]]:
+    plain = json.loads(path.read_text("utf-8"))
+    probe = [(predicted, measured) for predicted, measured in plain.pop("probe")]
+    return Measured(tuple(plain["order"]), tuple(plain["depth"]),
+                    {float(share): loss for share, loss in plain["width"].items()}, plain["grids"],
+                    {int(size): loss for size, loss in plain["vocabulary"].items()},
+                    {int(layer): loss for layer, loss in plain["alone"].items()}, plain["seconds"]), probe
