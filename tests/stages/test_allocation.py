@@ -84,3 +84,15 @@ def test_bad_budgets(tiny: Path) -> None:
                            ({"grid": "q4_0", "follow": 2.0}, "0 to 1"), ({"grid": "q4_0", "passes": -1}, "0 or more")):
         with pytest.raises(RecipeError, match=message):
             tsotsallm.plan(tiny, [{"quantize": stage}])
+
+
+def test_where_there_is_room_matrices_stay_in_16_bits(tiny: Path, text: Path, tmp_path: Path) -> None:
+    tsotsallm.compress(tiny, [{"quantize": {"bits_per_weight": 16}}], tmp_path / "all", calibration=text, **SMALL)
+    decision = json.loads((tmp_path / "all" / "decision-1-quantize.json").read_text())
+    assert set(decision["grids"].values()) == {"f16"}
+    assert tsotsallm.evaluate(tmp_path / "all", text, reference=tiny, context=64, limit=8).kl == pytest.approx(0, abs=1e-9)
+    tsotsallm.compress(tiny, [{"quantize": {"bits_per_weight": 12}}], tmp_path / "some", calibration=text, **SMALL)
+    grids = json.loads((tmp_path / "some" / "decision-1-quantize.json").read_text())["grids"]
+    checkpoint = Checkpoint.open(tmp_path / "some")
+    assert checkpoint.is_packed("model.layers.1.mlp.up_proj") == (grids["1.mlp.up_proj"] != "f16")
+    assert len(set(grids.values())) > 1

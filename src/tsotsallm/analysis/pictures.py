@@ -8,6 +8,7 @@ from typing import Any
 
 from tsotsallm.errors import MissingExtraError
 from tsotsallm.numerics.ggml import GgmlGrid
+from tsotsallm.stages.allocation import DENSE
 
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8e6c8a")
 MOST_HEADS = 8
@@ -173,7 +174,7 @@ def ranks(decision: Mapping[str, Any], path: Path) -> Path:
 
 def grids(decision: Mapping[str, Any], path: Path) -> Path:
     """The bits a weight that every linear got, layers to the right; those of embeddings and head above."""
-    found = {key: GgmlGrid(kind).bits_per_weight for key, kind in decision["grids"].items()}
+    found = {key: 16.0 if kind == DENSE else GgmlGrid(kind).bits_per_weight for key, kind in decision["grids"].items()}
     linears = {key: bits for key, bits in found.items() if key[0].isdigit()}
     ends = ", ".join(f"{key.rpartition('.')[2]} {bits:.4g}" for key, bits in found.items() if key not in linears)
     return _by_place(linears, "bits a weight", ends, path)

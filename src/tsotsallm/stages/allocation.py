@@ -19,6 +19,8 @@ from tsotsallm.stages.base import LinearEdit
 from tsotsallm.streaming.statistics import Gram
 
 MIXED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
+DENSE = "f16"
+"""What a matrix on no grid takes in a GGUF file: 16 bits, and nothing is lost."""
 CHEAPEST, DEAREST, HALVINGS = 1e-12, 1e12, 60
 """Nats that a second may cost, and how often the range of prices is halved."""
 MIXED_WITH_ZEROS = ("q3_k", "q4_0", "q5_0", "q6_k", "q8_0")
@@ -120,12 +122,19 @@ def allocate_within(losses: Mapping[str, Sequence[float]], sizes: Mapping[str, S
 def on_grid(grid: GgmlGrid, known: Mapping[str, float], bit: float) -> float:
     """What is known of a grid, such as its loss; of one that is not known, from the nearest: a bit less is worth so many
     times as much. 0 where nothing is known."""
-    if not known:
+    grids = [name for name in known if name != DENSE]
+    if not grids:
         return 0.0
     if grid.type in known:
         return known[grid.type]
-    nearest = min(known, key=lambda name: abs(GgmlGrid(name).bits_per_weight - grid.bits_per_weight))
+    nearest = min(grids, key=lambda name: abs(GgmlGrid(name).bits_per_weight - grid.bits_per_weight))
     return float(known[nearest] * bit ** (GgmlGrid(nearest).bits_per_weight - grid.bits_per_weight))
+
+
+def token_seconds(grids: Sequence[GgmlGrid], known: Mapping[str, float]) -> list[float]:
+    """Seconds that a weight takes in a new token on each of some grids, and in 16 bits."""
+    dense = known.get(DENSE, max(known.values(), default=0.0))
+    return [*(on_grid(grid, known, 1.0) for grid in grids), dense]
 
 
 def _hull(sizes: Sequence[int], losses: Sequence[float]) -> list[int]:

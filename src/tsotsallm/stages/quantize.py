@@ -22,7 +22,7 @@ from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.gptq import gptq, visiting_order
 from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
 from tsotsallm.numerics.rounding import OUTPUTS, block_order, round_plainly, round_to_blocks
-from tsotsallm.stages.allocation import MIXED, Probe, allocate, allocate_within, candidates, on_grid
+from tsotsallm.stages.allocation import DENSE, MIXED, Probe, allocate, allocate_within, candidates, token_seconds
 from tsotsallm.stages.base import LinearEdit, Workplace, decided_later
 from tsotsallm.stages.ends import end_losses, end_modules, head_gram
 from tsotsallm.stages.selection import Selection, places_of
@@ -75,8 +75,9 @@ class Quantize(LinearEdit):
                 has on the original's inputs (arXiv:2504.02692; on GGUF's grids 0.5, else 0)
     ends        a grid of GGUF's for embeddings and head as well
     bits_per_weight, file_bytes
-                every matrix gets a grid of GGUF's of its own, embeddings and head included, so that the loss grows least
-                within so many bits a weight, or so many bytes of the GGUF file: a survey measures each on each grid
+                every matrix gets a grid of GGUF's of its own, or keeps 16 bits, embeddings and head included, so that the
+                loss grows least within so many bits a weight, or so many bytes of the GGUF file: a survey measures each on
+                each grid
     grid_seconds, token_seconds
                 seconds that a weight takes in a new token on each grid, as measured on some machine, and how many seconds
                 all matrices may take together: the budget is spent within that
@@ -128,9 +129,9 @@ class Quantize(LinearEdit):
         if (self.token_seconds is not None) != bool(self.grid_seconds) or (self.grid_seconds and not self.mixed):
             raise RecipeError("quantize.grid_seconds and token_seconds go together, with a budget; give both, or "
                               "neither")
-        if any(name not in LAYOUTS or not seconds > 0 for name, seconds in self.grid_seconds.items()):
-            raise RecipeError(f"quantize.grid_seconds is {self.grid_seconds!r}; it takes grids of GGUF's with seconds "
-                              "above 0")
+        if any(name not in (*LAYOUTS, DENSE) or not seconds > 0 for name, seconds in self.grid_seconds.items()):
+            raise RecipeError(f"quantize.grid_seconds is {self.grid_seconds!r}; it takes grids of GGUF's and f16 with "
+                              "seconds above 0")
         if self.on_gguf and (self.bits, self.group, self.symmetric, self.act_order) != (4, None, True, True):
             raise RecipeError(f"quantize.grid {self.grid} has its own bits, groups and order; leave bits, group, symmetric "
                               "and act_order out")
@@ -216,18 +217,20 @@ class Quantize(LinearEdit):
         zeros = {key: len(notes[key]) != len(candidates(shape[1])) for key, shape in shapes.items()}
         grids = {key: candidates(shape[1], zeros=zeros[key]) for key, shape in shapes.items()}
         fixed = sum(math.prod(shape) * 2 for key, shape in shapes.items() if not grids[key])
-        sizes = {key: [grid.stored_bytes(*shapes[key]) for grid in grids[key]] for key in shapes if grids[key]}
+        sizes = {key: [*(grid.stored_bytes(*shapes[key]) for grid in grids[key]), 2 * math.prod(shapes[key])]
+                 for key in shapes if grids[key]}
         matrices = self._matrix_bytes(view.spec, view.checkpoint.directory)
-        losses = {key: notes[key] for key in sizes}
+        losses = {key: [*notes[key], 0.0] for key in sizes}
+        names = {key: [*(grid.type for grid in grids[key]), DENSE] for key in sizes}
         if self.token_seconds is None:
             chosen = allocate(losses, sizes, matrices - fixed)
         else:
-            seconds = {key: [math.prod(shapes[key]) * on_grid(grid, self.grid_seconds, 1.0) for grid in grids[key]]
+            seconds = {key: [math.prod(shapes[key]) * taken for taken in token_seconds(grids[key], self.grid_seconds)]
                        for key in sizes}
             chosen = allocate_within(losses, sizes, matrices - fixed, seconds, self.token_seconds)
         used = sum(sizes[key][choice] for key, choice in chosen.items()) + fixed
-        return {"grids": {key: grids[key][choice].type for key, choice in chosen.items()},
-                "predicted_loss": sum(notes[key][choice] for key, choice in chosen.items()),
+        return {"grids": {key: names[key][choice] for key, choice in chosen.items()},
+                "predicted_loss": sum(losses[key][choice] for key, choice in chosen.items()),
                 "bits_per_weight": 8 * used / sum(math.prod(shape) for shape in shapes.values()),
                 "bytes": used, "budget_bytes": matrices,
                 "losses": {key: {grid.type: loss for grid, loss in zip(grids[key], notes[key], strict=True)}
@@ -278,7 +281,9 @@ class Quantize(LinearEdit):
         return Selection(self.keep, "quantize.keep", also=("bits",)).survey(view, workplace, places, 0)
 
     def decided(self, decision: Mapping[str, Any]) -> Self:
-        return replace(self, assigned=decision["grids"]) if self.mixed else replace(self, chosen=places_of(decision))
+        if not self.mixed:
+            return replace(self, chosen=places_of(decision))
+        return replace(self, assigned={key: grid for key, grid in decision["grids"].items() if grid != DENSE})
 
     def levels_of(self, place: Place, d_in: int) -> Grid | None:
         """The grid of one linear; None where it stays as it is."""

@@ -11,9 +11,12 @@ from typing import Any
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from tsotsallm.errors import RecipeError
-from tsotsallm.stages.allocation import allocate, allocate_within, candidates, on_grid
+from tsotsallm.stages.allocation import allocate, allocate_within, candidates, on_grid, token_seconds
 from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import other_bytes
+
+BIT = 4.0
+"""How many times as much is lost with a bit less, where a grid was not measured."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,9 @@ class Choices:
         for key, (shape, share) in shapes.items():
             if grids := candidates(shape[1]):
                 known = measured.grids.get(key, {})
-                found.sizes[key] = [grid.stored_bytes(*shape) for grid in grids]
-                found.losses[key] = [share * on_grid(grid, known, 4.0) for grid in grids]
-                found.seconds[key] = [math.prod(shape) * on_grid(grid, measured.seconds, 1.0) for grid in grids]
+                found.sizes[key] = [*(grid.stored_bytes(*shape) for grid in grids), 2 * math.prod(shape)]
+                found.losses[key] = [*(share * on_grid(grid, known, BIT) for grid in grids), 0.0]
+                found.seconds[key] = [math.prod(shape) * taken for taken in token_seconds(grids, measured.seconds)]
         return found
 
     @property

@@ -25,7 +25,7 @@ from tsotsallm.evaluation.perplexity import evaluate_perplexity, evaluation_corp
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.planning import whole_spec
 from tsotsallm.recipe import Recipe
-from tsotsallm.stages.allocation import MIXED, candidates
+from tsotsallm.stages.allocation import DENSE, MIXED, candidates
 from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import matrix_weights
 from tsotsallm.store import Store, key_of
@@ -263,16 +263,15 @@ class Bench:
                  for grid in candidates(d_in) if grid.type == name}
         weights = matrix_weights(self.whole)
         found = {}
-        for name in sorted(grids):
-            stage = {"quantize": {"grid": name, "ends": name, "method": "rtn"}}
-            out = self.compressed([*self.vocabulary_stage(self.most), stage])
-            file = self.work / "speed.gguf"
-            export_gguf(Checkpoint.open(out), file)
+        for name in (*sorted(grids), DENSE):
+            stage = [] if name == DENSE else [{"quantize": {"grid": name, "ends": name, "method": "rtn"}}]
+            recipe, file = [*self.vocabulary_stage(self.most), *stage], self.work / "speed.gguf"
+            export_gguf(Checkpoint.open(self.compressed(recipe)) if recipe else self.source, file, dense="f16")
             rate = measure_gguf_speed(file).decode_tokens_per_s
             self.say(f"all on {name}: {rate:.1f} tokens a second")
             found[name] = 1 / rate / weights
-            shutil.rmtree(out)
             file.unlink()
+        shutil.rmtree(self.work / "models", ignore_errors=True)
         return found
 
 
