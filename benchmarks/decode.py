@@ -3,10 +3,9 @@
     python benchmarks/decode.py --work DIR [--shape llama-3.2-1b] [--grids q4_k,f16] [--threads 1,2]
 
 A random checkpoint of a real shape is rounded to each grid (embeddings to Q6_K, as they are the head) and exported; f16 is
-the checkpoint itself. A token
-reads every weight once, the tied embeddings as the head, and the cache of the tokens before it. Bandwidth is that of
-summing an array of 512 MB, which a core reads and adds up in a few instructions a line; medians of rounds that take
-turns with decoding.
+the checkpoint itself. A token reads every weight once, the tied embeddings as the head, and the cache of the tokens
+before it. Bandwidth is that of summing an array of 512 MB, which a core reads and adds up in a few instructions a line;
+medians of rounds that take turns with decoding.
 """
 
 from __future__ import annotations

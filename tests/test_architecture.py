@@ -11,7 +11,7 @@ import pytest
 
 ORDER = ["errors", "machine", "numerics", "checkpoint", "engine", "lab", "streaming", "training", "stages", "recipes",
          "tasks", "recipe", "planning", "journal", "store", "output", "run", "compression", "inspection",
-         "evaluation", "analysis", "export", "study", "tables", "report", "serve", "api", "console", "cli"]
+         "evaluation", "cluster", "analysis", "export", "study", "tables", "report", "serve", "api", "console", "cli"]
 ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
 
 

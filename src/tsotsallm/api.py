@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, cast, get_args
 
@@ -18,7 +20,12 @@ from tsotsallm.analysis.analyze import Analysis, Format
 from tsotsallm.analysis.analyze import analyze as look_at
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, locate
 from tsotsallm.checkpoint.view import View
+from tsotsallm.cluster.client import Cluster
+from tsotsallm.cluster.examination import examine_on
+from tsotsallm.cluster.generation import continuations_on
+from tsotsallm.cluster.worker import parse_tls
 from tsotsallm.compression import Calibration, check_device, plan
+from tsotsallm.engine.batch import continuations
 from tsotsallm.engine.generation import Sampling, pieces, stream_resident, turn_ends
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.engine.llama import installed as llama_installed
@@ -53,8 +60,29 @@ from tsotsallm.study.spec import spec_from
 from tsotsallm.study.study import Found, open_study
 from tsotsallm.study.study import run_study as try_all
 from tsotsallm.study.units import Settings as FitSettings
+from tsotsallm.study.workers import OnCluster
 
 Given = ParamSpec("Given")
+PART = 16
+"""Prompts that are continued in one job."""
+
+
+@dataclass(frozen=True)
+class Computers:
+    """A Dask cluster by its scheduler's address, and certificates where connections are encrypted."""
+
+    scheduler: str
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    @contextlib.contextmanager
+    def cluster(self, say: Callable[[str], None]) -> Iterator[Cluster]:
+        found = Cluster(self.scheduler, parse_tls(self.tls_ca, self.tls_cert, self.tls_key), say)
+        try:
+            yield found
+        finally:
+            found.close()
 
 
 def _draw(out: Path) -> None:
@@ -221,15 +249,23 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
 
 def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED, given: Mapping[str, str] | None = None,
           text: str | Path | None = None, calibration: str | Path | None = None, trials: int | None = None,
-          hours: float | None = None, say: Callable[[str], None] = print) -> Found:
-    """Run a study of recipes, or go on with it; options stand in place of what its file says."""
+          hours: float | None = None, workers: Computers | None = None,
+              say: Callable[[str], None] = print) -> Found:
+    """Run a study of recipes, or go on with it; options stand in place of what its file says.
+
+    With `workers`, trials run on a cluster.
+    """
     content = study_content(spec)
     for part, name, value in (("evaluation", "text", text), ("calibration", "source", calibration)):
         if value is not None:
             content[part] = {**(content.get(part) or {}), name: str(value)}
     content |= {name: value for name, value in (("trials", trials), ("hours", hours)) if value is not None}
     layers = Checkpoint.open(model).spec.layers
-    return try_all(spec_from(Path(spec).stem, content, layers=layers, given=given), str(model), Path(out), say=say)
+    study = spec_from(Path(spec).stem, content, layers=layers, given=given)
+    if workers is None:
+        return try_all(study, str(model), Path(out), say=say)
+    with workers.cluster(say) as cluster:
+        return try_all(study, str(model), Path(out), OnCluster(cluster), say)
 
 
 def trials_of(folder: str | Path, numbers: Sequence[int]) -> list[Trial]:
@@ -299,6 +335,52 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
 def push(result: str | Path, repository: str, *, upload: bool = False, public: bool = False) -> dict[str, Any]:
     """Upload a result to the hub; a dry run unless `upload`."""
     return push_result(Path(result), repository, upload=upload, public=public)
+
+
+def examine_on_cluster(models: Sequence[str | Path], tasks: Sequence[str | Path], workers: Computers, *,
+                       data: str | Path | None = None, limit: int | None = None, seed: int = 0,
+                       reference: str | Path | None = None, say: Callable[[str], None] = print) -> Examination:
+    """Ask several models several tasks, each pair a job on a cluster; differences are to the first model."""
+    with workers.cluster(say) as cluster:
+        return examine_on(cluster, [str(model) for model in models], [str(task) for task in tasks],
+                          data=None if data is None else str(data), limit=limit, seed=seed,
+                          reference=None if reference is None else str(reference))
+
+
+def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, tokens: int = 64, temperature: float = 0.0,
+                  top_p: float = 1.0, top_k: int = 0, seed: int = 0, workers: Computers | None = None,
+                  say: Callable[[str], None] = print) -> int:
+    """Continue every line of a file; a JSON line for each goes to `out`, in their order. The number of lines.
+
+    What an interrupted attempt wrote is not done again.
+    """
+    lines = texts.read_text(prompts).splitlines()
+    if not any(lines):
+        raise TsotsallmError(f"{prompts} holds no prompts; give a text file with one a line")
+    path, sampling = Path(out), Sampling(temperature, top_p, top_k, seed)
+    begun = path.read_text("utf-8").splitlines() if path.exists() else []
+    done = [json.loads(line) for line in begun]
+    if [one.get("prompt") for one in done] != lines[:len(done)]:
+        raise TsotsallmError(f"{path} holds answers to other prompts; choose another name with -o, or delete it first")
+    left = lines[len(done):]
+    parts = [left[first:first + PART] for first in range(0, len(left), PART)]
+    ready: dict[int, list[str]] = {}
+    written = 0
+    with contextlib.ExitStack() as stack:
+        if workers is None:
+            found: Iterator[tuple[int, list[str]]] = (
+                (number, continuations(str(model), part, tokens, sampling)) for number, part in enumerate(parts))
+        else:
+            found = continuations_on(stack.enter_context(workers.cluster(say)), str(model), parts, tokens, sampling)
+        for number, answers in found:
+            ready[number] = answers
+            while written in ready:
+                with path.open("a", encoding="utf-8") as file:
+                    for prompt, answer in zip(parts[written], ready.pop(written), strict=True):
+                        file.write(json.dumps({"prompt": prompt, "text": answer}, ensure_ascii=False) + "\n")
+                written += 1
+                say(f"{len(done) + sum(map(len, parts[:written]))} of {len(lines)} prompts")
+    return len(lines)
 
 
 def generate(model: str | Path, prompt: str, *, tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0,

@@ -23,6 +23,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 Device = Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")]
 Windows = Annotated[int, typer.Option(help="Calibration windows.")]
 Window = Annotated[int, typer.Option(help="Tokens of a calibration window (at most what the model knows).")]
+Workers = Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster, such as tcp://192.168.1.5:8786.")]
+TlsCa = Annotated[str | None, typer.Option("--tls-ca", help="Certificate of the authority, for tls:// addresses.")]
+TlsCert = Annotated[str | None, typer.Option("--tls-cert", help="This computer's certificate.")]
+TlsKey = Annotated[str | None, typer.Option("--tls-key", help="Its key.")]
 Scratch = Annotated[Path | None, typer.Option(help="Directory for hidden states (default: beside the result).")]
 
 
@@ -63,6 +67,16 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _computers(workers: str | None, ca: str | None, cert: str | None, key: str | None) -> Any:
+    """The cluster that options name; None without one."""
+    from tsotsallm.api import Computers
+    from tsotsallm.errors import ClusterError
+
+    if workers is None and (ca or cert or key):
+        raise ClusterError("--tls-ca, --tls-cert and --tls-key belong to --workers, which is not given")
+    return None if workers is None else Computers(workers, ca, cert, key)
 
 
 def _print_json(content: Any) -> None:
@@ -143,6 +157,7 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
              by_sweeps: Annotated[bool, typer.Option(help="Generate by sweeps although the model fits memory.")] = False,
              plan_only: Annotated[bool, typer.Option("--plan", help="Only tell how tasks would run, and how long.")] = False,
              groups: Annotated[bool, typer.Option(help="Show every group of items (subjects, languages).")] = False,
+             workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
              device: Device = "cpu", scratch: Scratch = None, as_json: AsJson = False) -> None:
     """Score models on a text or on tasks, with errors, paired differences and cost; one layer in memory."""
     with _answers(as_json):
@@ -157,6 +172,15 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
             scored = {model: api.harness(model, harness.split(","), limit=limit, include=data, device=device,
                                          scratch=scratch) for model in models}
             _print_json(scored) if as_json else console.print_harness(scored)
+            return
+        computers = _computers(workers, tls_ca, tls_cert, tls_key)
+        if computers is not None:
+            if task is None or speed or country or plan_only or by_sweeps or device != "cpu":
+                raise TsotsallmError("--workers asks tasks on a cluster; give --task, and leave --speed, --country, --plan, "
+                                     "--by-sweeps and --device out")
+            answers = api.examine_on_cluster(models, task.split(","), computers, data=data, limit=limit, seed=seed,
+                                             reference=reference, say=_to_stderr)
+            _print_json(answers.plain()) if as_json else console.print_examination(answers, groups=groups)
             return
         bar, show = console.step_bar(as_json)
         if any(model.endswith(".gguf") for model in models) or kv != "f16":
@@ -256,13 +280,28 @@ Adapter = Annotated[Path | None, typer.Option(help="GGUF adapter beside a GGUF f
 
 
 @app.command()
-def generate(model: GgufOrCheckpoint, prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+def generate(model: GgufOrCheckpoint,
+             prompt: Annotated[str | None, typer.Argument(help="The text to continue.")] = None,
+             prompts: Annotated[Path | None, typer.Option(help="A text file with a prompt in every line, instead.")] = None,
+             out: Annotated[Path | None, typer.Option("-o", "--out", help="Of --prompts: JSON lines to write.")] = None,
+             workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
              tokens: Tokens = 64, temperature: Temperature = 0.0, top_p: TopP = 1.0, top_k: TopK = 0, seed: Seed = 0,
              kv: Kv = "f16", adapter: Adapter = None) -> None:
-    """Continue a text: GGUF files in llama.cpp, checkpoints in transformers."""
+    """Continue a text, or many: GGUF files in llama.cpp, checkpoints in transformers."""
     with _answers():
         from tsotsallm import api
+        from tsotsallm.errors import TsotsallmError
 
+        computers = _computers(workers, tls_ca, tls_cert, tls_key)
+        if prompts is not None:
+            if prompt is not None or out is None or kv != "f16" or adapter is not None:
+                raise TsotsallmError("--prompts FILE goes with -o OUT, and without a prompt, --kv or --adapter")
+            count = api.generate_many(model, prompts, out, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+                                      seed=seed, workers=computers, say=_to_stderr)
+            print(f"{count} answers in {out}")
+            return
+        if prompt is None or out is not None or computers is not None:
+            raise TsotsallmError("give a text to continue; -o and --workers are for many, given by --prompts FILE")
         answer = api.generate(model, prompt, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
                               kv=kv, adapter=adapter)
         print(prompt, end="", flush=True)
@@ -361,13 +400,15 @@ def study_run(spec: Annotated[str, typer.Argument(help="YAML file or packaged na
               calibration: Annotated[str | None, typer.Option(help="Text to calibrate on.")] = None,
               trials: Annotated[int | None, typer.Option(help="At most so many trials.")] = None,
               hours: Annotated[float | None, typer.Option(help="No trial begins later.")] = None,
+              workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
               as_json: AsJson = False) -> None:
     """Run a study, or go on with it."""
     with _answers(as_json):
         from tsotsallm import api, console
 
         found = api.run_study(spec, out, model=model, given=_pairs(values or []), text=text, calibration=calibration,
-                          trials=trials, hours=hours, say=_to_stderr if as_json else print)
+                              trials=trials, hours=hours, workers=_computers(workers, tls_ca, tls_cert, tls_key),
+                              say=_to_stderr if as_json else print)
         _print_json(found.plain()) if as_json else console.print_study(found)
 
 
@@ -414,6 +455,24 @@ def _pairs(values: list[str]) -> dict[str, str]:
         if "=" not in value:
             raise StudyError(f"--set takes NAME=VALUE, but here is {value!r}")
     return {name: value for name, _, value in (one.partition("=") for one in values)}
+
+
+@app.command()
+def worker(scheduler: Annotated[str, typer.Argument(help="Address of the scheduler, such as tcp://192.168.1.5:8786.")],
+           memory: Annotated[str | None, typer.Option(help="What jobs may take, such as 4GB (default: most of what is "
+                                                           "free).")] = None,
+           threads: Annotated[int | None, typer.Option(help="Threads of a job (default: all).")] = None,
+           work: Annotated[Path | None, typer.Option(help="Folder for models and results (default: in the cache).")] = None,
+           name: Annotated[str | None, typer.Option(help="Name in the list of workers.")] = None,
+           host: Annotated[str | None, typer.Option(help="Own address, where there are several.")] = None,
+           tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None) -> None:
+    """Let this computer do jobs of a cluster: studies, evaluations, generation."""
+    with _answers():
+        from tsotsallm.cluster.worker import parse_tls, run_worker
+        from tsotsallm.machine import bytes_from_text
+
+        run_worker(scheduler, work=work, memory=None if memory is None else bytes_from_text(memory, "--memory"),
+                   threads=threads, name=name, host=host, tls=parse_tls(tls_ca, tls_cert, tls_key))
 
 
 @app.command()

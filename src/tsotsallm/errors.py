@@ -45,6 +45,10 @@ class StudyError(TsotsallmError):
     """A study's space, ledger or budget cannot be used."""
 
 
+class ClusterError(TsotsallmError):
+    """Other computers cannot be reached, or do not fit together."""
+
+
 class MissingExtraError(TsotsallmError):
     """An optional dependency is not installed."""
 

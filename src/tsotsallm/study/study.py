@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import StudyError
@@ -16,39 +16,12 @@ from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.pareto import front, hypervolume
 from tsotsallm.study.spec import Spec
 from tsotsallm.study.strategies import All, AtRandom, BySampler, Proposal, Strategy
-from tsotsallm.study.trial import Job, Outcome, Setup, execute, values_of
+from tsotsallm.study.trial import Job, Outcome, Setup, values_of
+from tsotsallm.study.workers import Here, Workers
 
 Say = Callable[[str], None]
 THIRD = 3
 """Successive halving keeps one recipe of three, and gives it three times as much text (arXiv:1502.07943)."""
-
-
-class Workers(Protocol):
-    """Where jobs run."""
-
-    capacity: int
-
-    def submit(self, setup: Setup, job: Job) -> None: ...
-
-    def finished(self) -> Iterator[tuple[Job, Outcome]]:
-        """Wait for at least one job, and yield those that are done."""
-        ...
-
-
-class Here:
-    """Jobs run in this process, one at a time."""
-
-    capacity = 1
-
-    def __init__(self, work: Path) -> None:
-        self.work, self._waiting = work, list[tuple[Setup, Job]]()
-
-    def submit(self, setup: Setup, job: Job) -> None:
-        self._waiting.append((setup, job))
-
-    def finished(self) -> Iterator[tuple[Job, Outcome]]:
-        setup, job = self._waiting.pop(0)
-        yield job, execute(setup, job, self.work)
 
 
 @dataclass(frozen=True)
@@ -154,6 +127,8 @@ class _Study:
                 self._plan(number, trials)
                 running[number] = self._start(number, proposal, levels, trials)
             if not running:
+                if trials := self.ledger.trials():
+                    self._conclude(trials[-1].number, last=True)
                 return
             for job, outcome in self.workers.finished():
                 self._settle(running.pop(job.number), outcome)
@@ -189,14 +164,14 @@ class _Study:
             self.ledger.note(cycle, "plan", f"Trials {number} to {last}: {what}; smaller is better for "
                                             f"{' and '.join(self.spec.objectives)}.")
 
-    def _conclude(self, number: int) -> None:
-        """Close a cycle when its last trial is settled."""
+    def _conclude(self, number: int, *, last: bool = False) -> None:
+        """Close a cycle when its trials are settled; the last one of a study may be shorter."""
         cycle = number // self.spec.cycle
         trials = self.ledger.trials()
         mine = [trial for trial in trials if trial.number // self.spec.cycle == cycle]
         end = (cycle + 1) * self.spec.cycle
         most = min(end, self.spec.trials or end) - cycle * self.spec.cycle
-        if any(trial.status == "running" for trial in mine) or (len(mine) < most and self.spec.strategy != "all"):
+        if any(trial.status == "running" for trial in mine) or (len(mine) < most and not last):
             return
         numbers = [trial.number for trial in mine]
         failed = [trial for trial in mine if trial.status == "failed"]

@@ -66,7 +66,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe to try; `known` are (loss, bytes) of full evaluations so far, `most` the windows of the full one here."""
+    """A recipe to try.
+
+    known   (loss, bytes) of the full evaluations so far
+    levels  evaluations in their order: name, windows
+    keep    whether the model stays, for a later job with the same key
+    """
 
     number: int
     key: str

@@ -1,0 +1,166 @@
+"""Files that a job reads: found on the worker where it has them, else sent to it once, in checked pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tsotsallm.checkpoint.reader import locate
+from tsotsallm.errors import ResourceError, TsotsallmError
+from tsotsallm.store import key_of
+
+PIECE = 4 << 20
+WHOLE = ".whole"
+"""Stands in the folder of a bundle when every file of it is there and right."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A file or a directory by what it holds: source as the user gave it, and (name, bytes, SHA-256) of every file."""
+
+    source: str
+    files: tuple[tuple[str, int, str], ...]
+
+    @classmethod
+    def of(cls, source: str) -> Bundle:
+        """What a path, a hub id or `embedded` stands for on this machine."""
+        path = Path(source)
+        if path.is_file():
+            return cls(source, ((path.name, path.stat().st_size, digest(path)),))
+        directory = locate(source)
+        return cls(source, tuple((name, one.stat().st_size, digest(one)) for name, one in sorted(_files(directory))))
+
+    @property
+    def key(self) -> str:
+        return key_of([name_size_hash[0:3] for name_size_hash in self.files])
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size, _ in self.files)
+
+    def at(self, path: Path) -> bool:
+        """Whether a path holds exactly these files."""
+        if path.is_file():
+            return len(self.files) == 1 and _is(path, *self.files[0][1:])
+        return path.is_dir() and all(_is(path / name, size, sha256) for name, size, sha256 in self.files)
+
+
+def _files(directory: Path) -> Iterable[tuple[str, Path]]:
+    return ((path.relative_to(directory).as_posix(), path) for path in directory.rglob("*") if path.is_file())
+
+
+def _is(path: Path, size: int, sha256: str) -> bool:
+    return path.is_file() and path.stat().st_size == size and digest(path) == sha256
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of one that did not change it is known."""
+    state = path.stat()
+    return _digest(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, _size: int, _changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def local_path(bundle: Bundle, folder: Path) -> Path | None:
+    """Where a worker has a bundle: at the source's own path or hub id, or as sent to `folder` before; None: nowhere."""
+    here = folder / bundle.key
+    if (here / WHOLE).exists():
+        return here / bundle.files[0][0] if _is_file(bundle) else here
+    try:
+        path = Path(bundle.source) if Path(bundle.source).exists() else locate(bundle.source)
+    except TsotsallmError:
+        return None
+    return path if bundle.at(path) else None
+
+
+def _is_file(bundle: Bundle) -> bool:
+    """Whether the source was a file and no directory."""
+    return len(bundle.files) == 1 and Path(bundle.source).name == bundle.files[0][0]
+
+
+def received(bundle: Bundle, folder: Path) -> dict[str, int]:
+    """Name -> bytes of a file that are there already."""
+    here = folder / bundle.key
+    found = {}
+    for name, size, _ in bundle.files:
+        for path in (here / name, _part(here, name)):
+            if path.exists():
+                found[name] = min(path.stat().st_size, size)
+                break
+    return found
+
+
+def receive(bundle: Bundle, folder: Path, name: str, offset: int, piece: bytes, sha256: str) -> dict[str, int]:
+    """Add a piece to a file; a file that is complete is checked, and so is the bundle. Returns what is there now.
+
+    A piece that was changed on its way, or does not follow on what is there, is not taken: what is there tells where to go
+    on. A file whose whole is wrong is begun anew.
+    """
+    here = folder / bundle.key
+    known = {one: (size, whole) for one, size, whole in bundle.files}
+    part, target = _part(here, name), here / name
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        there = part.stat().st_size if part.exists() else 0
+        if not target.exists() and offset == there and hashlib.sha256(piece).hexdigest() == sha256:
+            with part.open("ab") as file:
+                file.write(piece)
+        size, whole = known[name]
+        if not target.exists() and part.exists() and part.stat().st_size >= size:
+            if digest(part) == whole:
+                part.replace(target)
+            else:
+                part.unlink()
+        if all((here / one).exists() for one in known):
+            (here / WHOLE).write_text("")
+    except OSError as error:
+        raise ResourceError(f"{here} cannot take {name} ({error.strerror or error}); make room there, or start the worker "
+                            "with another --work") from None
+    return received(bundle, folder)
+
+
+def _part(here: Path, name: str) -> Path:
+    return here / f"{name}.part"
+
+
+def next_piece(bundle: Bundle, there: Mapping[str, int]) -> tuple[str, int, bytes, str] | None:
+    """The next piece that a worker lacks: file, offset, content, SHA-256; None where it has all."""
+    source = Path(bundle.source)
+    root = source if source.exists() else locate(bundle.source)
+    for name, size, _ in bundle.files:
+        offset = there.get(name, 0 if size else -1)
+        if offset < size:
+            with (root if root.is_file() else root / name).open("rb") as file:
+                file.seek(max(offset, 0))
+                piece = file.read(PIECE)
+            if not piece and size:
+                raise TsotsallmError(f"{root / name} became shorter while it was sent; leave the files of a job as they are")
+            return name, max(offset, 0), piece, hashlib.sha256(piece).hexdigest()
+    return None
+
+
+def with_local_paths(value: Any, places: Mapping[str, str]) -> Any:
+    """Plain data with every source that it names in place of the worker's own path."""
+    if isinstance(value, str):
+        return places.get(value, value)
+    if isinstance(value, Mapping):
+        return {key: with_local_paths(part, places) for key, part in value.items()}
+    return [with_local_paths(part, places) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def files_named(value: Any) -> set[str]:
+    """The strings in plain data that are files here."""
+    if isinstance(value, str):
+        return {value} if len(value) < 4096 and os.sep in value + os.sep and Path(value).is_file() else set()
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return set().union(*map(files_named, value)) if isinstance(value, (list, tuple)) else set()
