@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -46,8 +47,8 @@ class Cluster:
         except (OSError, TimeoutError) as error:
             raise ClusterError(f"no scheduler answers at {scheduler} ({type(error).__name__}); start one with "
                                "`dask scheduler`, and check the address and the firewall") from None
-        self._wait = distributed.wait
         self.futures: dict[Any, _Job | _Sending] = {}
+        self.done: queue.Queue[Any] = queue.Queue()
         self.ready: deque[tuple[Any, Any]] = deque()
         self.sending: dict[tuple[str, str], _Sending] = {}
         self.known: set[str] = set()
@@ -77,14 +78,14 @@ class Cluster:
         """Wait for at least one job, and yield those that are done: (tag, result or Failure)."""
         alone_since = time.monotonic()
         while not self.ready:
-            done = self._done()
+            future = self._next_done()
             self._look()
             if self.known:
                 alone_since = time.monotonic()
             elif time.monotonic() - alone_since > PATIENCE:
                 raise ClusterError(f"{self.scheduler} has had no worker for {PATIENCE:.0f} s; start one with `tsotsallm "
                                    f"worker {self.scheduler}` and run the same command again: what is finished is kept")
-            for future in done:
+            if future in self.futures:
                 self._settle(future, self.futures.pop(future))
             self._give_up_on_the_lost()
         while self.ready:
@@ -100,20 +101,21 @@ class Cluster:
             return
         future = self.client.submit(perform, __version__, job.function, job.arguments, job.bundles, pure=False,
                                     resources={MEMORY: job.memory}, workers=workers, allow_other_workers=workers is not None)
-        self.futures[future] = job
+        self._expect(future, job)
 
-    def _done(self) -> list[Any]:
-        if not self.futures:
-            time.sleep(LOOK)
-            return []
+    def _expect(self, future: Any, what: _Job | _Sending) -> None:
+        self.futures[future] = what
+        future.add_done_callback(self.done.put)
+
+    def _next_done(self) -> Any:
+        """The next future that is done, or None after a while."""
+        if self.client.status not in ("running", "connecting"):
+            raise ClusterError(f"the connection to {self.scheduler} is lost; run the same command again: what is finished "
+                               "is kept")
         try:
-            found = self._wait(list(self.futures), timeout=LOOK, return_when="FIRST_COMPLETED").done
-        except TimeoutError:
-            return []
-        except OSError as error:
-            raise ClusterError(f"the connection to {self.scheduler} is lost ({error}); run the same command again: what is "
-                               "finished is kept") from None
-        return list(found)
+            return self.done.get(timeout=LOOK)
+        except queue.Empty:
+            return None
 
     def _settle(self, future: Any, what: _Job | _Sending) -> None:
         try:
@@ -148,7 +150,7 @@ class Cluster:
                 self._send(job, [one.worker])
             return
         future = self.client.submit(_take, one.bundle, *piece, pure=False, workers=[one.worker], priority=10)
-        self.futures[future] = one
+        self._expect(future, one)
 
     def _sent(self, one: _Sending, result: Any) -> None:
         if isinstance(result, Failure):
