@@ -22,13 +22,14 @@ if TYPE_CHECKING:
         plan,
         plan_examination,
         push,
+        report,
         run_study,
         to_gguf,
         to_huggingface,
     )
 
 __all__ = ["Conversation", "analyze", "compress", "evaluate", "examine", "fit", "franken", "generate", "harness",
-           "inspect", "load", "plan", "plan_examination", "push", "run_study", "to_gguf", "to_huggingface"]
+           "inspect", "load", "plan", "plan_examination", "push", "report", "run_study", "to_gguf", "to_huggingface"]
 
 
 def __getattr__(name: str) -> Any:

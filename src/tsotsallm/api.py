@@ -29,7 +29,15 @@ from tsotsallm.engine.batch import continuations
 from tsotsallm.engine.generation import Sampling, pieces, stream_resident, turn_ends
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.engine.llama import installed as llama_installed
-from tsotsallm.errors import CheckpointError, CorpusError, ExportError, MissingExtraError, StudyError, TsotsallmError
+from tsotsallm.errors import (
+    CheckpointError,
+    CorpusError,
+    ExportError,
+    MissingExtraError,
+    ReportError,
+    StudyError,
+    TsotsallmError,
+)
 from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
 from tsotsallm.evaluation.engines import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.examination import Examination, check_tasks, examine, plan_examination, text_task
@@ -49,6 +57,11 @@ from tsotsallm.export.verify import read_back, verify_gguf
 from tsotsallm.inspection import Anatomy, inspect_checkpoint
 from tsotsallm.lab.texts import world_text
 from tsotsallm.machine import bytes_from_text
+from tsotsallm.report.document import Samples
+from tsotsallm.report.fitted import fit_document
+from tsotsallm.report.page import write as write_page
+from tsotsallm.report.result import result_document
+from tsotsallm.report.studied import study_document
 from tsotsallm.run import Result
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
@@ -63,6 +76,8 @@ from tsotsallm.study.units import Settings as FitSettings
 from tsotsallm.study.workers import OnCluster
 
 Given = ParamSpec("Given")
+SAMPLES, WORDS = 4, 8
+"""Prompts of a report, and words of each where they are taken from a text."""
 PART = 16
 """Prompts that are continued in one job."""
 
@@ -381,6 +396,61 @@ def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, to
                 written += 1
                 say(f"{len(done) + sum(map(len, parts[:written]))} of {len(lines)} prompts")
     return len(lines)
+
+
+def report(paths: Sequence[str | Path], out: str | Path, *, reference: str | Path | None = None,
+           text: str | Path | None = None, tasks: Sequence[str | Path] = (), data: str | Path | None = None,
+           limit: int | None = None, seed: int = 0, prompts: str | Path | None = None, tokens: int = 40, speed: bool = False,
+           country: str | None = None, tick: Tick = silent) -> list[Path]:
+    """Write an HTML page, and its pictures as files, about a study, a fit, a result, or several results side by side.
+
+    Results and fits are evaluated for it, beside `reference` where that is given or known: on `text` (of the embedded world
+    without one), on `tasks`, and with `prompts`, a file of one a line, or beginnings of the text.
+    """
+    folder = Path(paths[0])
+    alone = len(paths) == 1
+    if alone and any((folder / name).exists() for name in ("ledger.sqlite", "trials.jsonl")):
+        if reference or text or tasks or prompts or speed or country:
+            raise ReportError("the report on a study is made from its ledger alone; give the folder and -o, nothing else")
+        return write_page(study_document(folder), Path(out))
+    fitted = alone and (folder / "fit.json").exists()
+    models = [str(path) for path in paths]
+    if fitted:
+        reference = reference or str(json.loads((folder / "fit.json").read_text("utf-8"))["model"])
+        models = [str(folder / "model")]
+    elif reference is None and (Checkpoint.open(models[0]).provenance or {}).get("source") == EMBEDDED:
+        reference = EMBEDDED
+    asked = [*([str(reference)] if reference is not None else []), *models]
+    same = {"limit": limit, "seed": seed, "reference": reference, "tick": tick}
+    costly: dict[str, Any] = {"speed": speed, "country": country}
+    found = []
+    own_text = EMBEDDED in asked and text is None
+    if text is not None or own_text:
+        found.append(examine(asked, [text_task(512, world=own_text)], data=text, **same, **costly))     # type: ignore[arg-type]
+        costly = {}
+    if tasks:
+        found.append(examine(asked, tasks, data=data, **same, **costly))    # type: ignore[arg-type]
+    names = {_name(model): model for model in asked}
+    if len(names) < len(asked):
+        names = {model: model for model in asked}
+    samples = None
+    if prompts is not None or text is not None or own_text:
+        begun = [one for one in texts.read_text(prompts).splitlines() if one][:SAMPLES] if prompts is not None else (
+            _beginnings(texts.read_text(text) if text is not None else world_text(test=True, characters=60_000)))
+        samples = Samples(begun, {name: continuations(model, begun, tokens, Sampling()) for name, model in names.items()})
+    if fitted:
+        return write_page(fit_document(folder, found, samples), Path(out))
+    return write_page(result_document(names, found, samples), Path(out))
+
+
+def _name(model: str) -> str:
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _beginnings(text: str) -> list[str]:
+    """The first words of some lines of a text, spread over it."""
+    lines = [line for line in text.splitlines() if len(line.split()) > 2 * WORDS]
+    return [" ".join(line.split()[:WORDS]) for line in lines[::max(1, len(lines) // SAMPLES)][:SAMPLES]]
 
 
 def generate(model: str | Path, prompt: str, *, tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0,

@@ -458,6 +458,36 @@ def _pairs(values: list[str]) -> dict[str, str]:
 
 
 @app.command()
+def report(paths: Annotated[list[str], typer.Argument(help="A result, several results, a fit's folder, or a study's.")],
+           out: Annotated[Path, typer.Option("-o", "--out", help="The page to write, such as report.html.")],
+           reference: Annotated[str | None, typer.Option(help="The original, to compare results with.")] = None,
+           text: Annotated[Path | None, typer.Option(help="UTF-8 text to evaluate on.")] = None,
+           task: Annotated[str | None, typer.Option(help="Tasks to ask, with commas between.")] = None,
+           data: Annotated[Path | None, typer.Option(help="Data of a task, or a folder with those of several.")] = None,
+           limit: Annotated[int | None, typer.Option(help="So many items of every task.")] = None,
+           seed: Annotated[int, typer.Option(help="Seed of the draw of items.")] = 0,
+           prompts: Annotated[Path | None, typer.Option(help="Prompts to continue, one a line.")] = None,
+           tokens: Annotated[int, typer.Option(help="Tokens of each continuation.")] = 40,
+           speed: Annotated[bool, typer.Option(help="Measure speed and memory as well.")] = False,
+           country: Annotated[str | None, typer.Option(help="ISO code (CMR, KEN, ...): energy and CO₂ as well.")] = None,
+           as_json: AsJson = False) -> None:
+    """Write a page that works offline: what was done, what was lost, what it costs, with pictures."""
+    with _answers(as_json):
+        from tsotsallm import api, console
+
+        bar, show = console.step_bar(as_json)
+        with bar:
+            written = api.report(paths, out, reference=reference, text=text, tasks=task.split(",") if task else (),
+                                 data=data, limit=limit, seed=seed, prompts=prompts, tokens=tokens, speed=speed,
+                                 country=country, tick=show)
+        if as_json:
+            _print_json([str(path) for path in written])
+            return
+        print(written[0])
+        print(f"{len(written) - 1} pictures beside it, in {out.stem}-pictures" if len(written) > 1 else "no pictures")
+
+
+@app.command()
 def worker(scheduler: Annotated[str, typer.Argument(help="Address of the scheduler, such as tcp://192.168.1.5:8786.")],
            memory: Annotated[str | None, typer.Option(help="What jobs may take, such as 4GB (default: most of what is "
                                                            "free).")] = None,

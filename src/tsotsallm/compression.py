@@ -114,7 +114,8 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     corpus, samples = _texts_of(checkpoint, parsed, settings)
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     return run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
-                 scratch=None if scratch is None else Path(scratch), model_name=name, store=store, progress=progress)
+                 scratch=None if scratch is None else Path(scratch), model_name=name, store=store,
+               asked={"given": settings.source, "window": settings.window, "seed": settings.seed}, progress=progress)
 
 
 def _texts_of(checkpoint: Checkpoint, recipe: Recipe,

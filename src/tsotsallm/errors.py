@@ -49,6 +49,10 @@ class ClusterError(TsotsallmError):
     """Other computers cannot be reached, or do not fit together."""
 
 
+class ReportError(TsotsallmError):
+    """There is nothing to report on, or no place for it."""
+
+
 class MissingExtraError(TsotsallmError):
     """An optional dependency is not installed."""
 

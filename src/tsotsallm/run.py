@@ -81,11 +81,12 @@ class Result:
 def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None, forecast: Forecast, *,
         samples: Sequence[Sequence[Samples]] = (), device: str = "cpu", keep_stages: bool = False,
         scratch: Path | None = None, model_name: str = "", store: Store | None = None,
+        asked: Mapping[str, Any] | None = None,
         progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
     """Run a checked recipe and write its result to `out`, continuing unfinished work of the same inputs.
-
-    `samples` are those of every stage that trains, in order. What a recipe has in common with others that used the same
-    `store` is taken from there; the result is the same, byte for byte.
+    `samples` are those of every stage that trains, in order; `asked`, how calibration text was asked for, is noted. What a
+    recipe has in common with others that used the same `store` is taken from there; the result is the same, byte for
+    byte.
     """
     partial = partial_path(out)
     stages_directory = out.with_name(out.name + "-stages")
@@ -100,7 +101,7 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
     began = time.monotonic()
     with held_work(partial, identity):
         job = _Job(checkpoint, recipe, partial, corpus, samples, forecast, torch.device(device), scratch_path(out, scratch),
-                   progress, model_name, identity, keep_stages, store)
+                   progress, model_name, identity, keep_stages, store, asked or {})
         if not out.exists():
             job.execute()
             write_json(job.result / "tsotsallm.run.json", {
@@ -124,7 +125,8 @@ class _Job:
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe, partial: Path, corpus: Corpus | None,
                  samples: Sequence[Sequence[Samples]], forecast: Forecast, device: torch.device, scratch: Path,
                  progress: Callable[[Progress], None], model_name: str, identity: dict[str, Any], keep_stages: bool,
-                 store: Store | None) -> None:
+                 store: Store | None, asked: Mapping[str, Any]) -> None:
+        self.asked = dict(asked)
         self.checkpoint, self.recipe, self.partial, self.corpus = checkpoint, recipe, partial, corpus
         self.samples, self.forecast = list(samples), forecast
         self.device, self.scratch, self.progress, self.model_name = device, scratch, progress, model_name
@@ -541,9 +543,10 @@ class _Job:
             "notes": self.forecast.warnings, "sweeps_done": f"{number + 1} of {len(self.sweeps)}", "choices": self.reasons,
             "inputs": self.identity, "ancestry": self.checkpoint.provenance,
             "calibration": {"source": self.corpus.source, "windows": len(self.corpus.windows),
-                            "tokens": self.corpus.tokens} if self.corpus else None,
+                            "tokens": self.corpus.tokens, **self.asked} if self.corpus else None,
             "measures": {"bytes": Checkpoint(directory).weight_bytes,
-                         "source_bytes": self.checkpoint.weight_bytes}}
+                         "source_bytes": self.checkpoint.weight_bytes,
+                         "source_layers": self.checkpoint.spec.layers}}
         write_json(directory / PROVENANCE, provenance)
         decisions = [entry for sweep in range(number + 1) for entry in self.journal.find("decision", sweep)]
         for count, entry in enumerate(decisions, 1):

@@ -105,8 +105,13 @@ def count_nonzero(checkpoint: Checkpoint) -> int:
 
 def fits(checkpoint: Checkpoint, context: int = 512) -> dict[str, bool]:
     """Target device -> whether it holds the stored weights and a 16-bit cache of `context` tokens."""
-    needed = inspect_checkpoint(checkpoint).bytes + context * checkpoint.spec.kv_bytes_per_token()
-    return {device: needed <= facts["weight_bytes"] for device, facts in devices().items()}
+    weights, cache = inspect_checkpoint(checkpoint).bytes, context * checkpoint.spec.kv_bytes_per_token()
+    return {device: weights <= room_for_weights(facts, cache) for device, facts in devices().items()}
+
+
+def room_for_weights(device: dict[str, Any], cache_bytes: int) -> int:
+    """Bytes that a device has for weights beside a cache, which on some lies in another memory."""
+    return int(device["weight_bytes"]) - (0 if device.get("cache_apart") else cache_bytes)
 
 
 def cost_of(checkpoint: Checkpoint, name: str, *, context: int = 512, speed: Speed | None = None) -> Cost:

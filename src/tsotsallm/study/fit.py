@@ -14,7 +14,7 @@ from typing import Any
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.writer import write_json
 from tsotsallm.errors import StudyError
-from tsotsallm.evaluation.cost import devices, measure_gguf_speed
+from tsotsallm.evaluation.cost import devices, measure_gguf_speed, room_for_weights
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.export.verify import read_back
@@ -92,7 +92,7 @@ class Fitted:
 
 def target_of(spec_bytes_per_token: int, *, device: str | None, size: int | None, faster_than: float | None,
               context: int = 512) -> Target:
-    """A target from a device's name or a size; a device also holds the 16-bit cache of `context` tokens."""
+    """A target from a device's name or a size; most devices also hold the 16-bit cache of `context` tokens."""
     if (device is None) == (size is None):
         raise StudyError("say what the model must fit: --device NAME or --bytes SIZE, one of them; `tsotsallm devices` "
                          "lists the devices")
@@ -103,7 +103,7 @@ def target_of(spec_bytes_per_token: int, *, device: str | None, size: int | None
     known = devices()
     if device not in known:
         raise StudyError(f"there is no device {device!r}; `tsotsallm devices` lists them: {', '.join(known)}")
-    return Target(int(known[device]["weight_bytes"]) - context * spec_bytes_per_token, faster_than, device)
+    return Target(room_for_weights(known[device], context * spec_bytes_per_token), faster_than, device)
 
 
 def fit(model: str, target: Target, out: Path, settings: Settings | None = None, say: Say = print) -> Fitted:

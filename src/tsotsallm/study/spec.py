@@ -17,7 +17,7 @@ from tsotsallm.study.trial import Setup
 
 STRATEGIES = ("all", "random", "tpe", "nsga2", "halving")
 KEYS = ("about", "needs", "layers", "stages", "order", "conditions", "recipes", "strategy", "objectives", "trials", "hours",
-        "seed", "size_limit", "cycle", "calibration", "evaluation")
+        "seed", "size_limit", "cycle", "calibration", "evaluation", "published")
 CALIBRATION = ("source", "windows", "window", "seed")
 EVALUATION = ("text", "context", "cheap", "full", "tasks", "data", "limit", "speed", "country")
 OBJECTIVES = ("kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode")

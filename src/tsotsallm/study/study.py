@@ -11,6 +11,8 @@ from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import StudyError
+from tsotsallm.evaluation.cost import count_nonzero
+from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.machine import human_bytes
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.pareto import front, hypervolume
@@ -47,7 +49,11 @@ def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None,
     setup = spec.setup_for(model)
     ledger = Ledger(out)
     try:
-        ledger.begin({"spec": spec.content, "name": spec.name, "model": model, "source": checkpoint.fingerprint(),
+        anatomy = inspect_checkpoint(checkpoint)
+        original = {"bytes": anatomy.bytes, "parameters": anatomy.parameters,
+                    "nonzero_parameters": count_nonzero(checkpoint)}
+        ledger.begin({"spec": spec.content, "name": spec.name, "model": model, "original": original,
+                      "source": checkpoint.fingerprint(),
                       "setup": setup.plain(), "objectives": list(spec.objectives)})
         for trial in ledger.trials("running"):
             ledger.forget(trial.number)

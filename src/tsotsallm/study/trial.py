@@ -20,7 +20,7 @@ from tsotsallm.evaluation.cost import count_nonzero, measure_gguf_speed
 from tsotsallm.evaluation.examination import examine
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf
-from tsotsallm.inspection import inspect_checkpoint
+from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
 from tsotsallm.lab.texts import world_text
 from tsotsallm.machine import fingerprint, free_disk_bytes
 from tsotsallm.store import Store
@@ -128,6 +128,8 @@ def _execute(setup: Setup, job: Job, work: Path, model: Path, store: Store, outc
     anatomy = inspect_checkpoint(written)
     outcome.measures["model"] = {"bytes": anatomy.bytes, "parameters": anatomy.parameters, "layers": anatomy.layers,
                                  "nonzero_parameters": count_nonzero(written)}
+    outcome.facts["layers"] = layer_map(written).plain()
+    outcome.facts["importance"] = importance_in(written.provenance or {})
     outcome.facts["hashes"] = {path.name: _sha256(path) for path in sorted(model.glob("*.safetensors"))}
     if setup.speed:
         outcome.measures["model"] |= _speed(written, work / f"{job.key}.gguf")

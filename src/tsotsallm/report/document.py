@@ -1,0 +1,99 @@
+"""What a report holds, before it becomes a page: sections of paragraphs, tables, figures, code and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as it is shown, and as it was measured."""
+
+    value: float
+    shown: str
+    error: str = ""
+
+    @classmethod
+    def of(cls, value: float | None, spec: str = ".4g", *, error: float | None = None, unit: str = "") -> Number | str:
+        """A number in some format, with its standard error; an empty cell where there is none."""
+        if value is None:
+            return ""
+        return cls(float(value), format(value, spec) + unit, "" if error is None else f" ± {format(error, spec)}{unit}")
+
+
+Cell = Number | str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+    kind: str = "paragraph"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first cell of a row is its heading; `marks` are rows to stand out."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    marks: frozenset[int] = frozenset()
+    long: bool = False
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture as SVG for the page, and as files; `name` is that of the files, `told` says in words what it shows."""
+
+    name: str
+    caption: str
+    told: str
+    svg: str
+    png: bytes
+    kind: str = "figure"
+
+
+@dataclass(frozen=True)
+class Code:
+    caption: str
+    text: str
+    kind: str = "code"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Continuations of some prompts, by model."""
+
+    prompts: Sequence[str]
+    answers: dict[str, Sequence[str]]
+    kind: str = "samples"
+
+
+Block = Paragraph | Table | Figure | Code | Samples
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: Sequence[Block]
+
+    @property
+    def key(self) -> str:
+        return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report: what is told first, its sections, and the numbers behind it."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]

@@ -1,0 +1,55 @@
+"""A report as a page: one HTML file with everything in it, and its pictures beside it."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from tsotsallm import __version__
+from tsotsallm.errors import ReportError
+from tsotsallm.report.document import Document, Number
+
+MOST_BYTES = 3 << 20
+
+
+def render(document: Document) -> str:
+    """The page as text."""
+    files = resources.files("tsotsallm.report")
+
+    def part(name: str) -> str:
+        return files.joinpath(name).read_text("utf-8")
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.tests["number"] = lambda cell: isinstance(cell, Number)
+    return environment.from_string(part("page.html.j2")).render(
+        document=document, version=__version__, style=Markup(part("page.css")), script=Markup(part("page.js")),
+        svg=Markup, data=Markup(json.dumps(document.data, default=str).replace("<", "\\u003c")))
+
+
+def write(document: Document, out: Path) -> list[Path]:
+    """Write OUT (.html) and a folder OUT-pictures with every picture as SVG and PNG; all that was written."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ReportError(f"{out} does not end in .html; give the name of a page, such as report.html")
+    text = render(document)
+    if len(text.encode()) > MOST_BYTES:
+        text = render(Document(document.title, document.lead, document.sections, {}))
+    folder = out.with_name(f"{out.stem}-pictures")
+    written = [out]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = out.with_name(f".{out.name}.draft")
+        draft.write_text(text, "utf-8")
+        for figure in document.figures:
+            folder.mkdir(exist_ok=True)
+            standing = figure.svg.replace("<svg", '<?xml version="1.0" encoding="utf-8"?>\n<svg', 1)
+            (folder / f"{figure.name}.svg").write_text(standing, "utf-8")
+            (folder / f"{figure.name}.png").write_bytes(figure.png)
+            written += [folder / f"{figure.name}.svg", folder / f"{figure.name}.png"]
+        draft.replace(out)
+    except OSError as error:
+        raise ReportError(f"{out} cannot be written ({error.strerror or error}); choose another place with -o") from None
+    return written
