@@ -22,14 +22,15 @@ if TYPE_CHECKING:
         plan,
         plan_examination,
         push,
-        report,
         run_study,
         to_gguf,
         to_huggingface,
+        write_report,
     )
 
 __all__ = ["Conversation", "analyze", "compress", "evaluate", "examine", "fit", "franken", "generate", "harness",
-           "inspect", "load", "plan", "plan_examination", "push", "report", "run_study", "to_gguf", "to_huggingface"]
+           "inspect", "load", "plan", "plan_examination", "push", "run_study", "to_gguf", "to_huggingface",
+           "write_report"]
 
 
 def __getattr__(name: str) -> Any:

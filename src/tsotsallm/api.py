@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -242,12 +243,13 @@ def analyze(model: str | Path, text: str | Path | None, out: str | Path, *, refe
 
 def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: int | str | None = None,
         faster_than: float | None = None, keep_text: Sequence[str | Path] = (), calibration: str | Path | None = None,
-        windows: int = 32, window: int = 512, minutes: float = 60.0, recover: bool = False,
+        windows: int = 32, window: int = 512, minutes: float = 60.0, recover: bool = False, quick: bool = False,
         tasks: Sequence[str | Path] = (), data: str | Path | None = None, limit: int | None = None, seed: int = 0,
         say: Callable[[str], None] = print) -> tuple[Fitted, Examination | None]:
     """Find the best model for a device or for a GGUF file of a size: what was found, and the answers to the tasks.
 
-    With `recover`, layers of a cut model learn from the original's before their numbers get fewer bits.
+    With `recover`, layers of a cut model learn from the original's before their numbers get fewer bits; `quick` rounds
+    candidates in a third of the time, at some loss.
     """
     if tasks:
         check_tasks(tasks, data=data, limit=limit)
@@ -256,7 +258,7 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
                        size=None if size is None else bytes_from_text(str(size), "--bytes"))
     settings = FitSettings(None if calibration is None else str(calibration), tuple(map(str, keep_text)), windows,
                            min(window, checkpoint.spec.context), seed, minutes=minutes,
-                           recover=({"distill": {"mode": "layers"}},) if recover else ())
+                           recover=({"distill": {"mode": "layers"}},) if recover else (), quick=quick)
     found = find_fit(str(model), target, Path(out), settings, say)
     answers = examine([model, found.path], tasks, data=data, limit=limit, reference=model) if tasks else None
     return found, answers
@@ -398,7 +400,7 @@ def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, to
     return len(lines)
 
 
-def report(paths: Sequence[str | Path], out: str | Path, *, reference: str | Path | None = None,
+def write_report(paths: Sequence[str | Path], out: str | Path, *, reference: str | Path | None = None,
            text: str | Path | None = None, tasks: Sequence[str | Path] = (), data: str | Path | None = None,
            limit: int | None = None, seed: int = 0, prompts: str | Path | None = None, tokens: int = 40, speed: bool = False,
            country: str | None = None, tick: Tick = silent) -> list[Path]:
@@ -430,7 +432,7 @@ def report(paths: Sequence[str | Path], out: str | Path, *, reference: str | Pat
         costly = {}
     if tasks:
         found.append(examine(asked, tasks, data=data, **same, **costly))    # type: ignore[arg-type]
-    names = {_name(model): model for model in asked}
+    names = {"fitted" if fitted and model == models[0] else _name(model): model for model in asked}
     if len(names) < len(asked):
         names = {model: model for model in asked}
     samples = None
@@ -449,7 +451,7 @@ def _name(model: str) -> str:
 
 def _beginnings(text: str) -> list[str]:
     """The first words of some lines of a text, spread over it."""
-    lines = [line for line in text.splitlines() if len(line.split()) > 2 * WORDS]
+    lines = [line for line in re.split(r"\n|<\|[^|]*\|>", text) if len(line.split()) > 2 * WORDS]
     return [" ".join(line.split()[:WORDS]) for line in lines[::max(1, len(lines) // SAMPLES)][:SAMPLES]]
 
 

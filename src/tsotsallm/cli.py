@@ -356,6 +356,7 @@ def fit(model: Model,
         windows: Windows = 32, window: Annotated[int, typer.Option(help="Tokens of a calibration window.")] = 512,
         minutes: Annotated[float, typer.Option(help="No candidate is begun later.")] = 60.0,
         recover: Annotated[bool, typer.Option(help="Let layers learn from the original's after a cut.")] = False,
+        quick: Annotated[bool, typer.Option(help="Round candidates in a third of the time, at some loss.")] = False,
         task: Annotated[str | None, typer.Option(help="Tasks to ask the original and the result.")] = None,
         data: Annotated[Path | None, typer.Option(help="Data of a task, or a folder with those of several.")] = None,
         limit: Annotated[int | None, typer.Option(help="So many items of every task.")] = None,
@@ -365,7 +366,7 @@ def fit(model: Model,
         from tsotsallm import api, console
 
         found = api.fit(model, out, device=device, size=size, faster_than=faster_than, keep_text=keep_text or (),
-                        calibration=calibration, windows=windows, window=window, minutes=minutes, recover=recover,
+                        calibration=calibration, windows=windows, window=window, minutes=minutes, recover=recover, quick=quick,
                         tasks=task.split(",") if task else (), data=data, limit=limit, seed=seed,
                         say=_to_stderr if as_json else print)
         _print_json(found[0].plain() | ({"examination": found[1].plain()} if found[1] else {})) if as_json else (
@@ -477,7 +478,7 @@ def report(paths: Annotated[list[str], typer.Argument(help="A result, several re
 
         bar, show = console.step_bar(as_json)
         with bar:
-            written = api.report(paths, out, reference=reference, text=text, tasks=task.split(",") if task else (),
+            written = api.write_report(paths, out, reference=reference, text=text, tasks=task.split(",") if task else (),
                                  data=data, limit=limit, seed=seed, prompts=prompts, tokens=tokens, speed=speed,
                                  country=country, tick=show)
         if as_json:

@@ -74,7 +74,7 @@ def layer_map(checkpoint: Checkpoint) -> LayerMap:
     runs = _runs(provenance) if provenance is not None else None
     if runs is None or len(runs) != checkpoint.spec.layers:
         runs = list(range(checkpoint.spec.layers))
-    layers = max(checkpoint.spec.layers, *(one + 1 for one in runs), _layers_before(provenance))
+    layers = max(_layers_before(provenance), *(one + 1 for one in runs))
     bits = []
     for index in range(checkpoint.spec.layers):
         sizes: dict[str, int] = {}

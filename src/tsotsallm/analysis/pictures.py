@@ -18,7 +18,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise MissingExtraError("matplotlib", "analysis", "drawing an analysis") from None
+        raise MissingExtraError("matplotlib", "report", "drawing pictures") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -58,8 +58,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Code:
+    """Text to copy; what is long is folded."""
+
     caption: str
     text: str
+    long: bool = False
     kind: str = "code"
 
 

@@ -56,7 +56,10 @@ def _for_page(svg: str, name: str, told: str, tips: Mapping[str, str]) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
     head, rest = svg.split(">", 1)
+    wide = re.search(r'\bwidth="([\d.]+)pt"', head)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    if wide is not None:        # text of all pictures in one size, unless the page is narrower
+        head += f' style="max-width: {1.45 * float(wide[1]):.0f}px"'
     return (f'{head} role="group" aria-labelledby="{name}-told"><title id="{name}-told">{escape(told)}</title>{rest}')
 
 
@@ -99,7 +102,8 @@ def layers(name: str, found: LayerMap, caption: str) -> Figure:
             if not places or len(places) > 1:
                 axis.text(layer, -0.95, "×" if not places else f"{len(places)}×", ha="center", va="center",
                           color="#a03020" if not places else "#1b4f80", fontweight="bold")
-        axis.set(xlim=(-0.6, found.layers - 0.4), ylim=(len(linears) - 0.4, -1.5), xlabel="layer of the original")
+        axis.set(xlim=(-0.6, found.layers - 0.4), ylim=(len(linears) - 0.4, -1.5 if removed or repeated else -0.6),
+                 xlabel="layer of the original")
         axis.set_xticks(range(0, found.layers, 1 if found.layers <= 20 else 2))
         axis.set_yticks(range(len(linears)), [linear.rpartition(".")[2] for linear in linears])
         axis.tick_params(length=0)
@@ -198,15 +202,18 @@ def _plain_ticks(axis: Any) -> None:
 
 
 def bars(name: str, values: Mapping[str, float], x: str, y: str, caption: str, *, marked: Sequence[str] = ()) -> Figure:
-    """A bar for each of some things, those that are marked in another colour."""
+    """A bar for each of some things, those that are marked in another colour; points where all are about as much."""
     told = f"{y} by {x}: " + ", ".join(f"{key}: {value:.4g}" for key, value in values.items()) + (
         f". Marked: {', '.join(marked)}" if marked else "") + "."
 
     def draw(plot: Any) -> tuple[Any, dict[str, str]]:
         figure, axis = plot.subplots(figsize=(max(4.8, 0.36 * len(values) + 1.6), 3.0))
         tips = {}
+        alike = 0 < max(values.values()) < 2 * min(values.values())
         for place, (key, value) in enumerate(values.items()):
-            [bar] = axis.bar(place, value, color=COLOURS[1] if key in marked else COLOURS[0])
+            colour = COLOURS[1] if key in marked else COLOURS[0]
+            [bar] = axis.plot(place, value, marker="o", color=colour, linestyle="") if alike else axis.bar(place, value,
+                                                                                                           color=colour)
             bar.set_gid(f"bar-{place}")
             tips[f"bar-{place}"] = f"{x} {key}: {value:.4g}"
         axis.set_xticks(range(len(values)), list(values))

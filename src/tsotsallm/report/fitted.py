@@ -88,4 +88,5 @@ def _command(fit: Mapping[str, Any]) -> Code:
     words += ["--calibration", asked["calibration"]] if asked["calibration"] else []
     words += [part for name in ("windows", "window", "minutes", "seed") for part in (f"--{name}", str(asked[name]))]
     words += ["--recover"] if asked["recover"] else []
+    words += ["--quick"] if asked["quick"] else []
     return Code("The command", shlex.join(words))

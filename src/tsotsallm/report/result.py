@@ -16,6 +16,11 @@ from tsotsallm.machine import human_bytes
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Cell, Code, Document, Number, Paragraph, Samples, Section, Table
 
+PROTOCOL = {"protocol": "text in", "context": "tokens of a window", "shots": "examples before each question",
+            "max_new_tokens": "new tokens at most", "limit": "limit", "seed": "seed", "data_sha256": "data",
+            "reference": "against"}
+"""What is told of how tasks were asked -> its name."""
+
 
 def result_document(models: Mapping[str, str], examinations: Sequence[Examination],
                     samples: Samples | None = None) -> Document:
@@ -87,8 +92,7 @@ def lost_blocks(models: Sequence[str], examinations: Sequence[Examination]) -> l
     for found in examinations:
         for row_of_task in found.results:
             protocol = row_of_task[0].protocol
-            told = ", ".join(f"{key} {value}" for key, value in protocol.items()
-                             if isinstance(value, (str, int, float)) and len(str(value)) < 40)
+            told = ", ".join(f"{name} {protocol[key]}" for key, name in PROTOCOL.items() if protocol.get(key) is not None)
             blocks.append(Paragraph(f"Protocol of {row_of_task[0].task}: {told}."))
     return blocks
 

@@ -98,12 +98,13 @@ def _front(found: Found, study: Mapping[str, Any], size: str, loss: str) -> list
                                           "the front. Touch a point to see which it is.")]
     rows: list[list[Cell]] = []
     for trial in sorted(found.front, key=lambda one: float(one.measure(size) or 0)):
-        row: list[Cell] = [f"{trial.number}: {trial.name}", _number(trial, "kl"), _number(trial, "perplexity", ".3f"),
-                           Number.of(trial.measure("bytes"), ",.0f"), Number.of(trial.measure("nonzero_parameters"), ",.0f")]
-        rows.append([*row, Number.of(trial.measure("decode_tokens_per_s"), ".1f")])
+        rows.append([f"{trial.number}: {trial.name}", _number(trial, "kl"), _number(trial, "perplexity", ".3f"),
+                     Number.of(trial.measure("bytes"), ",.0f"), Number.of(trial.measure("nonzero_parameters"), ",.0f")])
+        if any(one.measure("decode_tokens_per_s") for one in found.front):
+            rows[-1].append(Number.of(trial.measure("decode_tokens_per_s"), ".1f"))
     blocks.append(Table(f"The front, from the smallest; hypervolume {found.hypervolume:.6g} up to "
                         f"{', '.join(f'{one:.4g}' for one in found.reference)}",
-                        ["trial", "KL", "perplexity", "bytes", "not zero", "tokens/s"], rows))
+                        ["trial", "KL", "perplexity", "bytes", "not zero", "tokens/s"][:len(rows[0])], rows))
     return blocks + _published(found, study, size)
 
 
@@ -184,4 +185,4 @@ def _again(study: Mapping[str, Any]) -> list[Block]:
     words = ["tsotsallm", "study", "study.yaml", "--model", str(study["model"]), "-o", "study"]
     spec = {key: value for key, value in study["spec"].items() if key != "published"}
     text = yaml.safe_dump(json.loads(json.dumps(spec)), sort_keys=False, default_flow_style=None, width=100)
-    return [Code(f"The command, with the weights {told}", shlex.join(words)), Code("study.yaml", text.strip())]
+    return [Code(f"The command, with the weights {told}", shlex.join(words)), Code("study.yaml", text.strip(), long=True)]

@@ -233,7 +233,7 @@ class _Fit:
         best: tuple[Path, int, list[Any]] | None = None
         for attempt in range(ATTEMPTS):
             wanted = self.target.bytes - self.beyond.get(size, 0)
-            recipe = [*made, *recover, {"quantize": {"file_bytes": wanted} | grids}]
+            recipe = [*made, *recover, {"quantize": {"file_bytes": wanted} | grids | bench.settings.rounding}]
             if best is not None and recipe == best[2]:
                 break
             out, taken = self._written(number, recipe, plan.structure)

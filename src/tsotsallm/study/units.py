@@ -51,7 +51,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a fit works: texts, how much of them, how long."""
+    """How a fit works: texts, how much of them, how long.
+
+    recover  stages that a cut model learns by before its matrices get their grids
+    quick    candidates are rounded in a third of the time, and lose some more by it
+    """
 
     calibration: str | None = None
     keep_text: tuple[str, ...] = ()
@@ -61,6 +65,12 @@ class Settings:
     compared: int = 16
     minutes: float = 60.0
     recover: tuple[Any, ...] = ()
+    quick: bool = False
+
+    @property
+    def rounding(self) -> dict[str, Any]:
+        """Options of `quantize` for every candidate."""
+        return {"couple": False, "passes": 0} if self.quick else {}
 
 
 class Original:
@@ -130,7 +140,7 @@ class Bench:
     def key(self) -> str:
         """A name for all that the measured units depend on."""
         return key_of([self.source.fingerprint(), self.calibration.read_text("utf-8"), self.compared_text, self.most,
-                       asdict(self.settings) | {"calibration": None, "minutes": None, "recover": None}, __version__])
+                       asdict(self.settings) | {"calibration": None, "minutes": None, "recover": None, "quick": None}, __version__])
 
     # -- making and comparing -----------------------------------------------------------------------------------------
 
@@ -204,7 +214,7 @@ class Bench:
 
     def _grids(self) -> tuple[dict[str, dict[str, float]], list[tuple[float, float]]]:
         """What every matrix loses on every grid, and how the sum compares with a model that was built so."""
-        out = self.compressed([*self.vocabulary_stage(self.most), {"quantize": {"bits_per_weight": 4.5}}])
+        out = self.compressed([*self.vocabulary_stage(self.most), {"quantize": {"bits_per_weight": 4.5} | self.settings.rounding}])
         decision = json.loads((out / "decision-1-quantize.json").read_text("utf-8"))
         loss, _ = self.loss_of(out, self.most)
         self.say(f"every matrix on a grid of its own, 4.5 bits: KL {loss:.4f} (predicted {decision['predicted_loss']:.4f})")

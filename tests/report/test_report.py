@@ -1,0 +1,166 @@
+"""Pages that work offline: every number is the ledger's or the evaluation's, every picture says in words what it shows."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tsotsallm
+from tests.study.test_study import spec_of
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.errors import ReportError
+from tsotsallm.inspection import layer_map
+from tsotsallm.study.study import open_study, run_study
+
+pytest.importorskip("matplotlib", reason="matplotlib is in the extra [report]")
+
+
+class Page(HTMLParser):
+    """What a page holds: rows of tables with exact numbers, links out of it, ids."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.rows: list[list[tuple[str, float | None]]] = []
+        self.outside: list[str] = []
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.cell: list[str] | None = None
+        self.value: float | None = None
+        self.text = path.read_text("utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.ids += [str(given["id"])] if "id" in given else []
+        for name in ("src", "href", "xlink:href", "action"):
+            target = given.get(name)
+            if target and target.startswith("#"):
+                self.targets.append(target[1:])
+            elif target and target != "data:,":
+                self.outside.append(target)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.cell, self.value = [], None
+        elif tag == "data":
+            self.value = float(str(given["value"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self.cell is not None:
+            self.rows[-1].append(("".join(self.cell), self.value))
+            self.cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self.cell is not None:
+            self.cell.append(data)
+
+    def row(self, start: str) -> list[tuple[str, float | None]]:
+        return next(row for row in self.rows if row and row[0][0].startswith(start))
+
+
+def check_page(page: Page, written: list[Path]) -> None:
+    assert not page.outside
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"|http://www.w3.org/[^"<]*', "", page.text.split("application/json")[0])
+    assert len(page.ids) == len(set(page.ids))
+    assert set(page.targets) <= set(page.ids)
+    assert written[0].stat().st_size < 3 << 20
+    for path in written[1:]:
+        if path.suffix == ".svg":
+            root = ET.fromstring(path.read_text("utf-8"))
+            title = root.find("{http://www.w3.org/2000/svg}title")
+            assert title is not None
+            assert len(str(title.text)) > 20                    # what the picture shows, in words
+        else:
+            assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_study_s_page_tells_the_ledger(tiny: Path, text: Path, tmp_path: Path) -> None:
+    run_study(spec_of(text), str(tiny), tmp_path / "study")
+    found = open_study(tmp_path / "study")
+    written = tsotsallm.write_report([tmp_path / "study"], tmp_path / "page.html")
+    page = Page(written[0])
+    check_page(page, written)
+    for trial in found.trials:
+        row = page.row(f"{trial.number}: {trial.name}") if trial not in found.front else [
+            row for row in page.rows if row and row[0][0].startswith(f"{trial.number}: {trial.name}")][-1]
+        values = [value for _, value in row if value is not None]
+        assert values[:2] == [trial.measure("kl"), trial.measure("perplexity")]
+        assert values[2:] == [trial.measure("bytes"), trial.facts["seconds"]]
+    for trial in found.front:
+        row = page.row(f"{trial.number}: {trial.name}")
+        assert [value for _, value in row if value is not None] == [
+            trial.measure(name) for name in ("kl", "perplexity", "bytes", "nonzero_parameters")]
+        assert (tmp_path / "page-pictures" / f"layers-{trial.number}.svg").exists()
+    embedded = json.loads(page.text.split('application/json" id="data">')[1].split("</script>")[0])
+    assert embedded["trials"] == json.loads(json.dumps([trial.plain() for trial in found.trials]))
+    for note in ("plan", "implement", "revise", "re-implement"):
+        assert page.row(f"0, {note}")
+    svg = (tmp_path / "page-pictures" / "front.svg").read_text("utf-8")
+    full = [trial for trial in found.trials if trial.level == "full"]
+    assert svg.count('class="tip"') == len(full)
+    for trial in full:
+        assert f"{trial.number}: {trial.name}" in svg
+
+
+def test_results_side_by_side(tiny: Path, text: Path, tmp_path: Path) -> None:
+    tsotsallm.compress(tiny, [{"layers": {"order": [0, 2, 2, 1]}}, "rtn:4:channel"], tmp_path / "one")
+    tsotsallm.compress(tmp_path / "one", [{"layers": {"order": [3, 0]}}], tmp_path / "two")
+    written = tsotsallm.write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "page.html", reference=tiny,
+                                     text=text, limit=4, tokens=3)
+    page = Page(written[0])
+    check_page(page, written)
+    models = [tiny, tmp_path / "one", tmp_path / "two"]
+    found = tsotsallm.examine(models, [tsotsallm.api.text_task()], data=text, limit=4, reference=tiny)
+    for one in found.comparisons:
+        numbers = [value for _, value in page.row(f"{one.task}: {one.measure}") if value is not None]
+        expected = [one.scores[0].value]
+        for score, difference in zip(one.scores[1:], one.differences[1:], strict=True):
+            assert difference is not None
+            expected += [score.value, difference.value]
+        assert numbers == expected
+    assert [value for _, value in page.row("bytes on disk") if value is not None] == [
+        Checkpoint.open(model).weight_bytes - _header(model) for model in models]
+    first = layer_map(Checkpoint.open(tmp_path / "one"))
+    assert (first.layers, first.runs) == (4, (0, 2, 2, 1))
+    assert {round(bits) for bits in first.bits[0].values()} == {4}
+    assert asdict(layer_map(Checkpoint.open(tmp_path / "two")))["runs"] == (1, 0)
+    svg = (tmp_path / "page-pictures" / "layers-1.svg").read_text("utf-8")
+    assert "2 layers run, of 4. Removed: 2, 3." in svg
+    assert "They run in the order 1, 0" in svg
+    assert "rtn" in page.text
+    assert page.text.count('<article class="sample">') == 4
+
+
+def _header(model: Path) -> int:
+    """Bytes of the shards that are no tensors."""
+    return sum(8 + int.from_bytes(path.read_bytes()[:8], "little") for path in model.glob("*.safetensors"))
+
+
+def test_hostile_names_stay_text(tiny: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "<img src=x onerror=alert(1)>"
+    tsotsallm.compress(tiny, ["rtn:8:channel"], out)
+    page = Page(tsotsallm.write_report([out], tmp_path / "page.html")[0])
+    assert "<img" not in page.text
+    assert not page.outside
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"out": "page.txt"}, "does not end in .html"), ({"paths": ["study"], "text": "some.txt"}, "from its ledger alone")])
+def test_what_cannot_be_reported(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "trials.jsonl").write_text("")
+    given = {"paths": ["embedded"], "out": "page.html"} | change
+    if given["paths"] == ["study"]:
+        given["paths"] = [str(tmp_path / "study")]
+    elif "text" not in given:
+        given["limit"] = 1
+        given["tokens"] = 1
+    with pytest.raises(ReportError, match=message):
+        tsotsallm.write_report(given.pop("paths"), tmp_path / given.pop("out"), **given)
