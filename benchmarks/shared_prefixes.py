@@ -2,8 +2,8 @@
 
     python benchmarks/shared_prefixes.py --study FOLDER --work DIR
 
-Runs each trial's recipe with an empty store, evaluates it as far as the study did, and compares seconds and the hashes of
-the weights. Seconds compare where both ran on the same machine with the same load.
+Runs each trial's recipe with an empty store, evaluates it as far as the study did, and compares the seconds that the
+processor worked for it, and the hashes of the weights.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         levels = tuple((level, trial.measures[level]["windows"]) for level in ("cheap", "full") if level in trial.measures)
         found = execute(setup, Job(trial.number, trial.key, trial.recipe, (), levels), folder)
-        line = {"number": trial.number, "name": trial.name, "seconds": found.facts["seconds"],
-                "shared_seconds": trial.facts["seconds"], "same": found.facts["hashes"] == trial.facts["hashes"],
+        line = {"number": trial.number, "name": trial.name, "seconds": found.facts["cpu_seconds"],
+                "shared_seconds": trial.facts["cpu_seconds"], "same": found.facts["hashes"] == trial.facts["hashes"],
                 "same_kl": found.measures[trial.level]["kl"] == trial.measures[trial.level]["kl"]}
         print(line, flush=True)
         with kept.open("a", encoding="utf-8") as file:

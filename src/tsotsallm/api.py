@@ -21,6 +21,7 @@ from tsotsallm.analysis.analyze import Analysis, Format
 from tsotsallm.analysis.analyze import analyze as look_at
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint, locate
 from tsotsallm.checkpoint.view import View
+from tsotsallm.checkpoint.writer import write_json
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.examination import examine_on
 from tsotsallm.cluster.generation import continuations_on
@@ -36,10 +37,11 @@ from tsotsallm.errors import (
     ExportError,
     MissingExtraError,
     ReportError,
+    ResourceError,
     StudyError,
     TsotsallmError,
 )
-from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
+from tsotsallm.evaluation.cost import Speed, check_fits, measure_gguf_speed
 from tsotsallm.evaluation.engines import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.examination import Examination, check_tasks, examine, plan_examination, text_task
 from tsotsallm.evaluation.examine import (
@@ -261,7 +263,33 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
                            recover=({"distill": {"mode": "layers"}},) if recover else (), quick=quick)
     found = find_fit(str(model), target, Path(out), settings, say)
     answers = examine([model, found.path], tasks, data=data, limit=limit, reference=model) if tasks else None
+    if answers is not None:
+        content = json.loads((Path(out) / "fit.json").read_text("utf-8"))
+        write_json(Path(out) / "fit.json", content | {"examination": answers.plain()})
+    with _unless_missing(say, "the report"):
+        text, _ = compression.calibration_text(checkpoint, Calibration(settings.calibration, windows, window, seed))
+        samples = _samples({str(model): str(model), "fitted": str(found.path)}, _beginnings(text))
+        write_page(fit_document(Path(out), [answers] if answers else [], samples), Path(out) / "report.html")
     return found, answers
+
+
+@contextlib.contextmanager
+def _unless_missing(say: Callable[[str], None], what: str) -> Iterator[None]:
+    """Do without something for which an extra is missing, and tell so."""
+    try:
+        yield
+    except MissingExtraError as error:
+        say(f"{what} is left out: {error}")
+
+
+def _samples(models: Mapping[str, str], prompts: Sequence[str], tokens: int = 40) -> Samples | None:
+    """What models make of prompts; None where one is larger than memory."""
+    try:
+        for model in models.values():
+            check_fits(model)
+    except ResourceError:
+        return None
+    return Samples(prompts, {name: continuations(model, prompts, tokens, Sampling()) for name, model in models.items()})
 
 
 def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED, given: Mapping[str, str] | None = None,
@@ -279,10 +307,11 @@ def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED
     content |= {name: value for name, value in (("trials", trials), ("hours", hours)) if value is not None}
     layers = Checkpoint.open(model).spec.layers
     study = spec_from(Path(spec).stem, content, layers=layers, given=given)
-    if workers is None:
-        return try_all(study, str(model), Path(out), say=say)
-    with workers.cluster(say) as cluster:
-        return try_all(study, str(model), Path(out), OnCluster(cluster), say)
+    with workers.cluster(say) if workers is not None else contextlib.nullcontext() as cluster:
+        found = try_all(study, str(model), Path(out), OnCluster(cluster) if cluster is not None else None, say)
+    with _unless_missing(say, "the report"):
+        write_page(study_document(Path(out)), Path(out) / "report.html")
+    return found
 
 
 def trials_of(folder: str | Path, numbers: Sequence[int]) -> list[Trial]:
@@ -439,7 +468,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path, *, reference: str
     if prompts is not None or text is not None or own_text:
         begun = [one for one in texts.read_text(prompts).splitlines() if one][:SAMPLES] if prompts is not None else (
             _beginnings(texts.read_text(text) if text is not None else world_text(test=True, characters=60_000)))
-        samples = Samples(begun, {name: continuations(model, begun, tokens, Sampling()) for name, model in names.items()})
+        samples = _samples(names, begun, tokens)
     if fitted:
         return write_page(fit_document(folder, found, samples), Path(out))
     return write_page(result_document(names, found, samples), Path(out))

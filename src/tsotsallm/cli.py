@@ -366,8 +366,8 @@ def fit(model: Model,
         from tsotsallm import api, console
 
         found = api.fit(model, out, device=device, size=size, faster_than=faster_than, keep_text=keep_text or (),
-                        calibration=calibration, windows=windows, window=window, minutes=minutes, recover=recover, quick=quick,
-                        tasks=task.split(",") if task else (), data=data, limit=limit, seed=seed,
+                        calibration=calibration, windows=windows, window=window, minutes=minutes, recover=recover,
+                        quick=quick, tasks=task.split(",") if task else (), data=data, limit=limit, seed=seed,
                         say=_to_stderr if as_json else print)
         _print_json(found[0].plain() | ({"examination": found[1].plain()} if found[1] else {})) if as_json else (
             console.print_fit(*found))

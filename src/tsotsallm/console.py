@@ -132,13 +132,15 @@ def print_fit(found: Fitted, answers: Examination | None) -> None:
     print(f"file    {human_bytes(found.best.bytes)} of {human_bytes(found.target.bytes)}; the prediction "
           f"{'holds' if found.holds else 'does not hold'}; took {human_seconds(found.seconds)}")
     print(f"model   {found.path}\ngguf    {found.gguf}")
+    if (report := found.path.parent / "report.html").exists():
+        print(f"report  {report}")
     if answers is not None:
         print_examination(answers, groups=False)
 
 
 def print_study(found: Found) -> None:
     from tsotsallm.machine import human_bytes
-    from tsotsallm.study.verdict import verdict_markdown
+    from tsotsallm.study.verdict import size_of, verdict_markdown
 
     best = {trial.number for trial in found.front}
     rows = []
@@ -150,8 +152,10 @@ def print_study(found: Found) -> None:
                      human_bytes(trial.measures["model"]["bytes"]) if "model" in trial.measures else "", trial.level])
     table("Trials (* on the front)", ["trial", "status", "KL", "perplexity", "bytes", "evaluation"], rows)
     print(f"hypervolume {found.hypervolume:.6g} up to {', '.join(f'{one:.4g}' for one in found.reference)}")
-    print(verdict_markdown(found.trials))
-    print(f"ledger {found.folder}")
+    print(verdict_markdown(found.trials, size_of(found.objectives)))
+    print(f"ledger  {found.folder}")
+    if (report := found.folder / "report.html").exists():
+        print(f"report  {report}")
 
 
 def print_trials(trials: list[Trial]) -> None:

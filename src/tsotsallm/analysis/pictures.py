@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from tsotsallm.errors import MissingExtraError
 from tsotsallm.numerics.ggml import GgmlGrid
@@ -12,6 +14,9 @@ from tsotsallm.stages.allocation import DENSE
 
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8e6c8a")
 MOST_HEADS = 8
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130}
+Given = ParamSpec("Given")
+Drawn = TypeVar("Drawn")
 
 
 def pyplot() -> Any:
@@ -19,11 +24,20 @@ def pyplot() -> Any:
         import matplotlib
     except ImportError:
         raise MissingExtraError("matplotlib", "report", "drawing pictures") from None
-    matplotlib.use("Agg")
+    if "matplotlib.pyplot" not in sys.modules:      # a notebook keeps the backend that it chose
+        matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130})
     return pyplot
+
+
+def styled(draw: Callable[Given, Drawn]) -> Callable[Given, Drawn]:
+    """Draw in the style of this project, and leave that of the caller as it is."""
+    @functools.wraps(draw)
+    def drawn(*args: Given.args, **settings: Given.kwargs) -> Drawn:
+        with pyplot().rc_context(STYLE):
+            return draw(*args, **settings)
+    return drawn
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -40,6 +54,7 @@ def _plain_ticks(axis: Any) -> None:
         which(FuncFormatter(lambda value, _place: f"{value:g}" if f"{value:.0e}"[0] in "1235" else ""))
 
 
+@styled
 def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: Path) -> Path:
     """One row a model and layer, one column a head: queries downwards, keys to the right, logarithmic shade."""
     from matplotlib.colors import LogNorm
@@ -65,6 +80,7 @@ def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: 
     return _save(figure, path)
 
 
+@styled
 def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, path: Path) -> Path:
     """Magnitude against frequency, one curve a model and layer."""
     plot = pyplot()
@@ -78,6 +94,7 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title
     return _save(figure, path)
 
 
+@styled
 def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
     """One panel a metric: a bar for each layer."""
     plot = pyplot()
@@ -92,6 +109,7 @@ def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
     return _save(figure, path)
 
 
+@styled
 def outliers(found: Sequence[Any], path: Path) -> Path:
     """Weight and input peaks of every linear, layer by layer."""
     plot = pyplot()
@@ -114,6 +132,7 @@ def outliers(found: Sequence[Any], path: Path) -> Path:
     return _save(figure, path)
 
 
+@styled
 def training_curve(trained: Mapping[str, Any], path: Path) -> Path:
     """The loss of every step, smoothed over a twentieth of them, and every look at the held-out samples.
 
@@ -147,6 +166,7 @@ def training_curve(trained: Mapping[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
+@styled
 def selection(decision: Mapping[str, Any], path: Path) -> Path:
     """The score of every linear, layers to the right, and a frame around those that were chosen."""
     plot = pyplot()
@@ -167,11 +187,13 @@ def selection(decision: Mapping[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
+@styled
 def ranks(decision: Mapping[str, Any], path: Path) -> Path:
     """The rank that every linear got, layers to the right."""
     return _by_place(decision["ranks"], "rank", "", path)
 
 
+@styled
 def grids(decision: Mapping[str, Any], path: Path) -> Path:
     """The bits a weight that every linear got, layers to the right; those of embeddings and head above."""
     found = {key: 16.0 if kind == DENSE else GgmlGrid(kind).bits_per_weight for key, kind in decision["grids"].items()}

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 from xml.sax.saxutils import escape
 
-from tsotsallm.analysis.pictures import COLOURS, pyplot
+from tsotsallm.analysis.pictures import COLOURS, STYLE, pyplot
 from tsotsallm.inspection import LayerMap
 from tsotsallm.machine import human_bytes
 from tsotsallm.report.document import Figure
@@ -37,7 +37,8 @@ class Point:
 def _figure(name: str, caption: str, told: str, draw: Callable[[Any], tuple[Any, dict[str, str]]]) -> Figure:
     """Draw once; `draw` gives the matplotlib figure and what the elements with a gid stand for."""
     plot = pyplot()
-    with plot.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 10}):
+    page = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 10}
+    with plot.rc_context(STYLE | page):
         figure, tips = draw(plot)
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})

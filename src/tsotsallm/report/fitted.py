@@ -24,7 +24,8 @@ def fit_document(folder: Path, examinations: Sequence[Examination], samples: Sam
         f", faster than {target['faster_than']} tokens a second" if target["faster_than"] else "")
     lead = (f"The best model found for {wanted}: {best['structure']}, {human_bytes(best['bytes'])} as GGUF, KL divergence "
             f"{best['measured']:.4f} ± {best['error']:.4f} nats a token.")
-    sections = [inner.sections[0], Section("Predicted and measured", _rounds(fit)), *inner.sections[1:-1],
+    sections = [inner.sections[0], Section("Predicted and measured", _rounds(fit)),
+                Section("On held-out text", [_held_out(fit["evaluation"])]), *inner.sections[1:-1],
                 Section("What units cost", _units(fit["measured"])), Section("How to do it again", [_command(fit)])]
     return Document(f"{fit['model']} for {target['device'] or human_bytes(target['bytes'])}", lead, sections,
                     {"fit": fit, **inner.data})
@@ -48,6 +49,18 @@ def _rounds(fit: Mapping[str, Any]) -> list[Block]:
             Paragraph(f"Measured losses of structure were {off['structure']:.2f} times the sums of their units, those of "
                       f"grids {off['grids']:.2f} times. The prediction of the best "
                       f"{'holds' if fit['holds'] else 'does not hold'} within 15%.")]
+
+
+def _held_out(found: Mapping[str, Any]) -> Table:
+    """The best on all the text that candidates were compared on, beside the original."""
+    protocol = found["protocol"]
+    rows = [["perplexity", Number.of(found["perplexity"]), Number.of(found["reference_perplexity"])],
+            ["nats a token", Number.of(found["loss"], error=found["loss_standard_error"]), ""],
+            ["bits a byte", Number.of(found["bits_per_byte"]), ""],
+            ["KL divergence from the original", Number.of(found["kl"], error=found["kl_standard_error"]), ""],
+            ["same likeliest token", Number.of(found["same_top_token"], ".1%"), ""]]
+    return Table(f"{protocol['kind']} of {protocol['context']} tokens, {protocol['predicted_tokens']} predicted; nothing "
+                 "was calibrated on this text, but candidates were chosen by it", ["", "fitted", "original"], rows)
 
 
 def _units(measured: Mapping[str, Any]) -> list[Block]:

@@ -18,9 +18,8 @@ from tsotsallm.report.document import Block, Cell, Code, Document, Number, Parag
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.study import Found, open_study
 from tsotsallm.study.trial import values_of
-from tsotsallm.study.verdict import approach_of, verdicts
+from tsotsallm.study.verdict import approach_of, size_of, verdicts
 
-SIZES = ("bytes", "parameters", "nonzero_parameters")
 LOSSES = ("kl", "perplexity", "loss")
 DRAWN = 8
 """Recipes of the front that are drawn."""
@@ -36,8 +35,8 @@ def study_document(folder: Path) -> Document:
         ledger.close()
     if not found.trials:
         raise ReportError(f"{folder} holds a study without a trial; run it first")
-    size = next((one for one in study["objectives"] if one in SIZES), "bytes")
-    loss = next((one for one in study["objectives"] if one in LOSSES), "kl")
+    size = size_of(found.objectives)
+    loss = next((one for one in found.objectives if one in LOSSES), "kl")
     done = [trial for trial in found.trials if trial.status == "done"]
     seconds = sum(trial.facts.get("seconds", 0.0) for trial in found.trials)
     lead = (f"{len(found.trials)} recipes tried on {study['model']}, {len(done)} with success, "

@@ -17,7 +17,7 @@ from tsotsallm.errors import StudyError
 FILE, DIARY = "ledger.sqlite", "trials.jsonl"
 Status = Literal["running", "done", "failed"]
 Phase = Literal["plan", "implement", "revise", "re-implement"]
-NOT_REPEATABLE = ("seconds", "energy_wh", "began", "ended", "worker", "reused", "machine", "speed")
+NOT_REPEATABLE = ("seconds", "cpu_seconds", "energy_wh", "began", "ended", "worker", "reused", "machine", "speed")
 """What differs when a trial is repeated with the same result."""
 
 SCHEMA = """

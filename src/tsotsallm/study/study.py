@@ -35,6 +35,7 @@ class Found:
     front: tuple[Trial, ...]
     hypervolume: float
     reference: tuple[float, ...]
+    objectives: tuple[str, ...]
 
     def plain(self) -> dict[str, Any]:
         return {"folder": str(self.folder), "trials": [trial.plain() for trial in self.trials],
@@ -72,7 +73,8 @@ def found_in(folder: Path, ledger: Ledger, objectives: Sequence[str]) -> Found:
     worst = [max(column) for column in zip(*points, strict=True)]
     reference = tuple(1.1 * one if one > 0 else 1.0 for one in worst)
     best = tuple(measured[place][0] for place in front(points))
-    return Found(folder, tuple(trials), best, hypervolume(points, reference) if points else 0.0, reference)
+    return Found(folder, tuple(trials), best, hypervolume(points, reference) if points else 0.0, reference,
+                 tuple(objectives))
 
 
 def open_study(folder: Path) -> Found:

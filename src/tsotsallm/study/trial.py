@@ -99,7 +99,7 @@ def execute(setup: Setup, job: Job, work: Path) -> Outcome:
     """Run a job in a folder of this machine. What a user could mend, and what is broken, ends up as the trial's error."""
     outcome = Outcome(facts={"machine": platform.node(), "versions": fingerprint() | {"tsotsallm": __version__},
                              "setup": setup.plain()})
-    began = time.time()
+    began, cpu = time.time(), time.process_time()
     store = Store(work / "store", setup.store_bytes)
     model = work / "models" / job.key
     try:
@@ -114,7 +114,8 @@ def execute(setup: Setup, job: Job, work: Path) -> Outcome:
     finally:
         if not job.keep:
             shutil.rmtree(model, ignore_errors=True)
-    outcome.facts |= {"seconds": round(time.time() - began, 2), "began": round(began, 1), "reused": store.found,
+    outcome.facts |= {"seconds": round(time.time() - began, 2), "cpu_seconds": round(time.process_time() - cpu, 2),
+                      "began": round(began, 1), "reused": store.found,
                       "notes": store.problems}
     return outcome
 

@@ -140,7 +140,7 @@ class Bench:
     def key(self) -> str:
         """A name for all that the measured units depend on."""
         return key_of([self.source.fingerprint(), self.calibration.read_text("utf-8"), self.compared_text, self.most,
-                       asdict(self.settings) | {"calibration": None, "minutes": None, "recover": None, "quick": None}, __version__])
+                       asdict(self.settings) | dict.fromkeys(("calibration", "minutes", "recover", "quick")), __version__])
 
     # -- making and comparing -----------------------------------------------------------------------------------------
 
@@ -214,7 +214,8 @@ class Bench:
 
     def _grids(self) -> tuple[dict[str, dict[str, float]], list[tuple[float, float]]]:
         """What every matrix loses on every grid, and how the sum compares with a model that was built so."""
-        out = self.compressed([*self.vocabulary_stage(self.most), {"quantize": {"bits_per_weight": 4.5} | self.settings.rounding}])
+        stage = {"quantize": {"bits_per_weight": 4.5} | self.settings.rounding}
+        out = self.compressed([*self.vocabulary_stage(self.most), stage])
         decision = json.loads((out / "decision-1-quantize.json").read_text("utf-8"))
         loss, _ = self.loss_of(out, self.most)
         self.say(f"every matrix on a grid of its own, 4.5 bits: KL {loss:.4f} (predicted {decision['predicted_loss']:.4f})")

@@ -30,6 +30,11 @@ class Best:
     sure: bool
 
 
+def size_of(objectives: Sequence[str]) -> str:
+    """The measure of size among a study's objectives; bytes where it has none."""
+    return next((one for one in objectives if one in ("bytes", "parameters", "nonzero_parameters")), "bytes")
+
+
 def approach_of(trial: Trial) -> str:
     """The techniques of a trial in their order, such as depth + sparsity + quantize q4_k."""
     parts = []
