@@ -53,21 +53,24 @@ def test_a_worker_dies_and_every_trial_is_there_once(cluster: Computers, tiny: P
     for name in ("one", "two"):
         cluster.start(name)
     lines: list[str] = []
-    with_two = threading.Event()
+    at_work = threading.Event()
 
     def heard(line: str) -> None:
         lines.append(line)
-        if line.lstrip()[:1].isdigit():                 # the first trial that is done
-            with_two.set()
+        trials = [line for line in lines if line.lstrip()[:1].isdigit()]        # of trials that are done
+        if trials and {line.rpartition(" ")[2] for line in lines if line.startswith("sending")} == {"one", "two"}:
+            at_work.set()
 
     def kill() -> None:
-        with_two.wait(120)
+        at_work.wait(240)
         cluster.kill("one")                             # in the middle of its next trial
 
     killer = threading.Thread(target=kill)
     killer.start()
     client = Cluster(cluster.address, say=heard)
     try:
+        while len(client.workers) < 2:                  # so that both have work from the first
+            time.sleep(0.1)
         found = run_study(spec(text), tiny.name, tmp_path / "study", OnCluster(client), heard)
     finally:
         client.close()
@@ -75,7 +78,8 @@ def test_a_worker_dies_and_every_trial_is_there_once(cluster: Computers, tiny: P
     assert [trial.status for trial in found.trials] == ["done"] * 8, [trial.error for trial in found.trials]
     assert Counter(trial.key for trial in found.trials).most_common(1)[0][1] == 1
     assert any("a worker is gone" in line for line in lines)
-    assert sum(f"sending {tiny.name}" in line for line in lines) == 2           # once to each
+    sent = Counter(line.rpartition(" ")[2] for line in lines if line.startswith(f"sending {tiny.name}"))
+    assert sent == {"one": 1, "two": 1}
     alone = run_study(spec(text), tiny.name, tmp_path / "alone")
     assert {trial.key: trial.facts["hashes"] for trial in found.trials} == {
         trial.key: trial.facts["hashes"] for trial in alone.trials}
