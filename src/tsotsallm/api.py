@@ -27,10 +27,11 @@ from tsotsallm.cluster.examination import examine_on
 from tsotsallm.cluster.generation import continuations_on
 from tsotsallm.cluster.worker import parse_tls
 from tsotsallm.compression import Calibration, check_device, plan
-from tsotsallm.engine.batch import continuations
-from tsotsallm.engine.generation import Sampling, pieces, stream_resident, turn_ends
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.engine.llama import installed as llama_installed
+from tsotsallm.engine.speakers import continuations, speaker
+from tsotsallm.engine.speaking import Question, Sampling
+from tsotsallm.engine.speaking import texts as texts_of
 from tsotsallm.errors import (
     CheckpointError,
     CorpusError,
@@ -489,14 +490,8 @@ def generate(model: str | Path, prompt: str, *, tokens: int = 64, temperature: f
     """The pieces of a text's continuation as they come: GGUF files in llama.cpp, checkpoints in transformers."""
     if tokens < 1:
         raise TsotsallmError(f"{tokens} new tokens cannot be written; ask for 1 or more")
-    sampling = Sampling(temperature, top_p, top_k, seed)
-    if Path(model).suffix == ".gguf":
-        engine = Llama(Path(model), kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter))
-        return pieces(lambda heard: engine.complete(prompt, tokens, sampling, heard))
-    _refuse_gguf_options(kv, adapter)
-    loaded, tokenizer = load(model)
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    return pieces(lambda heard: stream_resident(loaded, tokenizer, ids, tokens, sampling, heard))
+    question = Question(prompt, tokens, Sampling(temperature, top_p, top_k, seed))
+    return texts_of(speaker(model, kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter)), question)
 
 
 class Conversation:
@@ -506,17 +501,8 @@ class Conversation:
                  top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None) -> None:
         self.messages: list[dict[str, str]] = []
         self.tokens, self.sampling = tokens, Sampling(temperature, top_p, top_k, seed)
-        self.engine: Llama | None = None
-        if Path(model).suffix == ".gguf":
-            self.engine = Llama(Path(model), kv=cast(CacheType, kv),
-                                adapter=None if adapter is None else Path(adapter))
-            has_template = self.engine.has_template
-        else:
-            _refuse_gguf_options(kv, adapter)
-            self.loaded, self.tokenizer = load(model)
-            has_template = self.tokenizer.chat_template is not None
-            self.ends = turn_ends(self.tokenizer) if has_template else []
-        if not has_template:
+        self.speaker = speaker(model, kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter))
+        if not self.speaker.converses:
             raise CheckpointError(f"{model} has no chat template: it completes text, but does not converse; use "
                                   "`tsotsallm generate`")
 
@@ -524,24 +510,10 @@ class Conversation:
         """Yield the pieces of the answer; both become part of the conversation."""
         self.messages.append({"role": "user", "content": question})
         heard: list[str] = []
-        for piece in pieces(self._speak):
+        for piece in texts_of(self.speaker, Question(tuple(self.messages), self.tokens, self.sampling)):
             heard.append(piece)
             yield piece
         self.messages.append({"role": "assistant", "content": "".join(heard)})
-
-    def _speak(self, heard: Callable[[str], None]) -> None:
-        if self.engine is not None:
-            self.engine.chat(self.messages, self.tokens, self.sampling, heard)
-            return
-        ids = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, return_tensors="pt",
-                                                 return_dict=True)["input_ids"]
-        stream_resident(self.loaded, self.tokenizer, ids, self.tokens, self.sampling, heard, ends=self.ends)
-
-
-def _refuse_gguf_options(kv: str, adapter: str | Path | None) -> None:
-    if kv != "f16" or adapter is not None:
-        raise TsotsallmError("--kv and --adapter are for GGUF files, which llama.cpp runs; write one with "
-                             "`tsotsallm export MODEL --gguf OUT.gguf`")
 
 
 def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:

@@ -18,12 +18,13 @@ import torch
 import tsotsallm
 from tsotsallm.engine import llama
 from tsotsallm.engine.llama import Llama
+from tsotsallm.engine.speaking import Piece, Question, said
 from tsotsallm.errors import CheckpointError, MissingExtraError
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
 
 PROGRAM = """#!{python}
-import argparse, signal, sys
+import argparse, os, signal, sys
 import xllamacpp
 parser = argparse.ArgumentParser()
 for name in ("model", "host", "cache-type-k", "cache-type-v", "flash-attn", "lora"):
@@ -39,6 +40,7 @@ asked.cache_type_k = asked.cache_type_v = getattr(xllamacpp.ggml_type, "GGML_TYP
 kinds = xllamacpp.llama_flash_attn_type
 asked.flash_attn_type = (kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED if told.flash_attn == "on" else
                          kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED)
+asked.api_keys = [os.environ["LLAMA_API_KEY"]]
 server = xllamacpp.Server(asked)
 signal.pause()
 """
@@ -72,21 +74,29 @@ def test_a_server_process_answers_as_the_library_does(file: Path, without_xllama
     ids = [0, 300, 301, 302, 303, 304]
     outside = Llama(file, kv="f32")
     assert outside._program == str(without_xllamacpp)
-    heard: list[str] = []
-    text = outside.complete("The ", 12, heard=heard.append)
+    heard: list[Piece] = []
+    end = outside.speak(Question("The ", 12, likeliest=2), lambda piece: bool(heard.append(piece)))
+    cut = outside.speak(Question("The ", 12), lambda piece: True)
+    cut_text = outside.tokenize("The end")
     likelihoods = list(outside.log_likelihoods(ids))
     following = outside.next_log_probabilities(ids)
-    answer = outside.chat([{"role": "user", "content": "Who is this?"}], 8)
+    answer = said(outside, Question([{"role": "user", "content": "Who is this?"}], 8))
     seconds = outside.timed(ids, 4)
     process = outside._server._process
     del outside
     assert process.poll() is not None               # it ended with the object
     monkeypatch.undo()
     inside = Llama(file, kv="f32")
-    assert text == "".join(heard) == inside.complete("The ", 12)
+    text = "".join(piece.text for piece in heard)
+    assert text == said(inside, Question("The ", 12))
+    assert end.finish in ("stop", "length")
+    assert 0 <= end.tokens - sum(len(piece.tokens) for piece in heard) <= 1         # the token that ends a text has none
+    assert all(len(token.likeliest) == 2 for piece in heard for token in piece.tokens)
+    assert cut.finish == "cancelled"
+    assert cut_text == inside.tokenize("The end")
     assert likelihoods == pytest.approx(list(inside.log_likelihoods(ids)), abs=1e-5)
     torch.testing.assert_close(following, inside.next_log_probabilities(ids), atol=1e-5, rtol=0)
-    assert answer == inside.chat([{"role": "user", "content": "Who is this?"}], 8)
+    assert answer == said(inside, Question([{"role": "user", "content": "Who is this?"}], 8))
     assert all(one > 0 for one in seconds)
 
 
@@ -97,4 +107,4 @@ def test_what_goes_wrong_is_told(file: Path, without_xllamacpp: Path) -> None:
     without_xllamacpp.write_text("#!/bin/sh\nexit 3\n")
     without_xllamacpp.chmod(0o755)
     with pytest.raises(CheckpointError, match="ended with code 3"):
-        Llama(file).complete("The ", 2)
+        said(Llama(file), Question("The ", 2))

@@ -1,17 +1,12 @@
-"""Continuations by a model in memory: greedy ones of many prompts, or one as it comes."""
+"""Greedy continuations of many prompts by a model in memory, in batches."""
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from tsotsallm.errors import TsotsallmError
 
 BATCH_TOKENS = 4096
 BATCH_PROMPTS = 64
@@ -63,71 +58,3 @@ def generate_resident(model: Any, prompts: Sequence[Sequence[int]], max_new_toke
         yield from zip(batch, new, strict=True)
         finished += len(batch)
         tick("generating", finished / len(prompts))
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise TsotsallmError(f"sampling with temperature {self.temperature}, top-p {self.top_p} and top-k {self.top_k} "
-                                 "is not possible; they take 0 or more, over 0 up to 1, and 0 (all) or more")
-
-
-def turn_ends(tokenizer: Any) -> list[int]:
-    """Special tokens that its chat template puts after an answer: a conversation's turn ends there."""
-    def ids(answer: str) -> list[int]:
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-        return list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
-
-    first, second = ids("b"), ids("c")
-    same = next((place for place in range(1, min(len(first), len(second))) if first[-place] != second[-place]), 1) - 1
-    after = first[len(first) - same:]
-    return [token for token in after if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder][:1]
-
-
-def stream_resident(model: Any, tokenizer: Any, ids: Tensor, tokens: int, sampling: Sampling,
-                    heard: Callable[[str], None], ends: Sequence[int] = ()) -> None:
-    """Tell `heard` the continuation of one prompt, ids (1, tokens), piece by piece.
-
-    The tokens in `ends` end it as well as the model's own.
-    """
-    from transformers import TextStreamer
-
-    class Streamer(TextStreamer):  # type: ignore[misc]
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            if text:
-                heard(text)
-
-    torch.manual_seed(sampling.seed)
-    chosen: dict[str, Any] = {"do_sample": False} if sampling.temperature == 0 else {
-        "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    own = model.generation_config.eos_token_id
-    stops = sorted({*ends, *(own if isinstance(own, list) else [own] if own is not None else [])})
-    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, pad_token_id=tokenizer.eos_token_id,
-                   eos_token_id=stops or None, streamer=streamer, **chosen)
-
-
-def pieces(speak: Callable[[Callable[[str], None]], Any]) -> Iterator[str]:
-    """Yield what `speak` tells its listener, as it comes; errors are raised here."""
-    heard: queue.Queue[str | BaseException | None] = queue.Queue()
-
-    def work() -> None:
-        try:
-            speak(heard.put)
-            heard.put(None)
-        except BaseException as error:
-            heard.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    while (piece := heard.get()) is not None:
-        if isinstance(piece, BaseException):
-            raise piece
-        yield piece

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from tsotsallm.engine.generation import Sampling
-from tsotsallm.engine.server import HttpServer
+from tsotsallm.engine.server import HttpServer, ask
+from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Token
 from tsotsallm.errors import CheckpointError, MissingExtraError, TsotsallmError
 
 CacheType = Literal["f32", "f16", "q8_0", "q4_0"]
@@ -31,10 +33,16 @@ def _in_process() -> bool:
 
 
 class Llama:
-    """One GGUF file, ready to run; `kv` is the type of its key-value cache, f32 for comparisons."""
+    """One GGUF file, ready to run.
+
+    kv           type of its key-value cache, f32 for comparisons
+    context      tokens of each conversation (0: as many as the model knows)
+    slots        conversations at a time, batched together
+    keep_prompt  whether what a slot has read serves the next question that begins alike
+    """
 
     def __init__(self, path: Path, *, kv: CacheType = "f16", adapter: Path | None = None, context: int = 0,
-                 threads: int | None = None) -> None:
+                 threads: int | None = None, slots: int = 1, keep_prompt: bool = True) -> None:
         try:
             import gguf
         except ImportError as error:
@@ -51,7 +59,7 @@ class Llama:
                 if content.read(4) != b"GGUF":
                     raise CheckpointError(f"{file} is not a GGUF file (it does not begin with GGUF); give one such as "
                                           "`tsotsallm export` writes")
-        self.path, self.kv = path, kv
+        self.path, self.kv, self.slots = path, kv, slots
         try:
             fields = gguf.GGUFReader(path).fields
             arch = fields["general.architecture"].contents()
@@ -62,20 +70,22 @@ class Llama:
             raise CheckpointError(f"{path} is damaged, cut short, or no language model ({type(error).__name__}: {error}); "
                                   "export or copy it again") from None
         self.context = context or known
-        self.has_template = "tokenizer.chat_template" in fields
+        self.converses = "tokenizer.chat_template" in fields
+        self.facts = {key: fields[key].contents() for key in ("tsotsallm.recipe", "tsotsallm.source") if key in fields}
         self.cache_bytes_per_token = 2 * layers * heads * width * CACHE_BITS[kv] / 8
-        self._adapter, self._threads = adapter, threads
+        self._adapter, self._threads, self._keep_prompt = adapter, threads, keep_prompt
+        self._key = secrets.token_urlsafe(24)       # llama.cpp listens on this machine too, but answers nobody else
 
     @cached_property
     def _server(self) -> Any:
         """The running engine: started when it is first asked something, since one that was never asked cannot be stopped."""
         if self._program is not None:
-            return HttpServer(self._program, self._options())
+            return HttpServer(self._program, self._options(), self._key)
         import xllamacpp
 
         asked = xllamacpp.CommonParams()
-        asked.model.path, asked.n_ctx, asked.n_parallel = str(self.path), self.context, 1
-        asked.verbosity, asked.warmup, asked.fit_params = -1, False, False
+        asked.model.path, asked.n_ctx, asked.n_parallel = str(self.path), self.context * self.slots, self.slots
+        asked.verbosity, asked.warmup, asked.fit_params, asked.api_keys = -1, False, False, [self._key]
         asked.cache_type_k = asked.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{self.kv.upper()}")
         attention = xllamacpp.llama_flash_attn_type
         asked.flash_attn_type = (attention.LLAMA_FLASH_ATTN_TYPE_ENABLED if self.kv.startswith("q") else
@@ -92,50 +102,75 @@ class Llama:
 
     def _options(self) -> list[str]:
         """What llama-server is told: the same as xllamacpp."""
-        options = ["--model", str(self.path), "--ctx-size", str(self.context), "--parallel", "1", "--no-warmup",
+        options = ["--model", str(self.path), "--ctx-size", str(self.context * self.slots), "--parallel", str(self.slots),
+                   "--no-warmup",
                    "--cache-type-k", self.kv, "--cache-type-v", self.kv, "--flash-attn",
                    "on" if self.kv.startswith("q") else "off"]
         options += ["--threads", str(self._threads)] if self._threads is not None else []
         return options + (["--lora", str(self._adapter)] if self._adapter is not None else [])
 
-    def complete(self, prompt: str | Sequence[int], tokens: int, sampling: Sampling | None = None,
-                 heard: Callable[[str], None] | None = None) -> str:
-        """The continuation of a text or of token ids, at most so many tokens; `heard` gets its pieces as they come."""
-        asked = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "max_tokens": tokens}
-        return self._streamed(self._server.handle_completions, asked, sampling, heard, lambda choice: choice.get("text"))
+    def speak(self, question: Question, heard: Heard) -> Answer:
+        """Answer one question; as many at a time as there are slots, the next ones wait for a free one."""
+        chosen = question.sampling
+        asked: dict[str, Any] = {
+            "max_tokens": question.tokens, "temperature": chosen.temperature, "top_p": chosen.top_p, "top_k": chosen.top_k,
+            "seed": chosen.seed, "min_p": 0.0, "stream": True, "stream_options": {"include_usage": True},
+            "cache_prompt": self._keep_prompt} | ({"stop": list(question.stop)} if question.stop else {})
+        if question.converses:
+            if not self.converses:
+                raise CheckpointError(f"{self.path} has no chat template: it completes text, but does not converse; use "
+                                      "`tsotsallm generate`")
+            if question.likeliest is not None:
+                asked |= {"logprobs": True, "top_logprobs": question.likeliest}
+            handler, asked["messages"] = self._server.handle_chat_completions, list(question.prompt)
+        else:
+            if question.likeliest is not None:
+                asked["logprobs"] = question.likeliest
+            handler = self._server.handle_completions
+            asked["prompt"] = question.prompt if isinstance(question.prompt, str) else list(question.prompt)
+        hearing = _Hearing(heard)
+        began = time.perf_counter()
+        answer = handler(asked, hearing.take)
+        if isinstance(answer, dict):
+            hearing.take(answer)
+        if hearing.failed is not None:
+            raise TsotsallmError(f"llama.cpp could not answer: {hearing.failed}")
+        return hearing.answer(time.perf_counter() - began)
 
-    def chat(self, messages: Sequence[dict[str, str]], tokens: int, sampling: Sampling | None = None,
-             heard: Callable[[str], None] | None = None) -> str:
-        """The answer to a conversation, formatted by the file's chat template."""
-        if not self.has_template:
-            raise CheckpointError(f"{self.path} has no chat template: it completes text, but does not converse; use "
-                                  "`tsotsallm generate`")
-        return self._streamed(self._server.handle_chat_completions, {"messages": list(messages), "max_tokens": tokens},
-                              sampling, heard, lambda choice: choice.get("delta", {}).get("content"))
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text as llama.cpp cuts it, with what it puts before it."""
+        return [int(one) for one in self._raw("/tokenize", {"content": text, "add_special": True})["tokens"]]
 
-    def _streamed(self, handler: Any, asked: dict[str, Any], sampling: Sampling | None,
-                  heard: Callable[[str], None] | None, text_of: Callable[[Any], str | None]) -> str:
-        chosen = sampling or Sampling()
-        asked |= {"temperature": chosen.temperature, "top_p": chosen.top_p, "top_k": chosen.top_k, "seed": chosen.seed,
-                  "min_p": 0.0, "stream": True}
-        pieces: list[str] = []
-        failed: list[str] = []
+    def prompt_tokens(self, ids: Sequence[int], likeliest: int, stopped: Callable[[], bool]) -> Iterator[Token]:
+        for place in range(len(ids)):
+            if stopped():
+                return
+            if place == 0:
+                yield Token(*self._text_of(ids[0]), None)
+                continue
+            answer: Any = self._server.handle_completions({
+                "prompt": list(ids[:place]), "max_tokens": 1, "logprobs": max(1, likeliest), "temperature": 0,
+                "logit_bias": [[int(ids[place]), MOST_FORCED]]})    # what is told is the probability before the bias
+            if "error" in answer:
+                raise TsotsallmError(f"llama.cpp could not score the text: {answer['error']['message']}")
+            content = (answer["choices"][0]["logprobs"] or {}).get("content")
+            if content:
+                yield _token(content[0], likeliest)
+            else:                       # half a character has no text, and llama.cpp tells nothing of it
+                shares = self.next_log_probabilities(ids[:place])
+                best = shares.topk(max(1, likeliest))
+                yield Token(*self._text_of(ids[place]), float(shares[ids[place]]), tuple(
+                    Alternative(*self._text_of(token), value)
+                    for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True))[:likeliest])
 
-        def take(chunk: Any) -> None:
-            if "error" in chunk:
-                failed.append(chunk["error"]["message"])
-            for choice in chunk.get("choices", []):
-                if text := text_of(choice):
-                    pieces.append(text)
-                    if heard is not None:
-                        heard(text)
+    def _text_of(self, token: int) -> tuple[str, bytes]:
+        text = str(self._raw("/detokenize", {"tokens": [int(token)]})["content"])
+        return text, text.encode()
 
-        answer = handler(asked, take)
-        if answer is not None:
-            take(answer)
-        if failed:
-            raise TsotsallmError(f"llama.cpp could not answer: {failed[0]}")
-        return "".join(pieces)
+    def _raw(self, place: str, asked: dict[str, Any]) -> Any:
+        """What llama.cpp's own HTTP server on this machine answers."""
+        address = self._server.address if isinstance(self._server, HttpServer) else self._server.listening_address
+        return ask(address + place, asked, self._key)
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """Seconds that llama.cpp took for a prompt, and for so many tokens after it."""
@@ -148,17 +183,9 @@ class Llama:
 
     def log_likelihoods(self, ids: Sequence[int]) -> Iterator[float]:
         """log P of every token after the first, given those before it."""
-        for place in range(1, len(ids)):
-            answer: Any = self._server.handle_completions({
-                "prompt": list(ids[:place]), "max_tokens": 1, "logprobs": 1, "temperature": 0,
-                "logit_bias": [[int(ids[place]), MOST_FORCED]]})    # the probability told is that before the bias
-            if "error" in answer:
-                raise TsotsallmError(f"llama.cpp could not score the text: {answer['error']['message']}")
-            found = answer["choices"][0]["logprobs"]
-            if found is None:           # half a character has no text, and llama.cpp tells nothing of it
-                yield float(self.next_log_probabilities(ids[:place])[ids[place]])
-            else:
-                yield float(found["content"][0]["logprob"])
+        for token in self.prompt_tokens(ids, 1, lambda: False):
+            if token.logprob is not None:
+                yield token.logprob
 
     def next_log_probabilities(self, ids: Sequence[int]) -> Tensor:
         """log P of every token of the vocabulary after the given ones, (vocabulary,)."""
@@ -171,3 +198,41 @@ class Llama:
         for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
             found[one["id"]] = one["logprob"]
         return found
+
+
+class _Hearing:
+    """Makes pieces of the chunks of a stream, and remembers how it ended."""
+
+    def __init__(self, heard: Heard) -> None:
+        self.heard = heard
+        self.failed: str | None = None
+        self.finish = "cancelled"
+        self.made = 0
+        self.last: dict[str, Any] = {}
+
+    def take(self, chunk: Any) -> bool:
+        if "error" in chunk:
+            self.failed = chunk["error"]["message"]
+            return False
+        if chunk.get("usage"):
+            self.last = chunk
+        ended = False
+        for choice in chunk.get("choices", []):
+            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            content = (choice.get("logprobs") or {}).get("content") or []
+            tokens = tuple(_token(one, len(one["top_logprobs"])) for one in content)
+            self.made += bool(text or tokens)
+            self.finish = choice.get("finish_reason") or self.finish
+            if text or tokens:
+                ended = self.heard(Piece(text, tokens)) or ended
+        return ended
+
+    def answer(self, seconds: float) -> Answer:
+        usage, timings = self.last.get("usage", {}), self.last.get("timings", {})
+        return Answer(self.finish, usage.get("prompt_tokens", 0), usage.get("completion_tokens", self.made),
+                      timings.get("prompt_ms", 0.0) / 1000, timings.get("predicted_ms", 1000 * seconds) / 1000)
+
+
+def _token(told: Any, likeliest: int) -> Token:
+    return Token(told["token"], bytes(told["bytes"]), told["logprob"], tuple(
+        Alternative(one["token"], bytes(one["bytes"]), one["logprob"]) for one in told["top_logprobs"][:likeliest]))

@@ -210,6 +210,8 @@ def _describe(writer: Any, checkpoint: Checkpoint, name: str, notes: list[str]) 
     writer.add_string("tsotsallm.version", __version__)
     if checkpoint.provenance is not None:
         writer.add_string("tsotsallm.recipe", json.dumps(checkpoint.provenance["recipe"], ensure_ascii=False))
+        source = str(checkpoint.provenance["source"])
+        writer.add_string("tsotsallm.source", Path(source).name if Path(source).exists() else source)
     writer.add_context_length(context)
     writer.add_embedding_length(spec.hidden)
     writer.add_block_count(spec.layers)

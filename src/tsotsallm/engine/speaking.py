@@ -1,0 +1,152 @@
+"""What a model that runs is asked and what it answers, the same for every engine: text, tokens, their likelihoods."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tsotsallm.errors import TsotsallmError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; temperature 0 takes the likeliest."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise TsotsallmError(f"sampling with temperature {self.temperature}, top-p {self.top_p} and top-k {self.top_k} "
+                                 "is not possible; they take 0 or more, over 0 up to 1, and 0 (all) or more")
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that could have stood in a place, with its log-probability."""
+
+    text: str
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer or a prompt: log P given what stands before it (None: nothing does), and the likeliest."""
+
+    text: str
+    data: bytes
+    logprob: float | None
+    likeliest: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is heard of an answer at a time: text that will not change any more, and the tokens that it came with."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked.
+
+    prompt    text, token ids, or the messages of a conversation, each with `role` and `content`
+    tokens    new tokens at most
+    stop      texts that end the answer and do not belong to it
+    likeliest how many alternatives every token is told with; None: tokens are not told
+    """
+
+    prompt: str | Sequence[int] | Sequence[dict[str, str]]
+    tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    likeliest: int | None = None
+
+    @property
+    def converses(self) -> bool:
+        return not isinstance(self.prompt, str) and bool(self.prompt) and isinstance(self.prompt[0], dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How an answer ended: `stop` (by itself or a stop text), `length` (no more tokens allowed) or `cancelled`."""
+
+    finish: str
+    prompt_tokens: int
+    tokens: int
+    prompt_s: float
+    tokens_s: float
+
+
+Heard = Callable[[Piece], bool]
+"""Told every piece of an answer; what is true ends the answer there."""
+
+
+class Speaker(Protocol):
+    """A model in memory that answers; `slots` questions at a time, each in a thread of its own."""
+
+    context: int
+    converses: bool
+    slots: int
+
+    def speak(self, question: Question, heard: Heard) -> Answer:
+        """Answer one question, piece by piece."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, with what the tokenizer puts before it."""
+        ...
+
+    def prompt_tokens(self, ids: Sequence[int], likeliest: int, stopped: Callable[[], bool]) -> Iterator[Token]:
+        """The tokens of a prompt with their log-probabilities, the first without; ends early when `stopped` is true."""
+        ...
+
+
+def never(_piece: Piece) -> bool:
+    return False
+
+
+def said(speaker: Speaker, question: Question) -> str:
+    """The whole text of an answer."""
+    heard: list[str] = []
+
+    def take(piece: Piece) -> bool:
+        heard.append(piece.text)
+        return False
+
+    speaker.speak(question, take)
+    return "".join(heard)
+
+
+def texts(speaker: Speaker, question: Question) -> Iterator[str]:
+    """Yield the text of an answer as it comes; errors are raised here. Whoever stops listening ends the answer."""
+    heard: queue.Queue[Any] = queue.Queue()
+    gone = threading.Event()
+
+    def take(piece: Piece) -> bool:
+        if piece.text:
+            heard.put(piece.text)
+        return gone.is_set()
+
+    def work() -> None:
+        try:
+            speaker.speak(question, take)
+            heard.put(None)
+        except BaseException as error:
+            heard.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while (piece := heard.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        gone.set()

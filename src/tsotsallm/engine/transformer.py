@@ -1,0 +1,180 @@
+"""A checkpoint that answers: one token after another in transformers, with its own cache and its own source of chance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine.resident import resident
+from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Sampling, Token
+from tsotsallm.errors import CheckpointError, TsotsallmError
+
+HALF = "�"
+"""What a decoder puts for bytes that are no whole character yet."""
+
+
+class Transformer:
+    """A checkpoint in memory, in float32 on the CPU unless asked otherwise."""
+
+    slots = 1
+
+    def __init__(self, source: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        self.name = source.directory
+        self.model, self.tokenizer = resident(source, dtype, device), source.tokenizer()
+        self.context = source.spec.context
+        self.converses = self.tokenizer.chat_template is not None
+        own = self.model.generation_config.eos_token_id
+        self._ends = set(own if isinstance(own, list) else [own] if own is not None else [])
+        self._turn_ends = set(turn_ends(self.tokenizer)) if self.converses else set[int]()
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def _ids(self, question: Question) -> list[int]:
+        prompt = question.prompt
+        if isinstance(prompt, str):
+            return self.tokenize(prompt)
+        if not question.converses:
+            ids = [one for one in prompt if isinstance(one, int)]
+            if any(not 0 <= one < self.model.config.vocab_size for one in ids):
+                raise TsotsallmError(f"the prompt has a token that the model does not have; its tokens are 0 to "
+                                     f"{self.model.config.vocab_size - 1}")
+            return ids
+        if not self.converses:
+            raise CheckpointError(f"{self.name} has no chat template: it completes text, but does not converse")
+        return list(self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True,
+                                                       return_dict=True)["input_ids"])
+
+    @torch.inference_mode()
+    def speak(self, question: Question, heard: Heard) -> Answer:
+        ids = self._ids(question)
+        if not ids:
+            raise TsotsallmError("the prompt is empty and this model begins no text by itself; give it a beginning")
+        if len(ids) >= self.context:
+            raise TsotsallmError(f"the prompt has {len(ids)} tokens, but the model knows {self.context} positions; "
+                                 "shorten it")
+        ends = self._ends | self._turn_ends if question.converses else self._ends
+        most = min(question.tokens, self.context - len(ids))
+        told = _Telling(self.tokenizer, question, heard)
+        choose = _Choice(question.sampling, self.model.device)
+        began = time.perf_counter()
+        out = self.model(torch.tensor([ids], device=self.model.device), use_cache=True, logits_to_keep=1)
+        first = time.perf_counter()
+        made, finish = 0, "length"
+        while made < most:
+            logits = out.logits[0, -1].float()
+            token = choose(logits)
+            made += 1
+            if token in ends:
+                finish = "stop"
+                break
+            if (ended := told.take(token, logits)) is not None:
+                finish = ended
+                break
+            if made < most:
+                out = self.model(torch.tensor([[token]], device=self.model.device), past_key_values=out.past_key_values,
+                                 use_cache=True)
+        told.close(cut=finish == "cancelled")
+        return Answer(finish, len(ids), made, first - began, time.perf_counter() - first)
+
+    @torch.inference_mode()
+    def prompt_tokens(self, ids: Sequence[int], likeliest: int, stopped: Callable[[], bool]) -> Iterator[Token]:
+        if not ids or stopped():
+            return
+        logits = self.model(torch.tensor([list(ids)], device=self.model.device)).logits[0].float()
+        yield Token(*_text_of(self.tokenizer, ids[0]), None)
+        for place in range(1, len(ids)):
+            yield _token(self.tokenizer, int(ids[place]), logits[place - 1], likeliest)
+
+
+class _Choice:
+    """The next token by some sampling; the same for the same seed, whatever else runs in the process."""
+
+    def __init__(self, sampling: Sampling, device: torch.device) -> None:
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        self.greedy = sampling.temperature == 0
+        self.device = device
+        self.chance = torch.Generator("cpu").manual_seed(sampling.seed)
+        self.warp = LogitsProcessorList()
+        if not self.greedy:
+            self.warp.append(TemperatureLogitsWarper(float(max(sampling.temperature, 1e-4))))
+            if sampling.top_k:
+                self.warp.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self.warp.append(TopPLogitsWarper(sampling.top_p))
+
+    def __call__(self, logits: Tensor) -> int:
+        if self.greedy:
+            return int(logits.argmax())
+        left = self.warp(torch.empty(1, 0, dtype=torch.long, device=self.device), logits[None])[0]
+        return int(torch.multinomial(left.softmax(-1).cpu(), 1, generator=self.chance))
+
+
+class _Telling:
+    """Turns tokens into pieces of text: whole characters, and nothing that may be the beginning of a stop text."""
+
+    def __init__(self, tokenizer: Any, question: Question, heard: Heard) -> None:
+        self.tokenizer, self.question, self.heard = tokenizer, question, heard
+        self.ids: list[int] = []
+        self.text, self.told = "", 0
+        self.waiting: list[Token] = []
+
+    def take(self, token: int, logits: Tensor) -> str | None:
+        """Why the answer ends with this token; None: it goes on."""
+        self.ids.append(token)
+        if self.question.likeliest is not None:
+            self.waiting.append(_token(self.tokenizer, token, logits, self.question.likeliest))
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if text.endswith(HALF):
+            return None
+        self.text = text
+        places = [place for stop in self.question.stop if (place := text.find(stop, max(0, self.told - len(stop)))) >= 0]
+        if places:
+            self.text = text[:min(places)]
+            return "stop"
+        held = max((size for stop in self.question.stop for size in range(1, len(stop)) if text.endswith(stop[:size])),
+                   default=0)
+        return "cancelled" if self._tell(len(text) - held) else None
+
+    def _tell(self, end: int) -> bool:
+        piece, self.told = self.text[self.told:end], max(self.told, end)
+        if not piece and not self.waiting:
+            return False
+        tokens, self.waiting = tuple(self.waiting), []
+        return bool(self.heard(Piece(piece, tokens)))
+
+    def close(self, *, cut: bool) -> None:
+        """Tell what was held back."""
+        if not cut:
+            self._tell(len(self.text))
+
+
+def _text_of(tokenizer: Any, token: int) -> tuple[str, bytes]:
+    text = str(tokenizer.decode([token]))
+    return text, text.encode()
+
+
+def _token(tokenizer: Any, token: int, logits: Tensor, likeliest: int) -> Token:
+    shares = logits.log_softmax(-1)
+    best = shares.topk(min(likeliest, len(shares)))
+    return Token(*_text_of(tokenizer, token), float(shares[token]), tuple(
+        Alternative(*_text_of(tokenizer, place), value)
+        for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)))
+
+
+def turn_ends(tokenizer: Any) -> list[int]:
+    """Special tokens that its chat template puts after an answer: a conversation's turn ends there."""
+    def ids(answer: str) -> list[int]:
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        return list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+
+    first, second = ids("b"), ids("c")
+    same = next((place for place in range(1, min(len(first), len(second))) if first[-place] != second[-place]), 1) - 1
+    after = first[len(first) - same:]
+    return [token for token in after if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder][:1]
