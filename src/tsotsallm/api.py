@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -39,6 +40,7 @@ from tsotsallm.errors import (
     MissingExtraError,
     ReportError,
     ResourceError,
+    ServeError,
     StudyError,
     TsotsallmError,
 )
@@ -66,7 +68,7 @@ from tsotsallm.report.fitted import fit_document
 from tsotsallm.report.page import write as write_page
 from tsotsallm.report.result import result_document
 from tsotsallm.report.studied import study_document
-from tsotsallm.run import Result
+from tsotsallm.run import Progress, Result
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.study.fit import Fitted, target_of
@@ -248,7 +250,8 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
         faster_than: float | None = None, keep_text: Sequence[str | Path] = (), calibration: str | Path | None = None,
         windows: int = 32, window: int = 512, minutes: float = 60.0, recover: bool = False, quick: bool = False,
         tasks: Sequence[str | Path] = (), data: str | Path | None = None, limit: int | None = None, seed: int = 0,
-        say: Callable[[str], None] = print) -> tuple[Fitted, Examination | None]:
+        say: Callable[[str], None] = print,
+        progress: Callable[[Progress], None] = lambda _now: None) -> tuple[Fitted, Examination | None]:
     """Find the best model for a device or for a GGUF file of a size: what was found, and the answers to the tasks.
 
     With `recover`, layers of a cut model learn from the original's before their numbers get fewer bits; `quick` rounds
@@ -262,7 +265,7 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
     settings = FitSettings(None if calibration is None else str(calibration), tuple(map(str, keep_text)), windows,
                            min(window, checkpoint.spec.context), seed, minutes=minutes,
                            recover=({"distill": {"mode": "layers"}},) if recover else (), quick=quick)
-    found = find_fit(str(model), target, Path(out), settings, say)
+    found = find_fit(str(model), target, Path(out), settings, say, progress)
     answers = examine([model, found.path], tasks, data=data, limit=limit, reference=model) if tasks else None
     if answers is not None:
         content = json.loads((Path(out) / "fit.json").read_text("utf-8"))
@@ -514,6 +517,41 @@ class Conversation:
             heard.append(piece)
             yield piece
         self.messages.append({"role": "assistant", "content": "".join(heard)})
+
+
+def serve(models: Sequence[str | Path], *, port: int = 8080, host: str = "127.0.0.1", key: str | None = None, slots: int = 4,
+          queue: int = 16, max_tokens: int = 1024, timeout_s: float = 300.0, max_body: str | int = "1MB", kv: str = "f16",
+          prompt_cache: bool = True, country: str | None = None, studio: str | Path | None = None,
+          say: Callable[[str], None] = print) -> None:
+    """Serve models over HTTP until Ctrl-C; with `studio`, a folder, its page makes models there too.
+
+    An address that other computers reach needs a key. With one slot and no prompt cache, the same seed gives the same text
+    as `generate` does.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "serve", "serving models") from None
+    from tsotsallm.serve.app import check_rules, create_app, listening, run
+    from tsotsallm.serve.jobs import Jobs
+    from tsotsallm.serve.served import Loading, Models, load_all
+
+    if not models and studio is None:
+        raise ServeError("name a model to serve, such as a GGUF file or 'embedded'")
+    if studio is not None and not Path(studio).is_dir():
+        raise ServeError(f"{studio} is not a folder; make it first, or name one with --folder")
+    rules = dataclasses.replace(check_rules(host, key), body_bytes=bytes_from_text(str(max_body), "--max-body"))
+    place = listening(host, port)
+    try:
+        how = Loading(cast(CacheType, kv), slots, prompt_cache, country)
+        served = Models(queue, timeout_s)
+        load_all([str(model) for model in models], how, served, say)
+        jobs = None if studio is None else Jobs(Path(studio).resolve())
+        run(create_app(served, rules, most_tokens=max_tokens, jobs=jobs, how=how), place, say)
+    finally:
+        place.close()
 
 
 def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:

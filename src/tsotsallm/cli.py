@@ -275,6 +275,15 @@ Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")
 TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this share together.")]
 TopK = Annotated[int, typer.Option(help="Sample among so many likeliest tokens; 0: all.")]
 Seed = Annotated[int, typer.Option(help="Seed of sampling.")]
+ApiKey = Annotated[str | None, typer.Option(help="Key that requests must bring.", envvar="TSOTSALLM_API_KEY")]
+Slots = Annotated[int, typer.Option(help="Answers at a time of a GGUF file.", min=1, max=64)]
+Queue = Annotated[int, typer.Option(help="Questions that may wait; more are turned away (429).", min=0)]
+MaxTokens = Annotated[int, typer.Option(help="New tokens of an answer at most.", min=1)]
+Timeout = Annotated[float, typer.Option(help="Seconds that a request may take.", min=1)]
+MaxBody = Annotated[str, typer.Option(help="Bytes of a request at most.")]
+PromptCache = Annotated[bool, typer.Option(help="Whether what was read serves the next question that begins alike; off, the "
+                                                "same seed gives the same text in one slot.")]
+Country = Annotated[str | None, typer.Option(help="ISO code (CMR, KEN, ...): energy of every answer as well.")]
 GgufOrCheckpoint = Annotated[str, typer.Argument(help="GGUF file, checkpoint directory, hub id, or 'embedded'.")]
 Adapter = Annotated[Path | None, typer.Option(help="GGUF adapter beside a GGUF file.")]
 
@@ -365,10 +374,12 @@ def fit(model: Model,
     with _answers(as_json):
         from tsotsallm import api, console
 
-        found = api.fit(model, out, device=device, size=size, faster_than=faster_than, keep_text=keep_text or (),
-                        calibration=calibration, windows=windows, window=window, minutes=minutes, recover=recover,
-                        quick=quick, tasks=task.split(",") if task else (), data=data, limit=limit, seed=seed,
-                        say=_to_stderr if as_json else print)
+        bar, show = console.progress_bar(as_json)
+        with bar:
+            found = api.fit(model, out, device=device, size=size, faster_than=faster_than, keep_text=keep_text or (),
+                            calibration=calibration, windows=windows, window=window, minutes=minutes, recover=recover,
+                            quick=quick, tasks=task.split(",") if task else (), data=data, limit=limit, seed=seed,
+                            say=_to_stderr if as_json else print, progress=show)
         _print_json(found[0].plain() | ({"examination": found[1].plain()} if found[1] else {})) if as_json else (
             console.print_fit(*found))
 
@@ -504,6 +515,35 @@ def worker(scheduler: Annotated[str, typer.Argument(help="Address of the schedul
 
         run_worker(scheduler, work=work, memory=None if memory is None else bytes_from_text(memory, "--memory"),
                    threads=threads, name=name, host=host, tls=parse_tls(tls_ca, tls_cert, tls_key))
+
+
+@app.command()
+def serve(models: Annotated[list[str], typer.Argument(help="GGUF files, checkpoints, hub ids or 'embedded'; NAME=PATH names "
+                                                           "one.")],
+          port: Annotated[int, typer.Option(help="Port to listen at; 0: a free one.")] = 8080,
+          host: Annotated[str, typer.Option(help="Address to listen at; others than this computer's need --api-key.")] =
+          "127.0.0.1",
+          api_key: ApiKey = None, slots: Slots = 4, queue: Queue = 16, max_tokens: MaxTokens = 1024,
+          timeout: Timeout = 300.0, max_body: MaxBody = "1MB", kv: Kv = "f16", prompt_cache: PromptCache = True,
+          country: Country = None) -> None:
+    """Serve models over HTTP: OpenAI's API, /process and /tokenize, and a page to talk on."""
+    with _answers():
+        from tsotsallm import api
+
+        api.serve(models, port=port, host=host, key=api_key, slots=slots, queue=queue, max_tokens=max_tokens,
+                  timeout_s=timeout, max_body=max_body, kv=kv, prompt_cache=prompt_cache, country=country)
+
+
+@app.command()
+def studio(folder: Annotated[Path, typer.Option(help="Folder with models, and for those that are made.")] = Path("."),
+           models: Annotated[list[str] | None, typer.Argument(help="Models to talk to from the start.")] = None,
+           port: Annotated[int, typer.Option(help="Port to listen at; 0: a free one.")] = 8080,
+           slots: Slots = 4, max_tokens: MaxTokens = 1024, country: Country = None) -> None:
+    """Make models on a page in the browser: choose, see the plan, start, watch, stop, open the report, talk."""
+    with _answers():
+        from tsotsallm import api
+
+        api.serve(models or [], port=port, slots=slots, max_tokens=max_tokens, country=country, studio=folder)
 
 
 @app.command()

@@ -33,8 +33,49 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     Console().print(table)
 
 
+class _Lines:
+    """Progress as lines of JSON on stderr, a few a second."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console, self.last = Console(stderr=True), 0.0
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def tell(self, step: str, share: float) -> None:
+        import json
+        import sys
+        import time
+
+        if (now := time.monotonic()) - self.last > 0.2 or share >= 1:
+            self.last = now
+            print(json.dumps({"step": step, "share": round(share, 4)}), file=sys.stderr, flush=True)
+
+
+def _told_to_programs() -> bool:
+    import os
+
+    from tsotsallm.machine import PROGRESS
+
+    return bool(os.environ.get(PROGRESS))
+
+
 def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
     """A progress bar with layer, stage, ETA, current and peak memory."""
+    if _told_to_programs():
+        lines = _Lines()
+
+        def tell(now: Progress) -> None:
+            done = (now.layer + 0.9 * now.share) / now.layers if now.layers else now.share
+            where = f" {min(now.layer + 1, now.layers)}/{now.layers}" if now.layers else ""
+            lines.tell(f"{now.stages}{where} {now.step}", min(1.0, (now.sweep + min(done, 1.0)) / max(now.sweeps, 1)))
+        return lines, tell
+
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -59,6 +100,10 @@ def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
 
 def step_bar(quiet: bool) -> tuple[Any, Callable[[str, float], None]]:
     """A progress bar for passes over a model, one after another."""
+    if _told_to_programs():
+        lines = _Lines()
+        return lines, lines.tell
+
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

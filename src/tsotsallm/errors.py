@@ -53,6 +53,10 @@ class ReportError(TsotsallmError):
     """There is nothing to report on, or no place for it."""
 
 
+class ServeError(TsotsallmError):
+    """A service cannot be started as it was asked for."""
+
+
 class MissingExtraError(TsotsallmError):
     """An optional dependency is not installed."""
 

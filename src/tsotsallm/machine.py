@@ -16,6 +16,10 @@ import psutil
 GIB = 1 << 30
 
 
+PROGRESS = "TSOTSALLM_PROGRESS"
+"""Environment variable: where it is set, the command line tells its progress as lines of JSON, for other programs."""
+
+
 def human_bytes(count: float) -> str:
     """Bytes for people, in decimal units: 2.50 GB, 13.1 MB, 820 B."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

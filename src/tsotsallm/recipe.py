@@ -71,6 +71,11 @@ class Recipe:
             raise RecipeError(f"a recipe is a list of stages, but this is {content!r}")
         return cls(tuple(_stage(item) for item in content))
 
+    @classmethod
+    def parse_text(cls, text: str) -> Recipe:
+        """Read inline YAML or a one-liner, never a file."""
+        return cls.parse(_inline(text))
+
     def plain(self) -> list[dict[str, Any]]:
         """The recipe as plain data, from which `parse` makes an equal one."""
         return [{stage.name: stage.fields()} for stage in self.stages]
@@ -183,17 +188,27 @@ def _read(text: str) -> Any:
     path = Path(text)
     packaged = packaged_recipes()
     if text in packaged:
-        content = packaged[text].read_text("utf-8")
-    elif re.match(r"\s*(\[|\{|-\s)", text):
-        content = text
-    elif path.suffix in (".yaml", ".yml") or (len(text) < 200 and "\n" not in text and path.is_file()):
+        return _yaml(packaged[text].read_text("utf-8"), text)
+    named = path.suffix in (".yaml", ".yml") or (len(text) < 200 and "\n" not in text and path.is_file())
+    if named and not _is_yaml(text):
         try:
-            content = path.read_text("utf-8")
+            return _yaml(path.read_text("utf-8"), text)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"the recipe {text} cannot be read ({getattr(error, 'strerror', None) or error}); "
                               f"packaged recipes: {', '.join(packaged)}") from None
-    else:
-        return [_one_line(item) for item in re.split(r",", text) if item.strip()] if text.strip() else []
+    return _inline(text)
+
+
+def _is_yaml(text: str) -> bool:
+    return re.match(r"\s*(\[|\{|-\s)", text) is not None
+
+
+def _inline(text: str) -> Any:
+    """Plain data of inline YAML, or of stages with commas between."""
+    return _yaml(text, text) if _is_yaml(text) else [_one_line(item) for item in re.split(r",", text) if item.strip()]
+
+
+def _yaml(content: str, text: str) -> Any:
     try:
         found = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError) as error:

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.export.verify import read_back
 from tsotsallm.machine import human_bytes
+from tsotsallm.run import Progress
 from tsotsallm.stages.quantize import other_bytes
 from tsotsallm.study.budget import (
     Corrections,
@@ -106,7 +107,8 @@ def target_of(spec_bytes_per_token: int, *, device: str | None, size: int | None
     return Target(room_for_weights(known[device], context * spec_bytes_per_token), faster_than, device)
 
 
-def fit(model: str, target: Target, out: Path, settings: Settings | None = None, say: Say = print) -> Fitted:
+def fit(model: str, target: Target, out: Path, settings: Settings | None = None, say: Say = print,
+        progress: Callable[[Progress], None] = lambda _now: None) -> Fitted:
     """Write the best model found for a target to OUT/model and OUT/model.gguf; what was found on the way to OUT/fit.json.
 
     What an interrupted fit measured and built stays in OUT/work and is taken over; what units cost and hurt is kept in the
@@ -114,7 +116,7 @@ def fit(model: str, target: Target, out: Path, settings: Settings | None = None,
     """
     if (out / "model").exists():
         raise StudyError(f"{out / 'model'} exists already; choose another name with -o, or delete it first")
-    return _Fit(Bench(model, settings or Settings(), out / "work", say), target, out).run()
+    return _Fit(Bench(model, settings or Settings(), out / "work", say, progress), target, out).run()
 
 
 class _Fit:

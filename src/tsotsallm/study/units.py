@@ -25,6 +25,7 @@ from tsotsallm.evaluation.perplexity import evaluate_perplexity, evaluation_corp
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.planning import whole_spec
 from tsotsallm.recipe import Recipe
+from tsotsallm.run import Progress
 from tsotsallm.stages.allocation import DENSE, MIXED, candidates
 from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import matrix_weights
@@ -85,8 +86,9 @@ class Original:
 class Bench:
     """A model with its texts, where candidates are made and measured."""
 
-    def __init__(self, model: str, settings: Settings, work: Path, say: Say) -> None:
-        self.model, self.settings, self.work, self.say = model, settings, work, say
+    def __init__(self, model: str, settings: Settings, work: Path, say: Say,
+                 progress: Callable[[Progress], None] = lambda _now: None) -> None:
+        self.model, self.settings, self.work, self.say, self.progress = model, settings, work, say, progress
         self.began = time.monotonic()
         work.mkdir(parents=True, exist_ok=True)
         self.source = Checkpoint.open(model)
@@ -150,7 +152,8 @@ class Bench:
         if not (out / "config.json").exists():
             out.parent.mkdir(exist_ok=True)
             compress(self.model, list(recipe), out, calibration=self.calibration, windows=self.settings.windows,
-                     window=self.settings.window, seed=self.settings.seed, store=self.store)
+                     window=self.settings.window, seed=self.settings.seed, store=self.store,
+                     progress=self.progress)
         return out
 
     def loss(self, view: View, size: int | None) -> tuple[float, float]:

@@ -1,0 +1,151 @@
+"""The whole service: routes, limits, errors, and how it starts and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+
+from tsotsallm import __version__
+from tsotsallm.errors import ServeError, TsotsallmError
+from tsotsallm.serve import openai, pages, process, studio
+from tsotsallm.serve.answering import Gone, Refused, Service
+from tsotsallm.serve.guard import Guard, Rules, is_local
+from tsotsallm.serve.jobs import Jobs
+from tsotsallm.serve.metrics import Counting, Metrics
+from tsotsallm.serve.served import Loading, Models
+from tsotsallm.serve.wire import Health, Refusal
+
+GRACE_S = 10
+"""Seconds that answers may take to end when the service ends."""
+FAULTS = {400: "What is wrong with the request", 401: "The key is missing or wrong", 403: "Asked by another site's page",
+          404: "There is no such thing", 405: "Not with this method", 408: "No answer in time", 413: "The body is too large",
+          429: "Too much is asked at a time"}
+
+
+def create_app(models: Models, rules: Rules, *, most_tokens: int = 1024, jobs: Jobs | None = None,
+               how: Loading | None = None) -> FastAPI:
+    """A service with some models; with `jobs` also the studio."""
+    metrics = Metrics(models)
+    service = Service(models, metrics, most_tokens)
+
+    @contextlib.asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.closing = True
+        models.stop()
+        if jobs is not None:
+            await asyncio.to_thread(jobs.stop_all)
+
+    app = FastAPI(title="tsotsallm", version=__version__, docs_url=None, redoc_url=None, lifespan=life,
+                  responses={status: {"model": Refusal, "description": about} for status, about in FAULTS.items()})
+    app.include_router(openai.routes(service))
+    app.include_router(process.routes(service))
+    app.include_router(pages.routes(service, rules, jobs is not None))
+    if jobs is not None:
+        app.include_router(studio.routes(service, jobs, how))
+
+    @app.get("/health")
+    async def health() -> Health:
+        """Whether the service answers, and which models it has."""
+        return Health(status="closing" if service.closing else "ok", models=list(models.by_name))
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def numbers() -> Response:
+        """Numbers for Prometheus."""
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    _with_errors(app)
+    _without_422(app)
+    app.add_middleware(Guard, rules=rules)
+    app.add_middleware(Counting, metrics=metrics)
+    return app
+
+
+def _with_errors(app: FastAPI) -> None:
+    def answer(error: Refused) -> JSONResponse:
+        return JSONResponse(error.plain(), error.status, headers=error.headers)
+
+    @app.exception_handler(Refused)
+    async def refused(_request: Request, error: Refused) -> Response:
+        return answer(error)
+
+    @app.exception_handler(TsotsallmError)
+    async def wrong(_request: Request, error: TsotsallmError) -> Response:
+        return answer(Refused(400, str(error), "not_possible"))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        message = f"{place + ': ' if place else ''}{first['msg']}"
+        return answer(Refused(400, message.encode("utf-8", "replace").decode(), "invalid_value", param=place or None))
+
+    @app.exception_handler(HTTPException)
+    async def http(_request: Request, error: HTTPException) -> Response:
+        found = Refused(error.status_code, str(error.detail), "not_found" if error.status_code == 404 else "bad_request",
+                        headers=dict(error.headers or {}))
+        return answer(found)
+
+    @app.exception_handler(Gone)
+    async def gone(_request: Request, _error: Gone) -> Response:
+        return Response(status_code=499)        # nobody reads it; it stands in the metrics
+
+
+def _without_422(app: FastAPI) -> None:
+    """What is invalid is told with 400, as OpenAI does; the description says so too."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        content = made()
+        for path in content["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return content
+
+    app.openapi = openapi       # type: ignore[method-assign]
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; 0 takes a free port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise ServeError(f"cannot listen at {host}, port {port} ({getattr(error, 'strerror', None) or error}); choose "
+                         "another with --port, or --port 0 for a free one") from None
+    return found
+
+
+def check_rules(host: str, key: str | None) -> Rules:
+    """Rules for an address: one that others reach needs a key."""
+    if not is_local(host) and not key:
+        raise ServeError(f"{host} can be reached from other computers; give a key that they must know, with --api-key KEY "
+                         "or in TSOTSALLM_API_KEY, or leave --host out")
+    if key is not None and (not key.isascii() or not key.isprintable() or " " in key or len(key) < 8):
+        raise ServeError("the key must have 8 or more characters, plain ASCII without spaces; `openssl rand -hex 16` makes "
+                         "one")
+    return Rules(key=key, any_host=not is_local(host))
+
+
+def run(app: FastAPI, place: socket.socket, say: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C or a signal to end; answers that are being made have ten seconds."""
+    import uvicorn
+
+    host, port = place.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S, http="h11",
+                            ws="none", server_header=False)
+    say(f"open http://{shown}:{port}/ in a browser; Ctrl-C ends it")
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[place])

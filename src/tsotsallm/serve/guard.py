@@ -1,0 +1,136 @@
+"""Who may ask, how much, and from where: checked before a request is read; and what every answer carries."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = ("/", "/health", "/page/state", "/openapi.json")
+"""Paths that need no key; /page/state then tells only that one is needed."""
+LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
+HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
+                                 b"form-action 'none'"),
+    (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a service allows.
+
+    key         of `Authorization: Bearer KEY`; None: everybody on this computer may ask
+    body_bytes  of a request at most
+    any_host    whether requests may name it by any name; otherwise only by those of this computer, so that no page of
+                another site reaches it under a name of its own
+    """
+
+    key: str | None = None
+    body_bytes: int = 1 << 20
+    any_host: bool = False
+
+    def knows(self, headers: dict[bytes, bytes]) -> bool:
+        """Whether a request brings the key; compared in constant time."""
+        if self.key is None:
+            return True
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        return hmac.compare_digest(given.strip(), self.key.encode()) and kind.lower() == b"bearer"
+
+
+def is_local(host: str) -> bool:
+    """Whether an address is reached from this computer alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class TooLarge(Exception):
+    """A body is larger than allowed; found while it is read."""
+
+
+class Guard:
+    """Checks name, key and size of every request, and adds the headers that keep a page to itself."""
+
+    def __init__(self, app: App, rules: Rules) -> None:
+        self.app, self.rules = app, rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = False
+
+        async def answer(message: Message) -> None:
+            nonlocal began
+            if message["type"] == "http.response.start":
+                began = True
+                given = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(one for one in HEADERS if one[0] not in given)]
+            await send(message)
+
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if (refusal := self._refusal(scope, headers)) is not None:
+            await _refuse(answer, *refusal)
+            return
+        read = 0
+
+        async def body() -> Message:
+            nonlocal read
+            message = await receive()
+            if message["type"] == "http.request":
+                read += len(message.get("body", b""))
+                if read > self.rules.body_bytes:
+                    raise TooLarge
+            return message
+
+        try:
+            await self.app(scope, body, answer)
+        except TooLarge:
+            if not began:
+                await _refuse(answer, *self._too_large())
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
+        if not self.rules.any_host and _host(headers.get(b"host", b"")) not in LOCAL:
+            return 400, "this service answers to the names of this computer only (127.0.0.1, localhost)", "wrong_host"
+        origin = headers.get(b"origin")
+        if origin is not None and scope["method"] not in ("GET", "HEAD") and (
+                origin.partition(b"://")[2] != headers.get(b"host", b"")):
+            return 403, "requests of pages of other sites are not answered", "wrong_origin"
+        path = scope["path"]
+        if not (path in OPEN or path.startswith("/page/")) and not self.rules.knows(headers):
+            return 401, "the key is missing or wrong; give it as Authorization: Bearer KEY", "invalid_api_key"
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self.rules.body_bytes:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> tuple[int, str, str]:
+        return 413, f"the request is larger than {self.rules.body_bytes} bytes; send less", "too_large"
+
+
+def _host(given: bytes) -> str:
+    """The name in a Host header, without its port."""
+    text = given.decode("latin-1").lower()
+    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+
+
+async def _refuse(send: Send, status: int, message: str, code: str) -> None:
+    fault = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    content = json.dumps({"error": fault}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()),
+               (b"connection", b"close")]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,205 @@
+"""Jobs of the studio: the command line's own `fit` and `compress`, each in a process, one at a time; they can be stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tsotsallm.checkpoint.writer import write_json
+from tsotsallm.errors import ServeError, TsotsallmError
+from tsotsallm.machine import PROGRESS
+
+LINES = 400
+"""Lines of a job that are kept."""
+RECORD = "studio.json"
+PATIENCE_S = 15.0
+"""Seconds that a job has to end by itself when it is stopped."""
+
+
+@dataclass
+class Job:
+    """A run of the command line; `out` is where it writes."""
+
+    id: str
+    title: str
+    arguments: list[str]
+    out: str
+    state: str = "waiting"
+    share: float | None = None
+    step: str = ""
+    lines: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    error: str | None = None
+    served: str | None = None
+
+    @property
+    def command(self) -> str:
+        import shlex
+
+        return shlex.join(["tsotsallm", *(one for one in self.arguments if one != "--json")])
+
+    def plain(self) -> dict[str, Any]:
+        told = asdict(self)
+        for name in ("arguments", "out"):
+            del told[name]
+        report = self.state == "done" and (Path(self.out) / "report.html").is_file()
+        return told | {"command": self.command, "report": report, "can_resume": self.state in ("stopped", "failed")}
+
+
+class Jobs:
+    """The jobs of a folder, newest last; what they are is kept there, so that a new start knows them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record = folder / RECORD
+        self.jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._running: str | None = None
+        self._stopped: set[str] = set()
+        self._closed = False
+        if self.record.exists():
+            try:
+                for plain in json.loads(self.record.read_text("utf-8")):
+                    job = Job(**plain)
+                    if job.state in ("waiting", "running"):
+                        job.state = "stopped"
+                    job.served = None
+                    self.jobs[job.id] = job
+            except (ValueError, TypeError):
+                raise ServeError(f"{self.record} cannot be read; move it away, and the studio begins a new list of jobs; "
+                                 "models that were made are not touched") from None
+
+    def get(self, key: str) -> Job | None:
+        return self.jobs.get(key)
+
+    def add(self, title: str, arguments: Sequence[str], out: Path) -> Job:
+        """A new job; it starts as soon as none other runs."""
+        with self._lock:
+            number = max((int(one) for one in self.jobs), default=0) + 1
+            job = Job(str(number), title, list(arguments), str(out))
+            self.jobs[job.id] = job
+            self._keep()
+        self._start_next()
+        return job
+
+    def resume(self, job: Job) -> None:
+        """Go on with a job that was stopped or failed: the same command again."""
+        with self._lock:
+            if job.state not in ("stopped", "failed"):
+                raise ServeError(f"job {job.id} is {job.state}; only one that was stopped or failed goes on")
+            job.state, job.error, job.share, job.step = "waiting", None, None, ""
+            self._stopped.discard(job.id)
+            self._keep()
+        self._start_next()
+
+    def stop(self, job: Job) -> None:
+        """End a job; what it finished is kept."""
+        with self._lock:
+            if job.state == "waiting":
+                job.state = "stopped"
+                self._keep()
+                return
+            if job.state != "running":
+                return
+            self._stopped.add(job.id)
+            process = self._process
+        if process is not None:
+            _interrupt(process)
+
+    def stop_all(self) -> None:
+        self._closed = True
+        for job in list(self.jobs.values()):
+            self.stop(job)
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE_S + 5)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def _start_next(self) -> None:
+        with self._lock:
+            if self._running is not None or self._closed:
+                return
+            job = next((one for one in self.jobs.values() if one.state == "waiting"), None)
+            if job is None:
+                return
+            self._running, job.state = job.id, "running"
+            self._keep()
+        threading.Thread(target=self._run, args=(job,), daemon=True).start()
+
+    def _run(self, job: Job) -> None:
+        began, before = time.monotonic(), job.seconds
+        extra: Mapping[str, Any] = {"start_new_session": True} if os.name != "nt" else {
+            "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+        process = self._process = subprocess.Popen(
+            [sys.executable, "-m", "tsotsallm.cli", *job.arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", env=os.environ | {PROGRESS: "1"}, **extra)
+        answer: list[str] = []
+        reader = threading.Thread(target=lambda: answer.append(process.stdout.read() if process.stdout else ""), daemon=True)
+        reader.start()
+        assert process.stderr is not None
+        for line in process.stderr:
+            job.seconds = round(before + time.monotonic() - began, 1)
+            self._hear(job, line.rstrip())
+        code = process.wait()
+        reader.join()
+        job.seconds = round(before + time.monotonic() - began, 1)
+        with self._lock:
+            if code == 0:
+                job.state, job.share, job.step = "done", 1.0, ""
+            elif job.id in self._stopped or code in (130, -signal.SIGINT, -signal.SIGTERM):
+                job.state = "stopped"
+            else:
+                job.state, job.error = "failed", _error_in("".join(answer)) or f"it ended with code {code}"
+            self._running = self._process = None
+            self._keep()
+        self._start_next()
+
+    def _hear(self, job: Job, line: str) -> None:
+        """A line of progress, or one to show."""
+        if line.startswith('{"step"'):
+            with contextlib.suppress(ValueError):
+                told = json.loads(line)
+                job.step, job.share = str(told["step"]), float(told["share"])
+                return
+        if line:
+            job.lines = [*job.lines, line][-LINES:]
+
+    def _keep(self) -> None:
+        try:
+            write_json(self.record, [asdict(job) for job in self.jobs.values()])
+        except (OSError, TsotsallmError):
+            return      # a full disk must not end what runs; the job's own message tells of it
+
+
+def _interrupt(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C for a process, and its end if it does not listen."""
+    def later() -> None:
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+    with contextlib.suppress(OSError):
+        process.send_signal(signal.SIGINT if os.name != "nt" else getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+    threading.Thread(target=later, daemon=True).start()
+
+
+def _error_in(answer: str) -> str | None:
+    """The message of the JSON that the command line prints last."""
+    try:
+        return str(json.loads(answer)["message"])
+    except (ValueError, KeyError, TypeError):
+        return answer.strip()[-500:] or None

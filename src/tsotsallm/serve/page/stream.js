@@ -1,0 +1,103 @@
+// Asking the server: the key, refusals in words, and answers that come in pieces (server-sent events).
+
+import { word } from "./words.js";
+
+let key = remembered();
+
+/** The server said no, or did not answer; the message is for the reader. */
+export class Refusal extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export function useKey(text) {
+  key = text;
+  try { sessionStorage.setItem("key", text); } catch { /* a window without storage asks again after a reload */ }
+}
+
+export const hasKey = () => Boolean(key);
+
+/** GET, or POST when there is a body; gives the response or throws a Refusal. */
+export async function ask(path, body, signal) {
+  const headers = {};
+  if (key) { headers.Authorization = `Bearer ${key}`; }
+  if (body) { headers["Content-Type"] = "application/json"; }
+  let response;
+  try {
+    response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal, cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") { throw error; }
+    throw new Refusal(word("no_connection"));
+  }
+  if (response.ok) { return response; }
+  if (response.status === 401) { document.dispatchEvent(new Event("key-needed")); }
+  throw await refusal(response);
+}
+
+export const askJson = async (path, body) => (await ask(path, body)).json();
+
+async function refusal(response) {
+  let told = "";
+  try { told = (await response.json()).error.message; } catch { /* not every proxy answers in JSON */ }
+  const message = [word("refused", { status: response.status, told: told || response.statusText })];
+  const wait = response.headers.get("Retry-After");
+  if (response.status === 429) { message.push(wait ? word("retry_after", { seconds: wait }) : word("retry_later")); }
+  return new Refusal(message.join(" "), response.status);
+}
+
+/** The JSON pieces of a streamed answer; an error among them, or an end without "[DONE]", is thrown. */
+export async function* pieces(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    while (true) {
+      const { value, done } = await reader.read();
+      const lines = (rest + (value ?? "")).split(/\r\n|\n/);
+      rest = done ? "" : lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data:")) { continue; }
+        const data = line.slice(5).trim();
+        if (data === "[DONE]") { return; }
+        const piece = JSON.parse(data);
+        if (piece.error) { throw new Refusal(word("broken_off", { told: piece.error.message })); }
+        yield piece;
+      }
+      if (done) { throw new Refusal(word("broken_off", { told: word("no_end") })); }
+    }
+  } catch (error) {
+    if (error instanceof Refusal || error.name === "AbortError") { throw error; }
+    throw new Refusal(word("broken_off", { told: word("no_connection") }));
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/** A link to a report. With a key the browser cannot follow it by itself: the page fetches the report and saves it as a file. */
+export function reportLink(path, name) {
+  const link = document.createElement("a");
+  link.href = path;
+  if (!key) {
+    link.target = "_blank";
+    link.rel = "noopener";
+    return link;
+  }
+  link.addEventListener("click", async (event) => {
+    event.preventDefault();
+    try {
+      const file = document.createElement("a");
+      file.href = URL.createObjectURL(await (await ask(path)).blob());
+      file.download = `${name}-report.html`.replace(/[^\w.-]+/g, "-");
+      file.click();
+      setTimeout(() => URL.revokeObjectURL(file.href), 60_000);
+    } catch (error) {
+      document.dispatchEvent(new CustomEvent("trouble", { detail: error.message }));
+    }
+  });
+  return link;
+}
+
+function remembered() {
+  try { return sessionStorage.getItem("key"); } catch { return null; }
+}

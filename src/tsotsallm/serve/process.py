@@ -1,0 +1,87 @@
+"""The API of the first work, which is that of the LLM efficiency challenge: POST /process and POST /tokenize.
+
+HELM's HTTP client speaks it, with words of its own for some fields; both are understood.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from tsotsallm.engine.speaking import Question, Token
+from tsotsallm.errors import TsotsallmError
+from tsotsallm.serve.answering import Heard, Refused, Service, asked, finite, random_seed, refusal, unless_gone, whole
+from tsotsallm.serve.served import Busy, Served, TooLate, sampling
+from tsotsallm.serve.wire import (
+    ProcessRequest,
+    ProcessResponse,
+    ProcessToken,
+    Sample,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/process")
+    async def process(body: ProcessRequest, request: Request) -> ProcessResponse:
+        """Continue a prompt with the first model that is served; with echo_prompt the prompt and its tokens come first."""
+        began, one = time.perf_counter(), service.model(None)
+        samples = await unless_gone(request, _samples(service, one, body))
+        return ProcessResponse(**samples[0].model_dump(), samples=samples, request_time=time.perf_counter() - began)
+
+    @router.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+        """Token ids of a text, by the first model's tokenizer."""
+        began = time.perf_counter()
+        try:
+            ids = await service.model(None).gate.tokenize(body.text)
+        except TsotsallmError as error:
+            raise refusal(error, service) from None
+        return TokenizeResponse(tokens=ids[:body.max_length] if body.truncation else ids,
+                                request_time=time.perf_counter() - began)
+
+    return router
+
+
+async def _samples(service: Service, one: Served, body: ProcessRequest) -> list[Sample]:
+    deadline = service.deadline
+    first = body.seed if body.seed is not None else random_seed()
+    top_k = body.top_k if body.top_k_per_token is None else body.top_k_per_token
+    count = body.num_samples if body.num_return_sequences is None else body.num_return_sequences
+    most = service.tokens(body.max_new_tokens, one)
+    before: list[Token] = []
+    if body.echo_prompt:
+        before = await _prompt_tokens(service, one, body.prompt, deadline)
+    found = []
+    for number in range(count):
+        question = Question(body.prompt, most, sampling(body.temperature, body.top_p, top_k, first + number),
+                            tuple(body.stop_sequences), 1)
+        heard = await whole(asked(service, one, question, deadline))
+        found.append(_sample(heard, before, body.prompt if body.echo_prompt else ""))
+    return found
+
+
+async def _prompt_tokens(service: Service, one: Served, prompt: str, deadline: float) -> list[Token]:
+    try:
+        ids = await one.gate.tokenize(prompt)
+        if len(ids) >= one.speaker.context:
+            raise Refused(400, f"the prompt has {len(ids)} tokens, but the model knows {one.speaker.context} positions; "
+                          "shorten it", "too_many_tokens", param="prompt")
+        return await one.gate.prompt(ids, 1, deadline)
+    except (Busy, TooLate, TsotsallmError) as error:
+        raise refusal(error, service) from None
+
+
+def _sample(heard: Heard, before: list[Token], prompt: str) -> Sample:
+    tokens = [_token(token) for token in (*before, *heard.tokens)]
+    return Sample(text=prompt + heard.text, tokens=tokens, logprob=sum(token.logprob for token in tokens))
+
+
+def _token(token: Token) -> ProcessToken:
+    likeliest: dict[str, Any] = {one.text: finite(one.logprob) for one in token.likeliest[:1]}
+    return ProcessToken(text=token.text, logprob=finite(token.logprob), top_logprob=likeliest)

@@ -1,0 +1,227 @@
+"""OpenAI's own client and curl against the service; the same text through service, command line and library."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import tsotsallm
+from tests.serve.running import serving
+from tsotsallm.cli import app
+from tsotsallm.engine.speaking import Question, said
+from tsotsallm.serve.guard import Rules
+from tsotsallm.serve.served import Loading, Models, load, load_all, name_of
+
+openai = pytest.importorskip("openai", reason="OpenAI's client is in the extra [dev]")
+pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
+KEY = "a-key-of-tests"
+PROMPT = "Question: Where was Ada born? Answer:"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    tsotsallm.to_gguf("embedded", path, dense="f32", verify=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(file: Path, stories_or_none: Path | None) -> Models:
+    found = Models()
+    how = Loading(slots=1, keep_prompt=False)
+    load_all([f"file={file}", "embedded"], how, found, lambda _line: None)
+    if stories_or_none is not None:
+        found.add(load(str(stories_or_none), "stories", how))
+    return found
+
+
+@pytest.fixture(scope="module")
+def stories_or_none() -> Path | None:
+    from tests.conftest import SHARED
+
+    path = SHARED / "models" / "stories260k"
+    return path if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def address(models: Models) -> Iterator[str]:
+    with serving(models, Rules(key=KEY)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Any:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0)
+
+
+@pytest.mark.parametrize("model", ["file", "embedded"])
+def test_the_official_client(client: Any, models: Models, model: str) -> None:
+    asked = {"model": model, "messages": [{"role": "user", "content": "Where was Ada born?"}], "temperature": 0, "max_tokens": 12}
+    whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3)
+    [choice] = whole.choices
+    expected = said(models.by_name[model].speaker, Question(tuple(asked["messages"]), 12))
+    assert choice.message.content == expected
+    assert choice.finish_reason in ("stop", "length")
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert "".join(bytes(one.bytes).decode() for one in choice.logprobs.content) == expected
+    for one in choice.logprobs.content:
+        assert len(one.top_logprobs) == 3
+        assert one.top_logprobs[0].logprob >= one.logprob - 1e-6
+    chunks = list(client.chat.completions.create(**asked, stream=True, logprobs=True, top_logprobs=3,
+                                                 stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == expected
+    told = [one.logprob for chunk in chunks if chunk.choices and chunk.choices[0].logprobs
+            for one in chunk.choices[0].logprobs.content]
+    assert told == pytest.approx([one.logprob for one in choice.logprobs.content], abs=1e-3)
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].timings["seconds"] > 0
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == choice.finish_reason
+
+
+@pytest.mark.parametrize("model", ["file", "embedded"])
+def test_continuations(client: Any, models: Models, model: str) -> None:
+    one = models.by_name[model].speaker
+    plain = said(one, Question(PROMPT, 20))
+    found = client.completions.create(model=model, prompt=PROMPT, max_tokens=20, temperature=0, logprobs=2)
+    assert found.choices[0].text == plain
+    told = found.choices[0].logprobs
+    assert "".join(told.tokens) == plain
+    assert [plain[at:at + len(token)] for at, token in zip(told.text_offset, told.tokens, strict=True)] == told.tokens
+    chunks = list(client.completions.create(model=model, prompt=PROMPT, max_tokens=20, temperature=0, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == plain
+    stop = plain.split()[1]
+    cut = client.completions.create(model=model, prompt=PROMPT, max_tokens=20, temperature=0, stop=[stop])
+    assert cut.choices[0].text == plain[:plain.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+    several = client.completions.create(model=model, prompt=[PROMPT, "Once"], max_tokens=4, temperature=1, n=2, seed=7)
+    again = client.completions.create(model=model, prompt=PROMPT, max_tokens=4, temperature=1, seed=8)
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    assert several.choices[1].text == again.choices[0].text
+    ids = client.completions.create(model=model, prompt=one.tokenize(PROMPT), max_tokens=20, temperature=0)
+    assert ids.choices[0].text == plain
+
+
+def test_errors_are_the_client_s_own(client: Any, address: str) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(openai.NotFoundError, match="there are: file, embedded"):
+        client.chat.completions.create(model="../../etc/passwd", messages=messages)
+    with pytest.raises(openai.AuthenticationError, match="key is missing or wrong"):
+        openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
+    for change, message in (({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": 65}, "64"),
+                            ({"messages": []}, "messages"), ({"messages": [{"role": "cook", "content": "x"}]}, "role"),
+                            ({"tools": [{"type": "function"}]}, "tools"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
+                            ({"response_format": {"type": "json_object"}}, "response_format"),
+                            ({"messages": [{"role": "user", "content": "word " * 9000}]}, "token")):
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.chat.completions.create(**({"model": "file", "messages": messages} | change))
+        with pytest.raises(openai.BadRequestError, match=message):      # before a stream begins
+            client.chat.completions.create(**({"model": "embedded", "messages": messages, "stream": True} | change))
+
+
+def test_a_model_without_a_template_does_not_converse(client: Any, models: Models) -> None:
+    if "stories" not in models.by_name:
+        pytest.skip("stories260k is not at hand: set TSOTSALLM_SHARED to a directory that holds it")
+    with pytest.raises(openai.BadRequestError, match="/v1/completions"):
+        client.chat.completions.create(model="stories", messages=[{"role": "user", "content": "Hello"}])
+    found = client.completions.create(model="stories", prompt="Once upon a time", max_tokens=10, temperature=0)
+    assert found.choices[0].text.startswith(", there was a little girl named Lily")
+
+
+def test_models_are_listed(client: Any) -> None:
+    assert [one.id for one in client.models.list()][:2] == ["file", "embedded"]
+    assert client.models.retrieve("embedded").owned_by == "tsotsallm"
+
+
+def ask(address: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    request = urllib.request.Request(address + path, None if body is None else json.dumps(body).encode(),
+                                     {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request) as answer:
+        content = answer.read()
+    return json.loads(content) if content[:1] in (b"{", b"[") else content.decode()
+
+
+def test_the_first_work_s_service(address: str, models: Models) -> None:
+    """What HELM's client for it sends, and what it reads."""
+    sent = {"prompt": PROMPT, "temperature": 1e-7, "num_return_sequences": 1, "max_new_tokens": 8, "top_p": 1,
+            "echo_prompt": True, "top_k_per_token": 1, "stop_sequences": []}
+    found = ask(address, "/process", sent)
+    one = models.by_name["file"].speaker
+    plain = said(one, Question(PROMPT, 8))
+    assert found["text"] == PROMPT + plain
+    assert isinstance(found["request_time"], float)
+    assert "".join(token["text"] for token in found["tokens"]).endswith(PROMPT + plain)
+    assert found["logprob"] == pytest.approx(sum(token["logprob"] for token in found["tokens"]))
+    ids = ask(address, "/tokenize", {"text": PROMPT})["tokens"]
+    assert ids == one.tokenize(PROMPT)
+    import torch
+
+    with torch.no_grad():
+        shares = models.by_name["embedded"].speaker.model(torch.tensor([ids])).logits[0].log_softmax(-1)    # type: ignore[attr-defined]
+    expected = [0.0, *(float(shares[place - 1, ids[place]]) for place in range(1, len(ids)))]
+    assert [token["logprob"] for token in found["tokens"][:len(ids)]] == pytest.approx(expected, abs=2e-3)
+    assert all(value >= token["logprob"] - 1e-6 for token in found["tokens"] for value in token["top_logprob"].values())
+    without = ask(address, "/process", sent | {"echo_prompt": False})
+    assert without["text"] == plain
+    two = ask(address, "/process", {"prompt": PROMPT, "num_samples": 2, "max_new_tokens": 5, "temperature": 1.0, "seed": 3})
+    assert len(two["samples"]) == 2
+    assert two["text"] == two["samples"][0]["text"]
+    assert ask(address, "/tokenize", {"text": PROMPT, "max_length": 3})["tokens"] == ids[:3]
+    assert ask(address, "/tokenize", {"text": PROMPT, "max_length": 3, "truncation": False})["tokens"] == ids
+
+
+def test_the_same_text_everywhere(address: str, file: Path, client: Any) -> None:
+    """One slot, no prompt cache: library, command line, both APIs."""
+    for how in ({"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.9, "top_k": 30, "seed": 11}):
+        library = "".join(tsotsallm.generate(file, PROMPT, tokens=16, **how))      # type: ignore[arg-type]
+        options = [part for name, value in how.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        line = CliRunner().invoke(app, ["generate", str(file), PROMPT, "--tokens", "16", *options])
+        assert line.stdout == PROMPT + library + "\n"
+        more = {"extra_body": {"top_k": how["top_k"]}} if "top_k" in how else {}
+        plain = {key: value for key, value in how.items() if key != "top_k"}
+        for _ in range(2):
+            found = client.completions.create(model="file", prompt=PROMPT, max_tokens=16, **plain, **more)
+            assert found.choices[0].text == library
+        first = ask(address, "/process", {"prompt": PROMPT, "max_new_tokens": 16, "top_k": 0, **how})
+        assert first["text"] == library
+
+
+def test_curl(address: str) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    body = json.dumps({"model": "file", "prompt": PROMPT, "max_tokens": 3, "temperature": 0, "stream": True})
+    found = subprocess.run(["curl", "-sN", f"{address}/v1/completions", "-H", "Content-Type: application/json", "-H",
+                            f"Authorization: Bearer {KEY}", "-d", body], capture_output=True, text=True, check=True)
+    events = [line.removeprefix("data: ") for line in found.stdout.splitlines() if line]
+    assert events[-1] == "[DONE]"
+    assert len([json.loads(event) for event in events[:-1]]) == 4
+
+
+def test_health_and_metrics(address: str) -> None:
+    assert ask(address, "/health") == {"status": "ok", "models": ask(address, "/health")["models"]}
+    before = _series(ask(address, "/metrics"))
+    ask(address, "/process", {"prompt": PROMPT, "max_new_tokens": 5, "temperature": 0})
+    after = _series(ask(address, "/metrics"))
+    new = 'tsotsallm_tokens_total{kind="new",model="file"}'
+    assert after[new] - before.get(new, 0) == 5
+    assert after["tsotsallm_resident_memory_bytes"] > 1e8
+    assert after['tsotsallm_waiting{model="file"}'] == 0
+    assert not any("etc/passwd" in name for name in after)
+
+
+def _series(text: str) -> dict[str, float]:
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines()
+            if line and not line.startswith("#")}
+
+
+def test_names() -> None:
+    assert name_of("/models/fitted/model.gguf") == "fitted"
+    assert name_of("/models/a b.gguf") == "a-b"
+    assert name_of("owner/Model-1B") == "Model-1B"
