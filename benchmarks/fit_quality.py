@@ -110,7 +110,7 @@ class Bench:
             yield f"all on {name}", [{"quantize": {"grid": name, "ends": name}}]
         for removed in range(1, self.spec.layers - 1):
             if self.size(self.spec.with_layers(self.spec.layers - removed), None, None) <= budget:
-                yield f"{removed} layers fewer", [{"depth": {"remove": removed}}]
+                yield f"{removed} layers fewer", [{"depth": {"remove": removed, "protect": {"first": 1, "last": 1}}}]
                 break
         for share in (number / 24 for number in range(1, 24)):
             stage = Neurons(feed_forward=share, multiple=32)

@@ -64,7 +64,8 @@ def client(address: str) -> Any:
 
 @pytest.mark.parametrize("model", ["file", "embedded"])
 def test_the_official_client(client: Any, models: Models, model: str) -> None:
-    asked = {"model": model, "messages": [{"role": "user", "content": "Where was Ada born?"}], "temperature": 0, "max_tokens": 12}
+    asked = {"model": model, "messages": [{"role": "user", "content": "Where was Ada born?"}], "temperature": 0,
+             "max_tokens": 12}
     whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3)
     [choice] = whole.choices
     expected = said(models.by_name[model].speaker, Question(tuple(asked["messages"]), 12))
@@ -115,7 +116,8 @@ def test_errors_are_the_client_s_own(client: Any, address: str) -> None:
         client.chat.completions.create(model="../../etc/passwd", messages=messages)
     with pytest.raises(openai.AuthenticationError, match="key is missing or wrong"):
         openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
-    for change, message in (({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": 65}, "64"),
+    for change, message in (({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens"),
+                            ({"max_tokens": 65}, "64"),
                             ({"messages": []}, "messages"), ({"messages": [{"role": "cook", "content": "x"}]}, "role"),
                             ({"tools": [{"type": "function"}]}, "tools"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
                             ({"response_format": {"type": "json_object"}}, "response_format"),

@@ -130,7 +130,10 @@ class Llama:
             asked["prompt"] = question.prompt if isinstance(question.prompt, str) else list(question.prompt)
         hearing = _Hearing(heard)
         began = time.perf_counter()
-        answer = handler(asked, hearing.take)
+        try:
+            answer = handler(asked, hearing.take)
+        except (ValueError, RuntimeError) as error:     # such as a conversation that its template does not know
+            raise TsotsallmError(f"llama.cpp could not answer: {error}") from None
         if isinstance(answer, dict):
             hearing.take(answer)
         if hearing.failed is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -84,7 +86,7 @@ def _with_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        place = ".".join(itertools.takewhile(lambda part: re.fullmatch(r"\w+", part), map(str, first["loc"][1:])))
         message = f"{place + ': ' if place else ''}{first['msg']}"
         return answer(Refused(400, message.encode("utf-8", "replace").decode(), "invalid_value", param=place or None))
 

@@ -55,10 +55,6 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-class TooLarge(Exception):
-    """A body is larger than allowed; found while it is read."""
-
-
 class Guard:
     """Checks name, key and size of every request, and adds the headers that keep a page to itself."""
 
@@ -69,15 +65,17 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began = False
+        refused = False
 
         async def answer(message: Message) -> None:
-            nonlocal began
             if message["type"] == "http.response.start":
-                began = True
                 given = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(one for one in HEADERS if one[0] not in given)]
             await send(message)
+
+        async def unless_refused(message: Message) -> None:
+            if not refused:
+                await answer(message)
 
         headers = {name.lower(): value for name, value in scope["headers"]}
         if (refusal := self._refusal(scope, headers)) is not None:
@@ -86,19 +84,19 @@ class Guard:
         read = 0
 
         async def body() -> Message:
-            nonlocal read
+            """The next part of the body; once more has come than is allowed, the client is told so and is gone."""
+            nonlocal read, refused
             message = await receive()
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
                 if read > self.rules.body_bytes:
-                    raise TooLarge
+                    if not refused:
+                        refused = True
+                        await _refuse(answer, *self._too_large())
+                    return {"type": "http.disconnect"}
             return message
 
-        try:
-            await self.app(scope, body, answer)
-        except TooLarge:
-            if not began:
-                await _refuse(answer, *self._too_large())
+        await self.app(scope, body, unless_refused)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         if not self.rules.any_host and _host(headers.get(b"host", b"")) not in LOCAL:

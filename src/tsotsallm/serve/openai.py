@@ -27,6 +27,7 @@ from tsotsallm.serve.answering import (
 )
 from tsotsallm.serve.served import Served, sampling
 from tsotsallm.serve.wire import (
+    MOST_SAMPLES,
     ChatChoice,
     ChatCompletion,
     ChatLogprobs,
@@ -43,8 +44,10 @@ from tsotsallm.serve.wire import (
     TokenLogprob,
 )
 
+EVENT = {"type": "object", "required": ["data"], "properties": {"data": {
+    "type": "string", "description": "a chunk as JSON, an error, or [DONE]"}}}
 STREAM: dict[int | str, dict[str, Any]] = {200: {"description": "The answer, or a stream of its pieces with stream: true",
-                                                 "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+                                                 "content": {"text/event-stream": {"schema": EVENT}}}}
 
 
 def routes(service: Service) -> APIRouter:
@@ -68,6 +71,9 @@ def routes(service: Service) -> APIRouter:
         one = service.model(body.model)
         given = body.prompt
         several = list(given) if isinstance(given, list) and isinstance(given[0], str) else [given]
+        if len(several) * (body.n or 1) > MOST_SAMPLES:
+            raise Refused(400, f"{len(several)} prompts with {body.n or 1} answers each are more than {MOST_SAMPLES} answers; "
+                          "ask in several requests", "too_many_answers", param="n")
         questions = [question for prompt in several
                      for question in _questions(service, one, body, prompt, body.max_tokens, body.logprobs)]
         return await _answered(service, one, body, request, questions, Text(one, body.logprobs is not None))

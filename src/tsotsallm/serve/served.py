@@ -8,11 +8,11 @@ import json
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -26,6 +26,7 @@ from tsotsallm.evaluation.cost import check_fits, parameters_of
 from tsotsallm.evaluation.energy import Power, check_country, measure_power
 from tsotsallm.machine import free_ram_bytes, human_bytes, rss_bytes
 
+Found = TypeVar("Found")
 USUAL = {"model", "adapter"}
 """File names that say nothing; the folder's name stands for them."""
 
@@ -256,10 +257,7 @@ class Gate:
         self._pool.submit(run)
         try:
             while True:
-                try:
-                    one = await asyncio.wait_for(heard.get(), max(0.0, deadline - time.monotonic()))
-                except TimeoutError:
-                    raise TooLate from None
+                one = await _before(deadline, heard.get())
                 if isinstance(one, _End):
                     if isinstance(one.found, BaseException):
                         raise one.found
@@ -270,15 +268,22 @@ class Gate:
             cancel.set()
 
     async def _enter(self, deadline: float) -> None:
-        if self._places.locked() and self.waiting >= self.queue:
+        if self.running + self.waiting >= self.speaker.slots + self.queue:
             raise Busy
         self.waiting += 1
         try:
-            await asyncio.wait_for(self._places.acquire(), max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            raise TooLate from None
+            await _before(deadline, self._places.acquire())
         finally:
             self.waiting -= 1
+
+
+async def _before(deadline: float, work: Awaitable[Found]) -> Found:
+    """Wait for something until a time (asyncio.wait_for would lose a cancellation that comes with a result)."""
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            return await work
+    except TimeoutError:
+        raise TooLate from None
 
 
 @dataclass(frozen=True)

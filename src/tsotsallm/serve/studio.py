@@ -47,7 +47,7 @@ class Wish(Asked):
 
 
 class Fact(Asked):
-    key: Literal["weights", "result", "target", "memory", "disk", "time", "layers", "parameters"]
+    key: Literal["weights", "result", "target", "memory", "disk", "time", "parameters"]
     value: str
 
 

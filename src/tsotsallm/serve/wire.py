@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST_SAMPLES = 8
 MOST_STOPS = 16
@@ -22,11 +22,17 @@ def _well_formed(text: str) -> str:
     return text
 
 
+def _whole(value: Any) -> Any:
+    """1.0 is a whole number in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, AfterValidator(_well_formed)]
 Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Seed = Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)]
+Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Seed = Annotated[Whole, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS)]
 
@@ -66,10 +72,10 @@ class Generation(Asked):
     max_tokens: Count | None = Field(None, description="new tokens at most; as many as the server allows without one")
     temperature: Temperature | None = Field(None, description="0 takes the likeliest token; 1 without one")
     top_p: Share | None = None
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(None, description="0: among all tokens")
+    top_k: Annotated[Whole, Field(ge=0, le=1_000_000)] | None = Field(None, description="0: among all tokens")
     seed: Seed | None = Field(None, description="of chance; another one every time without one")
     stop: Stop | Stops | None = Field(None, description="texts that end the answer")
-    n: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MOST_SAMPLES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = Field(None, description="not supported: 0 alone")
@@ -86,7 +92,7 @@ class ChatRequest(Generation):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MOST_LIKELIEST)] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="not supported: none alone")
 
     @property
@@ -96,8 +102,8 @@ class ChatRequest(Generation):
 
 class CompletionRequest(Generation):
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_SAMPLES)] | Annotated[
-        list[Annotated[int, Field(ge=0, le=10_000_000)]], Field(min_length=1, max_length=1_000_000)]
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = None
+        list[Annotated[Whole, Field(ge=0, le=10_000_000)]], Field(min_length=1, max_length=1_000_000)]
+    logprobs: Annotated[Whole, Field(ge=0, le=MOST_LIKELIEST)] | None = None
     echo: Literal[False] | None = Field(None, description="not supported here; POST /process has echo_prompt")
 
 
@@ -205,15 +211,15 @@ class ProcessRequest(Asked):
     """The first work's request; `num_return_sequences`, `top_k_per_token` and `stop_sequences` are HELM's words."""
 
     prompt: Text
-    num_samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 1
+    num_samples: Annotated[Whole, Field(ge=1, le=MOST_SAMPLES)] = 1
     max_new_tokens: Count = 50
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 200
+    top_k: Annotated[Whole, Field(ge=0, le=1_000_000)] = 200
     temperature: Temperature = 0.8
     seed: Seed | None = None
     echo_prompt: bool | None = False
     top_p: Share = 1.0
-    num_return_sequences: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] | None = None
-    top_k_per_token: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    num_return_sequences: Annotated[Whole, Field(ge=1, le=MOST_SAMPLES)] | None = None
+    top_k_per_token: Annotated[Whole, Field(ge=0, le=1_000_000)] | None = None
     stop_sequences: Stops = []
 
 

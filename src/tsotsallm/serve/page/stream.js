@@ -1,6 +1,6 @@
 // Asking the server: the key, refusals in words, and answers that come in pieces (server-sent events).
 
-import { word } from "./words.js";
+import { say, word } from "./words.js";
 
 let key = remembered();
 
@@ -41,7 +41,7 @@ export const askJson = async (path, body) => (await ask(path, body)).json();
 async function refusal(response) {
   let told = "";
   try { told = (await response.json()).error.message; } catch { /* not every proxy answers in JSON */ }
-  const message = [word("refused", { status: response.status, told: told || response.statusText })];
+  const message = [word("refused", { status: response.status, told: (told || response.statusText).replace(/[^.!?]$/, "$&.") })];
   const wait = response.headers.get("Retry-After");
   if (response.status === 429) { message.push(wait ? word("retry_after", { seconds: wait }) : word("retry_later")); }
   return new Refusal(message.join(" "), response.status);
@@ -74,10 +74,12 @@ export async function* pieces(response) {
   }
 }
 
-/** A link to a report. With a key the browser cannot follow it by itself: the page fetches the report and saves it as a file. */
-export function reportLink(path, name) {
+/** A link to a report. With a key the browser cannot follow it by itself; the page fetches
+ *  the report and saves it as a file, since a blob of this page would be shown without its styles (it inherits the page's policy). */
+export function reportLink(path, name, text) {
   const link = document.createElement("a");
   link.href = path;
+  say(link, `${key ? "save" : "open"}_${text}`, () => ({ name }));
   if (!key) {
     link.target = "_blank";
     link.rel = "noopener";

@@ -72,14 +72,16 @@ async function plan() {
 async function begin() {
   const { id } = await askJson("/studio/jobs", wish());
   $("plan").hidden = true;
-  await refresh(id);
+  await take(await status(id));
   $("job-title").focus();
   watch();
 }
 
-async function refresh(id) {
-  const before = job?.id === id ? job.state : null;
-  showJob(await askJson(`/studio/jobs/${id}`));
+const status = (id) => askJson(`/studio/jobs/${encodeURIComponent(id)}`);
+
+async function take(found) {
+  const before = job?.id === found.id ? job.state : null;
+  showJob(found);
   if (job.state === before) { return; }
   if (before) { $("said").textContent = `${job.title}: ${word(`state_${job.state}`)}`; }
   jobs = (await askJson("/studio/jobs")).jobs;
@@ -92,7 +94,9 @@ function watch() {
   timer = setTimeout(async () => {
     const id = job.id;
     try {
-      await refresh(id);
+      const found = await status(id);
+      if (job.id !== id) { return; }          // another one was chosen meanwhile, and is watched
+      await take(found);
       if (lost) { lost = false; document.dispatchEvent(new Event("no-trouble")); }
     } catch (error) {
       if (error.status === 401) { return; }
@@ -161,7 +165,7 @@ function showJob(found) {
   say($("job-state"), `state_${job.state}`);
   $("job-state").dataset.state = job.state;
   $("job-step").textContent = BUSY.includes(job.state) ? job.step ?? "" : "";
-  say($("job-seconds"), "elapsed", () => ({ time: duration(job.seconds) }));
+  say($("job-seconds"), BUSY.includes(job.state) ? "elapsed" : "took", () => ({ time: duration(job.seconds) }));
   showProgress();
   $("job-error").hidden = !job.error;
   $("job-error").textContent = job.error ?? "";
@@ -170,11 +174,11 @@ function showJob(found) {
   toggle($("talk-to-result"), job.state === "done");
   $("report-place").hidden = !job.report;
   if (job.report && (fresh || !$("open-report"))) {
-    const link = reportLink(`/studio/jobs/${encodeURIComponent(job.id)}/report`, job.title);
+    const link = reportLink(`/studio/jobs/${encodeURIComponent(job.id)}/report`, job.title, "report");
     link.id = "open-report";
     link.dataset.testid = "open-report";
     link.className = "button";
-    $("report-place").replaceChildren(say(link, "open_report"));
+    $("report-place").replaceChildren(link);
   } else if (!job.report) {
     $("report-place").replaceChildren();
   }
@@ -190,7 +194,7 @@ function showJob(found) {
 function showProgress() {
   const bar = $("job-progress"), at = job.state === "done" ? 1 : job.share;
   bar.classList.toggle("unknown", at === null && BUSY.includes(job.state));
-  bar.classList.toggle("still", !BUSY.includes(job.state));
+  bar.classList.toggle("halted", ["failed", "stopped"].includes(job.state));
   bar.firstElementChild.style.width = at === null ? "" : `${100 * at}%`;
   if (at === null) {
     bar.removeAttribute("aria-valuenow");
@@ -216,13 +220,12 @@ function showList() {
     button.dataset.testid = "job-choice";
     if (one.id === job?.id) { button.setAttribute("aria-current", "true"); }
     button.addEventListener("click", () => attempt(async () => {
-      await refresh(one.id);
-      showList();
+      await take(await status(one.id));
       $("job-title").focus();
       watch();
     }));
     const state = item.appendChild(document.createElement("span"));
-    say(state, "job_line", () => ({ state: word(`state_${one.state}`), time: duration(one.seconds) }));
+    say(state, BUSY.includes(one.state) ? `state_${one.state}` : "job_line", () => ({ state: word(`state_${one.state}`), time: duration(one.seconds) }));
     state.className = "soft";
   });
 }

@@ -106,8 +106,8 @@ function describe(place, one) {
   fact("model_kind", () => word(known(`kind_${one.kind}`) ? `kind_${one.kind}` : one.kind));
   if (one.original) { fact("model_original", one.original); }
   if (one.report) {
-    const link = place.appendChild(document.createElement("p")).appendChild(reportLink(`/models/${encodeURIComponent(one.name)}/report`, one.name));
-    say(link, "open_report_of", () => ({ name: one.name }));
+    const link = reportLink(`/models/${encodeURIComponent(one.name)}/report`, one.name, "report_of");
+    place.appendChild(document.createElement("p")).append(link);
   }
   say(place.appendChild(document.createElement("p")), one.recipe ? "recipe_of" : "no_recipe").className = "soft";
   if (one.recipe) {
