@@ -69,6 +69,8 @@ from tsotsallm.report.page import write as write_page
 from tsotsallm.report.result import result_document
 from tsotsallm.report.studied import study_document
 from tsotsallm.run import Progress, Result
+from tsotsallm.serve import bundle as bundles
+from tsotsallm.serve.bundle import Bundled
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.study.fit import Fitted, target_of
@@ -552,6 +554,18 @@ def serve(models: Sequence[str | Path], *, port: int = 8080, host: str = "127.0.
         run(create_app(served, rules, most_tokens=max_tokens, jobs=jobs, how=how), place, say)
     finally:
         place.close()
+
+
+def make_bundle(models: Sequence[str | Path], out: str | Path, *, platform: str | None = None, python: str | None = None,
+                index: str | None = None, say: Callable[[str], None] = print) -> Bundled:
+    """Write a folder with everything that a computer without a connection needs to run models."""
+    return bundles.bundle([str(model) for model in models], Path(out), platform=platform, python=python, index=index,
+                          say=say)
+
+
+def verify_bundle(folder: str | Path) -> int:
+    """Check every file of a bundle against its checksum; their number."""
+    return bundles.verify(Path(folder))
 
 
 def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:

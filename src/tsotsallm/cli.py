@@ -546,6 +546,48 @@ def studio(folder: Annotated[Path, typer.Option(help="Folder with models, and fo
         api.serve(models or [], port=port, slots=slots, max_tokens=max_tokens, country=country, studio=folder)
 
 
+class _Bundles(TyperGroup):
+    """`tsotsallm bundle MODEL` makes a bundle; verify looks at one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = args and (args[0] in self.commands or args[0] == "--help")
+        return super().resolve_command(ctx, args if known else ["make", *args])
+
+
+bundles = typer.Typer(cls=_Bundles, no_args_is_help=True, rich_markup_mode=None,
+                      help="All that runs a model offline: `tsotsallm bundle MODEL -o FOLDER`; verify checks one.")
+app.add_typer(bundles, name="bundle")
+
+
+@bundles.command("make")
+def bundle_make(models: Annotated[list[str], typer.Argument(help="GGUF files, folders of `fit`, or checkpoints.")],
+                out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must not exist.")],
+                platform: Annotated[str | None, typer.Option(help="Such as linux-x86_64, linux-aarch64, windows-x86_64, "
+                                                                  "macos-arm64 (default: as here).")] = None,
+                python: Annotated[str | None, typer.Option(help="Version of Python there, such as 3.12.")] = None,
+                index: Annotated[str | None, typer.Option(help="A further package index, such as torch's for CPUs.")] = None,
+                as_json: AsJson = False) -> None:
+    """Write wheels, models, page, scripts and checksums into a folder, for a USB stick."""
+    with _answers(as_json):
+        from tsotsallm import api
+        from tsotsallm.machine import human_bytes
+
+        found = api.make_bundle(models, out, platform=platform, python=python, index=index,
+                                say=_to_stderr if as_json else print)
+        _print_json(asdict(found)) if as_json else print(
+            f"{found.path}: {len(found.models)} model{'s' * (len(found.models) > 1)}, {found.wheels} wheels, "
+            f"{human_bytes(found.bytes)}")
+
+
+@bundles.command("verify")
+def bundle_verify(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
+    """Check every file against its checksum."""
+    with _answers():
+        from tsotsallm import api
+
+        print(f"{api.verify_bundle(folder)} files are as they were written")
+
+
 @app.command()
 def analyze(model: Model,
             out: Annotated[Path, typer.Option("-o", "--out", help="Directory for the pictures and analysis.json.")],

@@ -1,4 +1,4 @@
-"""The local page in a real browser: talk, side by side, a whole run of the studio, stopping; nothing asked of the network."""
+"""The local page in a real browser: talk, side by side, a run of the studio, stopping; nothing asked of the network."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_the_key(browser: Any, models: Models) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_studio_from_choice_to_talk(browser: Any, folder: Path, width: int, tmp_path: Path) -> None:
-    """The embedded model made smaller by a recipe: the plan, progress that moves, stopping in the middle, going on, talking."""
+    """The embedded model made smaller by a recipe: the plan, progress that moves, stopping, going on, talking."""
     (own := tmp_path / "studio").mkdir()
     with serving(Models(), studio=own) as address, page_at(browser, address, width, "/#studio") as page:
         page.select_option("#studio-model", "embedded")

@@ -72,8 +72,8 @@ def routes(service: Service) -> APIRouter:
         given = body.prompt
         several = list(given) if isinstance(given, list) and isinstance(given[0], str) else [given]
         if len(several) * (body.n or 1) > MOST_SAMPLES:
-            raise Refused(400, f"{len(several)} prompts with {body.n or 1} answers each are more than {MOST_SAMPLES} answers; "
-                          "ask in several requests", "too_many_answers", param="n")
+            raise Refused(400, f"{len(several)} prompts with {body.n or 1} answers each are more than {MOST_SAMPLES} "
+                          "answers; ask in several requests", "too_many_answers", param="n")
         questions = [question for prompt in several
                      for question in _questions(service, one, body, prompt, body.max_tokens, body.logprobs)]
         return await _answered(service, one, body, request, questions, Text(one, body.logprobs is not None))
