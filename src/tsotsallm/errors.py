@@ -53,6 +53,10 @@ class ReportError(TsotsallmError):
     """There is nothing to report on, or no place for it."""
 
 
+class TablesError(TsotsallmError):
+    """A table, a knowledge graph or a gold standard cannot be used."""
+
+
 class MissingExtraError(TsotsallmError):
     """An optional dependency is not installed."""
 
