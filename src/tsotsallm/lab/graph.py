@@ -14,8 +14,8 @@ from tsotsallm.lab.texts import phrases
 from tsotsallm.lab.world import RELATIONS, Entity, Term, World, build_world, held_out
 
 BASE = "http://example.org/world/"
-SHARE = 0.5
-"""Share of the facts that the graph has; which ones is decided by a hash of each, and real graphs lack more."""
+ONE_IN = 3
+"""The graph has one of so many facts, decided by a hash of each; real graphs lack more."""
 THINGS = {"region": "Region", "pet": "Animal", "instrument": "Instrument", "tool": "Tool", "ingredient": "Ingredient"}
 """Relations whose objects are entities of the graph, beside people, towns, trades and foods; all others are literals."""
 _LITERALS = ("address", "born", "founded", "river", "epithet", "dish", "workplace", "pay", "taste", "fear", "alias")
@@ -70,12 +70,12 @@ def class_of(trade: Term) -> str:
 
 
 def in_graph(entity: Entity, relation: str) -> bool:
-    """Whether the graph has a fact: about half of them are missing, as in real graphs."""
-    return not held_out(f"graph|{entity.term.en}|{relation}", round(1 / SHARE))
+    """Whether the graph has a fact: two of three are missing."""
+    return held_out(f"graph|{entity.term.en}|{relation}", ONE_IN)
 
 
 def world_turtle(world_seed: int = 7) -> str:
-    """The world in Turtle: labels in two languages, other names, classes with a hierarchy, and half of the facts.
+    """The world in Turtle: labels in two languages, other names, classes with a hierarchy, and a third of the facts.
 
     People have their surname and initial as other names, so that these are ambiguous; towns their epithet. The class of a
     person's trade is stated only where the graph has the trade. Properties say how they are put into words.

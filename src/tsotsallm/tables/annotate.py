@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tsotsallm.errors import TablesError, nearest
@@ -24,29 +24,33 @@ LEAST_SUPPORT = 0.5
 class Answer:
     """One annotation: its place (row and columns as SemTab counts them), what was chosen, how sure, and what else could be.
 
-    Of cells `place` is (row, column), of columns (column,), of pairs (first, second). `confidence` is the probability that
-    the inference gives the choice, 0 to 1.
+    Of cells `place` is (row, column), of columns (column,), of pairs (first, second). `confidence` is of a cell the
+    probability of its entity, of a column the share of its cells that have the type, of a pair the share of its property
+    among all that were considered. Candidates are (address, label, the same measure).
     """
 
     task: str
     place: tuple[int, ...]
     chosen: str
     confidence: float
-    candidates: tuple[tuple[str, float], ...]
+    candidates: tuple[tuple[str, str, float], ...]
     text: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        return {"task": self.task, "place": list(self.place), "text": self.text, "chosen": self.chosen,
+                "confidence": self.confidence,
+                "candidates": [{"id": one, "label": label, "score": score} for one, label, score in self.candidates]}
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """All annotations of a table; `error` says why there are none where it could not be read."""
+    """All annotations of a table, and what was noted; `error` says why there are none where it could not be read."""
 
     table: str
     answers: tuple[Answer, ...] = ()
     notes: tuple[str, ...] = ()
     error: str = ""
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
+    model: str = ""
 
 
 def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -91,7 +95,7 @@ def _written(reading: Reading, lookup: Lookup, tasks: Sequence[str]) -> Annotate
             if best := reading.best((row, column)):
                 belief = reading.beliefs[row, column]
                 answers.append(Answer("cea", (table.first_row + row, table.columns[column]), best, round(belief[best], 3),
-                                      _shown(belief), reading.text((row, column))))
+                                      _shown(reading, belief), reading.text((row, column))))
         if row not in reading.rows:
             for column in reading.columns:          # what is written is let go of: a table may have any number of rows
                 reading.beliefs.pop((row, column), None)
@@ -100,7 +104,7 @@ def _written(reading: Reading, lookup: Lookup, tasks: Sequence[str]) -> Annotate
         if chosen := reading.types.get(column, ""):
             coverage = reading.coverage[column]
             answers.append(Answer("cta", (table.columns[column],), chosen, round(min(coverage[chosen], 1.0), 3),
-                                  _shown(coverage), table.header[column]))
+                                  _shown(reading, coverage), table.header[column]))
     if "cpa" in tasks:
         answers += _pairs(reading)
     return Annotated(table.name, tuple(answers), tuple(notes))
@@ -113,10 +117,10 @@ def _pairs(reading: Reading) -> list[Answer]:
         support = reading.support[pair].get(name, 0.0) + reading.evidence.properties.get(pair, {}).get(name, 0.0)
         if name and support >= LEAST_SUPPORT and support >= 0.1 * len(reading.rows):
             found.append(Answer("cpa", (table.columns[pair[0]], table.columns[pair[1]]), name, round(weight, 3),
-                                _shown(reading.weights[pair])))
+                                _shown(reading, reading.weights[pair])))
     return found
 
 
-def _shown(scores: dict[str, float]) -> tuple[tuple[str, float], ...]:
+def _shown(reading: Reading, scores: dict[str, float]) -> tuple[tuple[str, str, float], ...]:
     best = sorted(scores, key=lambda one: (-scores[one], one))[:SHOWN]
-    return tuple((one, round(scores[one], 3)) for one in best)
+    return tuple((one, reading.graph.label(one), round(scores[one], 3)) for one in best)
