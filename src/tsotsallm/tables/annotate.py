@@ -1,4 +1,4 @@
-"""Tables to annotations: the graph proposes, a model decides where the graph is silent, and what is found is written down."""
+"""Tables to annotations: the graph proposes, and a model decides where the graph is silent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tsotsallm.errors import TablesError, nearest
-from tsotsallm.tables.decide import Decider
+from tsotsallm.tables.decide import Decider, subject_column
 from tsotsallm.tables.graph import Graph
 from tsotsallm.tables.infer import Reading, begin, best_property, finish, infer
 from tsotsallm.tables.lookup import Lookup
@@ -16,6 +16,8 @@ from tsotsallm.tables.reading import Table
 TASKS = ("cea", "cta", "cpa")
 SHOWN = 5
 """Candidates that are kept of a cell, a column or a pair."""
+LEAST_WEIGHT = 0.375
+"""Weight that the usual property of two types must have to be written for a pair that no row supports."""
 LEAST_SUPPORT = 0.5
 """Rows in which a property must hold, by the graph or a model's word, for a pair of columns to be annotated."""
 
@@ -111,11 +113,15 @@ def _written(reading: Reading, lookup: Lookup, tasks: Sequence[str]) -> Annotate
 
 
 def _pairs(reading: Reading) -> list[Answer]:
-    table, found = reading.table, []
+    """Properties of pairs: where rows support one, and from the table's subject column also the one that is usual between
+    the types of two columns, since such a pair must have some property."""
+    table, found, subject = reading.table, [], subject_column(reading)
     for pair in sorted(reading.weights):
         name, weight = best_property(reading, pair)
         support = reading.support[pair].get(name, 0.0) + reading.evidence.properties.get(pair, {}).get(name, 0.0)
-        if name and support >= LEAST_SUPPORT and support >= 0.1 * len(reading.rows):
+        reverse = sum(reading.support.get((pair[1], pair[0]), {}).values())
+        if name and ((support >= LEAST_SUPPORT and support >= 0.1 * len(reading.rows))
+                     or (pair[0] == subject and weight >= LEAST_WEIGHT and reverse < LEAST_SUPPORT)):
             found.append(Answer("cpa", (table.columns[pair[0]], table.columns[pair[1]]), name, round(weight, 3),
                                 _shown(reading, reading.weights[pair])))
     return found

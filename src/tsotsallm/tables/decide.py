@@ -1,7 +1,7 @@
 """A model decides by log-likelihood where the graph is silent: which property, which entity, which type.
 
-Nothing is generated. A statement that could be true is put into words ("Ara Kalson lives in Belford."), and the model says how
-likely its end is after its beginning. Questions about many tables go through the model together, one layer in memory.
+Nothing is generated. A statement that could be true is put into words ("Ara Kalson lives in Belford."), and the model says
+how likely its end is after its beginning. Questions about many tables go through the model together, one layer in memory.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Protocol
 
 from tsotsallm.streaming.likelihood import Likelihood
 from tsotsallm.tables.graph import Graph
-from tsotsallm.tables.infer import SETTLED, Cell, Pair, Reading, best_property, told
+from tsotsallm.tables.infer import MATCH, SETTLED, Cell, Pair, Reading, best_property, common_types, told
+from tsotsallm.tables.load import ALIASES
 from tsotsallm.tables.words import is_literal, is_missing
 
 TRUST = 0.7
 """What a nat of the model counts of a nat of the graph."""
-FLOOR = -5.0
-"""Least that a model's word on one relation may say, in nats."""
+FLOOR, LEVEL = -5.0, -2.5
+"""Least that a model's word on one relation may say against a candidate, and of the best one, in nats."""
 PHRASINGS = 3
 """Ways to say a property that are asked; their log p are averaged."""
 ASKED_ROWS = 8
@@ -27,7 +28,8 @@ ASKED_ROWS = 8
 ASKED_PROPERTIES = 12
 ASKED_CELLS = 2000
 """Cells of a table that a model is asked about at most."""
-ASKED_CANDIDATES = 6
+ASKED_CANDIDATES, OTHERS = 6, 4
+"""Candidates of a cell that are asked about, and of the other cells of its row."""
 ASKED_TYPES = 40
 UNSURE = 0.08
 """Probability of a second candidate, of that of the first, from which a cell is asked about."""
@@ -60,13 +62,32 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Said:
-    """One way to say something: (prompt, continuation) of each phrasing."""
+    """One statement: (prompt, continuation) of each of its phrasings."""
 
     parts: tuple[tuple[str, str], ...]
 
     def log_p(self, found: dict[tuple[str, str], float]) -> float:
         """Mean over phrasings, in nats."""
         return math.fsum(found[part] for part in self.parts) / len(self.parts)
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """Several statements of which one may hold, with the probability of what each is about."""
+
+    of: tuple[tuple[float, _Said], ...]
+
+    def log_p(self, found: dict[tuple[str, str], float]) -> float:
+        """log Σ p(about) · p(statement), in nats."""
+        return math.log(math.fsum(sure * math.exp(one.log_p(found)) for sure, one in self.of) + 1e-12)
+
+
+def relative(scores: dict[str, float]) -> dict[str, float]:
+    """What a model's log p of one thing under several candidates adds to each: the best as it is but at least `LEVEL`, since
+    a text may be unlikely for reasons of its own, the others below it by their distance, at most to `FLOOR` below."""
+    best = max(scores.values())
+    top = max(TRUST * best, LEVEL)
+    return {name: top + max(TRUST * (score - best), FLOOR) for name, score in scores.items()}
 
 
 class Decider:
@@ -78,7 +99,7 @@ class Decider:
 
     def _say(self, batch: _Batch, name: str, subject: str, thing: str) -> _Said:
         """Ways to say that a subject has a property with some value, the value being what is predicted."""
-        parts = []
+        parts: list[tuple[str, str]] = []
         for sentence in self.graph.sentences(name):
             before, mark, _ = sentence.partition("{o}")
             if mark and "{s}" in before and len(parts) < PHRASINGS:
@@ -99,7 +120,7 @@ class Decider:
         """How pairs of columns that the graph leaves open belong together: of the properties that join such types, the one
         that makes the rows likeliest. Σ over rows of log p(cell | subject, property), as odds between properties."""
         batch = _Batch()
-        wanted: list[tuple[Reading, Pair, dict[str, list[list[tuple[float, _Said]]]]]] = []
+        wanted: list[tuple[Reading, Pair, dict[str, list[_Ways]]]] = []
         for reading in readings:
             subject = subject_column(reading)
             for other in range(reading.table.width):
@@ -108,26 +129,26 @@ class Decider:
                     continue
                 names = self._possible(reading, pair)
                 if len(names) > 1:
-                    wanted.append((reading, pair, {name: [[(sure, self._say(batch, name, self.graph.label(entity),
-                                                                            self._written(reading, (row, other))))
-                                                           for entity, sure in top_beliefs(reading, (row, subject), 2)]
-                                                          for row in rows] for name in names}))
+                    wanted.append((reading, pair, {name: [_Ways(tuple(
+                        (sure, self._say(batch, name, self.graph.label(entity), self._written(reading, (row, other))))
+                        for entity, sure in top_beliefs(reading, (row, subject), 3))) for row in rows] for name in names}))
         self._ask(batch)
         for reading, pair, said in wanted:
-            scores = {name: math.fsum(max(FLOOR * 2, math.log(math.fsum(
-                sure * math.exp(one.log_p(batch.found)) for sure, one in ways) + 1e-12)) for ways in rows)
-                for name, rows in said.items()}
+            support = reading.support.get(pair, {})
+            scores = {name: MATCH * support.get(name, 0.0) + TRUST * math.fsum(max(2 * FLOOR, row.log_p(batch.found))
+                                                                              for row in rows)
+                      for name, rows in said.items()}
             top = max(scores.values())
-            odds = {name: math.exp(TRUST * (score - top)) for name, score in scores.items()}
+            odds = {name: math.exp(score - top) for name, score in scores.items()}
             total = math.fsum(odds.values())
-            asked = len(next(iter(said.values())))
-            reading.evidence.properties[pair] = {name: min(asked, 3) * share / total for name, share in odds.items()
+            asked = min(len(next(iter(said.values()))), 3)
+            reading.evidence.properties[pair] = {name: asked * share / total for name, share in odds.items()
                                                  if share / total > 0.05}
 
     def _open_rows(self, reading: Reading, pair: Pair) -> list[int] | None:
         """Rows to ask about a pair with; None where the graph has settled it or there is nothing to ask."""
         support = reading.support.get(pair, {})
-        ordered = sorted(support.values(), reverse=True) + [0.0, 0.0]
+        ordered = [*sorted(support.values(), reverse=True), 0.0, 0.0]
         if ordered[0] >= 2 and ordered[0] >= 3 * ordered[1]:
             return None
         rows = [row for row in reading.rows if (row, pair[0]) in reading.beliefs
@@ -137,11 +158,9 @@ class Decider:
 
     def _possible(self, reading: Reading, pair: Pair) -> list[str]:
         """Properties that the graph uses between the types of two columns."""
-        def kinds(column: int) -> set[str]:
-            return {kind for kind, share in reading.coverage[column].items() if share >= 0.3}
-
         literal = pair[1] not in reading.columns
-        found = self.graph.properties_between(kinds(pair[0]), None if literal else kinds(pair[1]))
+        found = self.graph.properties_between(common_types(reading, pair[0]),
+                                              None if literal else common_types(reading, pair[1]))
         return list(dict.fromkeys([*reading.support.get(pair, {}), *found]))[:ASKED_PROPERTIES]
 
     def _written(self, reading: Reading, cell: Cell) -> str:
@@ -157,21 +176,27 @@ class Decider:
         """Which entity a cell means where several could be meant, and which types entities have that the graph gives no
         special one: all questions in one batch."""
         batch = _Batch()
-        relations: list[tuple[Reading, tuple[Cell, str, int], _Said]] = []
+        relations: list[tuple[Reading, Cell, int, dict[str, _Ways]]] = []
+        aliases: list[tuple[Reading, Cell, dict[str, _Said]]] = []
         contexts: list[tuple[Reading, Cell, dict[str, tuple[tuple[str, str], tuple[str, str]]]]] = []
         types: list[tuple[Reading, str, dict[str, _Said]]] = []
         for reading in readings:
             for cell in open_cells(reading)[:ASKED_CELLS]:
                 names = [name for name, _ in top_beliefs(reading, cell, ASKED_CANDIDATES)]
-                asked = [(reading, (cell, name, other), said) for name in names
-                         for other, said in self._relations(batch, reading, cell, name)]
+                asked = [(reading, cell, other, said) for other, said in self._relations(batch, reading, cell, names)]
                 relations += asked
-                if not asked and (choices := self._context(batch, reading, cell, names)):
+                if said_alias := self._alias(batch, reading, cell, names):
+                    aliases.append((reading, cell, said_alias))
+                elif not asked and (choices := self._context(batch, reading, cell, names)):
                     contexts.append((reading, cell, choices))
             types += [(reading, entity, said) for entity, said in self._types(batch, reading)]
         self._ask(batch)
-        for reading, key, one in relations:
-            reading.evidence.relation[key] = max(FLOOR, TRUST * one.log_p(batch.found))
+        for reading, cell, other, by_name in relations:
+            for name, score in relative({name: one.log_p(batch.found) for name, one in by_name.items()}).items():
+                reading.evidence.relation[cell, name, other] = score
+        for reading, cell, by_alias in aliases:
+            for name, score in relative({name: one.log_p(batch.found) for name, one in by_alias.items()}).items():
+                reading.evidence.context[cell, name] = score
         for reading, cell, choices in contexts:
             for name, (here, alone) in choices.items():
                 gain = TRUST * (batch.found[here] - batch.found[alone])
@@ -181,20 +206,38 @@ class Decider:
             total = math.fsum(math.exp(score) for score in scores.values()) + 1e-3
             reading.evidence.types[entity] = {kind: math.exp(score) / total for kind, score in scores.items()}
 
-    def _relations(self, batch: _Batch, reading: Reading, cell: Cell, name: str) -> Iterable[tuple[int, _Said]]:
-        """Statements about a candidate and the other cells of its row that the graph neither has nor contradicts."""
+    def _relations(self, batch: _Batch, reading: Reading, cell: Cell,
+                   names: Sequence[str]) -> Iterable[tuple[int, dict[str, _Ways]]]:
+        """For every other cell of the row: what each candidate would have to do with it, where the graph is silent."""
         row, column = cell
         for other in range(reading.table.width):
             if other == column or is_missing(reading.text((row, other))):
                 continue
             forward, weight = best_property(reading, (column, other))
             backward, back_weight = best_property(reading, (other, column))
-            if max(weight, back_weight) < SETTLED or not told(reading, cell, name, other).silent:
+            if max(weight, back_weight) < SETTLED:
                 continue
-            if weight >= back_weight:
-                yield other, self._say(batch, forward, self.graph.label(name), self._written(reading, (row, other)))
-            elif (subject := reading.best((row, other))) is not None:
-                yield other, self._say(batch, backward, self.graph.label(subject), self.graph.label(name))
+            theirs = top_beliefs(reading, (row, other), OTHERS) or [("", 1.0)]
+            found = {}
+            for name in names:
+                if not told(reading, cell, name, other).silent:
+                    continue
+                if weight >= back_weight:
+                    found[name] = _Ways(tuple((sure, self._say(
+                        batch, forward, self.graph.label(name), self.graph.label(thing) if thing
+                        else reading.text((row, other)))) for thing, sure in theirs))
+                elif theirs[0][0]:
+                    found[name] = _Ways(tuple((sure, self._say(batch, backward, self.graph.label(subject),
+                                                               self.graph.label(name))) for subject, sure in theirs))
+            if found:
+                yield other, found
+
+    def _alias(self, batch: _Batch, reading: Reading, cell: Cell, names: Sequence[str]) -> dict[str, _Said]:
+        """Whether candidates are also called what the cell says, where that is no name of theirs in the graph and the graph
+        says how other names are put into words."""
+        if any(one.how != "typo" for one in reading.candidates.get(cell, ())) or not self.graph.has_sentences(ALIASES[0]):
+            return {}
+        return {name: self._say(batch, ALIASES[0], self.graph.label(name), reading.text(cell)) for name in names}
 
     def _context(self, batch: _Batch, reading: Reading, cell: Cell,
                  names: Sequence[str]) -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:

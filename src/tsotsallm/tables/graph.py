@@ -61,6 +61,7 @@ class Graph:
         self.label = lru_cache(maxsize=100_000)(self._label)
         self.parents = lru_cache(maxsize=100_000)(self._parents)
         self.children = lru_cache(maxsize=10_000)(self._children)
+        self._between = lru_cache(maxsize=10_000)(self._between_types)
         self.sentences = lru_cache(maxsize=10_000)(self._sentences)
 
     @property
@@ -87,7 +88,8 @@ class Graph:
             row = self.labels.execute("SELECT doc FROM frequency WHERE term = ?", (gram,)).fetchone()
             if row is not None:
                 counts[gram] = int(row[0])
-        chosen, read = [], 0
+        chosen: list[str] = []
+        read = 0
         for gram in sorted(counts, key=lambda gram: (counts[gram], gram)):
             if chosen and (read + counts[gram] > rows_read or len(chosen) >= 12):
                 break
@@ -125,6 +127,11 @@ class Graph:
         rows = self.labels.execute("SELECT text FROM sentence WHERE entity = (SELECT id FROM entity WHERE iri = ?) "
                                    "ORDER BY id", (iri,)).fetchall()
         return tuple(str(row[0]) for row in rows) or (f"{{s}} {self.label(iri)} {{o}}.",)
+
+    def has_sentences(self, iri: str) -> bool:
+        """Whether the graph says how a property is put into words."""
+        return self.labels.execute("SELECT 1 FROM sentence WHERE entity = (SELECT id FROM entity WHERE iri = ?) LIMIT 1",
+                                   (iri,)).fetchone() is not None
 
     # -- statements ---------------------------------------------------------------------------------------------------
 
@@ -178,14 +185,18 @@ class Graph:
                     found.add(other.value)
         return tuple(sorted(found - {kind}))
 
-    def properties_between(self, subject_types: set[str], object_types: set[str] | None) -> list[str]:
-        """Properties that the graph uses between things of such types (None: literals), most used first."""
+    def properties_between(self, subject_types: frozenset[str], object_types: frozenset[str] | None) -> dict[str, int]:
+        """Properties that the graph uses between things of such types (None: literals) with how often, most used first."""
+        return self._between(subject_types, object_types)
+
+    def _between_types(self, subjects: frozenset[str], objects: frozenset[str] | None) -> dict[str, int]:
         totals: dict[str, int] = {}
         for one, subject, thing, count in self.labels.execute(
-                "SELECT e.iri, s.subject, s.object, s.count FROM signature s JOIN entity e ON e.id = s.property ORDER BY s.id"):
-            if subject in subject_types and (thing == "" if object_types is None else thing in object_types):
-                totals[one] = totals.get(one, 0) + count
-        return sorted(totals, key=lambda one: (-totals[one], one))
+                "SELECT e.iri, s.subject, s.object, s.count FROM signature s JOIN entity e ON e.id = s.property "
+                "ORDER BY s.id"):
+            if subject in subjects and (thing == "" if objects is None else thing in objects):
+                totals[one] = max(totals.get(one, 0), count)
+        return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 
 def open_graph(sources: Sequence[str | Path], root: Path, say: Callable[[str], None] = lambda _line: None) -> Graph:

@@ -27,8 +27,11 @@ ENTITY_SHARE = 0.25
 SPELLING, MATCH, CONTRADICTION, TYPE, OTHER_TYPE, NO_TYPE = 9.0, 3.0, 2.0, 1.5, 1.5, 3.0
 """Weights in nats: a name's similarity (times 9), a relation that the graph has (3) or has otherwise (−2), the column's type
 (1.5), another type below the same one (−1.5), not even a type above it (−3)."""
-LEAST_COVERAGE, LEAST_PURITY = 0.2, 0.6
-"""A type is taken below another one where so many cells have it, and so many of those that have any type at its level."""
+LEAST_COVERAGE, LEAST_CELLS, LEAST_LEAD = 0.2, 1.4, 2.5
+"""A type is taken below another one where this share of the cells have it, so many cells at least, and so many times more
+than have any other type at its level."""
+USUAL = 0.5
+"""What the use of properties between two types counts, in rows, before any row is looked at."""
 SETTLED = 0.5
 """Weight of a property above which it is known how two columns belong together."""
 
@@ -172,8 +175,8 @@ def type_shares(reading: Reading, entity: str) -> dict[str, float]:
 def choose_type(reading: Reading, column: int) -> str:
     """The most special type that the column's cells agree on; empty where they have none.
 
-    From the types that cover most, the way goes down the hierarchy to the type below that most cells have, as long as a fifth
-    of all cells have it, at least one does, and three fifths of those with a type at its level.
+    From the types that cover most, the way goes down the hierarchy to the type below that most cells have, as long as a
+    fifth of all cells have it, and 2.5 times more than the next: a graph does not state every type of everything.
     """
     coverage = reading.coverage[column]
     if not coverage or max(coverage.values()) < LEAST_COVERAGE:
@@ -184,9 +187,9 @@ def choose_type(reading: Reading, column: int) -> str:
     seen: set[str] = set()
     while level:
         best = max(level, key=lambda kind: (coverage[kind], kind))
-        total = sum(coverage[kind] for kind in level)
-        if chosen and (coverage[best] < LEAST_COVERAGE or coverage[best] * cells < 0.9
-                       or coverage[best] < LEAST_PURITY * total):
+        next_best = max((coverage[kind] for kind in level if kind != best), default=0.0)
+        if chosen and (coverage[best] < LEAST_COVERAGE or coverage[best] * cells < min(LEAST_CELLS, cells - 0.5)
+                       or coverage[best] < LEAST_LEAD * next_best):
             break
         chosen = best
         seen.add(best)
@@ -218,10 +221,25 @@ def _support(reading: Reading, pair: Pair) -> None:
                 holds[name] += belief * share
     reading.support[pair] = {name: total for name, total in sorted(holds.items()) if total > 0.05}
     scores = dict(reading.support[pair])
-    for name, share in reading.evidence.properties.get(pair, {}).items():
+    for name, share in (reading.evidence.properties.get(pair) or _usual(reading, pair)).items():
         scores[name] = scores.get(name, 0.0) + share
     total = sum(scores.values()) + 0.3
     reading.weights[pair] = {name: score / total for name, score in scores.items()}
+
+
+def _usual(reading: Reading, pair: Pair) -> dict[str, float]:
+    """What the graph uses between the types of two columns, by how often: what can be said before any row is looked at."""
+    subject, other = pair
+    if not reading.coverage.get(subject) or (other in reading.columns and not reading.coverage.get(other)):
+        return {}
+    found = reading.graph.properties_between(common_types(reading, subject),
+                                             common_types(reading, other) if other in reading.columns else None)
+    total = sum(found.values())
+    return {name: USUAL * count / total for name, count in found.items()} if total else {}
+
+
+def common_types(reading: Reading, column: int) -> frozenset[str]:
+    return frozenset(kind for kind, share in reading.coverage[column].items() if share >= 0.3)
 
 
 def literal_matches(said: Statements, text: str) -> list[str]:

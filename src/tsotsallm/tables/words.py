@@ -81,6 +81,6 @@ def similarity(asked: str, label: str) -> float:
     if len(words) > 1 and len(words) == len(others) and any(len(word) == 1 for word in words) and all(
             one == other or (len(one) == 1 and other.startswith(one)) for one, other in zip(words, others, strict=True)):
         best = max(best, 0.9)
-    if words and len(asked) > 2 and set(words) <= set(others):
-        best = max(best, 0.6 + 0.25 * len(asked) / len(label))
+    if min(len(asked), len(label)) > 2 and (set(words) <= set(others) or set(others) <= set(words)):
+        best = max(best, 0.6 + 0.25 * min(len(asked), len(label)) / max(len(asked), len(label)))
     return best
