@@ -129,10 +129,11 @@ def semtab(source: Path, out: Path, models: list[tuple[str, str]]) -> None:
         folder = out / name
         if not folder.exists():
             found = tsotsallm.annotate(tables, graph, folder, model=model, say=say)
-            print(f"{name}: {found.tables} tables, {found.answers}, {found.seconds / 60:.2f} min, peak {peak_bytes() / 1e6:.0f} "
-                  f"MB, failed {found.failed}", flush=True)
+            print(f"{name}: {found.tables} tables, {found.answers}, {found.seconds / 60:.2f} min, "
+                  f"peak {peak_bytes() / 1e6:.0f} MB, failed {found.failed}", flush=True)
         folders.append(folder)
-    for title, gold in (("HardTables R1", source / "HardTablesR1-valid" / "gt"), ("ToughTables", source / "toughtables-dbpedia"),
+    for title, gold in (("HardTables R1", source / "HardTablesR1-valid" / "gt"),
+                        ("ToughTables", source / "toughtables-dbpedia"),
                         ("TSOTSATable", tsotsa_gold(source / "TSOTSATable", out))):
         print(title)
         for one in tsotsallm.score_tables(folders, gold, by_domain=title == "ToughTables"):
@@ -165,13 +166,15 @@ def workers(out: Path, count: int, tables: int, model: str | None) -> None:
             tsotsallm.annotate(source / "tables", "embedded", out / f"by-{number}", model=model,
                                workers=Computers(there.address), say=lambda _line: None)
             seconds = time.monotonic() - started
-        same = all((out / f"by-{number}" / name.name).read_bytes() == name.read_bytes() for name in (out / "alone").iterdir())
+        same = all((out / f"by-{number}" / name.name).read_bytes() == name.read_bytes()
+                   for name in (out / "alone").iterdir())
         print(f"{number} workers: {seconds:.1f} s, {'the same bytes' if same else 'OTHER BYTES'}", flush=True)
 
 
 # -- a large graph -----------------------------------------------------------------------------------------------------
 
-SYLLABLES = "ba be bi bo bu da de di do du fa fe fi fo ka ke ki ko la le li lo ma me mi mo na ne ni no pa pe pi po ra re ri ro".split()
+SYLLABLES = ("ba be bi bo bu da de di do du fa fe fi fo ka ke ki ko la le li lo ma me mi mo na ne ni no pa pe pi po ra re "
+             "ri ro").split()
 
 
 def triples(count: int, seed: int = 0) -> Iterator[str]:

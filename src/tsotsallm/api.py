@@ -569,8 +569,9 @@ def annotate(tables: Sequence[str | Path] | str | Path, graph: Sequence[str | Pa
     """Annotate tables with a knowledge graph: cells with entities, columns with types, pairs of columns with properties.
 
     `tables` are CSV files or folders, `graph` RDF or label files; `embedded` is the invented world for either. With `model`
-    a model decides where the graph is silent. `out` gets cea.csv, cta.csv and cpa.csv in SemTab's form, and annotations.jsonl
-    with confidences and candidates. `smaller_model` (or 'none') is for workers without the memory for `model`.
+    a model decides where the graph is silent. `out` gets cea.csv, cta.csv and cpa.csv in SemTab's form, and
+    annotations.jsonl with confidences and candidates. `smaller_model` (or 'none') is for workers
+    without the memory for `model`.
     Raises TablesError where tables or graph cannot be used; a single table that cannot be read is reported in the result.
     """
     def several(one: Sequence[str | Path] | str | Path) -> list[str | Path]:
@@ -601,6 +602,6 @@ def write_world_tables(folder: str | Path, *, count: int = 60, seed: int = 0) ->
     return write_world(path, count=count, seed=seed)
 
 
-__all__ = ["Calibration", "Examination", "analyze", "annotate", "check_tasks", "compress", "evaluate", "examine", "franken", "harness",
-           "fit", "inspect", "load", "locate", "open_study", "plan", "plan_examination", "run_study", "score_tables",
-           "text_task"]
+__all__ = ["Calibration", "Examination", "analyze", "annotate", "check_tasks", "compress", "evaluate", "examine", "franken",
+           "harness", "fit", "inspect", "load", "locate", "open_study", "plan", "plan_examination", "run_study",
+           "score_tables", "text_task"]

@@ -627,7 +627,8 @@ def annotate(tables: Annotated[list[str], typer.Argument(help="CSV files, folder
              out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write; must not exist.")],
              model: Annotated[str | None, typer.Option(help="Model that decides where the graph is silent (default: the "
                                                             "graph alone).")] = None,
-             tasks: Annotated[str, typer.Option(help="Of cea (cells), cta (columns), cpa (pairs of columns).")] = "cea,cta,cpa",
+             tasks: Annotated[str, typer.Option(help="Of cea (cells), cta (columns), cpa (pairs of columns), with commas "
+                                                     "between.")] = "cea,cta,cpa",
              gold: Gold = None,
              smaller_model: Annotated[str | None, typer.Option(help="For workers without the memory for --model: a smaller "
                                                                     "one, or 'none'.")] = None,
@@ -650,11 +651,12 @@ def annotate(tables: Annotated[list[str], typer.Argument(help="CSV files, folder
 
 
 @tables_app.command("score")
-def tables_score(submissions: Annotated[list[str], typer.Argument(help="Folders that `annotate` wrote; differences are to the "
-                                                                       "first.")],
+def tables_score(submissions: Annotated[list[str], typer.Argument(help="Folders that `annotate` wrote; differences are to "
+                                                                       "the first.")],
                  gold: Annotated[str, typer.Option(help="Folder with cea_gt.csv and the like, or of tables with X__URI "
                                                         "columns, or 'embedded'.")],
-                 tasks: Annotated[str | None, typer.Option(help="Of cea, cta, cpa (default: all that the gold has).")] = None,
+                 tasks: Annotated[str | None, typer.Option(help="Of cea, cta, cpa (default: all that the gold "
+                                                                "has).")] = None,
                  as_json: AsJson = False) -> None:
     """Precision, recall and F1 as SemTab takes them, by domain, with paired intervals between submissions."""
     with _answers(as_json):

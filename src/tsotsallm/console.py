@@ -449,5 +449,5 @@ def print_table_scores(folders: list[str], scores: list[Score]) -> None:
                         *(f"{number} - 1" for number in range(2, len(folders) + 1))], rows)
     for number, folder in enumerate(folders, 1):
         print(f"{number}  {folder}")
-    print("CTA is the approximate score (types above and below the right one count in part); ± is one standard error, intervals "
-          "are 95%, over whole tables")
+    print("CTA is the approximate score (types above and below the right one count in part); ± is one standard error, "
+          "intervals are 95%, over whole tables")

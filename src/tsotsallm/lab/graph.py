@@ -81,7 +81,8 @@ def world_turtle(world_seed: int = 7) -> str:
     person's trade is stated only where the graph has the trade. Properties say how they are put into words.
     """
     places = _places(world_seed)
-    lines = ["@prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .", "@prefix skos: <http://www.w3.org/2004/02/skos/core#> .",
+    lines = ["@prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .",
+             "@prefix skos: <http://www.w3.org/2004/02/skos/core#> .",
              "@prefix owl: <http://www.w3.org/2002/07/owl#> .", "@prefix xsd: <http://www.w3.org/2001/XMLSchema#> .",
              f"@prefix c: <{BASE}class/> .", f"@prefix p: <{BASE}property/> .", ""]
     for kind in sorted({*places.kinds.values(), "Thing", "Place", "Being"}):
@@ -118,7 +119,8 @@ def _facts(places: _Places, entity: Entity) -> list[str]:
             continue
         thing = entity.facts[relation]
         if relation in ("alias", "epithet"):
-            lines.append(f'<{me}> skos:altLabel "{thing.en}"@en' + (f', "{thing.fr}"@fr' if thing.fr != thing.en else "") + " .")
+            french = f', "{thing.fr}"@fr' if thing.fr != thing.en else ""
+            lines.append(f'<{me}> skos:altLabel "{thing.en}"@en{french} .')
         elif relation in THINGS or (relation not in _LITERALS or relation == "dish"):
             lines.append(f"<{me}> p:{relation} <{places.of[thing.en]}> .")
         elif relation in ("born", "founded"):
@@ -226,11 +228,12 @@ def gold_files(tables: list[WorldTable]) -> dict[str, str]:
 
     parents: dict[str, dict[str, str]] = defaultdict(dict)
     people = [class_of(trade.term) for trade in build_world().trades]
-    steps = {"Person": ("Being", "Thing"), "Animal": ("Being", "Thing"), "Town": ("Place", "Thing"), "Region": ("Place", "Thing")}
+    steps = {"Person": ("Being", "Thing"), "Animal": ("Being", "Thing"), "Town": ("Place", "Thing"),
+             "Region": ("Place", "Thing")}
     for kind in {address.rpartition("/")[2] for table in tables for _, address in table.cta}:
         above = ("Person", *steps["Person"]) if f"{BASE}class/{kind}" in people else steps.get(kind, ("Thing",))
         parents[f"{BASE}class/{kind}"] = {f"{BASE}class/{one}": str(step) for step, one in enumerate(above, 1)}
-    below = {kind: {one: "1" for one in people} if kind.endswith("/Person") else {} for kind in parents}
+    below = {kind: dict.fromkeys(people, "1") if kind.endswith("/Person") else {} for kind in parents}
     return {"cea_gt.csv": "".join(f"{table.name},{row},{column},{address}\n" for table in tables
                                   for row, column, address in table.cea),
             "cta_gt.csv": "".join(f"{table.name},{column},{address}\n" for table in tables for column, address in table.cta),

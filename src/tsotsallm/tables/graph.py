@@ -118,8 +118,8 @@ class Graph:
         return str(row[0]) if row else iri.rstrip("/#").replace("#", "/").rpartition("/")[2].replace("_", " ")
 
     def description(self, iri: str) -> str:
-        row = self.labels.execute("SELECT text FROM description WHERE entity = (SELECT id FROM entity WHERE iri = ?) LIMIT 1",
-                                  (iri,)).fetchone()
+        row = self.labels.execute("SELECT text FROM description WHERE entity = (SELECT id FROM entity WHERE iri = ?) "
+                                  "ORDER BY id LIMIT 1", (iri,)).fetchone()
         return str(row[0]) if row else ""
 
     def _sentences(self, iri: str) -> tuple[str, ...]:

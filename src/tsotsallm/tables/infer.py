@@ -1,7 +1,7 @@
 """Joint inference over a table: cells, column types and properties of pairs of columns support each other in a few rounds.
 
-The graph is taken as incomplete. What it says of a candidate may match the row (the evidence counts for it), contradict it (a
-property with one value has another one: against it), or say nothing; only then a model is worth asking.
+The graph is taken as incomplete. What it says of a candidate may match the row (the evidence counts for it), contradict it
+(a property with one value has another one: against it), or say nothing; only then a model is worth asking.
 """
 
 from __future__ import annotations
@@ -292,8 +292,8 @@ def _contradiction(reading: Reading, said: Statements, theirs: Belief, pair: Pai
         against = weight * reading.single_valued(name)
     name, weight = best_property(reading, (pair[1], pair[0]))
     if weight >= SETTLED:
-        share = sum(sure for thing, sure in theirs.items()
-                    if any(name in names for one, names in reading.graph.statements(thing).entities.items() if one != entity))
+        share = sum(sure for thing, sure in theirs.items() if any(
+            name in names for one, names in reading.graph.statements(thing).entities.items() if one != entity))
         against = max(against, weight * share * reading.single_valued(name))
     return against
 

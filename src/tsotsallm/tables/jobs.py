@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -83,8 +84,8 @@ def annotate(tables: Sequence[str | Path], graph: Sequence[str | Path], out: Pat
     if not work.graph:
         raise TablesError("no graph is given; give RDF or label files, or 'embedded'")
     if smaller is not None and (model is None or cluster is None):
-        raise TablesError("a smaller model is for workers of a cluster that have no memory for the model; give both, or leave "
-                          "it out")
+        raise TablesError("a smaller model is for workers of a cluster that have no memory for the model; give both, or "
+                          "leave it out")
     if out.exists():
         raise TablesError(f"{out} exists; choose another name with -o, or delete it first")
     paths = _paths(tables)
@@ -157,8 +158,8 @@ def _run(work: Work, graph: Graph, paths: Sequence[Path], partial: Path, cluster
         say(f"{before + done} of {len(paths)} tables" + (f", about {human_seconds(rest)} left" if rest >= 1 else ""))
     if lost:
         name, error = next(iter(lost.items()))
-        raise TablesError(f"{len(lost)} tables could not be done, such as {name}: {error}; run the same command again to try "
-                          "them once more: the others are kept")
+        raise TablesError(f"{len(lost)} tables could not be done, such as {name}: {error}; run the same command again to "
+                          "try them once more: the others are kept")
 
 
 def _part(result: Path, number: int) -> Path:
@@ -212,9 +213,13 @@ def memory_of(model: str | None) -> int:
 
 def _here(work: Work, graph: Graph, groups: Sequence[Sequence[Path]], left: Sequence[int],
           partial: Path) -> Iterator[tuple[int, list[Annotated]]]:
-    if work.model is not None and bytes_of(View.of(Checkpoint.open(work.model))) // 4 > free_ram_bytes():
-        raise ResourceError(f"{work.model} has {human_bytes(bytes_of(View.of(Checkpoint.open(work.model))))} of weights, and "
-                            f"{human_bytes(free_ram_bytes())} of memory are free; give a smaller model, or none")
+    if work.model is not None:
+        view = View.of(Checkpoint.open(work.model))
+        needed = ROOM + 4 * max(sum(math.prod(record.shape) for record in view.layer_records(index).values())
+                                for index in range(view.spec.layers))
+        if needed > free_ram_bytes():
+            raise ResourceError(f"a layer of {work.model} and the graph take {human_bytes(needed)} of memory, "
+                                f"{human_bytes(free_ram_bytes())} are free; give a smaller model, or none")
     lookup = Lookup(graph)
     with _deciding(work.model, graph, work.device, partial) as decider:
         for number in left:

@@ -42,7 +42,8 @@ CREATE TABLE label (id INTEGER PRIMARY KEY, entity INTEGER, text TEXT, normal TE
 CREATE TABLE description (id INTEGER PRIMARY KEY, entity INTEGER, text TEXT);
 CREATE TABLE sentence (id INTEGER PRIMARY KEY, entity INTEGER, text TEXT);
 CREATE TABLE signature (id INTEGER PRIMARY KEY, property INTEGER, subject TEXT, object TEXT, count INTEGER);
-CREATE VIRTUAL TABLE trigram USING fts5 (normal, content='', detail='none', columnsize=0, tokenize='trigram case_sensitive 1');
+CREATE VIRTUAL TABLE trigram USING fts5 (normal, content='', detail='none', columnsize=0,
+                                         tokenize='trigram case_sensitive 1');
 CREATE VIRTUAL TABLE frequency USING fts5vocab ('trigram', 'row');
 """
 
@@ -114,8 +115,8 @@ def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None]) -> Loa
         raise TablesError(f"{paths[0].name} holds no label; cells are found by rdfs:label, skos:prefLabel, schema:name or "
                           "foaf:name")
     if not rdf_files:
-        loaded.notes.append("labels alone: no types and no relations, so that columns get no type and pairs no property from "
-                            "the graph, and equal names are not told apart by their neighbourhood")
+        loaded.notes.append("labels alone: no types and no relations, so that columns get no type and pairs no "
+                            "property from the graph, and equal names are not told apart by their neighbourhood")
     index.execute("CREATE INDEX by_normal ON label (normal)")
     index.execute("CREATE INDEX by_entity ON label (entity)")
     index.execute("CREATE INDEX description_of ON description (entity)")
@@ -206,11 +207,10 @@ def _labels_of_store(store: Any, names: _Names, loaded: Loaded) -> None:
                     language = (quad.object.language or "").partition("-")[0]
                     rank = LANGUAGES.index(language) if language in LANGUAGES else len(LANGUAGES)
                     names.add(quad.subject.value, quad.object.value, alias=alias, rank=rank)
-    for predicates, table in ((DESCRIPTIONS, "description"), ((SENTENCE,), "sentence")):
-        for predicate in predicates:
-            for quad in _quads(store, predicate):
-                if isinstance(quad.object, rdf.Literal):
-                    names.add_text(table, quad.subject.value, quad.object.value)
+    for predicate in (*DESCRIPTIONS, SENTENCE):
+        for quad in _quads(store, predicate):
+            if isinstance(quad.object, rdf.Literal):
+                names.add_text("sentence" if predicate == SENTENCE else "description", quad.subject.value, quad.object.value)
     if not names.labels:
         loaded.notes.append("the graph has no labels: the last part of every address serves as one")
         for quad in store:
@@ -252,7 +252,8 @@ def _signatures(store: Any, index: sqlite3.Connection, names: _Names) -> None:
                 for pair in ((subject, thing) for subject in types(quad.subject) for thing in things):
                     found[pair] = found.get(pair, 0) + 1
         index.executemany("INSERT INTO signature (property, subject, object, count) VALUES (?, ?, ?, ?)",
-                          [(number, *pair, count * total[predicate] // max(read, 1)) for pair, count in sorted(found.items())])
+                          [(number, *pair, count * total[predicate] // max(read, 1))
+                           for pair, count in sorted(found.items())])
 
 
 # -- label files ------------------------------------------------------------------------------------------------------
@@ -275,7 +276,8 @@ def _labels_of_file(path: Path, names: _Names) -> None:
             if description:
                 names.add_text("description", iri, description)
     except UnicodeDecodeError as error:
-        raise TablesError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+        raise TablesError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start}); convert it "
+                          "first") from None
 
 
 def _entries(path: Path) -> Iterator[tuple[str, list[str], str, str | None]]:
@@ -286,10 +288,11 @@ def _entries(path: Path) -> Iterator[tuple[str, list[str], str, str | None]]:
             with _open(path) as file:
                 content = json.load(file)
         except json.JSONDecodeError as error:
-            raise TablesError(f"{path.name}, line {error.lineno} is not valid JSON ({error.msg}); correct it there") from None
+            raise TablesError(f"{path.name}, line {error.lineno} is not valid JSON ({error.msg}); correct it "
+                              "there") from None
         if not isinstance(content, dict):
-            raise TablesError(f"{path.name} holds a {type(content).__name__}; a label file maps identifiers to labels, such as "
-                              '{"Q5": "human"}')
+            raise TablesError(f"{path.name} holds a {type(content).__name__}; a label file maps identifiers to labels, "
+                              'such as {"Q5": "human"}')
         for identifier, value in content.items():
             yield _entry(path, identifier, value)
     elif kind == ".jsonl":
@@ -299,16 +302,16 @@ def _entries(path: Path) -> Iterator[tuple[str, list[str], str, str | None]]:
                     value = json.loads(line)
                     identifier = str(value["id"])
                 except (ValueError, KeyError, TypeError) as error:
-                    raise TablesError(f"{path.name}, line {number} is no JSON object with an id ({error}); each line looks like "
-                                      '{"id": "Q5", "label": "human"}') from None
+                    raise TablesError(f"{path.name}, line {number} is no JSON object with an id ({error}); each line "
+                                      'looks like {"id": "Q5", "label": "human"}') from None
                 yield _entry(path, identifier, value)
     elif kind in (".csv", ".tsv", ".txt"):
         with _open(path) as raw:
             lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(raw))
             yield from _rows(path, csv.reader(lines, delimiter="," if kind == ".csv" else "\t"))
     else:
-        raise TablesError(f"{path.name} is no kind of graph that is known: RDF ends in {', '.join(sorted(RDF))}, label files "
-                          "in .json, .jsonl, .csv or .tsv (each also with .gz)")
+        raise TablesError(f"{path.name} is no kind of graph that is known: RDF ends in {', '.join(sorted(RDF))}, label "
+                          "files in .json, .jsonl, .csv or .tsv (each also with .gz)")
 
 
 def _rows(path: Path, rows: Iterable[list[str]]) -> Iterator[tuple[str, list[str], str, str | None]]:
@@ -318,8 +321,8 @@ def _rows(path: Path, rows: Iterable[list[str]]) -> Iterator[tuple[str, list[str
         if not any(row):
             continue
         if len(row) < 2 or not row[0].strip() or not row[1].strip():
-            raise TablesError(f"{path.name}, line {number} is {','.join(row)[:60]!r}; each line takes identifier, label and, if "
-                              "there is one, description")
+            raise TablesError(f"{path.name}, line {number} is {','.join(row)[:60]!r}; each line takes identifier, label "
+                              "and, if there is one, description")
         yield row[0].strip(), [row[1].strip()], row[2].strip() if len(row) > 2 else "", None
 
 
@@ -332,5 +335,5 @@ def _entry(path: Path, identifier: str, value: Any) -> tuple[str, list[str], str
         aliases = value.get("aliases", [])
         return identifier, [value["label"], *(aliases if isinstance(aliases, list) else [aliases])], str(
             value.get("description") or ""), "property" if value.get("kind") == "property" else None
-    raise TablesError(f"{path.name}: the entry of {identifier!r} is {str(value)[:60]!r}; it takes a label, a list of labels, or "
-                      '{"label": ..., "aliases": [...], "description": ...}')
+    raise TablesError(f"{path.name}: the entry of {identifier!r} is {str(value)[:60]!r}; it takes a label, a list of "
+                      'labels, or {"label": ..., "aliases": [...], "description": ...}')

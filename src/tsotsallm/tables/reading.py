@@ -57,8 +57,8 @@ def find_tables(sources: Sequence[str | Path]) -> list[Path]:
             raise TablesError(f"{path} does not exist; give tables as files or folders, or 'embedded'")
     twice = [name for name, count in Counter(path.stem for path in found).items() if count > 1]
     if twice:
-        raise TablesError(f"{len(twice)} names belong to two tables each, such as {twice[0]}; submissions tell tables by their "
-                          "names, so rename one or annotate them into two folders")
+        raise TablesError(f"{len(twice)} names belong to two tables each, such as {twice[0]}; submissions tell tables by "
+                          "their names, so rename one or annotate them into two folders")
     return sorted(found, key=lambda path: path.stem)
 
 
@@ -69,8 +69,8 @@ def decode(content: bytes, name: str) -> tuple[str, list[str]]:
             try:
                 return content.decode(encoding), []
             except UnicodeDecodeError as error:
-                raise TablesError(f"{name} begins like {encoding} but is not ({error.reason} at byte {error.start}); save it "
-                                  "again as UTF-8") from None
+                raise TablesError(f"{name} begins like {encoding} but is not ({error.reason} at byte {error.start}); save "
+                                  "it again as UTF-8") from None
     if b"\0" in content[:4096]:
         even, odd = content[0:4096:2].count(0), content[1:4096:2].count(0)
         encoding = "utf-16-le" if odd > even else "utf-16-be"
@@ -117,8 +117,8 @@ def read_table(path: Path) -> Table:
     ragged = [number for number, line in enumerate(lines, 1) if len(line) != len(lines[0])]
     if ragged:
         few = ", ".join(map(str, ragged[:5])) + (", ..." if len(ragged) > 5 else "")
-        notes.append(f"{len(ragged)} of {len(lines)} lines are longer or shorter than the first ({few}): filled up with empty "
-                     "cells")
+        notes.append(f"{len(ragged)} of {len(lines)} lines are longer or shorter than the first ({few}): filled up with "
+                     "empty cells")
     full = [tuple(cell.strip() for cell in line) + ("",) * (width - len(line)) for line in lines]
     if _numbered(full):
         notes.append("numbered rows and columns: read without the numbers")

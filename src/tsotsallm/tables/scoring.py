@@ -88,8 +88,8 @@ def read_gold(folder: str | Path, tables: Sequence[str | Path] = ()) -> Gold:
             targets["cea"] |= {(table.name, str(row), str(column)): frozenset(right.lower().split())
                                for row, column, right in table.gold}
     if not any(targets.values()):
-        raise TablesError(f"{path} holds no gold; it takes cea_gt.csv, cta_gt.csv or cpa_gt.csv, or tables with columns that end "
-                          "in __URI")
+        raise TablesError(f"{path} holds no gold; it takes cea_gt.csv, cta_gt.csv or cpa_gt.csv, or tables with columns "
+                          "that end in __URI")
     return Gold(targets, _steps(path, "ancestor"), _steps(path, "descend"))
 
 
@@ -113,7 +113,8 @@ def _lines(path: Path, width: int) -> Iterable[tuple[int, list[str]]]:
                                       f"{width + 2}: table, {'row, column' if width > 1 else 'column'}, answer")
                 yield number, line
     except UnicodeDecodeError as error:
-        raise TablesError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+        raise TablesError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start}); convert it "
+                          "first") from None
 
 
 def _read_targets(path: Path, task: str) -> dict[Target, frozenset[str]]:
@@ -138,7 +139,8 @@ def read_answers(folder: str | Path, task: str) -> dict[Target, str]:
     found: dict[Target, str] = {}
     for number, line in _lines(path, WIDTH[task]):
         if (target := tuple(line[:-1])) in found:
-            raise TablesError(f"{path.name}, line {number} answers {', '.join(target)} a second time; a target takes one answer")
+            raise TablesError(f"{path.name}, line {number} answers {', '.join(target)} a second time; a target takes "
+                              "one answer")
         found[target] = line[-1].lower()
     return found
 
@@ -207,7 +209,7 @@ def _by_table(items: Mapping[Target, tuple[float, float, float]], targets: Seque
 
 
 def domain_of(name: str) -> str:
-    """The domain that a table's name tells (ToughTables: CTRL_WIKI_GEO_..., TOUGH_T2D_SPO_...; letters before numbers else)."""
+    """The domain that a table's name tells (ToughTables: CTRL_WIKI_GEO_..., TOUGH_T2D_SPO_...); empty for other names."""
     parts = name.split("_")
     if len(parts) > 3 and parts[0] in ("CTRL", "TOUGH"):
         return f"{parts[2]}{' with slips' if name.endswith('NOISE2') else ''}"

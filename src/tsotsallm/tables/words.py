@@ -10,8 +10,8 @@ from typing import Any
 from tsotsallm.errors import MissingExtraError
 
 NOTHING = frozenset({"", "-", "–", "—", "?", "nan", "none", "null", "n/a", "na", "nil"})
-_NUMBER = re.compile(r"[<>~±≈]?\s*[-+−]?[$€£]?\s*\d[\d .,'’]*(?:\s*[±x×]\s*\d[\d.,]*)?(?:e[-+]?\d+)?\s*(?:%|[a-zµ°/²³]{1,5})?",
-                     re.IGNORECASE)
+_NUMBER = re.compile(r"[<>~±≈]?\s*[-+−]?[$€£]?\s*\d[\d .,'’]*(?:\s*[±x×]\s*\d[\d.,]*)?(?:e[-+]?\d+)?\s*"
+                     r"(?:%|[a-zµ°/²³]{1,5})?", re.IGNORECASE)
 _DATE = re.compile(r"[-+]?\d{1,4}[-/.]\d{1,2}(?:[-/.]\d{1,4})?(?:[T ]\d{1,2}:\d{2}(?::\d{2})?(?:\.\d+)?Z?)?")
 _LETTERS = {"ß": "ss", "ø": "o", "æ": "ae", "œ": "oe", "đ": "d", "ð": "d", "ł": "l", "þ": "th", "ı": "i"}
 

@@ -31,7 +31,8 @@ def world_tables_folder(count: int = TABLES, seed: int = SEED) -> Path:
     found = world_tables(count, seed)
     gold = gold_files(found)
     folder = cache_root() / "tables" / f"world-{seed}-{count}"
-    whole = {f"tables/{table.name}.csv": table.csv for table in found} | {f"gold/{name}": text for name, text in gold.items()}
+    whole = {f"tables/{table.name}.csv": table.csv for table in found}
+    whole |= {f"gold/{name}": text for name, text in gold.items()}
     if not all((folder / name).exists() and (folder / name).read_text("utf-8") == text for name, text in whole.items()):
         write_world(folder.with_name(draft := f"{uuid.uuid4().hex}.new"), count=count, seed=seed)
         shutil.rmtree(folder, ignore_errors=True)
