@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,8 @@ def large(out: Path, count: int, asked: int) -> None:
     print(f"loaded in {graph.facts['seconds']:.1f} s, peak {peak_bytes() / 1e6:.0f} MB ({before / 1e6:.0f} MB before), "
           f"{size / 1e6:.0f} MB on disk", flush=True)
     rng = random.Random(1)
-    names = [line.split('"')[1] for line in triples(min(count, 500_000)) if '"' in line]
+    with file.open(encoding="utf-8") as lines:
+        names = [line.split('"')[1] for line in islice(lines, 500_000) if '"' in line]
     asked_names = rng.sample(names, asked)
     for title, texts in (("exact names", asked_names), ("names with a slip", [slip(name, rng) for name in asked_names])):
         lookup = Lookup(graph)

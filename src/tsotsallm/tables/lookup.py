@@ -14,6 +14,8 @@ ALIAS = 0.95
 """What another name of an entity counts, of its label's 1."""
 ROWS_READ = 30_000
 """Entries of the trigram index that are read for one text; the rarest trigrams are asked first."""
+SHORT = 16
+"""Letters up to which exchanged letters and those too many are tried one by one: they leave few trigrams as they were."""
 COMPARED = 120
 """Names that are compared letter by letter."""
 
@@ -51,7 +53,8 @@ class Lookup:
             _keep(found, Candidate(label.entity, label.text, ALIAS if label.alias else 1.0,
                                    "alias" if label.alias else "exact" if exact else "normalised"))
         if not found:
-            for label in self.graph.like(_wanted(normal), COMPARED, ROWS_READ):
+            near = [label for other in slips(normal) for label in self.graph.named(other)] if len(normal) <= SHORT else []
+            for label in [*near, *self.graph.like(trigrams(normal), COMPARED, ROWS_READ)]:
                 score = similarity(normal, normalise(label.text)) * (ALIAS if label.alias else 1.0)
                 if score >= LEAST:
                     _keep(found, Candidate(label.entity, label.text, min(score, 0.99), "typo"))
@@ -59,9 +62,11 @@ class Lookup:
         return tuple(sorted(found.values(), key=lambda one: (-one.score, order[one.how], one.entity))[:self.most])
 
 
-def _wanted(normal: str) -> list[str]:
-    """Trigrams to look for; of a very short text with a letter more at either end."""
-    return trigrams(normal) if len(normal) >= 3 else []
+def slips(normal: str) -> list[str]:
+    """A text with two neighbouring letters exchanged, or one left out: short names that share no trigram with it."""
+    exchanged = [normal[:place] + normal[place + 1] + normal[place] + normal[place + 2:] for place in range(len(normal) - 1)]
+    shorter = [normal[:place] + normal[place + 1:] for place in range(len(normal))]
+    return [text for text in dict.fromkeys(exchanged + shorter) if text != normal and len(text) > 1]
 
 
 def _keep(found: dict[str, Candidate], one: Candidate) -> None:

@@ -83,7 +83,7 @@ def read_gold(folder: str | Path, tables: Sequence[str | Path] = ()) -> Gold:
             files = [one for one in files if "gt" in one.stem.lower()][:1] or files[:1]
         for file in files:
             targets[task] |= _read_targets(file, task)
-    if not any(targets.values()):
+    if not any(targets.values()) and any(one.suffix == ".csv" for one in path.iterdir()):
         for table in map(read_table, find_tables([path])):
             targets["cea"] |= {(table.name, str(row), str(column)): frozenset(right.lower().split())
                                for row, column, right in table.gold}
