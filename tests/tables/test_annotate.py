@@ -1,4 +1,4 @@
-"""Tables of hand-made and invented worlds annotated: by the graph, by a model where the graph is silent, in jobs that resume."""
+"""Hand-made and invented worlds: annotated by the graph, by a model where it is silent, and in jobs that resume."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Oracle:
     def likelihoods(self, asked: Sequence[tuple[str, Sequence[str]]]) -> Iterable[tuple[int, list[Likelihood]]]:
         for index, (prompt, ends) in enumerate(asked):
             self.asked += len(ends)
-            yield index, [Likelihood((math.log(0.9 if any(one.startswith(prompt + end) for one in self.known) else 0.001),), True)
-                          for end in ends]
+            yield index, [Likelihood((math.log(0.9 if any(one.startswith(prompt + end) for one in self.known)
+                                               else 0.001),), True) for end in ends]
 
 
 def test_the_row_tells_equal_names_apart(tmp_path: Path) -> None:
@@ -241,18 +241,19 @@ test_a_long_table = pytest.mark.slow(test_a_long_table)
 
 def test_the_command_line(done: dict[str, Path], tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "tsotsallm.cli", *arguments], capture_output=True, text=True, check=False)
+        return subprocess.run([sys.executable, "-m", "tsotsallm.cli", *arguments], capture_output=True, text=True,
+                              check=False)
 
     source = done["source"]
-    found = run("annotate", str(source / "tables"), "--graph", str(source / "world.ttl"), "-o", str(tmp_path / "out"), "--gold",
-                str(source / "gold"), "--json")
+    asked = ("annotate", str(source / "tables"), "--graph", str(source / "world.ttl"), "-o")
+    found = run(*asked, str(tmp_path / "out"), "--gold", str(source / "gold"), "--json")
     assert found.returncode == 0, found.stderr
     assert {one["task"] for one in json.loads(found.stdout)["scores"]} == {"cea", "cta", "cpa"}
-    shown = run("tables", "score", str(tmp_path / "out"), str(done["model"]), "--gold", str(source / "gold"), "--tasks", "cea")
+    shown = run("tables", "score", str(tmp_path / "out"), str(done["model"]), "--gold", str(source / "gold"), "--tasks",
+                "cea")
     assert "CEA" in shown.stdout
     assert "2 - 1" in shown.stdout
-    bad = run("annotate", str(source / "tables"), "--graph", str(source / "world.ttl"), "-o", str(tmp_path / "o2"), "--tasks",
-              "cells")
+    bad = run(*asked, str(tmp_path / "o2"), "--tasks", "cells")
     assert bad.returncode == 1
     assert "Traceback" not in bad.stderr
     assert "no task 'cells'" in bad.stderr

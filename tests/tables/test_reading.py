@@ -18,8 +18,8 @@ def table(folder: Path, content: bytes, name: str = "one.csv") -> Path:
     return path
 
 
-@pytest.mark.parametrize(("encoding", "note"), [("utf-8", False), ("utf-8-sig", False), ("utf-16", False), ("utf-16-le", True),
-                                                ("utf-16-be", True), ("cp1252", True)])
+@pytest.mark.parametrize(("encoding", "note"), [("utf-8", False), ("utf-8-sig", False), ("utf-16", False),
+                                                ("utf-16-le", True), ("utf-16-be", True), ("cp1252", True)])
 def test_encodings(tmp_path: Path, encoding: str, note: bool) -> None:
     found = read_table(table(tmp_path, "name,town\nZoë,Besançon\nÉric,Orléans\n".encode(encoding)))
     assert found.header == ("name", "town")
@@ -46,7 +46,8 @@ def test_ragged_rows_are_filled_up_and_noted(tmp_path: Path) -> None:
 def test_headers_separators_and_numbers(tmp_path: Path) -> None:
     assert read_table(table(tmp_path, b"Rome,2873000\nParis,2161000\n")).first_row == 0
     assert read_table(table(tmp_path, b"city;people\nRome;2873000\n")).rows == (("Rome", "2873000"),)
-    assert [separator(text) for text in ("a,b\nc,d", "a\tb\nc\td", "a|b|c\nd|e|f", "one column\nonly")] == [",", "\t", "|", ","]
+    for text, mark in (("a,b\nc,d", ","), ("a\tb\nc\td", "\t"), ("a|b|c\nd|e|f", "|"), ("one column\nonly", ",")):
+        assert separator(text) == mark
     numbered = read_table(table(tmp_path, b",0,1\n0,Rome,Italy\n1,Paris,France\n"))
     assert (numbered.rows, numbered.first_row) == ((("Rome", "Italy"), ("Paris", "France")), 0)
 

@@ -17,7 +17,8 @@ GOLD = Gold({"cea": {}, "cta": {("t", "0"): frozenset({"k"})}, "cpa": {}}, {"k":
 
 
 @pytest.mark.parametrize(("given", "right"), [
-    ("k", 1.0), ("u1", 0.8), ("u2", 0.64), ("u5", 0.8 ** 5), ("u6", 0.0), ("d1", 0.7), ("d3", 0.7 ** 3), ("d4", 0.0), ("x", 0.0)])
+    ("k", 1.0), ("u1", 0.8), ("u2", 0.64), ("u5", 0.8 ** 5), ("u6", 0.0), ("d1", 0.7), ("d3", 0.7 ** 3), ("d4", 0.0),
+    ("x", 0.0)])
 def test_types_above_and_below_count_in_part(given: str, right: float) -> None:
     assert type_score(given, frozenset({"k"}), GOLD) == pytest.approx(right)
 

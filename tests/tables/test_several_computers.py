@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 import tsotsallm
 from tests.cluster.computers import computers
 from tsotsallm.api import Computers, write_world_tables
+from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.worker import Failure
+from tsotsallm.errors import TablesError
 from tsotsallm.tables.annotate import Annotated
 
 pytest.importorskip("distributed", reason="distributed is in the extra [cluster]")
@@ -46,7 +49,7 @@ def test_killed_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         killer.start()
         found = tsotsallm.annotate(source / "tables", source / "world.ttl", tmp_path / "out", **given)
         killer.join()
-    assert "24 of 60 tables are done already" in lines
+    assert {"20 of 60 tables are done already", "24 of 60 tables are done already"} & set(lines)     # the last job has 4
     assert len(kept) == len(set(kept)) == 8
     assert not found.failed
     assert any("a worker is gone" in line for line in lines)
@@ -60,9 +63,12 @@ def test_a_worker_with_little_memory_gets_a_smaller_model_by_choice(tmp_path: Pa
     with computers(tmp_path / "computers", 1) as there:
         there.start("small", "--memory", "410MB")
         given = {"model": "embedded", "workers": Computers(there.address), "say": lambda _line: None}
-        with pytest.raises(tsotsallm.errors.TablesError, match="8 tables could not be done, .* more than any worker has"):
-            while True:
-                tsotsallm.annotate(source / "tables", source / "world.ttl", tmp_path / "none", **given)
+        client = Cluster(there.address)
+        while not client.workers:
+            time.sleep(0.2)
+        client.close()
+        with pytest.raises(TablesError, match=r"8 tables could not be done, .* more than any worker has"):
+            tsotsallm.annotate(source / "tables", source / "world.ttl", tmp_path / "none", **given)
         found = tsotsallm.annotate(source / "tables", source / "world.ttl", tmp_path / "out", smaller_model="none", **given)
     assert found.models == {"none": 8}
     tsotsallm.annotate(source / "tables", source / "world.ttl", tmp_path / "alone")
@@ -81,7 +87,7 @@ def test_a_lost_job_is_reported_and_the_others_are_kept(tmp_path: Path, monkeypa
             yield number, Failure("KilledWorker") if number == 1 else found
 
     monkeypatch.setattr(jobs, "_here", losing)
-    with pytest.raises(tsotsallm.errors.TablesError, match="8 tables could not be done, such as W0T008: KilledWorker"):
+    with pytest.raises(TablesError, match="8 tables could not be done, such as W0T008: KilledWorker"):
         tsotsallm.annotate(source / "tables", source / "world.ttl", tmp_path / "out")
     monkeypatch.undo()
     lines: list[str] = []
