@@ -14,6 +14,7 @@ import pytest
 
 import tsotsallm
 from tests.tables.test_graph import TURTLE, made
+from tsotsallm.api import write_world_tables
 from tsotsallm.errors import ResumeError, TablesError
 from tsotsallm.lab.graph import BASE, gold_files, world_tables, world_turtle
 from tsotsallm.lab.world import build_world
@@ -80,6 +81,24 @@ def test_a_model_decides_where_the_graph_is_silent(tmp_path: Path) -> None:
     assert chosen(other, "cea")[1, 0] == "http://x/paris"
 
 
+def test_without_properties_the_row_is_read_with_every_candidate(tmp_path: Path) -> None:
+    labels = {"Q1": {"label": "Paris", "description": "capital of France"},
+              "Q2": {"label": "Paris", "description": "Texan city"}}
+    graph = made(tmp_path, json.dumps(labels), "labels.json")
+
+    class Reader(Oracle):
+        def likelihoods(self, asked: Sequence[tuple[str, Sequence[str]]]) -> Iterable[tuple[int, list[Likelihood]]]:
+            for index, (prompt, ends) in enumerate(asked):
+                yield index, [Likelihood((-1.0 if "Dallas" in prompt and "Texan" in end else -5.0,), True) for end in ends]
+
+    rows = table(("Paris", "Dallas x"), ("Paris", "Lyon x"))
+    alone = annotate_tables([rows], graph, Lookup(graph), ("cea",))[0]
+    found = annotate_tables([rows], graph, Lookup(graph), ("cea",), Decider(Reader(), graph))[0]
+    assert chosen(alone, "cea")[1, 0].endswith("Q1")            # of equals the older
+    assert chosen(found, "cea")[1, 0].endswith("Q2")
+    assert chosen(found, "cea")[2, 0].endswith("Q1")
+
+
 def test_only_open_questions_are_asked(tmp_path: Path) -> None:
     graph = made(tmp_path, TURTLE)
     model = Oracle()
@@ -127,7 +146,7 @@ def test_gold_of_the_world_is_consistent(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("world")
-    source = tsotsallm.api.write_world_tables(folder / "source", count=20)
+    source = write_world_tables(folder / "source", count=20)
     for name, model in (("graph", None), ("model", "embedded")):
         tsotsallm.annotate(source / "tables", source / "world.ttl", folder / name, model=model)
     return {"source": source, "graph": folder / "graph", "model": folder / "model"}

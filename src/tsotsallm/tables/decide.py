@@ -21,6 +21,10 @@ TRUST = 0.7
 """What a nat of the model counts of a nat of the graph."""
 FLOOR, LEVEL = -5.0, -2.5
 """Least that a model's word on one relation may say against a candidate, and of the best one, in nats."""
+GAIN = 1.5
+"""Most that the row as a text may say for or against a candidate's own text, in nats: it is a hint, no statement."""
+CONTEXT = 300
+"""Characters of the other cells of a row that are read."""
 PHRASINGS = 3
 """Ways to say a property that are asked; their log p are averaged."""
 ASKED_ROWS = 8
@@ -200,7 +204,7 @@ class Decider:
         for reading, cell, choices in contexts:
             for name, (here, alone) in choices.items():
                 gain = TRUST * (batch.found[here] - batch.found[alone])
-                reading.evidence.context[cell, name] = min(max(gain, FLOOR), -FLOOR)
+                reading.evidence.context[cell, name] = min(max(gain, -GAIN), GAIN)
         for reading, entity, by_type in types:
             scores = {kind: one.log_p(batch.found) for kind, one in by_type.items()}
             total = math.fsum(math.exp(score) for score in scores.values()) + 1e-3
@@ -241,16 +245,16 @@ class Decider:
 
     def _context(self, batch: _Batch, reading: Reading, cell: Cell,
                  names: Sequence[str]) -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
-        """The row as a short text with each candidate's description after it, and the description after nothing."""
-        described = {name: text for name in names if (text := self.graph.description(name))}
-        if len(set(described.values())) < 2:
-            return {}
+        """Each candidate's label and description after the other cells of the row, and after nothing; no question where
+        candidates read the same, or where the graph knows properties of the table, which are asked about instead."""
+        texts = {name: f"{self.graph.label(name)}{f', {about}' if (about := self.graph.description(name)) else ''}"
+                 for name in names}
         row, column = cell
-        cells = [reading.text((row, other)) for other in range(reading.table.width) if other != column]
-        told_ = ", ".join(one for one in cells if not is_missing(one))
-        word = reading.text(cell)
-        return {name: (batch.want(f"{told_}. {word}: ", text), batch.want(f"{word}: ", text))
-                for name, text in described.items()}
+        others = ", ".join(text for other in range(reading.table.width) if other != column
+                           and not is_missing(text := reading.text((row, other))))
+        if len(set(texts.values())) < 2 or not others or any(reading.weights.values()):
+            return {}
+        return {name: (batch.want(f"{others[:CONTEXT]}, ", text), batch.want("", text)) for name, text in texts.items()}
 
     def _types(self, batch: _Batch, reading: Reading) -> Iterable[tuple[str, dict[str, _Said]]]:
         """For entities that have the column's type and none below it: which of the types below it they would have."""
