@@ -80,7 +80,7 @@ from tsotsallm.study.workers import OnCluster
 from tsotsallm.tables.annotate import TASKS as TABLE_TASKS
 from tsotsallm.tables.jobs import Annotations
 from tsotsallm.tables.jobs import annotate as annotate_all
-from tsotsallm.tables.scoring import Score, domain_of, read_gold
+from tsotsallm.tables.scoring import Gold, Score, domain_of, read_gold
 from tsotsallm.tables.scoring import score as score_submissions
 from tsotsallm.tables.world import world_tables_folder, write_world
 
@@ -590,8 +590,16 @@ def score_tables(submissions: Sequence[str | Path], gold: str | Path, *, by_doma
 
     `gold` is a folder with cea_gt.csv and the like, or of tables with X__URI columns, or 'embedded'.
     """
-    folder = world_tables_folder() / "gold" if str(gold) == EMBEDDED else Path(gold)
-    return score_submissions(submissions, read_gold(folder), domains=domain_of if by_domain else None, tasks=tasks)
+    return score_submissions(submissions, _gold(gold), domains=domain_of if by_domain else None, tasks=tasks)
+
+
+def _gold(gold: str | Path) -> Gold:
+    return read_gold(world_tables_folder() / "gold" if str(gold) == EMBEDDED else Path(gold))
+
+
+def gold_tasks(gold: str | Path) -> tuple[str, ...]:
+    """The tasks that a gold has targets of; refused where it has none."""
+    return _gold(gold).tasks
 
 
 def write_world_tables(folder: str | Path, *, count: int = 60, seed: int = 0) -> Path:

@@ -638,10 +638,12 @@ def annotate(tables: Annotated[list[str], typer.Argument(help="CSV files, folder
     with _answers(as_json):
         from tsotsallm import api, console
 
+        right = api.gold_tasks(gold) if gold is not None else ()        # refused before the work begins
         found = api.annotate(tables, graph, out, model=model, smaller_model=smaller_model,
                              tasks=[task.strip() for task in tasks.split(",") if task.strip()], device=device,
                              workers=_computers(workers, tls_ca, tls_cert, tls_key), say=_to_stderr)
-        scores = api.score_tables([out], gold, by_domain=True, tasks=None) if gold is not None else []
+        scored = [task for task in found.answers if task in right]
+        scores = api.score_tables([out], gold, by_domain=True, tasks=scored) if gold is not None and scored else []
         if as_json:
             _print_json(found.plain() | ({"scores": [one.plain() for one in scores]} if scores else {}))
             return
