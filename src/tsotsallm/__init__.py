@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tsotsallm.api import (
         Conversation,
         analyze,
+        annotate,
         compress,
         evaluate,
         examine,
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
         plan_examination,
         push,
         run_study,
+        score_tables,
         to_gguf,
         to_huggingface,
         write_report,
     )
 
-__all__ = ["Conversation", "analyze", "compress", "evaluate", "examine", "fit", "franken", "generate", "harness",
-           "inspect", "load", "plan", "plan_examination", "push", "run_study", "to_gguf", "to_huggingface",
+__all__ = ["Conversation", "analyze", "annotate", "compress", "evaluate", "examine", "fit", "franken", "generate", "harness",
+           "inspect", "load", "plan", "plan_examination", "push", "run_study", "score_tables", "to_gguf", "to_huggingface",
            "write_report"]
 
 

@@ -82,6 +82,12 @@ from tsotsallm.study.study import Found, open_study
 from tsotsallm.study.study import run_study as try_all
 from tsotsallm.study.units import Settings as FitSettings
 from tsotsallm.study.workers import OnCluster
+from tsotsallm.tables.annotate import TASKS as TABLE_TASKS
+from tsotsallm.tables.jobs import Annotations
+from tsotsallm.tables.jobs import annotate as annotate_all
+from tsotsallm.tables.scoring import Gold, Score, domain_of, read_gold
+from tsotsallm.tables.scoring import score as score_submissions
+from tsotsallm.tables.world import world_tables_folder, write_world
 
 Given = ParamSpec("Given")
 SAMPLES, WORDS = 4, 8
@@ -578,5 +584,56 @@ def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> t
     return resident(checkpoint, getattr(torch, dtype), check_device(device)), checkpoint.tokenizer()
 
 
-__all__ = ["Calibration", "Examination", "analyze", "check_tasks", "compress", "evaluate", "examine", "franken", "harness",
-           "fit", "inspect", "load", "locate", "open_study", "plan", "plan_examination", "run_study", "text_task"]
+# -- tables -------------------------------------------------------------------------------------------------------------
+
+def annotate(tables: Sequence[str | Path] | str | Path, graph: Sequence[str | Path] | str | Path, out: str | Path, *,
+             model: str | Path | None = None, smaller_model: str | Path | None = None, tasks: Sequence[str] = TABLE_TASKS,
+             device: str = "cpu", workers: Computers | None = None,
+             say: Callable[[str], None] = lambda _line: None) -> Annotations:
+    """Annotate tables with a knowledge graph: cells with entities, columns with types, pairs of columns with properties.
+
+    `tables` are CSV files or folders, `graph` RDF or label files; `embedded` is the invented world for either. With `model`
+    a model decides where the graph is silent. `out` gets cea.csv, cta.csv and cpa.csv in SemTab's form, and
+    annotations.jsonl with confidences and candidates. `smaller_model` (or 'none') is for workers
+    without the memory for `model`.
+    Raises TablesError where tables or graph cannot be used; a single table that cannot be read is reported in the result.
+    """
+    def several(one: Sequence[str | Path] | str | Path) -> list[str | Path]:
+        return [one] if isinstance(one, (str, Path)) else list(one)
+
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(workers.cluster(say)) if workers is not None else None
+        return annotate_all(several(tables), several(graph), Path(out), model=None if model is None else str(model),
+                            smaller=None if smaller_model is None else str(smaller_model), tasks=tasks,
+                            device=check_device(device), cluster=cluster, say=say)
+
+
+def score_tables(submissions: Sequence[str | Path], gold: str | Path, *, by_domain: bool = False,
+                 tasks: Sequence[str] | None = None) -> list[Score]:
+    """Precision, recall and F1 of folders that `annotate` wrote, as SemTab takes them; differences are to the first.
+
+    `gold` is a folder with cea_gt.csv and the like, or of tables with X__URI columns, or 'embedded'.
+    """
+    return score_submissions(submissions, _gold(gold), domains=domain_of if by_domain else None, tasks=tasks)
+
+
+def _gold(gold: str | Path) -> Gold:
+    return read_gold(world_tables_folder() / "gold" if str(gold) == EMBEDDED else Path(gold))
+
+
+def gold_tasks(gold: str | Path) -> tuple[str, ...]:
+    """The tasks that a gold has targets of; refused where it has none."""
+    return _gold(gold).tasks
+
+
+def write_world_tables(folder: str | Path, *, count: int = 60, seed: int = 0) -> Path:
+    """Write the embedded world's graph, tables and gold to a folder."""
+    path = Path(folder)
+    if path.exists():
+        raise TsotsallmError(f"{path} exists; choose another name, or delete it first")
+    return write_world(path, count=count, seed=seed)
+
+
+__all__ = ["Calibration", "Examination", "analyze", "annotate", "check_tasks", "compress", "evaluate", "examine", "franken",
+           "harness", "fit", "inspect", "load", "locate", "open_study", "plan", "plan_examination", "run_study",
+           "score_tables", "text_task"]

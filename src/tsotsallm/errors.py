@@ -57,6 +57,10 @@ class ServeError(TsotsallmError):
     """A service cannot be started as it was asked for."""
 
 
+class TablesError(TsotsallmError):
+    """A table, a knowledge graph or a gold standard cannot be used."""
+
+
 class MissingExtraError(TsotsallmError):
     """An optional dependency is not installed."""
 

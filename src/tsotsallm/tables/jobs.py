@@ -1,0 +1,301 @@
+"""Annotating many tables: some tables a job, journaled, each exactly once, here or on the workers of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tsotsallm import __version__
+from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
+from tsotsallm.checkpoint.view import View
+from tsotsallm.checkpoint.writer import partial_path, write_json
+from tsotsallm.cluster.client import Cluster
+from tsotsallm.cluster.inputs import Bundle
+from tsotsallm.cluster.worker import MEMORY, Failure, library
+from tsotsallm.errors import ResourceError, TablesError, TsotsallmError
+from tsotsallm.evaluation.cache import cache_root
+from tsotsallm.evaluation.cost import bytes_of
+from tsotsallm.evaluation.examine import open_examinee
+from tsotsallm.journal import held_work, remove_work
+from tsotsallm.machine import free_ram_bytes, human_bytes, human_seconds
+from tsotsallm.tables.annotate import Annotated, annotate_tables, check_tasks
+from tsotsallm.tables.decide import Decider
+from tsotsallm.tables.graph import Graph, open_graph
+from tsotsallm.tables.lookup import Lookup
+from tsotsallm.tables.reading import find_tables, read_table
+from tsotsallm.tables.world import world_graph, world_tables_folder
+
+TOGETHER, TOGETHER_BYTES = 8, 1 << 20
+"""Tables of one job, whose questions go through the model together, and bytes of them at most."""
+ROOM = 400_000_000
+"""Memory that a job takes besides its model: candidates, the graph's caches, hidden states of a batch."""
+NO_MODEL = "none"
+SUBMISSIONS = ("cea", "cta", "cpa")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is the same for all jobs of a run; everything that its result depends on besides the tables."""
+
+    graph: tuple[str, ...]
+    model: str | None
+    smaller: str | None             # for workers without the memory for `model`: a model, 'none', or None to wait for others
+    tasks: tuple[str, ...]
+    device: str = "cpu"
+
+
+@dataclass
+class Annotations:
+    """What a run did: where it lies, how many annotations of each task, which tables failed or had nothing to annotate."""
+
+    folder: Path
+    tables: int
+    answers: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    models: dict[str, int] = field(default_factory=dict)
+    graph_notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), **{name: value for name, value in self.__dict__.items() if name != "folder"}}
+
+
+def annotate(tables: Sequence[str | Path], graph: Sequence[str | Path], out: Path, *, model: str | None = None,
+             smaller: str | None = None, tasks: Sequence[str] = SUBMISSIONS, device: str = "cpu",
+             cluster: Cluster | None = None, say: Callable[[str], None] = lambda _line: None) -> Annotations:
+    """Annotate tables and write `out`: cea.csv, cta.csv and cpa.csv as SemTab takes them, annotations.jsonl and tables.json.
+
+    Jobs of some tables each are done one after another, or on a cluster; what an interrupted run had finished is kept in
+    `OUT.partial`. The files are the same however the work was done, as long as every worker could take the same model.
+    """
+    started = time.monotonic()
+    work = Work(tuple(map(str, graph)), model, smaller, check_tasks(tasks), device)
+    if not work.graph:
+        raise TablesError("no graph is given; give RDF or label files, or 'embedded'")
+    if smaller is not None and (model is None or cluster is None):
+        raise TablesError("a smaller model is for workers of a cluster that have no memory for the model; give both, or "
+                          "leave it out")
+    if out.exists():
+        raise TablesError(f"{out} exists; choose another name with -o, or delete it first")
+    paths = _paths(tables)
+    for one in (model, smaller):
+        if one not in (None, NO_MODEL):
+            Checkpoint.open(one)
+    opened = open_sources(work.graph, cache_root() / "graphs", say)
+    try:
+        partial = partial_path(out)
+        with held_work(partial, _identity(work, opened, paths)):
+            _run(work, opened, paths, partial, cluster, say)
+            found = _publish(work, opened, paths, partial / "result", out)
+        remove_work(partial)
+    finally:
+        opened.close()
+    found.seconds = time.monotonic() - started
+    return found
+
+
+def _paths(tables: Sequence[str | Path]) -> list[Path]:
+    return find_tables([world_tables_folder() / "tables" if str(one) == EMBEDDED else one for one in tables])
+
+
+def open_sources(sources: Sequence[str], root: Path, say: Callable[[str], None]) -> Graph:
+    """The graph of files, or of the embedded world."""
+    return open_graph([world_graph(root) if one == EMBEDDED else one for one in sources], root, say)
+
+
+def _identity(work: Work, graph: Graph, paths: Sequence[Path]) -> dict[str, Any]:
+    def fingerprint(model: str | None) -> str:
+        return model or "" if model in (None, NO_MODEL) else Bundle.of(str(model)).key
+
+    return {"version": __version__, "graph": graph.key, "model": fingerprint(work.model),
+            "smaller model": fingerprint(work.smaller), "tasks": list(work.tasks),
+            "tables": [[path.stem, path.stat().st_size] for path in paths]}
+
+
+def groups_of(paths: Sequence[Path]) -> list[list[Path]]:
+    """Tables of each job: in the order of their names, so that a job is the same whoever does it."""
+    found: list[list[Path]] = []
+    room = 0
+    for path in paths:
+        size = path.stat().st_size
+        if not found or len(found[-1]) >= TOGETHER or size > room:
+            found.append([])
+            room = TOGETHER_BYTES
+        found[-1].append(path)
+        room -= size
+    return found
+
+
+def _run(work: Work, graph: Graph, paths: Sequence[Path], partial: Path, cluster: Cluster | None,
+         say: Callable[[str], None]) -> None:
+    groups = groups_of(paths)
+    result = partial / "result"
+    result.mkdir(exist_ok=True)
+    left = [number for number in range(len(groups)) if not _part(result, number).exists()]
+    before = sum(len(groups[number]) for number in range(len(groups)) if number not in left)
+    if before:
+        say(f"{before} of {len(paths)} tables are done already")
+    jobs = _here(work, graph, groups, left, partial) if cluster is None else _there(cluster, work, groups, left)
+    started, done, lost = time.monotonic(), 0, dict[str, str]()
+    for number, found in jobs:
+        if isinstance(found, Failure):
+            lost |= {path.stem: found.error for path in groups[number]}
+            continue
+        _keep(_part(result, number), found)
+        done += len(groups[number])
+        rest = (len(paths) - before - done) * (time.monotonic() - started) / done
+        say(f"{before + done} of {len(paths)} tables" + (f", about {human_seconds(rest)} left" if rest >= 1 else ""))
+    if lost:
+        name, error = next(iter(lost.items()))
+        raise TablesError(f"{len(lost)} tables could not be done, such as {name}: {error}; run the same command again to "
+                          "try them once more: the others are kept")
+
+
+def _part(result: Path, number: int) -> Path:
+    return result / f"job-{number:06}.jsonl"
+
+
+def _keep(path: Path, found: Sequence[Annotated]) -> None:
+    """A job's result appears whole or not at all."""
+    draft = path.with_suffix(".new")
+    with draft.open("w", encoding="utf-8", newline="\n") as file:
+        for one in found:
+            facts = {"table": one.table, "notes": list(one.notes), "error": one.error, "model": one.model}
+            file.write(json.dumps(facts | {"answers": len(one.answers)}, ensure_ascii=False) + "\n")
+            for answer in one.answers:
+                file.write(json.dumps({"table": one.table} | answer.plain(), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+# -- one job ----------------------------------------------------------------------------------------------------------
+
+def annotate_group(paths: Sequence[Path], graph: Graph, lookup: Lookup, tasks: Sequence[str], decider: Decider | None,
+                   model: str) -> list[Annotated]:
+    """Annotate the tables of a job; one that cannot be read is reported, and the others are done."""
+    found: dict[str, Annotated] = {}
+    tables = []
+    for path in paths:
+        try:
+            tables.append(read_table(path))
+        except TsotsallmError as error:
+            found[path.stem] = Annotated(path.stem, error=str(error))
+    for one in annotate_tables(tables, graph, lookup, tasks, decider):
+        found[one.table] = Annotated(one.table, one.answers, one.notes, one.error, model)
+    return [found[path.stem] for path in paths]
+
+
+@contextlib.contextmanager
+def _deciding(model: str | None, graph: Graph, device: str, scratch: Path | None) -> Iterator[Decider | None]:
+    if model in (None, NO_MODEL):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+        yield Decider(open_examinee(str(model), Path(folder), device=device), graph)
+
+
+def memory_of(model: str | None) -> int:
+    """Bytes that a job takes with a model."""
+    return ROOM + (0 if model in (None, NO_MODEL) else bytes_of(View.of(Checkpoint.open(str(model)))))
+
+
+def _here(work: Work, graph: Graph, groups: Sequence[Sequence[Path]], left: Sequence[int],
+          partial: Path) -> Iterator[tuple[int, list[Annotated]]]:
+    if work.model is not None:
+        view = View.of(Checkpoint.open(work.model))
+        needed = ROOM + 4 * max(sum(math.prod(record.shape) for record in view.layer_records(index).values())
+                                for index in range(view.spec.layers))
+        if needed > free_ram_bytes():
+            raise ResourceError(f"a layer of {work.model} and the graph take {human_bytes(needed)} of memory, "
+                                f"{human_bytes(free_ram_bytes())} are free; give a smaller model, or none")
+    lookup = Lookup(graph)
+    with _deciding(work.model, graph, work.device, partial) as decider:
+        for number in left:
+            yield number, annotate_group(groups[number], graph, lookup, work.tasks, decider, work.model or "")
+
+
+def _there(cluster: Cluster, work: Work, groups: Sequence[Sequence[Path]],
+           left: Sequence[int]) -> Iterator[tuple[int, list[Annotated] | Failure]]:
+    shared = [Bundle.of(one) for one in (*work.graph, work.model, work.smaller)
+              if one is not None and one != NO_MODEL and not (one == EMBEDDED and one in work.graph and one != work.model)]
+    needs = {one: memory_of(one) for one in (work.model, work.smaller) if one is not None}
+    least = needs[work.smaller] if work.smaller is not None else memory_of(work.model)
+    for number in left:
+        tables = [str(path) for path in groups[number]]
+        cluster.submit(number, annotate_there, (tables, work, needs), [*shared, *map(Bundle.of, tables)], least)
+    waiting = set(left)
+    while waiting:
+        for number, found in cluster.finished():
+            waiting.discard(number)
+            yield number, found
+
+
+def annotate_there(tables: Sequence[str], work: Work, needs: Mapping[str, int], places: Mapping[str, str],
+                   folder: Path) -> list[Annotated]:
+    """A job on a worker, with the model that it has memory for."""
+    model = work.model
+    if work.smaller is not None and model is not None:
+        offered = library().get_worker().state.total_resources.get(MEMORY, 0)
+        model = model if offered >= needs[model] else work.smaller
+    sources = [EMBEDDED if one == EMBEDDED else places.get(one, one) for one in work.graph]
+    with contextlib.closing(open_sources(sources, folder / "graphs", lambda _line: None)) as graph, \
+            _deciding(None if model is None else places.get(model, model), graph, work.device, folder) as decider:
+        return annotate_group([Path(places.get(one, one)) for one in tables], graph, Lookup(graph), work.tasks, decider,
+                              model or "")
+
+
+# -- the result -------------------------------------------------------------------------------------------------------
+
+def _publish(work: Work, graph: Graph, paths: Sequence[Path], result: Path, out: Path) -> Annotations:
+    """Join the jobs' results into the submission and give it its name."""
+    found = Annotations(out, len(paths), dict.fromkeys(work.tasks, 0), graph_notes=list(graph.facts["notes"]))
+    models: Counter[str] = Counter()
+    draft = result.with_name("submission")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    with contextlib.ExitStack() as stack:
+        def opened(name: str) -> Any:
+            return stack.enter_context((draft / name).open("w", encoding="utf-8", newline="\n"))
+
+        submissions = {task: opened(f"{task}.csv") for task in work.tasks}
+        kept = opened("annotations.jsonl")
+        for part in sorted(result.glob("job-*.jsonl")):
+            with part.open(encoding="utf-8") as file:
+                for line in file:
+                    entry = json.loads(line)
+                    if "task" not in entry:
+                        if entry["error"]:
+                            found.failed[entry["table"]] = entry["error"]
+                        else:
+                            models[entry["model"] or NO_MODEL] += 1
+                        if entry["notes"]:
+                            found.notes[entry["table"]] = entry["notes"]
+                        continue
+                    kept.write(line)
+                    place = ",".join(map(str, entry["place"]))
+                    submissions[entry["task"]].write(f"{_quoted(entry['table'])},{place},{_quoted(entry['chosen'])}\n")
+                    found.answers[entry["task"]] += 1
+    found.models = dict(sorted(models.items()))
+    write_json(draft / "tables.json", {
+        "version": __version__, "graph": {name: graph.facts[name] for name in ("sources", "key", "entities", "labels",
+                                                                               "statements", "notes")},
+        "tables": found.tables, "answers": found.answers, "models": found.models, "failed": found.failed,
+        "notes": found.notes})
+    draft.replace(out)
+    return found
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n') else text

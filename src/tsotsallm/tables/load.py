@@ -1,0 +1,339 @@
+"""Loading a graph: RDF into an embedded store, labels of RDF or of label files into an index of trigrams."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from tsotsallm.errors import MissingExtraError, TablesError
+from tsotsallm.store import key_of
+from tsotsallm.tables.words import normalise
+
+FORMAT = 3
+"""Raised when what is kept of a graph changes, so that it is loaded anew."""
+RDF = {".ttl", ".nt", ".nq", ".trig", ".rdf", ".owl", ".n3", ".xml"}
+_SKOS, _SCHEMA, _FOAF = "http://www.w3.org/2004/02/skos/core#", "http://schema.org/", "http://xmlns.com/foaf/0.1/"
+_RDFS, _OWL = "http://www.w3.org/2000/01/rdf-schema#", "http://www.w3.org/2002/07/owl#"
+_WIKIDATA, _RDFNS = "http://www.wikidata.org/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+LABELS = (f"{_RDFS}label", f"{_SKOS}prefLabel", f"{_SCHEMA}name", f"{_FOAF}name")
+ALIASES = (f"{_SKOS}altLabel", f"{_SKOS}hiddenLabel", f"{_SCHEMA}alternateName", f"{_FOAF}nick")
+DESCRIPTIONS = (f"{_SCHEMA}description", f"{_RDFS}comment", f"{_SKOS}definition", "http://purl.org/dc/terms/description")
+SENTENCE = "urn:tsotsallm:sentence"
+"""Annotation of a property: how it is said, with {s} and {o}, for a model that is asked."""
+TYPING = (f"{_RDFNS}type", f"{_WIKIDATA}prop/direct/P31")
+SUBCLASS = (f"{_RDFS}subClassOf", f"{_WIKIDATA}prop/direct/P279")
+_CLASSES = (f"{_OWL}Class", f"{_RDFS}Class", f"{_RDFS}Datatype")
+_PROPERTIES = (f"{_RDFNS}Property", f"{_OWL}ObjectProperty", f"{_OWL}DatatypeProperty", f"{_OWL}AnnotationProperty")
+LANGUAGES = ("en", "", "fr")
+SAMPLE = 400
+"""Statements of a property that its signature is taken from."""
+ROWS = 20_000
+_TABLES = """
+CREATE TABLE entity (id INTEGER PRIMARY KEY, iri TEXT UNIQUE, kind TEXT NOT NULL DEFAULT 'entity');
+CREATE TABLE label (id INTEGER PRIMARY KEY, entity INTEGER, text TEXT, normal TEXT, alias INTEGER, rank INTEGER);
+CREATE TABLE description (id INTEGER PRIMARY KEY, entity INTEGER, text TEXT);
+CREATE TABLE sentence (id INTEGER PRIMARY KEY, entity INTEGER, text TEXT);
+CREATE TABLE signature (id INTEGER PRIMARY KEY, property INTEGER, subject TEXT, object TEXT, count INTEGER);
+CREATE VIRTUAL TABLE trigram USING fts5 (normal, content='', detail='none', columnsize=0,
+                                         tokenize='trigram case_sensitive 1');
+CREATE VIRTUAL TABLE frequency USING fts5vocab ('trigram', 'row');
+"""
+
+
+@dataclass
+class Loaded:
+    """What a graph holds."""
+
+    entities: int = 0
+    labels: int = 0
+    statements: int = 0
+    notes: list[str] = field(default_factory=list)
+    typing: tuple[str, ...] = TYPING
+    subclass: tuple[str, ...] = SUBCLASS
+    ignored: tuple[str, ...] = (*LABELS, *ALIASES, *DESCRIPTIONS, SENTENCE, *SUBCLASS)
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def library() -> Any:
+    """pyoxigraph, or an error that says how to get it."""
+    try:
+        import pyoxigraph
+    except ImportError:
+        raise MissingExtraError("pyoxigraph", "tables", "a graph in RDF") from None
+    return pyoxigraph
+
+
+def key_of_sources(paths: Sequence[Path]) -> str:
+    """A name for what some files hold, whatever their names are."""
+    hashes = []
+    for path in paths:
+        with path.open("rb") as file:
+            hashes.append((hashlib.file_digest(file, "sha256").hexdigest(), _suffix(path)))
+    return key_of([FORMAT, hashes])
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None]) -> Loaded:
+    """Write the store and the index of labels of some files into a folder."""
+    loaded = Loaded()
+    rdf_files = [path for path in paths if _suffix(path) in RDF]
+    index = sqlite3.connect(folder / "labels.sqlite")
+    index.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000; {_TABLES}")
+    names = _Names(index)
+    if rdf_files:
+        store = library().Store(str(folder / "store"))
+        for path in rdf_files:
+            say(f"loading {path.name}")
+            _bulk_load(store, path)
+        store.flush()
+        loaded.statements = len(store)
+        if not loaded.statements:
+            raise TablesError(f"{rdf_files[0].name} holds no statement; give a graph with some")
+        say("indexing labels")
+        _labels_of_store(store, names, loaded)
+        _signatures(store, index, names)
+        del store
+    for path in paths:
+        if path not in rdf_files:
+            _labels_of_file(path, names)
+    names.finish()
+    loaded.labels, loaded.entities = names.labels, names.entities
+    if not loaded.labels:
+        raise TablesError(f"{paths[0].name} holds no label; cells are found by rdfs:label, skos:prefLabel, schema:name or "
+                          "foaf:name")
+    if not rdf_files:
+        loaded.notes.append("labels alone: no types and no relations, so that columns get no type and pairs no "
+                            "property from the graph, and equal names are not told apart by their neighbourhood")
+    index.execute("CREATE INDEX by_normal ON label (normal)")
+    index.execute("CREATE INDEX by_entity ON label (entity)")
+    index.execute("CREATE INDEX description_of ON description (entity)")
+    index.execute("INSERT INTO trigram (trigram) VALUES ('optimize')")
+    index.commit()
+    index.close()
+    return loaded
+
+
+class _Names:
+    """Adds entities and labels to the index, some thousands at a time."""
+
+    def __init__(self, index: sqlite3.Connection) -> None:
+        self.index = index
+        self.labels = 0
+        self._rows: list[tuple[int, int, str, str, int, int]] = []
+
+    @property
+    def entities(self) -> int:
+        return int(self.index.execute("SELECT COUNT(*) FROM entity").fetchone()[0])
+
+    def number(self, iri: str, kind: str | None = None) -> int:
+        row = self.index.execute("SELECT id FROM entity WHERE iri = ?", (iri,)).fetchone()
+        if row is None:
+            number = int(self.index.execute("INSERT INTO entity (iri, kind) VALUES (?, ?)",
+                                            (iri, kind or "entity")).lastrowid or 0)
+        else:
+            number = int(row[0])
+            if kind is not None:
+                self.index.execute("UPDATE entity SET kind = ? WHERE id = ?", (kind, number))
+        return number
+
+    def add(self, iri: str, text: str, *, alias: bool = False, rank: int = 0, kind: str | None = None) -> None:
+        if not (normal := normalise(text)):
+            return
+        self.labels += 1
+        self._rows.append((self.labels, self.number(iri, kind), text, normal, int(alias), rank))
+        if len(self._rows) >= ROWS:
+            self.finish()
+
+    def add_text(self, table: str, iri: str, text: str) -> None:
+        self.index.execute(f"INSERT INTO {table} (entity, text) VALUES (?, ?)", (self.number(iri), text))
+
+    def finish(self) -> None:
+        self.index.executemany("INSERT INTO label VALUES (?, ?, ?, ?, ?, ?)", self._rows)
+        self.index.executemany("INSERT INTO trigram (rowid, normal) VALUES (?, ?)",
+                               [(number, normal) for number, _, _, normal, _, _ in self._rows if len(normal) >= 3])
+        self._rows.clear()
+
+
+# -- RDF --------------------------------------------------------------------------------------------------------------
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _bulk_load(store: Any, path: Path) -> None:
+    rdf = library()
+    chosen = rdf.RdfFormat.from_extension(_suffix(path)[1:]) or rdf.RdfFormat.RDF_XML
+    try:
+        with _open(path) as file:
+            store.bulk_load(input=file, format=chosen, base_iri=f"urn:tsotsallm:{path.name}")
+    except SyntaxError as error:
+        raise TablesError(f"{path.name}, line {error.lineno} is not valid {chosen.name} ({error.msg}); correct it there, or "
+                          "give the file the suffix of its format") from None
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise TablesError(f"{path.name} cannot be read as {chosen.name} ({error}); convert it first") from None
+
+
+def _quads(store: Any, predicate: str) -> Iterator[Any]:
+    rdf = library()
+    return (quad for quad in store.quads_for_pattern(None, rdf.NamedNode(predicate), None)
+            if isinstance(quad.subject, rdf.NamedNode))
+
+
+def _labels_of_store(store: Any, names: _Names, loaded: Loaded) -> None:
+    rdf = library()
+    for predicate in TYPING[:1]:
+        for kinds, kind in ((_CLASSES, "class"), (_PROPERTIES, "property")):
+            for one in kinds:
+                for quad in store.quads_for_pattern(None, rdf.NamedNode(predicate), rdf.NamedNode(one)):
+                    if isinstance(quad.subject, rdf.NamedNode):
+                        names.number(quad.subject.value, kind)
+    for predicates, alias in ((LABELS, False), (ALIASES, True)):
+        for predicate in predicates:
+            for quad in _quads(store, predicate):
+                if isinstance(quad.object, rdf.Literal):
+                    language = (quad.object.language or "").partition("-")[0]
+                    rank = LANGUAGES.index(language) if language in LANGUAGES else len(LANGUAGES)
+                    names.add(quad.subject.value, quad.object.value, alias=alias, rank=rank)
+    for predicate in (*DESCRIPTIONS, SENTENCE):
+        for quad in _quads(store, predicate):
+            if isinstance(quad.object, rdf.Literal):
+                names.add_text("sentence" if predicate == SENTENCE else "description", quad.subject.value, quad.object.value)
+    if not names.labels:
+        loaded.notes.append("the graph has no labels: the last part of every address serves as one")
+        for quad in store:
+            if isinstance(quad.subject, rdf.NamedNode):
+                iri = quad.subject.value
+                if names.index.execute("SELECT 1 FROM entity WHERE iri = ?", (iri,)).fetchone() is None:
+                    names.add(iri, label_from_address(iri))
+
+
+def label_from_address(iri: str) -> str:
+    """http://dbpedia.org/resource/New_York_(state) -> New York (state)."""
+    from urllib.parse import unquote
+
+    return unquote(re.split(r"[/#]", iri.rstrip("/#"))[-1]).replace("_", " ")
+
+
+def _signatures(store: Any, index: sqlite3.Connection, names: _Names) -> None:
+    """Types that every property joins, of some statements of it, so that properties can be proposed for types."""
+    rdf = library()
+    counted = store.query("SELECT ?p (COUNT(*) AS ?n) WHERE { ?s ?p ?o } GROUP BY ?p")
+    skipped = {*LABELS, *ALIASES, *DESCRIPTIONS, SENTENCE, *TYPING, *SUBCLASS}
+    total = {row["p"].value: int(row["n"].value) for row in counted}
+
+    def types(node: Any) -> list[str]:
+        return [quad.object.value for predicate in TYPING
+                for quad in store.quads_for_pattern(node, rdf.NamedNode(predicate), None)
+                if isinstance(quad.object, rdf.NamedNode)]
+
+    for predicate in sorted(set(total) - skipped):
+        number = names.number(predicate, "property")
+        found: dict[tuple[str, str], int] = {}
+        read = 0
+        for quad in store.quads_for_pattern(None, rdf.NamedNode(predicate), None):
+            if read >= SAMPLE:
+                break
+            read += 1
+            if isinstance(quad.subject, rdf.NamedNode):
+                things = types(quad.object) if isinstance(quad.object, rdf.NamedNode) else [""]
+                for pair in ((subject, thing) for subject in types(quad.subject) for thing in things):
+                    found[pair] = found.get(pair, 0) + 1
+        index.executemany("INSERT INTO signature (property, subject, object, count) VALUES (?, ?, ?, ?)",
+                          [(number, *pair, count * total[predicate] // max(read, 1))
+                           for pair, count in sorted(found.items())])
+
+
+# -- label files ------------------------------------------------------------------------------------------------------
+
+def full_address(name: str) -> tuple[str, str]:
+    """Address and kind of an identifier: Q42 and P31 are Wikidata's, anything else stays as it is."""
+    if re.fullmatch(r"Q\d+", name):
+        return f"{_WIKIDATA}entity/{name}", "entity"
+    if re.fullmatch(r"P\d+", name):
+        return f"{_WIKIDATA}prop/direct/{name}", "property"
+    return name, "entity"
+
+
+def _labels_of_file(path: Path, names: _Names) -> None:
+    try:
+        for identifier, labels, description, kind in _entries(path):
+            iri, usual = full_address(identifier)
+            for place, text in enumerate(labels):
+                names.add(iri, text, alias=place > 0, rank=place, kind=kind or (usual if usual != "entity" else None))
+            if description:
+                names.add_text("description", iri, description)
+    except UnicodeDecodeError as error:
+        raise TablesError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start}); convert it "
+                          "first") from None
+
+
+def _entries(path: Path) -> Iterator[tuple[str, list[str], str, str | None]]:
+    """(identifier, labels, description, kind) of every entry of a label file."""
+    kind = _suffix(path)
+    if kind == ".json":
+        try:
+            with _open(path) as file:
+                content = json.load(file)
+        except json.JSONDecodeError as error:
+            raise TablesError(f"{path.name}, line {error.lineno} is not valid JSON ({error.msg}); correct it "
+                              "there") from None
+        if not isinstance(content, dict):
+            raise TablesError(f"{path.name} holds a {type(content).__name__}; a label file maps identifiers to labels, "
+                              'such as {"Q5": "human"}')
+        for identifier, value in content.items():
+            yield _entry(path, identifier, value)
+    elif kind == ".jsonl":
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    value = json.loads(line)
+                    identifier = str(value["id"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise TablesError(f"{path.name}, line {number} is no JSON object with an id ({error}); each line "
+                                      'looks like {"id": "Q5", "label": "human"}') from None
+                yield _entry(path, identifier, value)
+    elif kind in (".csv", ".tsv", ".txt"):
+        with _open(path) as raw:
+            lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(raw))
+            yield from _rows(path, csv.reader(lines, delimiter="," if kind == ".csv" else "\t"))
+    else:
+        raise TablesError(f"{path.name} is no kind of graph that is known: RDF ends in {', '.join(sorted(RDF))}, label "
+                          "files in .json, .jsonl, .csv or .tsv (each also with .gz)")
+
+
+def _rows(path: Path, rows: Iterable[list[str]]) -> Iterator[tuple[str, list[str], str, str | None]]:
+    for number, row in enumerate(rows, 1):
+        if number == 1 and row[:1] and row[0].strip().lower() in ("id", "entity", "uri", "iri", "qid"):
+            continue
+        if not any(row):
+            continue
+        if len(row) < 2 or not row[0].strip() or not row[1].strip():
+            raise TablesError(f"{path.name}, line {number} is {','.join(row)[:60]!r}; each line takes identifier, label "
+                              "and, if there is one, description")
+        yield row[0].strip(), [row[1].strip()], row[2].strip() if len(row) > 2 else "", None
+
+
+def _entry(path: Path, identifier: str, value: Any) -> tuple[str, list[str], str, str | None]:
+    if isinstance(value, str):
+        return identifier, [value], "", None
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return identifier, value, "", None
+    if isinstance(value, dict) and isinstance(value.get("label"), str):
+        aliases = value.get("aliases", [])
+        return identifier, [value["label"], *(aliases if isinstance(aliases, list) else [aliases])], str(
+            value.get("description") or ""), "property" if value.get("kind") == "property" else None
+    raise TablesError(f"{path.name}: the entry of {identifier!r} is {str(value)[:60]!r}; it takes a label, a list of "
+                      'labels, or {"label": ..., "aliases": [...], "description": ...}')
