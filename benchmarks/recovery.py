@@ -107,13 +107,13 @@ class Bench:
             layers = {"mode": "layers", "steps": self.asked.steps, "batch": 4, "window": 256, "samples": 200,
                       "learning_rate": 0.0005, "seed": seed}
             out = self.compress("layers", [*LOSING, {"distill": layers}], seed)
-            spent = json.loads((out / "tsotsallm.json").read_text())["training"][0]["samples"]
-            seconds.append(sum(one["elapsed_s"] for one in spent))
+            spent = json.loads((out / "training-1-distill.json").read_text())["samples"]
+            seconds.append(sum(one["curve"]["elapsed_s"] for one in spent))
             rows.setdefault("distill: layers", []).append(self.loss(out))
             adapt = {"rank": 8, "targets": ["all"], "batch": 8, "window": 256, "learning_rate": 0.001, "held_out": 0.005,
                      "seed": seed}
             trial = self.compress("trial", [*LOSING, {"adapt": adapt | {"steps": 10, "validate_every": 10}}], seed)
-            ten = json.loads((trial / "tsotsallm.json").read_text())["training"][0]["samples"][0]["elapsed_s"]
+            ten = json.loads((trial / "training-1-adapt.json").read_text())["samples"][0]["curve"]["elapsed_s"]
             steps = max(10, round(10 * seconds[-1] / ten))
             out = self.compress("lora", [*LOSING, {"adapt": adapt | {"steps": steps, "validate_every": steps}}], seed)
             rows.setdefault(f"adapt, about {steps} steps", []).append(self.loss(out))

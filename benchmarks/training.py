@@ -53,10 +53,10 @@ def main() -> None:
                                capture_output=True, text=True, check=False)
         if found.returncode:
             sys.exit(found.stderr)
-        summary = json.loads((out / "tsotsallm.json").read_text())["training"][0]["samples"][0]
+        curve = json.loads((out / "training-1-adapt.json").read_text())["samples"][0]["curve"]
         peak = int(found.stdout.split()[-1]) / 1e9
-        print(f"{name:16} peak {peak:.3f} GB, {summary['elapsed_s']} s for {asked.steps} steps of {asked.batch} x "
-              f"{asked.window} tokens and 2 looks, loss {summary['held_out_loss_before']:.3f}", flush=True)
+        print(f"{name:16} peak {peak:.3f} GB, {curve['elapsed_s']:.1f} s for {asked.steps} steps of {asked.batch} x "
+              f"{asked.window} tokens and 2 looks, loss {curve['held_out'][0][1]:.3f}", flush=True)
     shutil.rmtree(asked.work)
 
 

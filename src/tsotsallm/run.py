@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,7 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
     written = Checkpoint(out)
     return Result(out, forecast.parameters, forecast.result_parameters, checkpoint.weight_bytes, written.weight_bytes,
                   round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages,
-                  (written.provenance or {})["training"], forecast.warnings)
+                  _trained(out, len((written.provenance or {})["training"])), forecast.warnings)
 
 
 class _Job:
@@ -566,14 +567,20 @@ def _names(one: Sweep, separator: str) -> str:
     return separator.join(stage.name for stage in one.stages) or "copy"
 
 
-def _summary(trained: dict[str, Any]) -> dict[str, Any]:
-    """What a training did, without its curves."""
+def _trained(out: Path, count: int) -> list[dict[str, Any]]:
+    """What the trainings of a result did and how long they took, from the files with their curves."""
+    files = (next(out.glob(f"training-{number}-*.json")) for number in range(1, count + 1))
+    return [_summary(json.loads(path.read_text("utf-8")), timed=True) for path in files]
+
+
+def _summary(trained: dict[str, Any], *, timed: bool = False) -> dict[str, Any]:
+    """What a training did, without its curves; seconds only with `timed`, since a repeated run takes others."""
     def of(one: dict[str, Any]) -> dict[str, Any]:
         curve = Curve.from_plain(one["curve"])
         where = {"layer": one["layer"]} if "layer" in one else {"samples": one["training"]}
         return {"source": one["source"], **where, "steps": len(curve.loss), "best_step": curve.best_step,
                 "held_out_loss_before": curve.held_out[0][1], "held_out_loss": curve.best, "stopped": curve.stopped,
-                "elapsed_s": round(curve.elapsed_s, 1)}
+                **({"elapsed_s": round(curve.elapsed_s, 1)} if timed else {})}
     return trained | {"samples": [of(one) for one in trained["samples"]]}
 
 

@@ -84,11 +84,14 @@ def verdict_markdown(trials: Sequence[Trial], size: str = "bytes") -> str:
              "|---|---|---|---|---|---|---|"]
     for one in verdicts(trials, size):
         span = show(one.smallest) if one.smallest == one.largest else f"{show(one.smallest)} to {show(one.largest)}"
-        rival = "none was tried" if one.rival is None else f"{one.rival.name} ({one.rival_approach})"
-        rival_loss = "" if one.rival is None else f"{_loss(one.rival):.4f} ± {_error(one.rival):.4f}"
+        def named(trial: Trial, approach: str) -> str:
+            return f"{trial.name} ({approach}; {show(float(trial.measure(size) or 0))})"
+
+        rival = "none was tried" if one.rival is None else named(one.rival, one.rival_approach)
+        rival_loss = "" if one.rival is None else f"{_loss(one.rival):.3g} ± {_error(one.rival):.1g}"
         perplexity = one.trial.measure("perplexity")
         sure = "" if one.rival is None else "yes" if one.sure else "no"
-        lines.append(f"| {span} | {one.trial.name} ({one.approach}) | {_loss(one.trial):.4f} ± {_error(one.trial):.4f} | "
+        lines.append(f"| {span} | {named(one.trial, one.approach)} | {_loss(one.trial):.3g} ± {_error(one.trial):.1g} | "
                      f"{perplexity:.3f} | {rival} | {rival_loss} | {sure} |")
     return "\n".join(lines)
 

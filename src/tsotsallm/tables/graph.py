@@ -211,7 +211,9 @@ def open_graph(sources: Sequence[str | Path], root: Path, say: Callable[[str], N
     if not (folder / FACTS).exists():
         _load(paths, key, folder, say)
     os.utime(folder)
-    return Graph(folder)
+    found = Graph(folder)
+    found.facts["sources"] = [path.name for path in paths]      # the same content may have been loaded by another name
+    return found
 
 
 def _load(paths: Sequence[Path], key: str, folder: Path, say: Callable[[str], None]) -> None:
