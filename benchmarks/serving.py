@@ -30,9 +30,10 @@ PROMPTS = ("Question: Where was Ada born? Answer:", "The town of", "Once upon a 
 
 DIRECT = """
 import sys, threading, time
+from pathlib import Path
 from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.speaking import Question, Sampling
-path, slots, seconds, tokens = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+path, slots, seconds, tokens = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 engine, made = Llama(path, slots=slots), []
 engine.speak(Question("The", 2), lambda piece: False)
 end = time.monotonic() + seconds

@@ -29,7 +29,7 @@ import xllamacpp
 parser = argparse.ArgumentParser()
 for name in ("model", "host", "cache-type-k", "cache-type-v", "flash-attn", "lora"):
     parser.add_argument("--" + name)
-for name in ("ctx-size", "parallel", "port", "threads"):
+for name in ("ctx-size", "parallel", "port", "threads", "cache-ram"):
     parser.add_argument("--" + name, type=int)
 parser.add_argument("--no-warmup", action="store_true")
 told = parser.parse_args()

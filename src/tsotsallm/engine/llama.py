@@ -86,6 +86,7 @@ class Llama:
         asked = xllamacpp.CommonParams()
         asked.model.path, asked.n_ctx, asked.n_parallel = str(self.path), self.context * self.slots, self.slots
         asked.verbosity, asked.warmup, asked.fit_params, asked.api_keys = -1, False, False, [self._key]
+        asked.cache_ram_mib = 0         # else prompts that were read are kept beside the slots, up to 8 GB of them
         asked.cache_type_k = asked.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{self.kv.upper()}")
         attention = xllamacpp.llama_flash_attn_type
         asked.flash_attn_type = (attention.LLAMA_FLASH_ATTN_TYPE_ENABLED if self.kv.startswith("q") else
@@ -103,7 +104,7 @@ class Llama:
     def _options(self) -> list[str]:
         """What llama-server is told: the same as xllamacpp."""
         options = ["--model", str(self.path), "--ctx-size", str(self.context * self.slots), "--parallel", str(self.slots),
-                   "--no-warmup",
+                   "--no-warmup", "--cache-ram", "0",
                    "--cache-type-k", self.kv, "--cache-type-v", self.kv, "--flash-attn",
                    "on" if self.kv.startswith("q") else "off"]
         options += ["--threads", str(self._threads)] if self._threads is not None else []

@@ -27,6 +27,7 @@ from tsotsallm.serve.wire import Health, Refusal
 
 GRACE_S = 10
 """Seconds that answers may take to end when the service ends."""
+BACKLOG = 256
 FAULTS = {400: "What is wrong with the request", 401: "The key is missing or wrong", 403: "Asked by another site's page",
           404: "There is no such thing", 405: "Not with this method", 408: "No answer in time", 413: "The body is too large",
           429: "Too much is asked at a time"}
@@ -122,6 +123,7 @@ def listening(host: str, port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen(BACKLOG)           # who asks before the first answer can be given waits for it
     except (OSError, OverflowError) as error:
         found.close()
         raise ServeError(f"cannot listen at {host}, port {port} ({getattr(error, 'strerror', None) or error}); choose "
