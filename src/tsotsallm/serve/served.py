@@ -20,7 +20,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.engine.speakers import speaker
-from tsotsallm.engine.speaking import Answer, Piece, Question, Sampling, Speaker, Token, said
+from tsotsallm.engine.speaking import Answer, Piece, Question, Sampling, Speaker, Token, texts
 from tsotsallm.errors import ResourceError, ServeError
 from tsotsallm.evaluation.cost import check_fits, parameters_of
 from tsotsallm.evaluation.energy import Power, check_country, measure_power
@@ -86,10 +86,14 @@ def load(path: str, name: str, how: Loading) -> Served:
     _check_fits(path)
     before = rss_bytes()
     loaded = speaker(path, kv=how.kv if path.endswith(".gguf") else "f16", slots=how.slots, keep_prompt=how.keep_prompt)
-    question = Question([0, 1], 2)
-    said(loaded, question)
+
+    def speak(tokens: int) -> None:
+        for _ in texts(loaded, Question([0, 1], tokens)):       # in a thread, so that Ctrl-C is heard meanwhile
+            continue
+
+    speak(2)
     grown = rss_bytes() - before
-    power = None if how.country is None else measure_power(how.country, lambda: said(loaded, Question([0, 1], 32)), 4.0)
+    power = None if how.country is None else measure_power(how.country, lambda: speak(32), 4.0)
     facts = _facts_of_file(Path(path), loaded) if isinstance(loaded, Llama) else _facts_of_checkpoint(path)
     return Served(name=name, path=path, speaker=loaded, memory_bytes=grown if grown > 0 else None, power=power, **facts)
 
