@@ -527,10 +527,15 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": "".join(heard)})
 
 
+def _aloud(line: str) -> None:
+    """Print a line that is heard at once, in a pipe too."""
+    print(line, flush=True)
+
+
 def serve(models: Sequence[str | Path], *, port: int = 8080, host: str = "127.0.0.1", key: str | None = None, slots: int = 4,
           queue: int = 16, max_tokens: int = 1024, timeout_s: float = 300.0, max_body: str | int = "1MB", kv: str = "f16",
           prompt_cache: bool = True, country: str | None = None, studio: str | Path | None = None,
-          say: Callable[[str], None] = functools.partial(print, flush=True)) -> None:
+          say: Callable[[str], None] = _aloud) -> None:
     """Serve models over HTTP until Ctrl-C; with `studio`, a folder, its page makes models there too.
 
     An address that other computers reach needs a key. With one slot and no prompt cache, the same seed gives the same text
