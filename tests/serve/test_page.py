@@ -215,7 +215,7 @@ def test_the_studio_from_choice_to_talk(browser: Any, folder: Path, width: int, 
 def test_the_studio_fits_and_reports(browser: Any, tmp_path: Path) -> None:
     """The goal of most people: a size. What comes out has a file and a report, which opens by itself."""
     (own := tmp_path / "studio").mkdir()
-    with serving(Models(), studio=own) as address, page_at(browser, address, 1280, "/#studio") as page:
+    with serving(Models(), studio=own) as address, page_at(browser, address, 1280, "/#studio", expected=1) as page:
         page.check("#goal-bytes")
         page.fill("#bytes", "lots")
         page.click("#see-plan")
@@ -225,7 +225,7 @@ def test_the_studio_fits_and_reports(browser: Any, tmp_path: Path) -> None:
         page.fill("#minutes", "1")
         page.check("#quick")
         page.click("#start-job")
-        page.wait_for_selector('#job-state[data-state="done"]', timeout=420_000)
+        page.wait_for_selector('#job-state[data-state="done"]', timeout=900_000)
         assert (own / "embedded-9MB" / "model.gguf").stat().st_size <= 9_000_000
         with page.context.expect_page() as opened:
             page.click("#open-report")
