@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tsotsallm
-from tsotsallm.api import write_world_tables
+from tsotsallm.api.annotating import write_world_tables
 from tsotsallm.evaluation.cost import bytes_of
 from tsotsallm.tables.load import label_from_address
 from tsotsallm.tables.reading import find_tables, read_table
@@ -147,7 +147,7 @@ def workers(out: Path, count: int, tables: int, model: str | None) -> None:
     """The same tables with one worker and with several, on this machine: seconds, and whether the bytes are the same."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.cluster.computers import computers
-    from tsotsallm.api import Computers
+    from tsotsallm.api.computers import Computers
 
     out.mkdir(parents=True, exist_ok=True)
     source = out / "tables"

@@ -120,7 +120,7 @@ def main() -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     text = asked.work / "text.txt"
     random_text(text)
-    command = [sys.executable, "-m", "tsotsallm.cli", "compress", str(source), asked.recipe, "-o", str(out),
+    command = [sys.executable, "-m", "tsotsallm", "compress", str(source), asked.recipe, "-o", str(out),
                "--calibration", str(text), "--windows", str(asked.windows), "--window", str(asked.window), "--json"]
     found: dict[str, int] = {}
     stop = threading.Event()

@@ -120,7 +120,7 @@ def main() -> None:
         if asked.model is None:
             tsotsallm.to_gguf("embedded", path, verify=False)
         one, many = direct(path, 1, 10), direct(path, asked.slots, 10)
-        command = [sys.executable, "-m", "tsotsallm.cli", "serve", str(path), "--port", "0", "--slots", str(asked.slots),
+        command = [sys.executable, "-m", "tsotsallm", "serve", str(path), "--port", "0", "--slots", str(asked.slots),
                    "--queue", str(asked.queue)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
             assert service.stdout is not None

@@ -36,7 +36,7 @@ def main() -> None:
     if asked.resident:
         packed = asked.work / f"{asked.shape}-packed"
         if not packed.exists():
-            subprocess.run([sys.executable, "-m", "tsotsallm.cli", "compress", str(source), "rtn:4", "-o", str(packed),
+            subprocess.run([sys.executable, "-m", "tsotsallm", "compress", str(source), "rtn:4", "-o", str(packed),
                             "--json"], check=True, capture_output=True)
         ways += [("LoRA, resident", source, "resident"), ("QLoRA, resident", packed, "resident")]
     for name, model, engine in ways:

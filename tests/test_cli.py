@@ -14,7 +14,7 @@ import pytest
 
 
 def tsotsallm(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    found = subprocess.run([sys.executable, "-m", "tsotsallm.cli", *map(str, arguments)], capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-m", "tsotsallm", *map(str, arguments)], capture_output=True, text=True)
     if check:
         assert found.returncode == 0, found.stderr
     return found
@@ -96,7 +96,7 @@ def test_ctrl_c_and_kill_lose_at_most_a_layer(tmp_path: Path, text: Path) -> Non
              "{quantize: {bits: 4, group: 64}}]"
     common = ["--calibration", text, "--windows", 32, "--window", 128]
     tsotsallm("compress", source, recipe, "-o", tmp_path / "whole", *common)
-    command = [sys.executable, "-m", "tsotsallm.cli", "compress", str(source), recipe, "-o", str(tmp_path / "cut"),
+    command = [sys.executable, "-m", "tsotsallm", "compress", str(source), recipe, "-o", str(tmp_path / "cut"),
                *map(str, common)]
     journal = tmp_path / "cut.partial" / "journal.jsonl"
 

@@ -29,7 +29,7 @@ def test_no_space_left_is_a_clear_error_and_work_goes_on_later(small_disk: Path,
                                                                force: bool) -> None:
     source = build(tmp_path / "source", "llama3", num_hidden_layers=8, hidden_size=192, intermediate_size=512)
     out = small_disk / "out"
-    command = [sys.executable, "-m", "tsotsallm.cli", "compress", str(source), "wanda:2:4", "-o", str(out),
+    command = [sys.executable, "-m", "tsotsallm", "compress", str(source), "wanda:2:4", "-o", str(out),
                "--calibration", str(text), "--windows", "8", "--window", "64", *(["--force"] if force else [])]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 1
@@ -46,7 +46,7 @@ def test_no_space_left_is_a_clear_error_and_work_goes_on_later(small_disk: Path,
 def test_an_export_without_space_leaves_nothing_half_written(small_disk: Path, tmp_path: Path, form: str) -> None:
     source = build(tmp_path / "source", "llama3", num_hidden_layers=8, hidden_size=192, intermediate_size=512)
     out = small_disk / ("model.gguf" if form == "--gguf" else "plain")
-    found = subprocess.run([sys.executable, "-m", "tsotsallm.cli", "export", str(source), form, str(out)],
+    found = subprocess.run([sys.executable, "-m", "tsotsallm", "export", str(source), form, str(out)],
                            capture_output=True, text=True)
     assert found.returncode == 1
     assert "Traceback" not in found.stderr

@@ -14,7 +14,8 @@ from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import Forecast, make_plan, whole_spec
 from tsotsallm.recipe import Recipe
-from tsotsallm.run import Progress, Result, run
+from tsotsallm.run.run import Result, run
+from tsotsallm.run.work import Progress
 from tsotsallm.store import Store
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.training.samples import Samples
@@ -114,7 +115,7 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     corpus, samples = _texts_of(checkpoint, parsed, settings)
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     return run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
-                 scratch=None if scratch is None else Path(scratch), model_name=name, store=store,
+               scratch=None if scratch is None else Path(scratch), model_name=name, store=store,
                asked={"given": settings.source, "window": settings.window, "seed": settings.seed}, progress=progress)
 
 

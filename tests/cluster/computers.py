@@ -30,7 +30,7 @@ class Computers:
 
     def start(self, name: str, *more: str) -> subprocess.Popen[Any]:
         """A worker of one thread in a folder of its own, in the next namespace."""
-        command = [sys.executable, "-m", "tsotsallm.cli", "worker", self.address, "--name", name, "--threads", "1",
+        command = [sys.executable, "-m", "tsotsallm", "worker", self.address, "--name", name, "--threads", "1",
                    "--work", str(self.folder / name), *self.tls, *more]
         place = len(self.processes)
         if place < len(self.spaces):

@@ -16,8 +16,9 @@ import pytest
 import tsotsallm
 from tests.cluster.computers import Computers, computers
 from tests.study.test_study import spec_of
-from tsotsallm.api import Computers as Cluster_
-from tsotsallm.api import examine_on_cluster, generate_many
+from tsotsallm.api.computers import Computers as Cluster_
+from tsotsallm.api.measuring import examine_on_cluster
+from tsotsallm.api.talking import generate_many
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.worker import parse_tls
 from tsotsallm.errors import ClusterError
@@ -156,7 +157,7 @@ def test_what_does_not_fit_together_is_told(tmp_path: Path) -> None:
             (["study", "quick", "-o", str(tmp_path / "s"), "--tls-ca", "x"], "belong to --workers"),
             (["evaluate", "embedded", "--workers", "tcp://127.0.0.1:1"], "give --task"),
             (["generate", "embedded", "--workers", "tcp://127.0.0.1:1"], "--prompts FILE")):
-        found = subprocess.run([sys.executable, "-m", "tsotsallm.cli", *arguments], capture_output=True, text=True,
+        found = subprocess.run([sys.executable, "-m", "tsotsallm", *arguments], capture_output=True, text=True,
                                check=False)
         assert found.returncode in (1, 2), found
         assert message in found.stderr, found.stderr

@@ -36,7 +36,7 @@ def test_both_engines_say_the_same(file: Path) -> None:
 
 
 def test_caches_are_compared(file: Path) -> None:
-    from tsotsallm.api import evaluate_gguf
+    from tsotsallm.api.measuring import evaluate_gguf
 
     found = evaluate_gguf([file], reference="embedded", kv=("f32", "q4_0"), context=64, limit=2)
     expected = tsotsallm.evaluate("embedded", context=64, limit=2)

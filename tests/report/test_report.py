@@ -16,6 +16,7 @@ import tsotsallm
 from tests.study.test_study import spec_of
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import ReportError
+from tsotsallm.evaluation.examination import text_task
 from tsotsallm.inspection import layer_map
 from tsotsallm.study.study import open_study, run_study
 
@@ -117,7 +118,7 @@ def test_results_side_by_side(tiny: Path, text: Path, tmp_path: Path) -> None:
     page = Page(written[0])
     check_page(page, written)
     models = [tiny, tmp_path / "one", tmp_path / "two"]
-    found = tsotsallm.examine(models, [tsotsallm.api.text_task()], data=text, limit=4, reference=tiny)
+    found = tsotsallm.examine(models, [text_task()], data=text, limit=4, reference=tiny)
     for one in found.comparisons:
         numbers = [value for _, value in page.row(f"{one.task}: {one.measure}") if value is not None]
         expected = [one.scores[0].value]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,21 +15,11 @@ from tests.serve.running import Scripted, serving, until, with_scripted
 from tsotsallm.serve.guard import Rules
 from tsotsallm.serve.served import Loading, Models, load_all
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; it is in the extra [dev]")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is in the extra [dev]")
 pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
+pytestmark = pytest.mark.slow
 EXPECTED_WORDS = "Failed to load resource"
 """What Chromium says of an answer that is an error; the page tells it in words."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

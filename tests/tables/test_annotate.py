@@ -14,7 +14,7 @@ import pytest
 
 import tsotsallm
 from tests.tables.test_graph import TURTLE, made
-from tsotsallm.api import write_world_tables
+from tsotsallm.api.annotating import write_world_tables
 from tsotsallm.errors import ResumeError, TablesError
 from tsotsallm.lab.graph import BASE, gold_files, world_tables, world_turtle
 from tsotsallm.lab.world import build_world
@@ -260,7 +260,7 @@ test_a_long_table = pytest.mark.slow(test_a_long_table)
 
 def test_the_command_line(done: dict[str, Path], tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "tsotsallm.cli", *arguments], capture_output=True, text=True,
+        return subprocess.run([sys.executable, "-m", "tsotsallm", *arguments], capture_output=True, text=True,
                               check=False)
 
     source = done["source"]

@@ -144,7 +144,7 @@ class Jobs:
         extra: Mapping[str, Any] = {"start_new_session": True} if os.name != "nt" else {
             "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
         process = self._process = subprocess.Popen(
-            [sys.executable, "-m", "tsotsallm.cli", *job.arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "tsotsallm", *job.arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", env=os.environ | {PROGRESS: "1"}, **extra)
         answer: list[str] = []
         reader = threading.Thread(target=lambda: answer.append(process.stdout.read() if process.stdout else ""), daemon=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.tokens import vocabulary_bytes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError, RecipeError
 from tsotsallm.machine import bytes_from_text
@@ -31,7 +32,9 @@ from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.training.lora import Place
 
-HEADER_BYTES = 64 << 10
+HEADER_BYTES = 4 << 10
+TENSOR_BYTES = 96
+"""Of a GGUF file's header for every tensor, and what aligns it."""
 COUPLING_DAMP = 0.5
 """Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
 
@@ -43,9 +46,9 @@ def matrix_weights(spec: ModelSpec) -> int:
 
 
 def other_bytes(spec: ModelSpec, directory: Path) -> int:
-    """Bytes of a GGUF file that are not matrices: norms and biases in 32 bits, headers, about as much as the tokenizer's."""
-    tokenizer = directory / "tokenizer.json"
-    return 4 * _other_values(spec) + HEADER_BYTES + (tokenizer.stat().st_size if tokenizer.exists() else 0)
+    """Bytes of a GGUF file that are not matrices, hardly more: norms and biases in 32 bits, headers, vocabulary."""
+    tensors = 3 + sum(len(layer_shapes(spec, layer)) for layer in range(spec.layers))
+    return 4 * _other_values(spec) + HEADER_BYTES + TENSOR_BYTES * tensors + vocabulary_bytes(directory, spec.vocabulary)
 
 
 def _other_values(spec: ModelSpec) -> int:

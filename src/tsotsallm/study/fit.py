@@ -19,7 +19,7 @@ from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.export.verify import read_back
 from tsotsallm.machine import human_bytes
-from tsotsallm.run import Progress
+from tsotsallm.run.work import Progress
 from tsotsallm.stages.quantize import other_bytes
 from tsotsallm.study.budget import (
     Corrections,

@@ -25,7 +25,7 @@ from tsotsallm.evaluation.perplexity import evaluate_perplexity, evaluation_corp
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.planning import whole_spec
 from tsotsallm.recipe import Recipe
-from tsotsallm.run import Progress
+from tsotsallm.run.work import Progress
 from tsotsallm.stages.allocation import DENSE, MIXED, candidates
 from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import matrix_weights

@@ -1,0 +1,5 @@
+"""`python -m tsotsallm` is `tsotsallm`."""
+
+from tsotsallm.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Everything that the command line does, as one call each, by subject."""

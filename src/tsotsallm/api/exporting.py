@@ -1,0 +1,58 @@
+"""Models for other engines and for the hub."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, get_args
+
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine.llama import installed as llama_installed
+from tsotsallm.errors import ExportError
+from tsotsallm.export.gguf import Dense, export_gguf
+from tsotsallm.export.huggingface import export_huggingface
+from tsotsallm.export.publish import modelfile_path, write_modelfile
+from tsotsallm.export.publish import push as push_result
+from tsotsallm.export.verify import read_back, verify_gguf
+from tsotsallm.streaming.sweep import Tick, silent
+
+
+def to_huggingface(model: str | Path, out: str | Path, *, tick: Tick = silent) -> dict[str, Any]:
+    """Write a checkpoint as a plain Hugging Face one, every weight dense; returns the path and notes."""
+    return {"hf": str(out), "notes": export_huggingface(Checkpoint.open(model), Path(out), tick)}
+
+
+def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, ollama: bool = False, verify: bool = True,
+            tick: Tick = silent) -> dict[str, Any]:
+    """Write a checkpoint as GGUF; returns the paths, bytes and notes.
+
+    Weights on no grid of GGUF are written as `dense`: f16, bf16 or f32. `ollama` adds a Modelfile. With `verify` the file
+    is read back, and its log-probabilities are compared with llama.cpp's where that is installed.
+    """
+    if dense not in (None, *get_args(Dense)):
+        raise ExportError(f"--dense is {dense!r}; it takes {', '.join(get_args(Dense))}")
+    path = Path(out)
+    if path.suffix != ".gguf":
+        raise ExportError(f"{path} does not end in .gguf, as engines expect of such a file")
+    modelfile = modelfile_path(path) if ollama else None        # refused before anything is written
+    checkpoint = Checkpoint.open(model)
+    name = str(model) if "/" in str(model) and not Path(model).exists() else checkpoint.directory.resolve().name
+    found = export_gguf(checkpoint, path, dense=dense, name=name, tick=tick)    # type: ignore[arg-type]
+    answer: dict[str, Any] = {"gguf": str(path), **found.plain()}
+    answer["notes"] = list(answer["notes"])
+    if modelfile is not None:
+        answer["modelfile"] = str(write_modelfile(modelfile, path, found.adapter, checkpoint.spec.context))
+    if verify:
+        read_back(path)
+        if not llama_installed():
+            answer["notes"].append("not compared with llama.cpp, which is not installed: pip install 'tsotsallm[llama]'")
+        else:
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                states = Path(scratch) / "states.f32"
+                answer["verified"] = verify_gguf(path, checkpoint, states, adapter=found.adapter).plain()
+    return answer
+
+
+def push(result: str | Path, repository: str, *, upload: bool = False, public: bool = False) -> dict[str, Any]:
+    """Upload a result to the hub; a dry run unless `upload`."""
+    return push_result(Path(result), repository, upload=upload, public=public)

@@ -1,0 +1,88 @@
+"""Texts that models write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+from tsotsallm.api.computers import Computers
+from tsotsallm.cluster.generation import continuations_on
+from tsotsallm.engine.llama import CacheType
+from tsotsallm.engine.speakers import continuations, speaker
+from tsotsallm.engine.speaking import Question, Sampling
+from tsotsallm.engine.speaking import texts as texts_of
+from tsotsallm.errors import CheckpointError, TsotsallmError
+from tsotsallm.streaming import corpus as texts
+
+PART = 16
+"""Prompts that are continued in one job."""
+
+
+def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, tokens: int = 64, temperature: float = 0.0,
+                  top_p: float = 1.0, top_k: int = 0, seed: int = 0, workers: Computers | None = None,
+                  say: Callable[[str], None] = print) -> int:
+    """Continue every line of a file; a JSON line for each goes to `out`, in their order. The number of lines.
+
+    What an interrupted attempt wrote is not done again.
+    """
+    lines = texts.read_text(prompts).splitlines()
+    if not any(lines):
+        raise TsotsallmError(f"{prompts} holds no prompts; give a text file with one a line")
+    path, sampling = Path(out), Sampling(temperature, top_p, top_k, seed)
+    begun = path.read_text("utf-8").splitlines() if path.exists() else []
+    done = [json.loads(line) for line in begun]
+    if [one.get("prompt") for one in done] != lines[:len(done)]:
+        raise TsotsallmError(f"{path} holds answers to other prompts; choose another name with -o, or delete it first")
+    left = lines[len(done):]
+    parts = [left[first:first + PART] for first in range(0, len(left), PART)]
+    ready: dict[int, list[str]] = {}
+    written = 0
+    with contextlib.ExitStack() as stack:
+        if workers is None:
+            found: Iterator[tuple[int, list[str]]] = (
+                (number, continuations(str(model), part, tokens, sampling)) for number, part in enumerate(parts))
+        else:
+            found = continuations_on(stack.enter_context(workers.cluster(say)), str(model), parts, tokens, sampling)
+        for number, answers in found:
+            ready[number] = answers
+            while written in ready:
+                with path.open("a", encoding="utf-8") as file:
+                    for prompt, answer in zip(parts[written], ready.pop(written), strict=True):
+                        file.write(json.dumps({"prompt": prompt, "text": answer}, ensure_ascii=False) + "\n")
+                written += 1
+                say(f"{len(done) + sum(map(len, parts[:written]))} of {len(lines)} prompts")
+    return len(lines)
+
+
+def generate(model: str | Path, prompt: str, *, tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0,
+             top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None) -> Iterator[str]:
+    """The pieces of a text's continuation as they come: GGUF files in llama.cpp, checkpoints in transformers."""
+    if tokens < 1:
+        raise TsotsallmError(f"{tokens} new tokens cannot be written; ask for 1 or more")
+    question = Question(prompt, tokens, Sampling(temperature, top_p, top_k, seed))
+    return texts_of(speaker(model, kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter)), question)
+
+
+class Conversation:
+    """Questions and answers one after another, with one model."""
+
+    def __init__(self, model: str | Path, *, tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
+                 top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None) -> None:
+        self.messages: list[dict[str, str]] = []
+        self.tokens, self.sampling = tokens, Sampling(temperature, top_p, top_k, seed)
+        self.speaker = speaker(model, kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter))
+        if not self.speaker.converses:
+            raise CheckpointError(f"{model} has no chat template: it completes text, but does not converse; use "
+                                  "`tsotsallm generate`")
+
+    def answer(self, question: str) -> Iterator[str]:
+        """Yield the pieces of the answer; both become part of the conversation."""
+        self.messages.append({"role": "user", "content": question})
+        heard: list[str] = []
+        for piece in texts_of(self.speaker, Question(tuple(self.messages), self.tokens, self.sampling)):
+            heard.append(piece)
+            yield piece
+        self.messages.append({"role": "assistant", "content": "".join(heard)})
