@@ -11,7 +11,8 @@ import pytest
 
 ORDER = ["errors", "machine", "numerics", "checkpoint", "engine", "lab", "streaming", "training", "stages", "recipes",
          "tasks", "recipe", "planning", "journal", "store", "run", "compression", "inspection",
-         "evaluation", "cluster", "analysis", "export", "study", "tables", "report", "serve", "api", "console", "cli"]
+         "evaluation", "cluster", "analysis", "export", "study", "tables", "report", "serve", "api",
+         "console", "cli", "__main__"]
 ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
 
 

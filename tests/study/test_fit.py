@@ -35,7 +35,7 @@ from tsotsallm.study.budget import (
     structures,
 )
 from tsotsallm.study.fit import Target, fit, target_of
-from tsotsallm.study.units import Settings
+from tsotsallm.study.units import Mixture, Settings
 
 pytest.importorskip("gguf", reason="gguf is in the extra [gguf]")
 
@@ -142,6 +142,8 @@ def test_a_fit_is_within_its_budget_and_measures_what_it_says(model: Path, text:
     found = fit(str(model), Target(budget), tmp_path / "out", settings(text), lines.append)
     assert found.gguf.stat().st_size == found.best.bytes <= budget
     assert found.best.measured == min(one.measured for one in found.rounds)
+    assert [one.windows for one in found.rounds] == [4] * (len(found.rounds) - 1) + [16]    # the best, with more text
+    assert found.rounds[-1].structure == min(found.rounds[:-1], key=lambda one: one.measured).structure
     content = json.loads((tmp_path / "out" / "fit.json").read_text("utf-8"))
     assert content["best"]["measured"] == found.best.measured
     assert not (tmp_path / "out" / "work").exists()
@@ -151,6 +153,13 @@ def test_a_fit_is_within_its_budget_and_measures_what_it_says(model: Path, text:
     assert again.kl == pytest.approx(found.best.measured, rel=1e-4)
     assert math.isclose(found.evaluation["kl"], again.kl, rel_tol=1e-6)
     assert any("round 0" in line and "predicted" in line for line in lines)
+
+
+def test_the_best_is_not_made_again_where_time_is_short(model: Path, text: Path, tmp_path: Path) -> None:
+    budget = 64 * 1024 + (model / "tokenizer.json").stat().st_size + 70_000
+    for name, how in (("late", settings(text, minutes=0.0)), ("quick", settings(text, quick=True))):
+        found = fit(str(model), Target(budget), tmp_path / name, how, lambda _line: None)
+        assert {one.windows for one in found.rounds} == {4}
 
 
 def test_a_smaller_vocabulary_costs_what_the_text_costs_more(tmp_path: Path) -> None:
@@ -194,7 +203,7 @@ def test_an_interrupted_fit_takes_over_what_was_measured(model: Path, text: Path
 def test_budgets_that_cannot_be_met_say_the_smallest_that_can(model: Path, text: Path, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     measured = units(whole_spec(Checkpoint.open(model)))
-    monkeypatch.setattr(measuring.Bench, "measure", lambda _bench, speed: (measured, []))
+    monkeypatch.setattr(measuring.Bench, "measure", lambda _bench, speed: (measured, Mixture(0.1, 0.1, 1.0)))
     with pytest.raises(StudyError, match=r"budget is 1 kB, but the smallest that this model can become here takes \d+"):
         fit(str(model), Target(1000), tmp_path / "out", settings(text), lambda _line: None)
     with pytest.raises(StudyError, match="one of them"):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def print_fit(found: Fitted, answers: Examination | None) -> None:
     from tsotsallm.machine import human_bytes, human_seconds
 
-    table("Rounds", ["round", "structure", "predicted KL", "measured KL", "file", "tokens/s"], [
-        [str(one.number), one.structure, f"{one.predicted:.4f}", f"{one.measured:.4f} ± {one.error:.4f}",
+    table("Rounds", ["round", "structure", "windows", "predicted KL", "measured KL", "file", "tokens/s"], [
+        [str(one.number), one.structure, str(one.windows), f"{one.predicted:.4f}", f"{one.measured:.4f} ± {one.error:.4f}",
          human_bytes(one.bytes), "" if one.decode_tokens_per_s is None else f"{one.decode_tokens_per_s:.1f}"]
         for one in found.rounds])
     best = found.best

@@ -33,15 +33,16 @@ def fit_document(folder: Path, examinations: Sequence[Examination], samples: Sam
 
 def _rounds(fit: Mapping[str, Any]) -> list[Block]:
     rounds, best = fit["rounds"], fit["best"]["number"]
-    rows = [[f"{one['number']}: {one['structure']}", Number.of(one["predicted"]),
+    rows = [[f"{one['number']}: {one['structure']}", Number.of(one["windows"], ".0f"), Number.of(one["predicted"]),
              Number.of(one["measured"], error=one["error"]),
              Number.of(one["measured_structure"]), Number.of(one["bytes"], ",.0f"),
              Number.of(one["predicted_tokens_per_s"], ".1f"), Number.of(one["decode_tokens_per_s"], ".1f"),
              Number.of(one["seconds"], ".0f")] for one in rounds]
     speed = any(one["decode_tokens_per_s"] for one in rounds)
-    header = ["round", "predicted", "measured", "of which structure", "bytes", "tokens/s predicted", "measured", "seconds"]
+    header = ["round", "windows", "predicted", "measured", "of which structure", "bytes", "tokens/s predicted", "measured",
+              "seconds"]
     if not speed:
-        rows, header = [[*row[:5], row[7]] for row in rows], [*header[:5], header[7]]
+        rows, header = [[*row[:6], row[8]] for row in rows], [*header[:6], header[8]]
     off = fit["corrections"]
     return [drawings.predictions("rounds", rounds, "Loss that was expected of each candidate, and that it has, on held-out "
                                  "text."),

@@ -37,7 +37,7 @@ from tsotsallm.study.budget import Measured, Structure
 
 HELD_OUT = 0.15
 """Share of the calibration text that candidates are compared on, and that nothing is calibrated on."""
-WIDTHS = (0.25, 1 / 3, 0.5)
+WIDTHS = (0.125, 0.25, 1 / 3, 0.5)
 VOCABULARIES = (0.75, 0.5, 0.25)
 """Shares of the tokens that the texts need."""
 HOPELESS = 2.0
@@ -72,6 +72,15 @@ class Settings:
     def rounding(self) -> dict[str, Any]:
         """Options of `quantize` for every candidate."""
         return {"couple": False, "passes": 0} if self.quick else {}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The first model built: every matrix on a grid of its own. The loss predicted and measured, and what it took."""
+
+    predicted: float
+    measured: float
+    seconds: float
 
 
 class Original:
@@ -146,12 +155,13 @@ class Bench:
 
     # -- making and comparing -----------------------------------------------------------------------------------------
 
-    def compressed(self, recipe: Sequence[Any]) -> Path:
+    def compressed(self, recipe: Sequence[Any], windows: int | None = None) -> Path:
         """The model that a recipe makes; one that an interrupted fit made is taken over."""
-        out = self.work / "models" / key_of(list(recipe))
+        windows = windows or self.settings.windows
+        out = self.work / "models" / key_of([*recipe, windows])
         if not (out / "config.json").exists():
             out.parent.mkdir(exist_ok=True)
-            compress(self.model, list(recipe), out, calibration=self.calibration, windows=self.settings.windows,
+            compress(self.model, list(recipe), out, calibration=self.calibration, windows=windows,
                      window=self.settings.window, seed=self.settings.seed, store=self.store,
                      progress=self.progress)
         return out
@@ -173,24 +183,24 @@ class Bench:
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
-    def measure(self, *, speed: bool) -> tuple[Measured, list[tuple[float, float]]]:
-        """All units, and pairs of what was predicted and measured on the way; what was measured before is taken over."""
+    def measure(self, *, speed: bool) -> tuple[Measured, Mixture]:
+        """All units, and the model that was built on the way; what was measured before is taken over."""
         here, known = self.work / "units.json", cache_root() / "units" / f"{self.key}.json"
-        found = next((path for path in (here, known) if path.exists()), None)
-        if found is not None:
+        before = read_units(here) or read_units(known)
+        if before is not None:
             self.say("taking over what was measured before")
-            measured, probe = read_units(found)
+            measured, mixture = before
         else:
             alone, order, depth = self._depth()
-            grids, probe = self._grids()
+            grids, mixture = self._grids()
             measured = Measured(order, depth, self._width(), grids, self._vocabulary(), alone)
         if speed and not measured.seconds:
             measured.seconds.update(self._seconds())
-        write_units(here, measured, probe)
+        write_units(here, measured, mixture)
         if self.minutes_gone < MEASURING * self.settings.minutes:
             known.parent.mkdir(parents=True, exist_ok=True)
-            write_units(known, measured, probe)
-        return measured, probe
+            write_units(known, measured, mixture)
+        return measured, mixture
 
     def _depth(self) -> tuple[dict[int, float], tuple[int, ...], tuple[float, ...]]:
         """What each layer is worth by itself; which go first, and the loss with the first k of them gone, the rest ranked
@@ -215,29 +225,31 @@ class Bench:
                 break
         return alone, tuple(gone), tuple(losses)
 
-    def _grids(self) -> tuple[dict[str, dict[str, float]], list[tuple[float, float]]]:
+    def _grids(self) -> tuple[dict[str, dict[str, float]], Mixture]:
         """What every matrix loses on every grid, and how the sum compares with a model that was built so."""
+        began = time.monotonic()
         stage = {"quantize": {"bits_per_weight": 4.5} | self.settings.rounding}
         out = self.compressed([*self.vocabulary_stage(self.most), stage])
         decision = json.loads((out / "decision-1-quantize.json").read_text("utf-8"))
         loss, _ = self.loss_of(out, self.most)
         self.say(f"every matrix on a grid of its own, 4.5 bits: KL {loss:.4f} (predicted {decision['predicted_loss']:.4f})")
         shutil.rmtree(out)
-        return decision["losses"], [(decision["predicted_loss"], loss)]
+        return decision["losses"], Mixture(decision["predicted_loss"], loss, round(time.monotonic() - began, 1))
 
     def _width(self) -> dict[float, float]:
-        """What shares of neurons cost."""
+        """What shares of neurons cost: those that are taken, which suit the grids, not those that were thought of."""
         found, seen = {0.0: 0.0}, {self.whole.feed_forward}
         for share in WIDTHS:
             stage = Neurons(feed_forward=share)
             if (left := stage.kept_neurons(self.whole)) in seen:
                 continue
             seen.add(left)
-            out = self.compressed(Structure((), share, self.most).stages(self.whole.layers, self.settings.keep_text))
-            found[share], _ = self.loss_of(out, self.most)
-            self.say(f"{self.whole.feed_forward - left} of {self.whole.feed_forward} neurons fewer: KL {found[share]:.4f}")
+            taken = 1 - left / self.whole.feed_forward
+            out = self.compressed(Structure((), taken, self.most).stages(self.whole.layers, self.settings.keep_text))
+            found[taken], _ = self.loss_of(out, self.most)
+            self.say(f"{self.whole.feed_forward - left} of {self.whole.feed_forward} neurons fewer: KL {found[taken]:.4f}")
             shutil.rmtree(out)
-            if found[share] > HOPELESS or self.minutes_gone > MEASURING * self.settings.minutes:
+            if found[taken] > HOPELESS or self.minutes_gone > MEASURING * self.settings.minutes:
                 break
         return found
 
@@ -289,8 +301,8 @@ class Bench:
         return found
 
 
-def write_units(path: Path, measured: Measured, probe: Sequence[tuple[float, float]]) -> None:
-    write_json(path, plain_units(measured) | {"probe": list(probe)})
+def write_units(path: Path, measured: Measured, mixture: Mixture) -> None:
+    write_json(path, plain_units(measured) | {"mixture": asdict(mixture)})
 
 
 def plain_units(measured: Measured) -> dict[str, Any]:
@@ -301,10 +313,17 @@ def plain_units(measured: Measured) -> dict[str, Any]:
     return plain
 
 
-def read_units(path: Path) -> tuple[Measured, list[tuple[float, float]]]:
-    plain = json.loads(path.read_text("utf-8"))
-    probe = [(predicted, measured) for predicted, measured in plain.pop("probe")]
+def read_units(path: Path) -> tuple[Measured, Mixture] | None:
+    """What was measured before; None where nothing was, or where the file is damaged."""
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+        return _measured(plain), Mixture(**plain["mixture"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _measured(plain: dict[str, Any]) -> Measured:
     return Measured(tuple(plain["order"]), tuple(plain["depth"]),
                     {float(share): loss for share, loss in plain["width"].items()}, plain["grids"],
                     {int(size): loss for size, loss in plain["vocabulary"].items()},
-                    {int(layer): loss for layer, loss in plain["alone"].items()}, plain["seconds"]), probe
+                    {int(layer): loss for layer, loss in plain["alone"].items()}, plain["seconds"])
