@@ -43,6 +43,8 @@ from tsotsallm.study.fit import target_of
 Recipe = list[dict[str, Any]]
 LITTLE, BEST = 8, 3
 LEAST = 0.85
+CHARACTERS = 2_600
+"""Of the world's text for a window that is compared on, more than 512 tokens have."""
 WIDTHS = (0.0, 0.125, 0.25, 1 / 3, 0.5, 0.625)
 IMPORTANCES = ("perplexity", "cosine", "taylor", "magnitude")
 
@@ -53,7 +55,8 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         self.checkpoint = Checkpoint.open(asked.model)
         self.spec = whole_spec(self.checkpoint)
-        self.text = world_text(test=True, characters=60_000) if asked.text is None else read_text(asked.text)
+        enough = CHARACTERS * asked.compared
+        self.text = world_text(test=True, characters=enough) if asked.text is None else read_text(asked.text)
         self.store = Store(self.work / "store", 6 << 30)
         self.results = self.work / "results.jsonl"
         total = sum(path.stat().st_size for path in self.checkpoint.directory.glob("*.safetensors"))
@@ -82,7 +85,8 @@ class Bench:
         kept.mkdir(exist_ok=True)
         found = evaluate_perplexity(model, self.text, source="test text", context=512, limit=windows, kept=kept,
                                     reference=self.checkpoint, name="it", reference_name=self.asked.model)
-        return {"kl": found.kl, "kl_error": found.kl_standard_error, "perplexity": found.perplexity}
+        return {"kl": found.kl, "kl_error": found.kl_standard_error, "perplexity": found.perplexity,
+                "reference_perplexity": found.reference_perplexity, "tokens": found.protocol.predicted_tokens}
 
     def made(self, recipe: Recipe, windows: int, **keys: Any) -> dict[str, Any]:
         """Apply, export, compare; what is known is not done again."""
@@ -174,21 +178,25 @@ class Bench:
     # -- fit ----------------------------------------------------------------------------------------------------------
 
     def fit(self, name: str, budget: int) -> None:
-        if self.done(kind="fit", budget=name):
-            return
         out = self.work / f"fit-{name.rstrip('%')}"
+        same = {"kind": "fit", "budget": name, "windows": self.asked.compared}
+        if self.done(**same) is not None:
+            return
+        if (before := self.done(kind="fit", budget=name)) is not None:      # compared on less text
+            self.note(**before | same | self.loss(Checkpoint.open(out / "model"), self.asked.compared))
+            return
         how = {"device": name} if name in self.asked.devices else {"size": budget}
         fitted, _ = tsotsallm.fit(self.asked.model, out, **how, windows=self.asked.windows, minutes=self.asked.minutes,
                                   calibration=self.asked.calibration, say=lambda line: print(line, flush=True))
         model = Checkpoint.open(fitted.path)
-        self.note(kind="fit", budget=name, recipe=fitted.best.recipe, structure=fitted.best.structure,
+        self.note(**same, recipe=fitted.best.recipe, structure=fitted.best.structure,
                   bytes=fitted.gguf.stat().st_size, made_s=fitted.seconds, rounds=fitted.plain()["rounds"],
                   holds=fitted.holds, **self.loss(model, self.asked.compared))
 
     # -- what was found -----------------------------------------------------------------------------------------------
 
     def table(self) -> None:
-        known = self.known()
+        known = [one for one in self.known() if one.get("windows") in (LITTLE, self.asked.compared)]
         print("| budget | fit: bytes, KL, perplexity | best single technique | best random recipe | minutes: fit, random |")
         print("|---|---|---|---|---|")
         for name, budget in self.budgets.items():
@@ -222,7 +230,7 @@ def main() -> None:
     parser.add_argument("--devices", default="siracusa", type=lambda text: [one for one in text.split(",") if one])
     parser.add_argument("--recipes", type=int, default=50)
     parser.add_argument("--windows", type=int, default=16, help="of calibration text")
-    parser.add_argument("--compared", type=int, default=60, help="windows that models are compared on")
+    parser.add_argument("--compared", type=int, default=240, help="windows of 512 tokens that models are compared on")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true")

@@ -31,7 +31,8 @@ class Calibration:
     seed: int = 0
 
 
-def _check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
+def check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
+    """Raise where a model cannot be calibrated with so many windows of such a length."""
     if calibration.windows < 1 or calibration.window < 2:
         raise CorpusError(f"{calibration.windows} windows of {calibration.window} tokens cannot calibrate; "
                           "take at least one window of 2 tokens")
@@ -59,7 +60,7 @@ def calibration_text(checkpoint: Checkpoint, calibration: Calibration, *, to_tra
 
 def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> texts.Corpus:
     """The token windows to calibrate on."""
-    _check_windows(checkpoint, calibration)
+    check_windows(checkpoint, calibration)
     text, source = calibration_text(checkpoint, calibration)
     return texts.calibration(text, checkpoint.tokenizer(), windows=calibration.windows, length=calibration.window,
                              seed=calibration.seed, source=source)
@@ -122,7 +123,7 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
 def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
               calibration: Calibration) -> tuple[texts.Corpus | None, list[list[Samples]]]:
     """What a recipe calibrates and trains on, read and checked before anything starts."""
-    _check_windows(checkpoint, calibration)
+    check_windows(checkpoint, calibration)
     to_train = any(stage.needs_text for stage in recipe.trainings)
     text, source = calibration_text(checkpoint, calibration, to_train=to_train) if recipe.needs_text else (None, "")
     tokenizer = checkpoint.tokenizer() if recipe.needs_text or recipe.trainings else None

@@ -19,6 +19,7 @@ from tsotsallm.checkpoint.shards import sync
 from tsotsallm.checkpoint.writer import partial_path, write_json
 from tsotsallm.errors import ResourceError, ResumeError
 
+LOCK = "lock"
 PUBLISHED = "published"
 """A file in the directory of unfinished work that says: nothing is left but to give the result its name and clean up."""
 
@@ -71,28 +72,41 @@ def remove_work(partial: Path) -> None:
 
 
 @contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes of this computer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (holder := living_holder(folder)) is not None:
+        raise ResumeError(f"process {holder} is working on {folder} now; wait for it, or stop it first")
+    hold(folder)
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+
+
+def hold(folder: Path) -> None:
+    """Note that this process holds a folder, until it ends."""
+    (folder / LOCK).write_text(json.dumps([os.getpid(), psutil.Process().create_time()]))
+
+
+def living_holder(folder: Path) -> int | None:
+    """The other process that holds a folder, if it is alive and the same that noted it."""
+    try:
+        number, created = json.loads((folder / LOCK).read_text())
+        process = psutil.Process(int(number))
+        alive = process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, TypeError, psutil.Error):
+        return None
+    return int(number) if alive and int(number) != os.getpid() else None
+
+
+@contextmanager
 def held_work(partial: Path, identity: dict[str, Any]) -> Iterator[None]:
     """Hold the directory of unfinished work; refuse another's, and turn a full disk into a clear error."""
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        state, lock = partial / "run.json", partial / "lock"
-        if (holder := _living_holder(lock)) is not None:
-            raise ResumeError(f"process {holder} is working on {partial} now; wait for it, or stop it first")
-        if state.exists():
-            try:
-                before = dict(json.loads(state.read_text("utf-8")))
-            except (ValueError, TypeError):
-                raise ResumeError(f"{state} is damaged; delete {partial} to start anew") from None
-            changed = [key for key in identity if before.get(key) != json.loads(json.dumps(identity[key]))]
-            if changed:
-                raise ResumeError(f"{partial} holds unfinished work with another {', '.join(changed)}; finish it with "
-                                  "the inputs it was begun with, or delete that directory to start anew")
-        lock.write_text(json.dumps([os.getpid(), psutil.Process().create_time()]))
-        write_json(state, identity)
-        try:
+        with held(partial):
+            _require_same(partial / "run.json", identity)
             yield
-        finally:
-            lock.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"no space left on the device that holds {partial}; make room and run the same "
@@ -108,12 +122,15 @@ def held_work(partial: Path, identity: dict[str, Any]) -> Iterator[None]:
         raise
 
 
-def _living_holder(lock: Path) -> int | None:
-    """The process that holds a lock, if it is alive and the same that wrote it."""
-    try:
-        number, created = json.loads(lock.read_text())
-        process = psutil.Process(int(number))
-        alive = process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, TypeError, psutil.Error):
-        return None
-    return int(number) if alive and int(number) != os.getpid() else None
+def _require_same(state: Path, identity: dict[str, Any]) -> None:
+    """Raise where work was begun with other inputs; note them where it begins."""
+    if state.exists():
+        try:
+            before = dict(json.loads(state.read_text("utf-8")))
+        except (ValueError, TypeError):
+            raise ResumeError(f"{state} is damaged; delete {state.parent} to start anew") from None
+        changed = [key for key in identity if before.get(key) != json.loads(json.dumps(identity[key]))]
+        if changed:
+            raise ResumeError(f"{state.parent} holds unfinished work with another {', '.join(changed)}; finish it with "
+                              "the inputs it was begun with, or delete that directory to start anew")
+    write_json(state, identity)

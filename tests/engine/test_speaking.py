@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tsotsallm
+from tsotsallm.api.talking import generate_many
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.resident import resident
@@ -130,3 +131,18 @@ def test_whole_characters_only(ours: Transformer) -> None:
     for seed in range(5):
         for piece in heard_of(ours, Question("À côté, garçon", 20, Sampling(1.5, 1.0, 0, seed))):
             assert "�" not in piece.text
+
+
+def test_many_prompts_go_on_after_a_line_that_was_cut_off(tiny: Path, tmp_path: Path) -> None:
+    prompts, whole, cut = tmp_path / "prompts.txt", tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    prompts.write_text("one\ntwo\nthree", "utf-8")
+    generate_many(tiny, prompts, whole, tokens=2, say=lambda _line: None)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    cut.write_bytes(lines[0] + lines[1][:7])
+    assert generate_many(tiny, prompts, cut, tokens=2, say=lambda _line: None) == 3
+    assert cut.read_bytes() == whole.read_bytes()
+    for content in (b"a letter\n", b"a letter", b'["no answer"]\n', b'{"prompt": "other", "text": ""}\n'):
+        cut.write_bytes(content)
+        with pytest.raises(TsotsallmError, match="something else"):
+            generate_many(tiny, prompts, cut, tokens=2, say=lambda _line: None)
+        assert cut.read_bytes() == content

@@ -13,8 +13,11 @@ import tsotsallm
 from tests.conftest import build, shared
 from tsotsallm.checkpoint.merging import Merges
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.tokens import vocabulary_bytes
 from tsotsallm.errors import CheckpointError, RecipeError
+from tsotsallm.export.gguf import export_gguf
 from tsotsallm.lab.texts import world_text
+from tsotsallm.stages.quantize import other_bytes
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +156,58 @@ def test_swahili_and_hausa_keep_their_tokens(tmp_path: Path) -> None:
     small, large = Checkpoint.open(tmp_path / "out"), Checkpoint.open("embedded")
     kept = small.tokens_of_original or []
     assert [kept[token] for token in small.tokenizer()(text)["input_ids"]] == large.tokenizer()(text)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def llama3_like(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As in Llama 3's tokenizer.json: special tokens stand among the added only, and a token comes from several merges."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(text.read_text().splitlines(), trainer)
+    content = json.loads(tokenizer.to_str())
+    known = content["model"]["vocab"]
+    content["model"]["merges"] += [[token[:cut], token[cut:]] for token in known for cut in range(1, len(token))
+                                   if token[:cut] in known and token[cut:] in known
+                                   and [token[:cut], token[cut:]] not in content["model"]["merges"]]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    size = tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens(["<|begin|>", "<|end|>", "<|turn|>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", size)])
+    path = build(tmp_path_factory.mktemp("llama3_like") / "model", "llama3", vocab_size=size + 3, bos_token_id=size,
+                 eos_token_id=size + 1)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>").save_pretrained(path)
+    return path
+
+
+def test_special_tokens_that_stand_among_the_added_only_are_kept(llama3_like: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep.txt"
+    keep.write_text("the rain in Spain stays mainly in the plain")
+    tsotsallm.compress(llama3_like, [{"vocabulary": {"keep": [str(keep)]}}], tmp_path / "out")
+    ours, theirs = Checkpoint.open(tmp_path / "out"), Checkpoint.open(llama3_like)
+    kept = ours.tokens_of_original
+    assert kept is not None
+    assert len(kept) < theirs.spec.vocabulary
+    small, large = ours.tokenizer(), theirs.tokenizer()
+    assert [kept[small(token)["input_ids"][-1]] for token in ("<|begin|>", "<|end|>", "<|turn|>")] == [
+        large(token)["input_ids"][-1] for token in ("<|begin|>", "<|end|>", "<|turn|>")]
+    assert [kept[token] for token in small(keep.read_text())["input_ids"]] == large(keep.read_text())["input_ids"]
+    assert kept[ours.spec.config["eos_token_id"]] == theirs.spec.config["eos_token_id"]
+
+
+def test_bytes_of_a_vocabulary_are_a_near_bound(llama3_like: Path, stories: Path, smaller: Path, tmp_path: Path) -> None:
+    """Against GGUF files: byte-level and SentencePiece, several merges for a token, special tokens, a cut vocabulary."""
+    gguf = pytest.importorskip("gguf", reason="gguf is in the extra [gguf]")
+    for number, model in enumerate((llama3_like, stories, smaller, Checkpoint.open("embedded").directory)):
+        checkpoint, file = Checkpoint.open(model), tmp_path / f"{number}.gguf"
+        export_gguf(checkpoint, file)
+        matrices = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(file).tensors if len(tensor.shape) == 2)
+        rest = file.stat().st_size - matrices
+        assert rest <= other_bytes(checkpoint.spec, checkpoint.directory) <= 1.15 * rest + 4096
+    whole = Checkpoint.open("embedded")
+    cut = Checkpoint.open(smaller)
+    assert vocabulary_bytes(cut.directory, cut.spec.vocabulary) <= vocabulary_bytes(whole.directory, cut.spec.vocabulary)

@@ -15,7 +15,7 @@ import torch
 from tests.conftest import build
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.errors import StudyError
+from tsotsallm.errors import ResourceError, ResumeError, StudyError
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import whole_spec
@@ -160,6 +160,91 @@ def test_the_best_is_not_made_again_where_time_is_short(model: Path, text: Path,
     for name, how in (("late", settings(text, minutes=0.0)), ("quick", settings(text, quick=True))):
         found = fit(str(model), Target(budget), tmp_path / name, how, lambda _line: None)
         assert {one.windows for one in found.rounds} == {4}
+
+
+def test_a_fit_that_cannot_make_more_keeps_the_best(model: Path, text: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no room on the disk for the states of four times the text."""
+    made = measuring.Bench.compressed
+
+    def cramped(bench: measuring.Bench, recipe: Any, windows: int | None = None) -> Path:
+        if windows == 4 * bench.settings.windows:
+            raise ResourceError("no room")
+        return made(bench, recipe, windows)
+
+    monkeypatch.setattr(measuring.Bench, "compressed", cramped)
+    lines: list[str] = []
+    budget = Target(64 * 1024 + (model / "tokenizer.json").stat().st_size + 70_000)
+    found = fit(str(model), budget, tmp_path / "out", settings(text), lines.append)
+    assert {one.windows for one in found.rounds} == {4}
+    assert any("no room; the best so far stays" in line for line in lines)
+    assert found.gguf.stat().st_size == found.best.bytes
+
+
+def test_work_that_was_begun_with_other_texts_is_refused(model: Path, text: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_args: Any, **_settings: Any) -> Any:
+        raise KeyboardInterrupt
+
+    budget = Target(10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring.Bench, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(str(model), budget, tmp_path / "out", settings(text), lambda _line: None)
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text("utf-8")[::-1], "utf-8")
+    with pytest.raises(ResumeError, match="another texts"):
+        fit(str(model), budget, tmp_path / "out", settings(other), lambda _line: None)
+
+
+def test_an_interrupted_ranking_leaves_the_next_one_as_it_is(text: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    ranked = measuring.leave_one_out_losses
+
+    def stopped(*args: Any) -> Any:
+        if next(calls) < 1:
+            return ranked(*args)
+
+        def tick(_what: str, share: float) -> None:
+            if share > 0.6:
+                raise KeyboardInterrupt
+        return ranked(*args[:-1], tick)
+
+    larger = build(tmp_path / "larger", "llama3", dtype=torch.bfloat16, num_hidden_layers=5, intermediate_size=128)
+
+    def bench(name: str) -> measuring.Bench:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return measuring.Bench(str(larger), settings(text), tmp_path / name, lambda _line: None)
+
+    whole = bench("whole")._depth()
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "leave_one_out_losses", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            bench("cut")._depth()
+    assert bench("cut")._depth() == whole
+
+
+@pytest.mark.slow
+def test_fewer_neurons_and_tokens_together_use_their_budget(tmp_path: Path) -> None:
+    """What is cut stands in a checkpoint of its own before its grids, with a tokenizer of its own."""
+    keep = tmp_path / "keep.txt"
+    keep.write_text(world_text(test=False, characters=20_000), "utf-8")
+    how = Settings(None, (str(keep),), windows=2, window=64, compared=4, quick=True)
+    bench = measuring.Bench("embedded", how, tmp_path / "out" / "work", lambda _line: None)
+    bench.work.mkdir(parents=True)
+    measured = units(bench.whole)
+    measured.vocabulary[bench.most or 0] = 0.0
+    target = Target(3_000_000)
+    one = fitting._Fit(bench, target, tmp_path / "out")
+    structure = Structure((), 1 / 3, bench.most)
+    measured.width[1 / 3] = 0.01
+    for number in range(2):
+        plan = one._plan(structure, measured)
+        assert plan is not None
+        found, path = one._build(number, plan, measured, 2)
+        assert 0.99 * target.bytes < found.bytes <= target.bytes
+        assert path.exists()
 
 
 def test_a_smaller_vocabulary_costs_what_the_text_costs_more(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def test_draws_are_those_of_their_seed_and_stay_inside() -> None:
     ({"stages": [{"depth": {"remove": {"one_of": []}}}]}, "at least one choice"),
     ({"stages": [{"depth": {"remove": {"from": 3, "to": 1}}}]}, "range from 3 to 1 is empty"),
     ({"stages": [{"depth": {"remove": {"from": 1}}}]}, "are numbers"),
+    ({"stages": [{"one_of": [{"depth": {"remove": {"one_of": [0, 1]}}}, {"depth": {"remove": {"one_of": [2, 3]}}}]}]},
+     "open in two places"),
     ({"stages": ["gptq:4"], "conditions": [{"when": {"depth.remove": 1}, "then": {}}]}, "no open value"),
     ({"stages": STAGES[:1], "conditions": [{"when": {"depth.remove": [1]}, "then": {"depth.remove": [9]}}]}, "can never be"),
     ({"stages": STAGES[:1], "conditions": [{"when": {"depth.remove": [0, 1]}, "then": {"depth.remove": [2]}},

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tsotsallm.errors import StudyError
+from tsotsallm.errors import ResumeError, StudyError
 from tsotsallm.study import trial as trials
 from tsotsallm.study.ledger import Ledger
 from tsotsallm.study.spec import Spec, spec_from
@@ -106,8 +109,28 @@ def test_halving_gives_the_better_ones_more_text(tiny: Path, text: Path, tmp_pat
     assert len(full) == 2
     cheap = sorted(trial.measures["cheap"]["kl"] for trial in found.trials)
     assert sorted(trial.measures["cheap"]["kl"] for trial in full) == cheap[:2]
+    assert not list((tmp_path / "study" / "work" / "models").iterdir())
     with pytest.raises(StudyError, match="within size_limit"):
         run_study(spec_of(text, strategy="halving", trials=2, size_limit="1kB"), str(tiny), tmp_path / "none")
+
+
+@pytest.mark.parametrize("cheap", [None, 6])
+def test_halving_without_a_cheap_evaluation_evaluates_fully(tiny: Path, text: Path, tmp_path: Path,
+                                                            cheap: int | None) -> None:
+    evaluation = {"text": str(text), "context": 32, "cheap": cheap, "full": 6}
+    found = run_study(spec_of(text, strategy="halving", trials=2, size_limit="1GB", evaluation=evaluation), str(tiny),
+                      tmp_path / "study")
+    assert [trial.level for trial in found.trials] == ["full", "full"]
+    assert found.front
+
+
+def test_one_process_at_a_time(tiny: Path, text: Path, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as other:
+        (tmp_path / "lock").write_text(json.dumps([other.pid, psutil.Process(other.pid).create_time()]))
+        with pytest.raises(ResumeError, match=f"process {other.pid} is working on"):
+            run_study(spec_of(text), str(tiny), tmp_path)
+        other.communicate()
+    assert run_study(spec_of(text, trials=1), str(tiny), tmp_path).trials       # its holder is gone
 
 
 def test_what_lies_surely_behind_the_front_is_not_evaluated_fully() -> None:

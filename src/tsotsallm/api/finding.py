@@ -9,13 +9,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tsotsallm import compression
 from tsotsallm.api.computers import Computers
 from tsotsallm.api.reporting import beginnings, samples_of
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
 from tsotsallm.checkpoint.writer import write_json
-from tsotsallm.compression import Calibration
-from tsotsallm.errors import MissingExtraError, StudyError
+from tsotsallm.errors import StudyError, TsotsallmError
 from tsotsallm.evaluation.examination import Examination, check_tasks, examine
 from tsotsallm.machine import bytes_from_text
 from tsotsallm.report.fitted import fit_document
@@ -30,6 +28,7 @@ from tsotsallm.study.spec import spec_from
 from tsotsallm.study.study import Found, open_study
 from tsotsallm.study.study import run_study as try_all
 from tsotsallm.study.units import Settings as FitSettings
+from tsotsallm.study.units import whole_text
 from tsotsallm.study.workers import OnCluster
 
 
@@ -57,19 +56,19 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
     if answers is not None:
         content = json.loads((Path(out) / "fit.json").read_text("utf-8"))
         write_json(Path(out) / "fit.json", content | {"examination": answers.plain()})
-    with _unless_missing(say, "the report"):
-        text, _ = compression.calibration_text(checkpoint, Calibration(settings.calibration, windows, window, seed))
-        samples = samples_of({str(model): str(model), "fitted": str(found.path)}, beginnings(text))
+    with _if_possible(say, "the report"):
+        samples = samples_of({str(model): str(model), "fitted": str(found.path)},
+                             beginnings(whole_text(checkpoint, settings)))
         write_page(fit_document(Path(out), [answers] if answers else [], samples), Path(out) / "report.html")
     return found, answers
 
 
 @contextlib.contextmanager
-def _unless_missing(say: Callable[[str], None], what: str) -> Iterator[None]:
-    """Do without something for which an extra is missing, and tell so."""
+def _if_possible(say: Callable[[str], None], what: str) -> Iterator[None]:
+    """Do without something that cannot be made, and tell why."""
     try:
         yield
-    except MissingExtraError as error:
+    except TsotsallmError as error:
         say(f"{what} is left out: {error}")
 
 
@@ -90,7 +89,7 @@ def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED
     study = spec_from(Path(spec).stem, content, layers=layers, given=given)
     with workers.cluster(say) if workers is not None else contextlib.nullcontext() as cluster:
         found = try_all(study, str(model), Path(out), OnCluster(cluster) if cluster is not None else None, say)
-    with _unless_missing(say, "the report"):
+    with _if_possible(say, "the report"):
         write_page(study_document(Path(out)), Path(out) / "report.html")
     return found
 

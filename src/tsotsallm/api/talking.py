@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -32,11 +32,8 @@ def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, to
     if not any(lines):
         raise TsotsallmError(f"{prompts} holds no prompts; give a text file with one a line")
     path, sampling = Path(out), Sampling(temperature, top_p, top_k, seed)
-    begun = path.read_text("utf-8").splitlines() if path.exists() else []
-    done = [json.loads(line) for line in begun]
-    if [one.get("prompt") for one in done] != lines[:len(done)]:
-        raise TsotsallmError(f"{path} holds answers to other prompts; choose another name with -o, or delete it first")
-    left = lines[len(done):]
+    done = _answered(path, lines)
+    left = lines[done:]
     parts = [left[first:first + PART] for first in range(0, len(left), PART)]
     ready: dict[int, list[str]] = {}
     written = 0
@@ -53,8 +50,25 @@ def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, to
                     for prompt, answer in zip(parts[written], ready.pop(written), strict=True):
                         file.write(json.dumps({"prompt": prompt, "text": answer}, ensure_ascii=False) + "\n")
                 written += 1
-                say(f"{len(done) + sum(map(len, parts[:written]))} of {len(lines)} prompts")
+                say(f"{done + sum(map(len, parts[:written]))} of {len(lines)} prompts")
     return len(lines)
+
+
+def _answered(path: Path, prompts: Sequence[str]) -> int:
+    """How many prompts an interrupted attempt answered; a line that it was cut off in is taken away."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[:content.rfind(b"\n") + 1]
+    try:
+        begun = [json.loads(line)["prompt"] for line in whole.split(b"\n")[:-1]]
+    except (ValueError, TypeError, KeyError):
+        begun = [None]
+    if begun != list(prompts[:len(begun)]) or (not whole and content and not content.startswith(b"{")):
+        raise TsotsallmError(f"{path} holds something else than answers to these prompts; choose another name with -o, or "
+                             "delete it first")
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return len(begun)
 
 
 def generate(model: str | Path, prompt: str, *, tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0,

@@ -32,7 +32,9 @@ class Merges:
             raise CheckpointError(f"{where} is not a BPE tokenizer with merges (it is {model.get('type')}); its vocabulary "
                                   "cannot be cut")
         self.content, self.backend = content, backend
-        self.vocabulary: dict[str, int] = dict(model["vocab"])
+        self.merged_ids: dict[str, int] = dict(model["vocab"])
+        self.added_ids: dict[str, int] = {one["content"]: one["id"] for one in content.get("added_tokens") or ()}
+        self.vocabulary = self.merged_ids | self.added_ids      # Llama 3's special tokens, say, stand among the added only
         self.pairs: list[Pair] = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one)  # type: ignore[misc]
                                   for one in model["merges"]]
         self.ranks = {pair: rank for rank, pair in enumerate(self.pairs)}
@@ -48,8 +50,7 @@ class Merges:
 
             found |= set(pre_tokenizers.ByteLevel.alphabet()) & self.vocabulary.keys()
         unknown = self.content["model"].get("unk_token")
-        return found | ({unknown} & self.vocabulary.keys()) | {
-            one["content"] for one in self.content.get("added_tokens", []) if one["content"] in self.vocabulary}
+        return found | ({unknown} & self.vocabulary.keys()) | self.added_ids.keys()
 
     def words(self, text: str) -> Iterator[str]:
         """The pieces that merging never crosses, as the tokenizer itself makes them."""
@@ -127,12 +128,11 @@ class Merges:
         """tokenizer.json with only these tokens, numbered anew in the order that they had."""
         new = {old: place for place, old in enumerate(kept)}
         content: dict[str, Any] = json.loads(json.dumps(self.content))
-        vocabulary = {token: new[old] for token, old in self.vocabulary.items() if old in new}
+        vocabulary = {token: new[old] for token, old in self.merged_ids.items() if old in new}
         content["model"]["vocab"] = vocabulary
         content["model"]["merges"] = [[left, right] for left, right in self.pairs
                                       if left in vocabulary and right in vocabulary and left + right in vocabulary]
-        content["added_tokens"] = [one | {"id": new[one["id"]]} for one in content.get("added_tokens", [])
-                                   if one["id"] in new]
+        content["added_tokens"] = [one | {"id": new[one["id"]]} for one in content.get("added_tokens") or ()]
         _renumber(content.get("post_processor"), new)
         return content
 

@@ -1,12 +1,14 @@
-"""What a vocabulary takes in a file: a bound that is near, from tokenizer.json alone."""
+"""What a vocabulary takes in a GGUF file: a bound that is near, from tokenizer.json alone."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 NUMBER = 4
 """Bytes of a token's kind, and of its score."""
 LENGTH = 8
@@ -16,30 +18,39 @@ UNNAMED = 24
 
 
 def vocabulary_bytes(directory: Path, size: int) -> int:
-    """At most so many bytes do the `size` tokens of a model take in a GGUF file, with merges and chat template.
+    """At most so many bytes do the `size` tokens of a model take, with merges or scores, and with the chat template.
 
-    Of a larger vocabulary the longest tokens and merges are counted. A tokenizer that is not in tokenizer.json is taken to
-    have a merge for every token, and ordinary words.
+    Of a larger vocabulary the longest tokens are counted, and those with the longest merges. A tokenizer that is not in
+    tokenizer.json is taken to have a merge for every token, and ordinary words.
     """
     path = directory / "tokenizer.json"
     try:
         facts = path.stat()
         tokens, merges = _lengths(path, facts.st_mtime_ns, facts.st_size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        tokens = merges = (UNNAMED,) * size
+        tokens, merges = (UNNAMED,) * size, (UNNAMED + LENGTH,) * size
     named = sum(tokens[:size]) + UNNAMED * max(0, size - len(tokens))
     template = sum(file.stat().st_size for name in ("chat_template.jinja", "tokenizer_config.json")
                    if (file := directory / name).exists())
-    scores_or_merges = max(NUMBER * size, sum(length + LENGTH for length in merges[:size]))
-    return size * (LENGTH + NUMBER) + named + scores_or_merges + template
+    return size * (LENGTH + NUMBER) + named + max(NUMBER * size, sum(merges[:size])) + template
+
+
+def is_sentencepiece(content: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json merges over whole words with spaces written out, and has bytes for what is unknown."""
+    return bool(content["model"].get("byte_fallback")) and SPACE in json.dumps(
+        [content.get("normalizer"), content.get("pre_tokenizer")], ensure_ascii=False)
 
 
 @lru_cache(maxsize=8)
 def _lengths(path: Path, _changed: int, _size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Bytes of every token and of every merge, the longest first."""
+    """Bytes of every token, and of all merges that make a token (SentencePiece's way of merging has none), longest first."""
     content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     model = content["model"]
     listed = model["vocab"] if isinstance(model["vocab"], dict) else [token for token, _score in model["vocab"]]
     names = {*listed, *(one["content"] for one in content.get("added_tokens") or ())}
-    merges = (len(" ".join(pair if isinstance(pair, list) else [pair]).encode()) for pair in model.get("merges") or ())
-    return tuple(sorted((len(name.encode()) for name in names), reverse=True)), tuple(sorted(merges, reverse=True))
+    merges: Counter[str] = Counter()
+    if not is_sentencepiece(content):
+        for one in model.get("merges") or ():
+            left, right = one if isinstance(one, list) else one.split(" ", 1)
+            merges[left + right] += len(f"{left} {right}".encode()) + LENGTH
+    return tuple(sorted((len(name.encode()) for name in names), reverse=True)), tuple(sorted(merges.values(), reverse=True))

@@ -76,7 +76,7 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
                 raise TsotsallmError("--workers asks tasks on a cluster; give --task, and leave --speed, --country, --plan, "
                                      "--by-sweeps and --device out")
             found = measuring.examine_on_cluster(models, task.split(","), computers, data=data, limit=limit, seed=seed,
-                                                   reference=reference, say=to_stderr)
+                                                 reference=reference, say=to_stderr)
             print_json(found.plain()) if as_json else print_examination(found, groups=groups)
             return
         bar, show = step_bar(as_json)

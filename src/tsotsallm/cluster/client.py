@@ -63,7 +63,7 @@ class Cluster:
 
     @property
     def workers(self) -> dict[str, Any]:
-        return dict(self.client.scheduler_info()["workers"])
+        return dict(self.client.scheduler_info(n_workers=-1)["workers"])
 
     @property
     def capacity(self) -> int:

@@ -16,6 +16,7 @@ from tsotsallm import __version__
 from tsotsallm.cluster.inputs import Bundle, local_path, received
 from tsotsallm.errors import ClusterError, MissingExtraError, TsotsallmError
 from tsotsallm.evaluation.cache import cache_root
+from tsotsallm.journal import hold, living_holder
 
 MEMORY = "memory"
 """The Dask resource that jobs ask for, in bytes."""
@@ -170,14 +171,9 @@ def _own_folder(work: Path | None) -> Path:
 
 def _taken(folder: Path) -> bool:
     """Whether a living process holds the folder; else this one does from now on."""
-    holder = folder / "process"
-    try:
-        other = psutil.Process(int(holder.read_text()))
-        if other.pid != os.getpid() and "python" in other.name().lower():
-            return True
-    except (OSError, ValueError, psutil.Error):
-        pass
-    holder.write_text(str(os.getpid()))
+    if living_holder(folder) is not None:
+        return True
+    hold(folder)
     return False
 
 

@@ -75,7 +75,7 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     Weights on ggml's grids are copied. All others are written as `dense` (by default f32 where they are stored so,
     else f16); one tensor at a time is in memory. The file gets its name when it is complete.
     """
-    gguf = _library()
+    gguf = require_gguf()
     spec = checkpoint.spec
     if out.exists():
         raise ExportError(f"{out} exists already; choose another name, or delete it first")
@@ -109,7 +109,8 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     return Exported(out, out.stat().st_size, by_type, tuple(notes), adapter)
 
 
-def _library() -> Any:
+def require_gguf() -> Any:
+    """The gguf library; MissingExtraError without it."""
     try:
         import gguf
     except ImportError:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tsotsallm.checkpoint.tokens import is_sentencepiece
 from tsotsallm.errors import ExportError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-SPACE = "▁"
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -74,7 +74,7 @@ def read_vocabulary(directory: Path, tokenizer: Any, size: int) -> Vocabulary:
                           "belong together")
     if not merges:
         raise ExportError(f"{path} has no merges, without which llama.cpp loads no vocabulary; it cannot be exported")
-    pieces = _is_sentencepiece(content)
+    pieces = is_sentencepiece(content)
     pre = "default" if pieces else _split_rule(content, path)
     unknown = vocabulary.get(str(model.get("unk_token")))
     types = []
@@ -93,12 +93,6 @@ def read_vocabulary(directory: Path, tokenizer: Any, size: int) -> Vocabulary:
         None if pieces else [f"{left} {right}" for left, right in merges],
         tokenizer.bos_token_id, tokenizer.eos_token_id, unknown, tokenizer.pad_token_id,
         _adds_bos(tokenizer), pieces and _prepends_space(content), _template(tokenizer))
-
-
-def _is_sentencepiece(content: dict[str, Any]) -> bool:
-    """Whether merging goes over whole words with spaces written out, and bytes for what is unknown."""
-    return bool(content["model"].get("byte_fallback")) and SPACE in json.dumps(
-        [content.get("normalizer"), content.get("pre_tokenizer")], ensure_ascii=False)
 
 
 def _prepends_space(content: dict[str, Any]) -> bool:

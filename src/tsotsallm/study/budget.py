@@ -31,6 +31,11 @@ class Structure:
     vocabulary: int | None = None
 
     @property
+    def single(self) -> bool:
+        """Whether it was measured as it is: nothing goes, or of one kind only."""
+        return not (self.removed and self.narrower)
+
+    @property
     def name(self) -> str:
         parts = [f"{self.vocabulary} tokens"] if self.vocabulary is not None else []
         parts += [f"{len(self.removed)} layer{'s' if len(self.removed) > 1 else ''} fewer"] if self.removed else []
@@ -83,11 +88,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Corrections:
-    """How what was measured compares with the sums of units: loss of structure, loss of grids, seconds a token."""
+    """How what was measured compares with the sums of units: loss of structure, loss of grids, seconds a token.
+
+    recovered  whether what was cut learns by before it is measured, so that no structure is what its units say
+    """
 
     structure: float = 1.0
     grids: float = 1.0
     seconds: float = 1.0
+    recovered: bool = False
+
+    def known(self, structure: Structure) -> bool:
+        """Whether units say what a structure loses, with nothing to correct."""
+        return structure.single and not self.recovered
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,7 @@ def plan_for(structure: Structure, whole: ModelSpec, directory: Path, measured: 
         return None
     seconds = corrections.seconds * choices.total(choices.seconds, chosen) if measured.seconds else None
     return Plan(structure, choices.fixed + int(choices.total(choices.sizes, chosen)),
-                corrections.structure * measured.structure_loss(structure),
+                (1.0 if corrections.known(structure) else corrections.structure) * measured.structure_loss(structure),
                 corrections.grids * choices.total(choices.losses, chosen), seconds)
 
 

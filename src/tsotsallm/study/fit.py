@@ -13,11 +13,13 @@ from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.writer import write_json
-from tsotsallm.errors import StudyError
+from tsotsallm.engine.llama import installed as llama_installed
+from tsotsallm.errors import MissingExtraError, StudyError, TsotsallmError
 from tsotsallm.evaluation.cost import devices, measure_gguf_speed, room_for_weights
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
-from tsotsallm.export.gguf import export_gguf
+from tsotsallm.export.gguf import export_gguf, require_gguf
 from tsotsallm.export.verify import read_back
+from tsotsallm.journal import held_work
 from tsotsallm.machine import human_bytes
 from tsotsallm.run.work import Progress
 from tsotsallm.stages.quantize import other_bytes
@@ -122,7 +124,12 @@ def fit(model: str, target: Target, out: Path, settings: Settings | None = None,
     """
     if (out / "model").exists():
         raise StudyError(f"{out / 'model'} exists already; choose another name with -o, or delete it first")
-    return _Fit(Bench(model, settings or Settings(), out / "work", say, progress), target, out).run()
+    require_gguf()
+    if target.faster_than is not None and not llama_installed():
+        raise MissingExtraError("xllamacpp", "llama", "measuring how fast a model is")
+    bench = Bench(model, settings or Settings(), out / "work", say, progress)
+    with held_work(bench.work, bench.identity):
+        return _Fit(bench, target, out).run()
 
 
 class _Fit:
@@ -135,7 +142,8 @@ class _Fit:
         self.paths: dict[int, Path] = {}
         self.structures: dict[int, Structure] = {}
         self.last: dict[Structure, Round] = {}      # the last candidate of each structure
-        self.beyond: dict[int | None, int] = {}     # bytes of the files beyond what was counted, by vocabulary
+        self.beyond: dict[int | None, int] = {}     # bytes of the files beyond what plans count, by vocabulary
+        self.unseen: dict[tuple[int | None, bool], int] = {}    # and what `quantize` counts, by passes before it too
         self.corrections = Corrections()
         self.structure_pairs: list[tuple[float, float]] = []
         self.grid_pairs: list[tuple[float, float]] = []
@@ -155,7 +163,8 @@ class _Fit:
             if self.rounds and self.bench.minutes_gone > self.bench.settings.minutes:
                 self.say("the time is up")
                 break
-            self._try(plan, measured)
+            if not self._tried(plan, measured):
+                break
         if self._best() is not None:
             self._once_more(measured, mixture)
         if (best := self._best()) is None:
@@ -207,7 +216,7 @@ class _Fit:
 
     def _correct(self) -> None:
         self.corrections = Corrections(corrected(self.structure_pairs), corrected(self.grid_pairs),
-                                       corrected(self.speed_pairs))
+                                       corrected(self.speed_pairs), bool(self.bench.settings.recover))
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -219,7 +228,18 @@ class _Fit:
         takes = MORE_TEXT * max(mixture.seconds, best.seconds) / 60
         if plan is not None and not settings.quick and self.bench.minutes_gone + takes < settings.minutes:
             self.say(f"once more with {MORE_TEXT * settings.windows} windows of calibration text")
-            self._try(plan, measured, MORE_TEXT * settings.windows)
+            self._tried(plan, measured, MORE_TEXT * settings.windows)
+
+    def _tried(self, plan: Plan, measured: Measured, windows: int | None = None) -> bool:
+        """Whether a candidate could be built; where it could not, what was found before is enough, if anything was."""
+        try:
+            self._try(plan, measured, windows)
+        except TsotsallmError as error:
+            if self._best() is None:
+                raise
+            self.say(f"{plan.structure.name}: {error}; the best so far stays")
+            return False
+        return True
 
     def _try(self, plan: Plan, measured: Measured, windows: int | None = None) -> None:
         """Build a candidate, tell of it, and learn from it."""
@@ -228,7 +248,7 @@ class _Fit:
         self.rounds.append(one)
         self.paths[one.number], self.structures[one.number] = path, plan.structure
         self.last[plan.structure] = one
-        if plan.structure_loss > 0 and one.measured_structure > 0:
+        if not before.known(plan.structure) and one.measured_structure > 0:
             self.structure_pairs.append((plan.structure_loss / before.structure, one.measured_structure))
         self.grid_pairs.append((plan.grids_loss / before.grids, max(one.measured - one.measured_structure, 1e-9)))
         if plan.seconds is not None and one.decode_tokens_per_s:
@@ -244,8 +264,8 @@ class _Fit:
         began, bench, size = time.monotonic(), self.bench, plan.structure.vocabulary
         made = plan.structure.stages(bench.whole.layers, bench.settings.keep_text)
         recover = list(bench.settings.recover) if plan.structure.removed or plan.structure.narrower else []
-        structure_loss = plan.structure_loss
-        if plan.structure.narrower or recover:
+        structure_loss, before = measured.structure_loss(plan.structure), bool(plan.structure.narrower or recover)
+        if before:
             out = bench.compressed([*made, *recover], windows)
             structure_loss = self._lost(out, plan.structure, measured)[0]
             shutil.rmtree(out)
@@ -256,11 +276,12 @@ class _Fit:
                      "token_seconds": 1 / self.target.faster_than / self.corrections.seconds}
         best: tuple[Path, int, list[Any]] | None = None
         for attempt in range(ATTEMPTS):
-            wanted = self.target.bytes - self.beyond.get(size, 0)
+            wanted = self.target.bytes - self.unseen.get((size, before), self.beyond.get(size, 0))
             recipe = [*made, *recover, {"quantize": {"file_bytes": wanted} | grids | bench.settings.rounding}]
             if best is not None and recipe == best[2]:
                 break
-            out, taken = self._written(number, recipe, plan.structure, windows)
+            out, taken, seen = self._written(number, recipe, plan.structure, windows)
+            self.unseen[size, before] = taken - seen
             if taken <= self.target.bytes and (best is None or taken > best[1]):
                 if best is not None:
                     shutil.rmtree(best[0])
@@ -280,14 +301,15 @@ class _Fit:
                      structure_loss, taken, speed, None if plan.seconds is None else 1 / plan.seconds,
                      round(time.monotonic() - began, 1)), out
 
-    def _written(self, number: int, recipe: Sequence[Any], structure: Structure, windows: int) -> tuple[Path, int]:
-        """A candidate on disk and the bytes of its file; what files of its vocabulary hold beyond what was counted."""
+    def _written(self, number: int, recipe: Sequence[Any], structure: Structure, windows: int) -> tuple[Path, int, int]:
+        """A candidate on disk, the bytes of its file, and those that `quantize` thought it would have."""
         out = self.bench.compressed(recipe, windows)
         file = self._exported(number, out)
         decision = json.loads(next(out.glob("decision-*-quantize.json")).read_text("utf-8"))
         counted = decision["bytes"] + other_bytes(structure.spec(self.bench.whole), self.directory)
-        self.beyond[structure.vocabulary] = file.stat().st_size - counted
-        return out, file.stat().st_size
+        taken = file.stat().st_size
+        self.beyond[structure.vocabulary] = taken - counted
+        return out, taken, recipe[-1]["quantize"]["file_bytes"] - decision["budget_bytes"] + decision["bytes"]
 
     def _lost(self, path: Path, structure: Structure, measured: Measured) -> tuple[float, float]:
         """Nats a token of the largest vocabulary that a candidate loses in all, and the standard error."""
@@ -299,7 +321,7 @@ class _Fit:
     def _exported(self, number: int, path: Path) -> Path:
         file = self._file(number)
         file.unlink(missing_ok=True)
-        export_gguf(Checkpoint.open(path), file)
+        export_gguf(Checkpoint.open(path), file, dense="f16")
         return file
 
     def _file(self, number: int) -> Path:
@@ -313,12 +335,12 @@ class _Fit:
                                     context=settings.window, reference=Checkpoint.open(self.bench.model), name="fitted",
                                     reference_name=self.bench.model)
         holds = abs(best.predicted - best.measured) <= HOLDS * best.measured
-        file.replace(kept)
-        path.replace(self.out / "model")
         evaluation = {key: value for key, value in found.plain().items() if key != "fits"}
         fitted = Fitted(self.out / "model", kept, self.target, best, tuple(self.rounds), measured, self.corrections, holds,
                         round(60 * self.bench.minutes_gone, 1), evaluation)
         write_json(self.out / "fit.json", fitted.plain() | {
             "model": self.bench.model, "source": self.bench.source.fingerprint(), "settings": asdict(settings)})
+        file.replace(kept)
+        path.replace(self.out / "model")            # last: with it the fit is done
         shutil.rmtree(self.bench.work)
         return fitted

@@ -195,14 +195,21 @@ def _collect(stage: Any, place: int, domains: dict[str, Domain]) -> None:
     [(name, fields)] = stage.items()
     if name == "one_of":
         domain = Domain.read(f"stage {place}", stage)
-        domains[f"stage {place}"] = Domain(_labels(domain))
+        _add(f"stage {place}", Domain(_labels(domain)), domains)
         for choice in domain.choices:
             if choice not in (NONE, None):
                 _collect(choice, place, domains)
         return
     for field, value in (fields or {}).items():
         if isinstance(value, Mapping) and ("one_of" in value or "from" in value):
-            domains[f"{name}.{field}"] = Domain.read(f"{name}.{field}", value)
+            _add(f"{name}.{field}", Domain.read(f"{name}.{field}", value), domains)
+
+
+def _add(name: str, domain: Domain, domains: dict[str, Domain]) -> None:
+    """An open value; one name cannot stand for two."""
+    if domains.setdefault(name, domain) != domain:
+        raise StudyError(f"{name} is open in two places with different choices; write the choices out as whole stages, "
+                         "under one_of")
 
 
 def _filled(stage: Any, place: int, values: Assignment) -> Any:

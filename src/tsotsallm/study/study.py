@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import StudyError
 from tsotsallm.evaluation.cost import count_nonzero
 from tsotsallm.inspection import inspect_checkpoint
+from tsotsallm.journal import held
 from tsotsallm.machine import human_bytes
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.pareto import front, hypervolume
@@ -48,8 +50,7 @@ def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None,
     """Try what a study asks for on a model; the ledger is in `out`. What an earlier attempt finished is not done again."""
     checkpoint = Checkpoint.open(model)
     setup = spec.setup_for(model)
-    ledger = Ledger(out)
-    try:
+    with held(out), closing(Ledger(out)) as ledger:
         anatomy = inspect_checkpoint(checkpoint)
         original = {"bytes": anatomy.bytes, "parameters": anatomy.parameters,
                     "nonzero_parameters": count_nonzero(checkpoint)}
@@ -60,8 +61,6 @@ def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None,
             ledger.forget(trial.number)
         _Study(spec, setup, ledger, workers or Here(out / "work"), _strategy(spec, out), say).run()
         return found_in(out, ledger, spec.objectives)
-    finally:
-        ledger.close()
 
 
 def found_in(folder: Path, ledger: Ledger, objectives: Sequence[str]) -> Found:
@@ -81,14 +80,11 @@ def open_study(folder: Path) -> Found:
     """What a study found so far."""
     if not (folder / "ledger.sqlite").exists() and not (folder / "trials.jsonl").exists():
         raise StudyError(f"{folder} holds no study; give the folder that `tsotsallm study` wrote with -o")
-    ledger = Ledger(folder)
-    try:
+    with closing(Ledger(folder)) as ledger:
         study = ledger.study()
         if study is None:
             raise StudyError(f"{folder} holds a study that never began; run `tsotsallm study` again")
         return found_in(folder, ledger, study["objectives"])
-    finally:
-        ledger.close()
 
 
 def _strategy(spec: Spec, out: Path) -> Strategy:
@@ -109,12 +105,12 @@ class _Study:
 
     def run(self) -> None:
         halving = self.spec.strategy == "halving"
-        cheap = ("cheap", self.setup.cheap or self.setup.full)
         full = ("full", self.setup.full)
-        levels = (cheap,) if halving else (full,) if self.setup.cheap is None else (cheap, full)
+        cheap = full if self.setup.cheap in (None, self.setup.full) else ("cheap", self.setup.cheap)
+        levels = (cheap,) if halving or cheap == full else (cheap, full)
         self._try_all(levels)
         if halving:
-            self._halve()
+            self._halve(*cheap)
         if isinstance(self.strategy, BySampler):
             self.strategy.keep(self.ledger.trials())
 
@@ -197,16 +193,14 @@ class _Study:
 
     # -- successive halving -------------------------------------------------------------------------------------------
 
-    def _halve(self) -> None:
+    def _halve(self, level: str, windows: int) -> None:
         """Give the better third three times as much text, until what is left is evaluated fully."""
         assert self.spec.size_limit is not None
-        windows = self.setup.cheap or self.setup.full
         alive = [trial for trial in self.ledger.trials("done")
-                 if trial.measures["model"]["bytes"] <= self.spec.size_limit and "cheap" in trial.measures]
+                 if trial.measures["model"]["bytes"] <= self.spec.size_limit and level in trial.measures]
         if not alive:
             raise StudyError(f"no recipe that was tried is within size_limit {human_bytes(self.spec.size_limit)}; give more "
                              "trials, a larger limit, or a space with smaller models")
-        level = "cheap"
         while windows < self.setup.full:
             kept = sorted(alive, key=lambda trial: (trial.measures[level]["kl"], trial.number))
             alive = kept[:max(1, -(-len(kept) // THIRD))]
@@ -244,8 +238,5 @@ def _measures(trial: Trial) -> str:
 
 def ledger_json(folder: Path, *, repeatable: bool = False) -> str:
     """All trials of a study as JSON; `repeatable` without times, energy and machines."""
-    ledger = Ledger(folder)
-    try:
+    with closing(Ledger(folder)) as ledger:
         return json.dumps([trial.plain(repeatable=repeatable) for trial in ledger.trials()], indent=1)
-    finally:
-        ledger.close()

@@ -23,7 +23,7 @@ from tsotsallm.export.gguf import export_gguf
 from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
 from tsotsallm.lab.texts import world_text
 from tsotsallm.machine import fingerprint, free_disk_bytes
-from tsotsallm.store import Store
+from tsotsallm.store import Store, key_of, link_tree
 from tsotsallm.streaming.corpus import read_text
 
 ROOM_BYTES = 64 << 20
@@ -70,7 +70,7 @@ class Job:
 
     known   (loss, bytes) of the full evaluations so far
     levels  evaluations in their order: name, windows
-    keep    whether the model stays, for a later job with the same key
+    keep    whether the model stays in the store, for a later job with the same key
     """
 
     number: int
@@ -101,10 +101,15 @@ def execute(setup: Setup, job: Job, work: Path) -> Outcome:
                              "setup": setup.plain()})
     began, cpu = time.time(), time.process_time()
     store = Store(work / "store", setup.store_bytes)
-    model = work / "models" / job.key
+    key = key_of([job.key, setup.model, setup.calibration, setup.windows, setup.window, setup.seed])
+    model = work / "models" / key
     try:
         with _energy(setup.country, outcome.facts):
+            if (piece := store.find("model", key)) is not None and not model.exists():
+                link_tree(piece / "model", model)
             _execute(setup, job, work, model, store, outcome)
+            if job.keep:
+                store.keep("model", key, {"model": model}, {})
     except TsotsallmError as error:
         if isinstance(error, ResourceError) and free_disk_bytes(work) < ROOM_BYTES:
             raise
@@ -112,8 +117,7 @@ def execute(setup: Setup, job: Job, work: Path) -> Outcome:
     except (MemoryError, RuntimeError, ValueError, ArithmeticError, LookupError) as error:
         outcome.error = f"{type(error).__name__}: {error}"      # a fault of ours must not end the study
     finally:
-        if not job.keep:
-            shutil.rmtree(model, ignore_errors=True)
+        shutil.rmtree(model, ignore_errors=True)
     outcome.facts |= {"seconds": round(time.time() - began, 2), "cpu_seconds": round(time.process_time() - cpu, 2),
                       "began": round(began, 1), "reused": store.found,
                       "notes": store.problems}

@@ -17,12 +17,13 @@ from tsotsallm import __version__
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import write_json
-from tsotsallm.compression import Calibration, calibration_text, compress, with_vocabulary
+from tsotsallm.compression import Calibration, calibration_text, check_windows, compress, with_vocabulary
 from tsotsallm.errors import CheckpointError
 from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.evaluation.cost import bytes_of, measure_gguf_speed
 from tsotsallm.evaluation.perplexity import evaluate_perplexity, evaluation_corpus, kept_states, window_features
 from tsotsallm.export.gguf import export_gguf
+from tsotsallm.machine import fingerprint
 from tsotsallm.planning import whole_spec
 from tsotsallm.recipe import Recipe
 from tsotsallm.run.work import Progress
@@ -30,7 +31,7 @@ from tsotsallm.stages.allocation import DENSE, MIXED, candidates
 from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import matrix_weights
 from tsotsallm.store import Store, key_of
-from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.corpus import Corpus, read_text
 from tsotsallm.streaming.corpus import calibration as windows_of
 from tsotsallm.streaming.score import leave_one_out_losses
 from tsotsallm.study.budget import Measured, Structure
@@ -69,6 +70,10 @@ class Settings:
     quick: bool = False
 
     @property
+    def calibrated(self) -> Calibration:
+        return Calibration(self.calibration, self.windows, self.window, self.seed)
+
+    @property
     def rounding(self) -> dict[str, Any]:
         """Options of `quantize` for every candidate."""
         return {"couple": False, "passes": 0} if self.quick else {}
@@ -81,6 +86,13 @@ class Mixture:
     predicted: float
     measured: float
     seconds: float
+
+
+def whole_text(checkpoint: Checkpoint, settings: Settings) -> str:
+    """The text that a fit calibrates and compares on: what is given, else the texts to keep, else the model's own."""
+    if settings.keep_text and settings.calibration is None:
+        return "\n".join(read_text(name) for name in settings.keep_text)
+    return calibration_text(checkpoint, settings.calibrated)[0]
 
 
 class Original:
@@ -99,12 +111,22 @@ class Bench:
                  progress: Callable[[Progress], None] = lambda _now: None) -> None:
         self.model, self.settings, self.work, self.say, self.progress = model, settings, work, say, progress
         self.began = time.monotonic()
-        work.mkdir(parents=True, exist_ok=True)
         self.source = Checkpoint.open(model)
-        self.store = Store(work / "store", KEPT * bytes_of(View.of(self.source)))
         self._originals: dict[int | None, Original] = {}
         self._prepare_texts()
         self.whole = whole_spec(self.original(self.most).checkpoint)
+
+    @cached_property
+    def store(self) -> Store:
+        """What candidates have in common."""
+        return Store(self.work / "store", KEPT * bytes_of(View.of(self.source)))
+
+    @cached_property
+    def calibration(self) -> Path:
+        """A file with the text that is calibrated on."""
+        path = self.work / "calibration.txt"
+        path.write_text(self.calibration_text, "utf-8")
+        return path
 
     @property
     def minutes_gone(self) -> float:
@@ -131,27 +153,32 @@ class Bench:
     def _prepare_texts(self) -> None:
         """Part the text: what is calibrated on, and what candidates are compared on."""
         asked = self.settings
-        if asked.keep_text and asked.calibration is None:
-            text = "\n".join(Path(name).read_text("utf-8") for name in asked.keep_text)
-        else:
-            text, _ = calibration_text(self.source, Calibration(asked.calibration, asked.windows, asked.window, asked.seed))
+        check_windows(self.source, asked.calibrated)
+        text = whole_text(self.source, asked)
         cut = int(len(text) * (1 - HELD_OUT))
-        self.calibration = self.work / "calibration.txt"
-        self.calibration.write_text(text[:cut], "utf-8")
-        self.compared_text = text[cut:]
+        self.calibration_text, self.compared_text = text[:cut], text[cut:]
         tokens = self.original(self.most).tokens
         wanted = asked.compared * (asked.window - 1)
         if tokens > wanted:
             self.compared_text = self.compared_text[:len(self.compared_text) * wanted // tokens]
             self._originals.clear()
-        self.corpus = windows_of(text[:cut], self.original(self.most).checkpoint.tokenizer(), windows=asked.windows,
-                                 length=asked.window, seed=asked.seed, source="calibration text")
+        tokenizer = self.original(self.most).checkpoint.tokenizer()
+        self.corpus = windows_of(self.calibration_text, tokenizer, windows=asked.windows, length=asked.window,
+                                 seed=asked.seed, source="calibration text")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that measured units and models of a recipe depend on."""
+        asked = self.settings
+        return {"model": self.source.fingerprint(), "texts": key_of([self.calibration_text, self.compared_text]),
+                "texts to keep": key_of([read_text(name) for name in asked.keep_text]),
+                "windows": [asked.windows, asked.window, asked.compared, asked.seed], "machine": fingerprint(),
+                "tsotsallm": __version__}
 
     @property
     def key(self) -> str:
         """A name for all that the measured units depend on."""
-        return key_of([self.source.fingerprint(), self.calibration.read_text("utf-8"), self.compared_text, self.most,
-                       asdict(self.settings) | dict.fromkeys(("calibration", "minutes", "recover", "quick")), __version__])
+        return key_of([self.identity, self.settings.quick])
 
     # -- making and comparing -----------------------------------------------------------------------------------------
 
@@ -194,9 +221,10 @@ class Bench:
             alone, order, depth = self._depth()
             grids, mixture = self._grids()
             measured = Measured(order, depth, self._width(), grids, self._vocabulary(), alone)
+        write_units(here, measured, mixture)
         if speed and not measured.seconds:
             measured.seconds.update(self._seconds())
-        write_units(here, measured, mixture)
+            write_units(here, measured, mixture)
         if self.minutes_gone < MEASURING * self.settings.minutes:
             known.parent.mkdir(parents=True, exist_ok=True)
             write_units(known, measured, mixture)
@@ -211,9 +239,10 @@ class Bench:
         some = Corpus(self.corpus.windows[:max(4, self.settings.windows // 4)], self.corpus.source)
         while len(gone) < layers // 2:
             if not ranked or self.minutes_gone < MEASURING / 2 * self.settings.minutes:
-                base, found = leave_one_out_losses(view.reordered(kept), some, list(range(len(kept))), self.work / "depth",
+                scratch = self.work / f"depth-{key_of(kept)}"       # what was begun is taken over, of this ranking only
+                base, found = leave_one_out_losses(view.reordered(kept), some, list(range(len(kept))), scratch,
                                                    torch.device("cpu"), lambda _what, _share: None)
-                shutil.rmtree(self.work / "depth", ignore_errors=True)
+                shutil.rmtree(scratch, ignore_errors=True)
                 alone = alone or {layer: loss - base for layer, loss in found.items()}
                 ranked = [kept[place] for place in sorted(found, key=lambda place: (found[place], place))]
             going = ranked.pop(0)
@@ -292,6 +321,7 @@ class Bench:
         for name in (*sorted(grids), DENSE):
             stage = [] if name == DENSE else [{"quantize": {"grid": name, "ends": name, "method": "rtn"}}]
             recipe, file = [*self.vocabulary_stage(self.most), *stage], self.work / "speed.gguf"
+            file.unlink(missing_ok=True)
             export_gguf(Checkpoint.open(self.compressed(recipe)) if recipe else self.source, file, dense="f16")
             rate = measure_gguf_speed(file).decode_tokens_per_s
             self.say(f"all on {name}: {rate:.1f} tokens a second")
