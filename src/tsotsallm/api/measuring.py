@@ -72,6 +72,8 @@ def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, 
     for kind in kv:
         if kind not in get_args(CacheType):
             raise TsotsallmError(f"--kv has {kind!r}; it takes {', '.join(get_args(CacheType))}, with commas between")
+    if text is None and str(reference) != EMBEDDED:
+        raise CorpusError("give the text to evaluate on with --text FILE; only the embedded model brings its own")
     content = world_text(test=True, characters=60_000) if text is None else texts.read_text(text)
     source = "the embedded world, test" if text is None else Path(text).name
     return cache_perplexities(Path(models[0]), Checkpoint.open(reference), content, source,

@@ -22,7 +22,6 @@ Workers = Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster, 
 TlsCa = Annotated[str | None, typer.Option("--tls-ca", help="Certificate of the authority, for tls:// addresses.")]
 TlsCert = Annotated[str | None, typer.Option("--tls-cert", help="This computer's certificate.")]
 TlsKey = Annotated[str | None, typer.Option("--tls-key", help="Its key.")]
-Scratch = Annotated[Path | None, typer.Option(help="Directory for hidden states (default: beside the result).")]
 
 
 @contextmanager

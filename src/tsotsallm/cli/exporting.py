@@ -18,7 +18,8 @@ def export(model: Model,
            hf: Annotated[Path | None, typer.Option(help="Write this plain Hugging Face checkpoint, all dense.")] = None,
            dense: Annotated[str | None, typer.Option(help="f16, bf16 or f32: for weights on no grid of GGUF.")] = None,
            ollama: Annotated[bool, typer.Option(help="Add a Modelfile for Ollama.")] = False,
-           verify: Annotated[bool, typer.Option(help="Compare with llama.cpp, where it is installed.")] = True,
+           verify: Annotated[bool, typer.Option(help="Read the file back, and compare it with llama.cpp where that is "
+                                                     "installed.")] = True,
            as_json: AsJson = False) -> None:
     """Write a checkpoint in a form that other engines run; one layer at a time is in memory."""
     with answers(as_json):

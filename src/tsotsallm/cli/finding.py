@@ -37,7 +37,8 @@ def fit(model: Model,
         minutes: Annotated[float, typer.Option(help="No candidate is begun later.")] = 60.0,
         recover: Annotated[bool, typer.Option(help="Let layers learn from the original's after a cut.")] = False,
         quick: Annotated[bool, typer.Option(help="Round candidates in a third of the time, at some loss.")] = False,
-        task: Annotated[str | None, typer.Option(help="Tasks to ask the original and the result.")] = None,
+        task: Annotated[str | None, typer.Option(help="Tasks to ask the original and the result, with commas "
+                                                      "between.")] = None,
         data: Annotated[Path | None, typer.Option(help="Data of a task, or a folder with those of several.")] = None,
         limit: Annotated[int | None, typer.Option(help="So many items of every task.")] = None,
         seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0, as_json: AsJson = False) -> None:
@@ -76,8 +77,8 @@ Folder = Annotated[Path, typer.Argument(help="The folder of a study.")]
 
 
 @studies.command("run")
-def study_run(spec: Annotated[str, typer.Argument(help="YAML file or packaged name: reference-pruning, reference-pipeline, "
-                                                       "reference-order, franken, quick.")],
+def study_run(spec: Annotated[str, typer.Argument(help="YAML file or packaged name: quick, approaches, franken, "
+                                                       "reference-pruning, reference-pipeline, reference-order.")],
               out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the study; an unfinished one goes on.")],
               model: Annotated[str, typer.Option(help="Checkpoint directory, hub id, or 'embedded'.")] = "embedded",
               values: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE that the study needs.")] = None,
@@ -186,7 +187,7 @@ def worker(scheduler: Annotated[str, typer.Argument(help="Address of the schedul
            name: Annotated[str | None, typer.Option(help="Name in the list of workers.")] = None,
            host: Annotated[str | None, typer.Option(help="Own address, where there are several.")] = None,
            tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None) -> None:
-    """Let this computer do jobs of a cluster: studies, evaluations, generation."""
+    """Let this computer do jobs of a cluster: studies, evaluations, generation, tables."""
     with answers():
         from tsotsallm.cluster.worker import parse_tls, run_worker
         from tsotsallm.machine import bytes_from_text

@@ -12,7 +12,6 @@ from tsotsallm.cli.common import (
     AsJson,
     Device,
     Model,
-    Scratch,
     TlsCa,
     TlsCert,
     TlsKey,
@@ -24,10 +23,11 @@ from tsotsallm.cli.common import (
 )
 
 app = typer.Typer(rich_markup_mode=None)
+Scratch = Annotated[Path | None, typer.Option(help="Directory for hidden states (default: the system's temporary one).")]
 
 
 @app.command()
-def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; differences are to the first.")],
+def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints, or GGUF files; differences are to the first.")],
              text: Annotated[Path | None, typer.Option(help="UTF-8 text to take the perplexity of.")] = None,
              task: Annotated[str | None, typer.Option(help="Tasks by name, YAML or BIG-bench JSON file, with commas "
                                                            "between; `tsotsallm tasks` lists them.")] = None,
@@ -38,7 +38,8 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints; diff
              context: Annotated[int, typer.Option(help="Tokens of a window of --text, BOS included.")] = 512,
              protocol: Annotated[str, typer.Option(help="Of --text: windows, or rows (each line by itself).")] = "windows",
              reference: Annotated[str | None, typer.Option(help="The original, for KL divergence.")] = None,
-             kv: Annotated[str, typer.Option(help="Of a GGUF file: types of its key-value cache to compare.")] = "f16",
+             kv: Annotated[str, typer.Option(help="Of a GGUF file: types of its key-value cache (f32, f16, q8_0, q4_0), "
+                                                  "with commas between.")] = "f16",
              speed: Annotated[bool, typer.Option(help="Measure speed and memory as well.")] = False,
              country: Annotated[str | None, typer.Option(help="ISO code (CMR, KEN, ...): energy and CO₂ as well.")] = None,
              by_sweeps: Annotated[bool, typer.Option(help="Generate by sweeps although the model fits memory.")] = False,

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from tsotsallm.cli.common import AsJson, Device, Model, RecipeText, Scratch, Window, Windows, answers, print_json
+from tsotsallm.cli.common import AsJson, Device, Model, RecipeText, Window, Windows, answers, print_json
 
 app = typer.Typer(rich_markup_mode=None)
+Scratch = Annotated[Path | None, typer.Option(help="Directory for hidden states (default: beside the result).")]
 
 
 @app.command()
