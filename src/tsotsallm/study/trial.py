@@ -158,7 +158,7 @@ def _loss(setup: Setup, model: Checkpoint, windows: int, kept: Path) -> dict[str
                                 reference_name=setup.model)
     return {"kl": found.kl, "kl_error": found.kl_standard_error or 0.0, "perplexity": found.perplexity, "loss": found.loss,
             "loss_error": found.loss_standard_error or 0.0, "reference_perplexity": found.reference_perplexity,
-            "same_top_token": found.same_top_token, "windows": windows, "protocol": asdict(found.protocol)}
+            "same_top_token": found.same_top_token, "windows": found.windows, "protocol": asdict(found.protocol)}
 
 
 def _answers(setup: Setup, model: Path) -> dict[str, Any]:
