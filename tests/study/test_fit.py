@@ -144,6 +144,8 @@ def test_a_fit_is_within_its_budget_and_measures_what_it_says(model: Path, text:
     assert found.best.measured == min(one.measured for one in found.rounds)
     assert [one.windows for one in found.rounds] == [4] * (len(found.rounds) - 1) + [16]    # the best, with more text
     assert found.rounds[-1].structure == min(found.rounds[:-1], key=lambda one: one.measured).structure
+    told = [one for one in found.rounds if one.structure == found.best.structure and one.windows == 4][-1]
+    assert found.holds == (abs(told.predicted - told.measured) <= 0.15 * told.measured)
     content = json.loads((tmp_path / "out" / "fit.json").read_text("utf-8"))
     assert content["best"]["measured"] == found.best.measured
     assert not (tmp_path / "out" / "work").exists()

@@ -160,8 +160,8 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
     bos = int(corpus.windows[0][0]) == tokenizer.bos_token_id
     protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), int(sums["tokens"].sum()))
     bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
-    return Perplexity(name or str(checkpoint.directory), protocol, len(corpus.windows), math.exp(loss), loss, loss_error, bits,
-                      **found, fits=fits(checkpoint))
+    return Perplexity(name or str(checkpoint.directory), protocol, len(corpus.windows), math.exp(loss), loss, loss_error,
+                      bits, **found, fits=fits(checkpoint))
 
 
 def kept_states(view: View, corpus: Corpus, folder: Path, device: torch.device, tick: Tick) -> HiddenStates:

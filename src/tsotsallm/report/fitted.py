@@ -48,7 +48,8 @@ def _rounds(fit: Mapping[str, Any]) -> list[Block]:
                                  "text."),
             Table("Candidates; KL divergence in nats a token", header, rows, frozenset([best])),
             Paragraph(f"Measured losses of structure were {off['structure']:.2f} times the sums of their units, those of "
-                      f"grids {off['grids']:.2f} times. The prediction of the best "
+                      f"grids {off['grids']:.2f} times. The prediction for the "
+                      f"best, made with {fit['settings']['windows']} windows of calibration text, "
                       f"{'holds' if fit['holds'] else 'does not hold'} within 15%.")]
 
 

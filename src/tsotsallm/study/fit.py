@@ -37,7 +37,7 @@ from tsotsallm.study.budget import (
 from tsotsallm.study.units import Bench, Mixture, Say, Settings, plain_units
 
 HOLDS = 0.15
-"""A prediction holds when it is no further than this share from what is measured."""
+"""A prediction holds when it is no further than this share from what is measured with the text that it is for."""
 UNSURE = 0.3
 """How far predictions are thought to be off, by the logarithm, before the first candidate was measured."""
 MOST_ROUNDS = 8
@@ -334,7 +334,9 @@ class _Fit:
         found = evaluate_perplexity(Checkpoint.open(path), self.bench.compared_text, source="held-out text",
                                     context=settings.window, reference=Checkpoint.open(self.bench.model), name="fitted",
                                     reference_name=self.bench.model)
-        holds = abs(best.predicted - best.measured) <= HOLDS * best.measured
+        told = next(one for one in reversed(self.rounds)     # predictions are for so much calibration text
+                    if one.structure == best.structure and one.windows == settings.windows)
+        holds = abs(told.predicted - told.measured) <= HOLDS * told.measured
         evaluation = {key: value for key, value in found.plain().items() if key != "fits"}
         fitted = Fitted(self.out / "model", kept, self.target, best, tuple(self.rounds), measured, self.corrections, holds,
                         round(60 * self.bench.minutes_gone, 1), evaluation)
