@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_encodings(tmp_path: Path, encoding: str, note: bool) -> None:
 def test_what_is_no_table_says_why(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(TablesError, match=message):
         read_table(table(tmp_path, content))
+
+
+def test_a_cell_without_end_is_no_table_whatever_others_allow(tmp_path: Path) -> None:
+    """Other libraries raise the limit that csv has for the whole process."""
+    before = csv.field_size_limit(1 << 30)
+    try:
+        with pytest.raises(TablesError, match="never closed"):
+            read_table(table(tmp_path, b'"a' + b"x" * 200_000 + b'",b\n'))
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_ragged_rows_are_filled_up_and_noted(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ SEPARATORS = ",;\t|"
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
 GOLD = "__URI"
 """End of the name of a column that holds the entities of the column before it (ToughTables): kept out of what is read."""
+LONGEST_CELL = 100_000
+"""Characters of a cell; the library's own limit is one for the whole process, which others change."""
 _NUMBERED = re.compile(r"\d+")
 
 
@@ -113,6 +115,10 @@ def read_table(path: Path) -> Table:
         lines.pop()
     if not lines:
         raise TablesError(f"{path.name} is empty; a table has a row at least")
+    longest = max(len(cell) for line in lines for cell in line)
+    if longest > LONGEST_CELL:
+        raise TablesError(f"{path.name} is no table (a cell has {longest} characters, as where a quotation mark is never "
+                          "closed); give CSV or TSV")
     width = max(map(len, lines))
     ragged = [number for number, line in enumerate(lines, 1) if len(line) != len(lines[0])]
     if ragged:
