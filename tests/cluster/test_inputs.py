@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tsotsallm.cluster import inputs
 from tsotsallm.cluster.inputs import Bundle, files_named, local_path, next_piece, receive, received, with_local_paths
+from tsotsallm.cluster.worker import _own_folder
+from tsotsallm.errors import ClusterError
 
 
 @pytest.fixture
@@ -75,3 +81,13 @@ def test_paths_in_recipes_are_those_of_the_worker(source: Path) -> None:
     assert files_named(recipe) == {name}
     assert with_local_paths(recipe, {name: "/there"}) == [{"vocabulary": {"keep": ["/there"]}},
                                                           {"quantize": {"grid": "q4_k"}}]
+
+
+def test_a_folder_serves_one_worker(tmp_path: Path) -> None:
+    """Whatever the other worker's process is called."""
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as other:
+        (tmp_path / "lock").write_text(json.dumps([other.pid, psutil.Process(other.pid).create_time()]))
+        with pytest.raises(ClusterError, match="another worker uses"):
+            _own_folder(tmp_path)
+        other.communicate()
+    assert _own_folder(tmp_path) == tmp_path

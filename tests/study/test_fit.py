@@ -199,6 +199,16 @@ def test_work_that_was_begun_with_other_texts_is_refused(model: Path, text: Path
         fit(str(model), budget, tmp_path / "out", settings(other), lambda _line: None)
 
 
+def test_texts_to_keep_are_calibrated_on_where_no_other_is_given(model: Path, text: Path, tmp_path: Path) -> None:
+    """Nothing is asked of the hub, for the report neither."""
+    other = tmp_path / "other.txt"
+    other.write_text("Habari ya asubuhi.", "utf-8")
+    source = Checkpoint.open(model)
+    how = Settings(None, (str(text), str(other)), windows=2, window=32)
+    assert measuring.whole_text(source, how) == text.read_text("utf-8") + "\nHabari ya asubuhi."
+    assert measuring.whole_text(source, replace(how, calibration=str(other))) == "Habari ya asubuhi."
+
+
 def test_an_interrupted_ranking_leaves_the_next_one_as_it_is(text: Path, tmp_path: Path,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     calls = itertools.count()
