@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ from tsotsallm.study.budget import (
 from tsotsallm.study.fit import Target, fit, target_of
 from tsotsallm.study.units import Mixture, Settings
 
-pytest.importorskip("gguf", reason="gguf is in the extra [gguf]")
+gguf = pytest.importorskip("gguf", reason="gguf is in the extra [gguf]")
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,26 @@ def test_texts_to_keep_are_calibrated_on_where_no_other_is_given(model: Path, te
     how = Settings(None, (str(text), str(other)), windows=2, window=32)
     assert measuring.whole_text(source, how) == text.read_text("utf-8") + "\nHabari ya asubuhi."
     assert measuring.whole_text(source, replace(how, calibration=str(other))) == "Habari ya asubuhi."
+
+
+def test_a_float32_model_keeps_16_bits_where_the_budget_allows(text: Path, tmp_path: Path) -> None:
+    """Matrices that no grid is needed for are counted with two bytes a number, and written so."""
+    source = build(tmp_path / "model", "llama3", num_hidden_layers=3, intermediate_size=128)
+    found = fit(str(source), Target(10**6), tmp_path / "out", settings(text, minutes=0.0), lambda _line: None)
+    assert found.gguf.stat().st_size <= 10**6
+    types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(found.gguf).tensors if len(tensor.shape) == 2}
+    assert "F32" not in types
+
+
+def test_timing_goes_on_after_a_file_was_left(model: Path, text: Path, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = measuring.Bench(str(model), settings(text), tmp_path, lambda _line: None)
+    (tmp_path / "speed.gguf").write_bytes(b"half a file")
+    monkeypatch.setattr(measuring, "measure_gguf_speed", lambda _file: SimpleNamespace(decode_tokens_per_s=100.0))
+    found = bench._seconds()
+    assert "f16" in found
+    assert all(seconds > 0 for seconds in found.values())
+    assert not (tmp_path / "speed.gguf").exists()
 
 
 def test_an_interrupted_ranking_leaves_the_next_one_as_it_is(text: Path, tmp_path: Path,
