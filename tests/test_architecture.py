@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ORDER = ["errors", "machine", "numerics", "checkpoint", "engine", "lab", "streaming", "training", "stages", "recipes",
+ORDER = ["errors", "files", "machine", "numerics", "checkpoint", "engine", "lab", "streaming", "training", "stages", "recipes",
          "tasks", "recipe", "planning", "journal", "store", "run", "compression", "inspection",
          "evaluation", "cluster", "analysis", "export", "study", "tables", "report", "serve", "api",
          "console", "cli", "__main__"]
