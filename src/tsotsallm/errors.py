@@ -21,6 +21,10 @@ class CorpusError(TsotsallmError):
     """A calibration or evaluation text cannot be used."""
 
 
+class ConversationError(TsotsallmError):
+    """A conversation does not fit the model's chat template, or the model has none."""
+
+
 class TaskError(TsotsallmError):
     """An evaluation task or its data cannot be used."""
 

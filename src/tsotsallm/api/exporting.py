@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import installed as llama_installed
 from tsotsallm.errors import ExportError
-from tsotsallm.export.gguf import Dense, export_gguf
+from tsotsallm.export.gguf import Dense, Written, export_gguf
 from tsotsallm.export.huggingface import export_huggingface
 from tsotsallm.export.publish import modelfile_path, write_modelfile
 from tsotsallm.export.publish import push as push_result
-from tsotsallm.export.verify import read_back, verify_gguf
+from tsotsallm.export.verify import Verified, read_back, verify_gguf
 from tsotsallm.streaming.sweep import Tick, silent
 
 
@@ -23,11 +23,12 @@ def to_huggingface(model: str | Path, out: str | Path, *, tick: Tick = silent) -
 
 
 def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, ollama: bool = False, verify: bool = True,
-            tick: Tick = silent) -> dict[str, Any]:
+            accept_differences: bool = False, tick: Tick = silent) -> dict[str, Any]:
     """Write a checkpoint as GGUF; returns the paths, bytes and notes.
 
-    Weights on no grid of GGUF are written as `dense`: f16, bf16 or f32. `ollama` adds a Modelfile. With `verify` the file
-    is read back, and its log-probabilities are compared with llama.cpp's where that is installed.
+    Weights on no grid of GGUF are written as `dense`: f16, bf16 or f32. `ollama` adds a Modelfile. With `verify` the file is
+    read back and, where llama.cpp is installed, compared with it: texts must be cut into the same tokens, answers end at the same
+    tokens, and log-probabilities agree. A file that fails is not kept. `accept_differences` allows texts to be cut otherwise.
     """
     if dense not in (None, *get_args(Dense)):
         raise ExportError(f"--dense is {dense!r}; it takes {', '.join(get_args(Dense))}")
@@ -37,19 +38,27 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
     modelfile = modelfile_path(path) if ollama else None        # refused before anything is written
     checkpoint = Checkpoint.open(model)
     name = str(model) if "/" in str(model) and not Path(model).exists() else checkpoint.directory.resolve().name
-    found = export_gguf(checkpoint, path, dense=dense, name=name, tick=tick)    # type: ignore[arg-type]
+
+    def check(written: Written) -> Verified | None:
+        if not llama_installed():
+            read_back(written.path)
+            return None
+        tick("comparing with llama.cpp", 0.0)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            return verify_gguf(written.path, checkpoint, Path(scratch) / "states.f32", context=written.context,
+                               types=written.types, adapter=written.adapter, expected=written.differences,
+                               accept_differences=accept_differences)
+
+    found = export_gguf(checkpoint, path, dense=cast("Dense | None", dense), name=name, accept_differences=accept_differences,
+                        check=check if verify else None, tick=tick)
     answer: dict[str, Any] = {"gguf": str(path), **found.plain()}
-    answer["notes"] = list(answer["notes"])
+    answer["notes"] = [*checkpoint.codec.notes, *answer["notes"]]
     if modelfile is not None:
         answer["modelfile"] = str(write_modelfile(modelfile, path, found.adapter, checkpoint.spec.context))
-    if verify:
-        read_back(path)
-        if not llama_installed():
-            answer["notes"].append("not compared with llama.cpp, which is not installed: pip install 'tsotsallm[llama]'")
-        else:
-            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-                states = Path(scratch) / "states.f32"
-                answer["verified"] = verify_gguf(path, checkpoint, states, adapter=found.adapter).plain()
+    if found.verified is not None:
+        answer["verified"] = found.verified.plain()
+    elif verify:
+        answer["notes"].append("not compared with llama.cpp, which is not installed: pip install 'tsotsallm[llama]'")
     return answer
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.errors import CheckpointError
 
 Pair = tuple[str, str]
+PART_CHARACTERS = 20_000
+_BREAK = re.compile(r"\n(?=[^\W\d_])")
+"""A line break before a letter: no word of any rule goes on across it, while empty lines are words of their own."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,13 @@ class Needed:
 class Merges:
     """A tokenizer.json's BPE model: its vocabulary, its merges by rank, how it cuts text into words."""
 
-    def __init__(self, content: dict[str, Any], backend: Any, where: str) -> None:
+    def __init__(self, codec: TextCodec) -> None:
+        content, self.backend = codec.content, codec.tokenizer.backend_tokenizer
         model = content.get("model") or {}
         if model.get("type") != "BPE" or not model.get("merges"):
-            raise CheckpointError(f"{where} is not a BPE tokenizer with merges (it is {model.get('type')}); its vocabulary "
+            raise CheckpointError(f"{codec.where} has no BPE tokenizer with merges (it is {model.get('type')}); its vocabulary "
                                   "cannot be cut")
-        self.content, self.backend = content, backend
+        self.content = content
         self.merged_ids: dict[str, int] = dict(model["vocab"])
         self.added_ids: dict[str, int] = {one["content"]: one["id"] for one in content.get("added_tokens") or ()}
         self.vocabulary = self.merged_ids | self.added_ids      # Llama 3's special tokens, say, stand among the added only
@@ -40,22 +46,25 @@ class Merges:
         self.ranks = {pair: rank for rank, pair in enumerate(self.pairs)}
         self.whole_words = bool(model.get("ignore_merges"))
         self.byte_level = not model.get("byte_fallback")
+        self.named = {one for one in (*codec.ends, *codec.prefix, *codec.suffix, codec.bos, codec.eos, codec.padding)
+                      if one is not None}
 
     @property
     def always_kept(self) -> set[str]:
-        """Bytes, special and added tokens, and the unknown one: whatever a text holds can still be encoded."""
+        """Bytes, special and added tokens, those that begin or end a text, and the unknown one: whatever a text holds can still be encoded."""
         found = {token for token in self.vocabulary if len(token) == 6 and token.startswith("<0x") and token.endswith(">")}
         if self.byte_level:
             from tokenizers import pre_tokenizers
 
             found |= set(pre_tokenizers.ByteLevel.alphabet()) & self.vocabulary.keys()
         unknown = self.content["model"].get("unk_token")
-        return found | ({unknown} & self.vocabulary.keys()) | self.added_ids.keys()
+        named = {token for token, place in self.vocabulary.items() if place in self.named}
+        return found | named | ({unknown} & self.vocabulary.keys()) | self.added_ids.keys()
 
     def words(self, text: str) -> Iterator[str]:
         """The pieces that merging never crosses, as the tokenizer itself makes them."""
-        for line in text.splitlines(keepends=True):
-            normal = self.backend.normalizer.normalize_str(line) if self.backend.normalizer is not None else line
+        for part in _parts(text):
+            normal = self.backend.normalizer.normalize_str(part) if self.backend.normalizer is not None else part
             if self.backend.pre_tokenizer is not None:
                 yield from (word for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(normal))
             else:
@@ -150,3 +159,13 @@ def _renumber(node: Any, new: dict[int, int]) -> None:
     elif isinstance(node, list):
         for value in node:
             _renumber(value, new)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in parts of some 20,000 characters, which end at a line break before a letter."""
+    start = 0
+    while start < len(text):
+        found = _BREAK.search(text, start + PART_CHARACTERS)
+        end = len(text) if found is None else found.end()
+        yield text[start:end]
+        start = end

@@ -20,6 +20,8 @@ def export(model: Model,
            ollama: Annotated[bool, typer.Option(help="Add a Modelfile for Ollama.")] = False,
            verify: Annotated[bool, typer.Option(help="Read the file back, and compare it with llama.cpp where that is "
                                                      "installed.")] = True,
+           accept_differences: Annotated[bool, typer.Option(
+               "--accept-differences", help="Write the file although llama.cpp cuts some text into other tokens.")] = False,
            as_json: AsJson = False) -> None:
     """Write a checkpoint in a form that other engines run; one layer at a time is in memory."""
     with answers(as_json):
@@ -30,12 +32,12 @@ def export(model: Model,
 
         if (gguf is None) == (hf is None):
             raise ExportError("say what to write: --gguf OUT.gguf or --hf DIRECTORY, one of them")
-        if hf is not None and (dense or ollama):
-            raise ExportError("--dense and --ollama belong to --gguf")
+        if hf is not None and (dense or ollama or accept_differences):
+            raise ExportError("--dense, --ollama and --accept-differences belong to --gguf")
         bar, show = step_bar(as_json)
         with bar:
             found = exporting.to_huggingface(model, hf, tick=show) if gguf is None and hf is not None else exporting.to_gguf(
-                model, str(gguf), dense=dense, ollama=ollama, verify=verify, tick=show)
+                model, str(gguf), dense=dense, ollama=ollama, verify=verify, accept_differences=accept_differences, tick=show)
         print_json(found) if as_json else print_export(found)
 
 

@@ -6,17 +6,18 @@ import importlib.util
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
-from torch import Tensor
-
+from tsotsallm.checkpoint.textrules import TextRules
 from tsotsallm.engine.server import HttpServer, ask
-from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Token
-from tsotsallm.errors import CheckpointError, MissingExtraError, TsotsallmError
+from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Token, require_prompt
+from tsotsallm.errors import CheckpointError, ConversationError, MissingExtraError, TsotsallmError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CacheType = Literal["f32", "f16", "q8_0", "q4_0"]
 CACHE_BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
@@ -70,7 +71,10 @@ class Llama:
             raise CheckpointError(f"{path} is damaged, cut short, or no language model ({type(error).__name__}: {error}); "
                                   "export or copy it again") from None
         self.context = context or known
-        self.converses = "tokenizer.chat_template" in fields
+        self.rules = TextRules.read(fields, self.tokens)
+        self.chat = self.rules.chat
+        self.converses = self.chat is not None
+        self.notes: tuple[str, ...] = ()
         self.facts = {key: fields[key].contents() for key in ("tsotsallm.recipe", "tsotsallm.source") if key in fields}
         self.cache_bytes_per_token = 2 * layers * heads * width * CACHE_BITS[kv] / 8
         self._adapter, self._threads, self._keep_prompt = adapter, threads, keep_prompt
@@ -117,23 +121,16 @@ class Llama:
             "max_tokens": question.tokens, "temperature": chosen.temperature, "top_p": chosen.top_p, "top_k": chosen.top_k,
             "seed": chosen.seed, "min_p": 0.0, "stream": True, "stream_options": {"include_usage": True},
             "cache_prompt": self._keep_prompt} | ({"stop": list(question.stop)} if question.stop else {})
-        if question.converses:
-            if not self.converses:
-                raise CheckpointError(f"{self.path} has no chat template: it completes text, but does not converse; use "
-                                      "`tsotsallm generate`")
-            if question.likeliest is not None:
-                asked |= {"logprobs": True, "top_logprobs": question.likeliest}
-            handler, asked["messages"] = self._server.handle_chat_completions, list(question.prompt)
-        else:
-            if question.likeliest is not None:
-                asked["logprobs"] = question.likeliest
-            handler = self._server.handle_completions
-            asked["prompt"] = question.prompt if isinstance(question.prompt, str) else list(question.prompt)
-        hearing = _Hearing(heard)
+        ids = self._ids(question)
+        require_prompt(ids, self.context)
+        asked["prompt"] = ids
+        if question.likeliest is not None:
+            asked["logprobs"] = max(1, question.likeliest)      # 0 would tell nothing of any token
+        hearing = _Hearing(heard, question.likeliest)
         began = time.perf_counter()
         try:
-            answer = handler(asked, hearing.take)
-        except (ValueError, RuntimeError) as error:     # such as a conversation that its template does not know
+            answer = self._server.handle_completions(asked, hearing.take)
+        except (ValueError, RuntimeError) as error:
             raise TsotsallmError(f"llama.cpp could not answer: {error}") from None
         if isinstance(answer, dict):
             hearing.take(answer)
@@ -141,9 +138,27 @@ class Llama:
             raise TsotsallmError(f"llama.cpp could not answer: {hearing.failed}")
         return hearing.answer(time.perf_counter() - began)
 
+    def _ids(self, question: Question) -> list[int]:
+        """Tokens of a prompt: conversations are rendered by the same code as those of checkpoints, and cut by llama.cpp."""
+        if isinstance(question.prompt, str):
+            return self.tokenize(question.prompt)
+        if not question.converses:
+            return [one for one in question.prompt if isinstance(one, int)]
+        if self.chat is None:
+            raise ConversationError(f"{self.path} has no chat template: it completes text, but does not converse; use "
+                                    "`tsotsallm generate`")
+        ids = self._cut(self.chat.render([one for one in question.prompt if isinstance(one, dict)]))
+        return [self.rules.bos, *ids] if self.rules.adds_bos and ids[:1] != [self.rules.bos] else ids
+
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text as llama.cpp cuts it, with what it puts before it."""
-        return [int(one) for one in self._raw("/tokenize", {"content": text, "add_special": True})["tokens"]]
+        """Token ids of a text as the checkpoint's tokenizer cuts it, with what belongs before it."""
+        rules = self.rules
+        ids = self._cut(rules.as_cut(text))
+        return [*rules.prefix, *ids]
+
+    def _cut(self, text: str) -> list[int]:
+        return [int(one) for one in self._raw("/tokenize", {"content": text, "add_special": False,
+                                                            "parse_special": True})["tokens"]]
 
     def prompt_tokens(self, ids: Sequence[int], likeliest: int, stopped: Callable[[], bool]) -> Iterator[Token]:
         for place in range(len(ids)):
@@ -171,6 +186,29 @@ class Llama:
         text = str(self._raw("/detokenize", {"tokens": [int(token)]})["content"])
         return text, text.encode()
 
+    def raw_tokens(self, text: str) -> list[int]:
+        """Token ids of a text as llama.cpp by itself cuts it, with what it puts before it."""
+        return [int(one) for one in self._raw("/tokenize", {"content": text, "add_special": True,
+                                                            "parse_special": True})["tokens"]]
+
+    def raw_conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation as llama.cpp by itself renders and cuts it; none where it refuses the conversation."""
+        found = self._raw("/apply-template", {"messages": [dict(message) for message in messages]})
+        return self.raw_tokens(str(found["prompt"])) if "prompt" in found else []
+
+    def ends_at(self, token: int) -> bool:
+        """Whether llama.cpp ends an answer at a token."""
+        answer: Any = self._server.handle_completions({
+            "prompt": [self.first_letter], "max_tokens": 2, "temperature": 0, "logit_bias": [[int(token), MOST_FORCED]]})
+        if "error" in answer:
+            raise TsotsallmError(f"llama.cpp could not answer: {answer['error']['message']}")
+        return bool(answer["choices"][0]["finish_reason"] == "stop")
+
+    @property
+    def first_letter(self) -> int:
+        """A token of one or more letters, which has a text of its own and ends nothing."""
+        return next((place for place, token in enumerate(self.tokens) if token.isascii() and token.isalpha()), 0)
+
     def _raw(self, place: str, asked: dict[str, Any]) -> Any:
         """What llama.cpp's own HTTP server on this machine answers."""
         address = self._server.address if isinstance(self._server, HttpServer) else self._server.listening_address
@@ -193,9 +231,10 @@ class Llama:
 
     def next_log_probabilities(self, ids: Sequence[int]) -> Tensor:
         """log P of every token of the vocabulary after the given ones, (vocabulary,)."""
-        letter = next(place for place, token in enumerate(self.tokens) if token.isascii() and token.isalpha())
+        import torch
+
         answer: Any = self._server.handle_completions({
-            "prompt": list(ids), "max_tokens": 1, "logprobs": len(self.tokens), "logit_bias": [[letter, MOST_FORCED]]})
+            "prompt": list(ids), "max_tokens": 1, "logprobs": len(self.tokens), "logit_bias": [[self.first_letter, MOST_FORCED]]})
         if "error" in answer:
             raise TsotsallmError(f"llama.cpp could not score the text: {answer['error']['message']}")
         found = torch.full((len(self.tokens),), float("-inf"))
@@ -207,8 +246,8 @@ class Llama:
 class _Hearing:
     """Makes pieces of the chunks of a stream, and remembers how it ended."""
 
-    def __init__(self, heard: Heard) -> None:
-        self.heard = heard
+    def __init__(self, heard: Heard, likeliest: int | None) -> None:
+        self.heard, self.likeliest = heard, likeliest or 0
         self.failed: str | None = None
         self.finish = "cancelled"
         self.made = 0
@@ -224,7 +263,7 @@ class _Hearing:
         for choice in chunk.get("choices", []):
             text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
             content = (choice.get("logprobs") or {}).get("content") or []
-            tokens = tuple(_token(one, len(one["top_logprobs"])) for one in content)
+            tokens = tuple(_token(one, self.likeliest) for one in content)
             self.made += bool(text or tokens)
             self.finish = choice.get("finish_reason") or self.finish
             if text or tokens:

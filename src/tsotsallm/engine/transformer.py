@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.resident import resident
-from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Sampling, Token
-from tsotsallm.errors import CheckpointError, TsotsallmError
+from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
+from tsotsallm.errors import TsotsallmError
 
 HALF = "�"
 """What a decoder puts for bytes that are no whole character yet."""
@@ -24,43 +24,34 @@ class Transformer:
     slots = 1
 
     def __init__(self, source: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-        self.name = source.directory
-        self.model, self.tokenizer = resident(source, dtype, device), source.tokenizer()
+        self.codec = source.codec           # what is wrong with a tokenizer is told before weights are read
+        self.model = resident(source, dtype, device)
         self.context = source.spec.context
-        self.converses = self.tokenizer.chat_template is not None
-        own = self.model.generation_config.eos_token_id
-        self._ends = set(own if isinstance(own, list) else [own] if own is not None else [])
-        self._turn_ends = set(turn_ends(self.tokenizer)) if self.converses else set[int]()
+        self.converses = self.codec.chat is not None
+        self.notes = self.codec.notes
 
     def tokenize(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+        return self.codec.encode(text)
 
     def _ids(self, question: Question) -> list[int]:
         prompt = question.prompt
         if isinstance(prompt, str):
             return self.tokenize(prompt)
-        if not question.converses:
-            ids = [one for one in prompt if isinstance(one, int)]
-            if any(not 0 <= one < self.model.config.vocab_size for one in ids):
-                raise TsotsallmError(f"the prompt has a token that the model does not have; its tokens are 0 to "
-                                     f"{self.model.config.vocab_size - 1}")
-            return ids
-        if not self.converses:
-            raise CheckpointError(f"{self.name} has no chat template: it completes text, but does not converse")
-        return list(self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True,
-                                                       return_dict=True)["input_ids"])
+        if question.converses:
+            return self.codec.conversation([one for one in prompt if isinstance(one, dict)])
+        ids = [one for one in prompt if isinstance(one, int)]
+        if any(not 0 <= one < self.codec.size for one in ids):
+            raise TsotsallmError(f"the prompt has a token that the model does not have; its tokens are 0 to "
+                                 f"{self.codec.size - 1}")
+        return ids
 
     @torch.inference_mode()
     def speak(self, question: Question, heard: Heard) -> Answer:
         ids = self._ids(question)
-        if not ids:
-            raise TsotsallmError("the prompt is empty and this model begins no text by itself; give it a beginning")
-        if len(ids) >= self.context:
-            raise TsotsallmError(f"the prompt has {len(ids)} tokens, but the model knows {self.context} positions; "
-                                 "shorten it")
-        ends = self._ends | self._turn_ends if question.converses else self._ends
+        require_prompt(ids, self.context)
+        ends = set(self.codec.ends)
         most = min(question.tokens, self.context - len(ids))
-        told = _Telling(self.tokenizer, question, heard)
+        told = _Telling(self.codec, question, heard)
         choose = _Choice(question.sampling, self.model.device)
         began = time.perf_counter()
         out = self.model(torch.tensor([ids], device=self.model.device), use_cache=True, logits_to_keep=1)
@@ -87,9 +78,9 @@ class Transformer:
         if not ids or stopped():
             return
         logits = self.model(torch.tensor([list(ids)], device=self.model.device)).logits[0].float()
-        yield Token(*_text_of(self.tokenizer, ids[0]), None)
+        yield Token(*_text_of(self.codec, ids[0]), None)
         for place in range(1, len(ids)):
-            yield _token(self.tokenizer, int(ids[place]), logits[place - 1], likeliest)
+            yield _token(self.codec, int(ids[place]), logits[place - 1], likeliest)
 
 
 class _Choice:
@@ -119,8 +110,8 @@ class _Choice:
 class _Telling:
     """Turns tokens into pieces of text: whole characters, and nothing that may be the beginning of a stop text."""
 
-    def __init__(self, tokenizer: Any, question: Question, heard: Heard) -> None:
-        self.tokenizer, self.question, self.heard = tokenizer, question, heard
+    def __init__(self, codec: TextCodec, question: Question, heard: Heard) -> None:
+        self.codec, self.question, self.heard = codec, question, heard
         self.ids: list[int] = []
         self.text, self.told = "", 0
         self.waiting: list[Token] = []
@@ -129,8 +120,8 @@ class _Telling:
         """Why the answer ends with this token; None: it goes on."""
         self.ids.append(token)
         if self.question.likeliest is not None:
-            self.waiting.append(_token(self.tokenizer, token, logits, self.question.likeliest))
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+            self.waiting.append(_token(self.codec, token, logits, self.question.likeliest))
+        text = self.codec.continuation(self.ids)
         if text.endswith(HALF):
             return None
         self.text = text
@@ -155,26 +146,14 @@ class _Telling:
             self._tell(len(self.text))
 
 
-def _text_of(tokenizer: Any, token: int) -> tuple[str, bytes]:
-    text = str(tokenizer.decode([token]))
+def _text_of(codec: TextCodec, token: int) -> tuple[str, bytes]:
+    text = codec.continuation([token], special=True)
     return text, text.encode()
 
 
-def _token(tokenizer: Any, token: int, logits: Tensor, likeliest: int) -> Token:
+def _token(codec: TextCodec, token: int, logits: Tensor, likeliest: int) -> Token:
     shares = logits.log_softmax(-1)
     best = shares.topk(min(likeliest, len(shares)))
-    return Token(*_text_of(tokenizer, token), float(shares[token]), tuple(
-        Alternative(*_text_of(tokenizer, place), value)
+    return Token(*_text_of(codec, token), float(shares[token]), tuple(
+        Alternative(*_text_of(codec, place), value)
         for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)))
-
-
-def turn_ends(tokenizer: Any) -> list[int]:
-    """Special tokens that its chat template puts after an answer: a conversation's turn ends there."""
-    def ids(answer: str) -> list[int]:
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-        return list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
-
-    first, second = ids("b"), ids("c")
-    same = next((place for place in range(1, min(len(first), len(second))) if first[-place] != second[-place]), 1) - 1
-    after = first[len(first) - same:]
-    return [token for token in after if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder][:1]

@@ -38,7 +38,7 @@ def cache_perplexities(path: Path, tokens_of: Checkpoint, text: str, source: str
 
     `tokens_of` is the checkpoint that the file was made from: its tokenizer cuts the text.
     """
-    corpus = evaluation_windows(text, tokens_of.tokenizer(), context, source).first(limit)
+    corpus = evaluation_windows(text, tokens_of.codec, context, source).first(limit)
     if context > tokens_of.spec.context or context < 4:
         raise CorpusError(f"--context is {context}; it takes 4 tokens to the {tokens_of.spec.context} that the model knows")
     found = []

@@ -117,7 +117,7 @@ def protocol_of(examinee: Examinee, prepared: PreparedTask, reference: Examinee 
                 "seed": prepared.seed if prepared.limit else None}
     if task.kind == "perplexity":
         return protocol | {"context": min(task.context, examinee.context), "tokenizer": examinee.tokenizer_fingerprint,
-                           "bos": examinee.encode("a")[:1] == [examinee.tokenizer.bos_token_id],
+                           "bos": examinee.encode("a")[:1] == [examinee.codec.bos],
                            "reference": reference.name if reference else None}
     new_tokens = 0 if task.kind in ("choices", "bias") else task.max_new_tokens
     truncated = sum(examinee.truncates(item.prompt, [task.delimiter + one for one in item.choices], new_tokens)
@@ -169,7 +169,7 @@ def _perplexity(examinee: Examinee, prepared: PreparedTask, protocol: dict[str, 
     ids: list[str] = []
     groups: list[str] = []
     for number, text in enumerate(prepared.texts):
-        corpus = perplexity.evaluation_corpus(text.content, examinee.tokenizer, context, kind, text.source)
+        corpus = perplexity.evaluation_corpus(text.content, examinee.codec, context, kind, text.source)
         if reference is not None:
             perplexity.same_segmentation(examinee.checkpoint, reference.checkpoint, text.content, corpus, context, kind)
         corpus = corpus.first(prepared.limit)

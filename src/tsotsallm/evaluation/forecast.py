@@ -44,7 +44,7 @@ def forecast(examinee: Examinee, prepared: Sequence[PreparedTask]) -> list[TaskF
         task = one.task
         if task.kind == "perplexity":
             most = one.limit * task.context if one.limit else None
-            lengths = [len(examinee.tokenizer(text.content, verbose=False)["input_ids"][:most]) for text in one.texts]
+            lengths = [len(examinee.codec.encode(text.content)[:most]) for text in one.texts]
             room = CHUNK_BYTES // (4 * spec.hidden)
             tokens, passes = sum(lengths), sum(-(-length // room) for length in lengths)
             how, items = "streamed", len(lengths)

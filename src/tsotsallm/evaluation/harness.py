@@ -31,8 +31,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        end = self.examinee.tokenizer.eos_token_id
-        return self.examinee.start_token if end is None else int(end)
+        end = self.examinee.codec.eos
+        return self.examinee.start_token if end is None else end
 
     @property
     def prefix_token_id(self) -> int:
@@ -48,12 +48,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         if add_special_tokens is False:
-            return list(self.examinee.tokenizer(string, add_special_tokens=False)["input_ids"])
+            return self.examinee.codec.encode(string, prefix=False)
         return self.examinee.encode(string)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return str(self.examinee.tokenizer.apply_chat_template(chat_history, tokenize=False,
-                                                               add_generation_prompt=add_generation_prompt))
+        return self.examinee.codec.render(chat_history, answer=add_generation_prompt)
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]],
                               **_: Any) -> list[tuple[float, bool]]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
@@ -75,8 +76,8 @@ MEASURES = (Measure("perplexity", ("loss", "tokens"), lambda sums: np.exp(ratio(
             Measure("same top token", ("same_top", "tokens"), ratio, share=True))
 
 
-def evaluation_corpus(text: str, tokenizer: Any, context: int, kind: Kind, source: str) -> Corpus:
-    return (evaluation_rows if kind == "rows" else evaluation_windows)(text, tokenizer, context, source)
+def evaluation_corpus(text: str, codec: TextCodec, context: int, kind: Kind, source: str) -> Corpus:
+    return (evaluation_rows if kind == "rows" else evaluation_windows)(text, codec, context, source)
 
 
 def check_context(checkpoint: Checkpoint, context: int) -> None:
@@ -111,7 +112,7 @@ def window_features(view: View, corpus: Corpus, reference: tuple[View, HiddenSta
 def same_segmentation(checkpoint: Checkpoint, reference: Checkpoint, text: str, corpus: Corpus, context: int,
                       kind: Kind) -> None:
     """Raise unless the reference cuts a text into the same tokens."""
-    other = evaluation_corpus(text, reference.tokenizer(), context, kind, corpus.source)
+    other = evaluation_corpus(text, reference.codec, context, kind, corpus.source)
     if reference.kept_tokens is not None:           # by the numbers that both have in the original
         numbers = torch.tensor(reference.kept_tokens)
         corpus = replace(corpus, windows=tuple(numbers[window] for window in corpus.windows))
@@ -132,8 +133,8 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
     check_context(checkpoint, context)
     if limit is not None and limit < 1:
         raise CorpusError(f"--limit is {limit}; it takes 1 or more windows")
-    tokenizer = checkpoint.tokenizer()
-    corpus = evaluation_corpus(text, tokenizer, context, kind, source)
+    codec = checkpoint.codec
+    corpus = evaluation_corpus(text, codec, context, kind, source)
     if reference is not None:
         reference = reference.with_tokens_of(checkpoint)
         same_segmentation(checkpoint, reference, text, corpus, context, kind)
@@ -157,7 +158,7 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
         found = {"reference": reference_name or str(reference.directory),
                  "reference_perplexity": math.exp(mean("reference_loss")[0]), "kl": kl, "kl_standard_error": kl_error,
                  "same_top_token": mean("same_top")[0]}
-    bos = int(corpus.windows[0][0]) == tokenizer.bos_token_id
+    bos = int(corpus.windows[0][0]) == codec.bos
     protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), int(sums["tokens"].sum()))
     bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
     return Perplexity(name or str(checkpoint.directory), protocol, len(corpus.windows), math.exp(loss), loss, loss_error,

@@ -46,7 +46,7 @@ class Examinee:
         self.view, self.name, self.scratch, self.tick = view, name, scratch, tick
         self.device = torch.device(device)
         self.by_sweeps = by_sweeps
-        self.tokenizer = view.checkpoint.tokenizer()
+        self.codec = view.checkpoint.codec
         self._kept: tuple[str, HiddenStates] | None = None
 
     @property
@@ -59,7 +59,7 @@ class Examinee:
         directory = self.checkpoint.directory
         paths = {record.path for record in self.checkpoint.records.values()} | {
             path for path in directory.iterdir() if path.suffix in (".json", ".model", ".txt", ".jinja")
-            and not path.name.startswith("tsotsallm") and path.name != "generation_config.json"}
+            and not path.name.startswith("tsotsallm") and path.is_file()}
         digest = hashlib.sha256(repr(self.view.order).encode())
         for path in sorted(paths):
             status = path.stat()
@@ -69,7 +69,7 @@ class Examinee:
     @cached_property
     def tokenizer_fingerprint(self) -> str:
         """Equal for tokenizers that have the same tokens and put the same ones before a text."""
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        vocabulary = sorted(self.codec.tokenizer.get_vocab().items())
         return hashlib.sha256(json.dumps([vocabulary, self.encode("a b")]).encode()).hexdigest()[:16]
 
     @property
@@ -80,19 +80,16 @@ class Examinee:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, with the BOS that the tokenizer adds, once."""
-        bos = self.tokenizer.bos_token
-        again = bool(bos) and text.startswith(bos)
-        return list(self.tokenizer(text, add_special_tokens=not again, verbose=False)["input_ids"])
+        return self.codec.encode_once(text)
 
     @property
     def start_token(self) -> int:
         """What stands before a text that has nothing before it: BOS, else EOS."""
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        found = bos if bos is not None else eos
+        found = self.codec.bos if self.codec.bos is not None else self.codec.eos
         if found is None:
             raise TaskError(f"{self.name}: the tokenizer has neither BOS nor EOS, so that the first token of a text "
                             "cannot be scored")
-        return int(found)
+        return found
 
     def pair(self, prompt: str, continuation: str) -> tuple[Pieces, Pieces]:
         """Tokens of a prompt and of its continuation, split as lm-evaluation-harness splits them.
@@ -101,7 +98,7 @@ class Examinee:
         says where the continuation begins.
         """
         if not prompt:
-            tokens = self.tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"]
+            tokens = self.codec.encode(continuation, prefix=False)
             return (self.start_token,), tuple(tokens if tokens[0] != self.start_token else tokens[1:])
         bare = prompt.rstrip()
         continuation, prompt = prompt[len(bare):] + continuation, bare
@@ -214,20 +211,20 @@ class Examinee:
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str],
                  sink: Callable[[int, str], None]) -> None:
-        """Continue every prompt greedily up to a stop text, EOS or a number of tokens; `sink` gets (index, text)."""
+        """Continue every prompt greedily up to a stop text, a token that ends an answer, or a number of tokens; `sink` gets (index, text)."""
         room = self.context - max_new_tokens
         if room < 1:
             raise TaskError(f"{max_new_tokens} new tokens do not fit the {self.context} positions that {self.name} knows")
         encoded = []
         for prompt in prompts:
             encoded.append((self.encode(prompt) or [self.start_token])[-room:])
-        ends = {int(token) for token in (self.tokenizer.eos_token_id,) if token is not None}
+        ends = set(self.codec.ends)
 
         def text_of(tokens: Sequence[int]) -> tuple[str, bool]:
             """The text of generated tokens before the first stop, and whether there was one."""
             kept = list(tokens)
             ended = next((place for place, token in enumerate(kept) if token in ends), None)
-            text = str(self.tokenizer.decode(kept[:ended], skip_special_tokens=True))
+            text = self.codec.decode(kept[:ended], special=False)
             places = [place for word in stop if (place := text.find(word)) >= 0]
             return text[:min(places)] if places else text, bool(places) or ended is not None
 

@@ -1,7 +1,9 @@
-"""Whether an exported file says what the checkpoint says."""
+"""Whether an exported file says what the checkpoint says: the same tokens, ends, conversations and probabilities."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
-from tsotsallm.engine.llama import Llama
-from tsotsallm.errors import ExportError
+from tsotsallm.errors import ConversationError, ExportError
+from tsotsallm.export.oracle import ask_llama_cpp
+from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid, decode
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.score import final_states, token_losses
@@ -20,17 +24,36 @@ from tsotsallm.streaming.score import final_states, token_losses
 WORDS = ("The river that runs through the old town is wide, and in spring the children of the village count 27 boats. "
          "Le fleuve est large ; les enfants comptent les bateaux.")
 MOST_TOKENS = 48
+MOST_SPECIALS = 400
+MOST_FORCED = 24
+SHOWN = 4
+BOUNDS = {"f32": 1e-4, "f16": 1e-3, "bf16": 1e-2, "q8_0": 0.05}
+"""Mean difference of log-probabilities in nats that an exact file stays below, by its coarsest type (docs/LOG.md has what was
+measured). Kernels of the types below 8 bits round what they multiply to 8 bits themselves."""
+BOUND_OF_GRIDS = 0.25
+
+PLAIN = ("a", " a", "  a", "a b", "a  b", "a   b", "a ", "a  ", "\n", "\n\n", "a\nb", "a\n\nb", "a \n b", "\ta", "a\tb", "\r\n", " \n",
+         "don't we'll I'VE", "x = f(y)[0] // 2;", "def f(x):\n    return x\n", "3.14 12345 1,000", "(a) {b} <c>", "a-b_c/d\\e",
+         "été naïve ç", "Привет, мир", "你好，世界", "こんにちは", "안녕", "مرحبا", "שלום", "नमस्ते", "ሰላም", "ไทย", "🙂", "👩‍👩‍👧 🇨🇲", "e\u0301",
+         "\u00a0a", "a\u2028b", "\u200b", "▁", "a▁b", "<", "|", "[INST] a [/INST]", "<s", "</", "ﬁ Ａ", "\x00", "a\x7fb")
 
 
 @dataclass(frozen=True)
 class Verified:
-    """Log-probabilities of one text's tokens in both engines; `mean` and `largest` differences in nats."""
+    """What was compared with llama.cpp: log-probabilities of one text's tokens in both engines, and how many texts were cut.
+
+    mean, largest  differences in nats; `bound` is what the mean must stay below
+    different      texts that llama.cpp cuts otherwise, accepted by the user
+    """
 
     tokens: int
     mean: float
     largest: float
+    bound: float
     ours: float
     theirs: float
+    texts: int = 0
+    different: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,16 +78,89 @@ def read_back(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return found
 
 
-def verify_gguf(path: Path, checkpoint: Checkpoint, scratch: Path, *, adapter: Path | None = None) -> Verified:
-    """Read a file back and compare the log-probabilities of a short text, llama.cpp's with ours by streaming."""
+def probe_texts(codec: TextCodec) -> list[str]:
+    """Texts that tokenizers disagree on: spaces, line breaks, scripts, emoji, every special token before, after and between text,
+    and what random tokens spell."""
+    specials = [str(token) for _, token in sorted(codec.added.items())]
+    if len(specials) > MOST_SPECIALS:
+        specials = specials[:MOST_SPECIALS // 2] + specials[-MOST_SPECIALS // 2:]
+    rng = random.Random(0)
+    known = min(codec.size, len(codec.tokenizer))
+    spelled = [codec.decode([rng.randrange(known) for _ in range(8)], special=False) for _ in range(200)]
+    around = [text for token in specials for text in (token, f"{token}a b", f"{token} a", f"a b{token}", f"a {token} b",
+                                                      f"{token}\n\na", f"{token}{token}a")]
+    return [text for text in dict.fromkeys([*PLAIN, WORDS, *around, *spelled]) if text and "\N{REPLACEMENT CHARACTER}" not in text]
+
+
+def probe_conversations(codec: TextCodec) -> list[list[dict[str, str]]]:
+    """Conversations with and without system text, of one and several turns, as far as the model's template takes them."""
+    if codec.chat is None:
+        return []
+    texts = ("Where was Ada born?", " two  spaces \n and\n\nlines ", "été 你好 🙂", "[INST] x")
+    found = []
+    for text in texts:
+        for system in (None, "You are brief."):
+            for turns in (1, 3):
+                messages = [] if system is None else [{"role": "system", "content": system}]
+                messages += [{"role": "assistant" if place % 2 else "user", "content": text} for place in range(turns)]
+                try:
+                    codec.render(messages)
+                except ConversationError:
+                    continue
+                found.append(messages)
+    return found
+
+
+def verify_gguf(path: Path, checkpoint: Checkpoint, scratch: Path, *, context: int, types: Iterable[str],
+                adapter: Path | None = None, expected: Sequence[str] = (), accept_differences: bool = False) -> Verified:
+    """Read a file back and compare it with llama.cpp's answers; ExportError with what differs.
+
+    `context` is the file's, `types` are those of its matrices. Differences that GGUF has no means to avoid are named in `expected`;
+    with `accept_differences` texts may be cut otherwise, and are counted. Log-probabilities and ends must agree all the same.
+    """
     read_back(path)
-    ids = list(checkpoint.tokenizer()(WORDS, verbose=False)["input_ids"])[:min(MOST_TOKENS, checkpoint.spec.context)]
+    codec = checkpoint.codec
+    ids = codec.encode(WORDS)[:min(MOST_TOKENS, context)]
+    texts, conversations = probe_texts(codec), probe_conversations(codec)
+    others = [token for token in sorted(codec.added) if token not in codec.ends and token < codec.size]
+    forced = [*codec.ends, *others[:MOST_FORCED]]
+    theirs = ask_llama_cpp(path, {"ids": ids, "texts": texts, "conversations": conversations, "forced": forced}, adapter)
+    different = [quoted(text) for text, found in zip(texts, theirs["texts"], strict=True) if found != codec.encode(text)]
+    different += [f"a conversation ({', '.join(one['role'] for one in messages)})"
+                  for messages, found in zip(conversations, theirs["conversations"], strict=True)
+                  if found != codec.conversation(messages)]
+    if different and not accept_differences:
+        shown = ", ".join(different[:SHOWN]) + (", ..." if len(different) > SHOWN else "")
+        why = f" GGUF has no means to say: {'; '.join(expected)}." if expected else ""
+        raise ExportError(f"llama.cpp cuts {len(different)} of {len(texts) + len(conversations)} probed texts into other tokens "
+                          f"than the checkpoint's tokenizer ({shown}).{why} The file is not kept; --accept-differences writes it")
+    wrong = [place for place, token in enumerate(forced) if theirs["ends"][place] != (token in codec.ends)]
+    if wrong:
+        token = forced[wrong[0]]
+        raise ExportError(f"llama.cpp {'goes on after' if token in codec.ends else 'ends an answer at'} token {token} "
+                          f"({quoted(codec.decode([token]))}), the checkpoint does not; the file is not kept")
+    return _compared(checkpoint, ids, theirs["log_likelihoods"], scratch, bound_of(types), len(texts) + len(conversations),
+                     tuple(different))
+
+
+def bound_of(types: Iterable[str]) -> float:
+    """What the mean difference of log-probabilities stays below, by the coarsest type of the matrices."""
+    return max((BOUNDS.get(kind, BOUND_OF_GRIDS) for kind in types), default=BOUNDS["f32"])
+
+
+def _compared(checkpoint: Checkpoint, ids: list[int], theirs: list[float], scratch: Path, bound: float, texts: int,
+              different: tuple[str, ...]) -> Verified:
+    if len(ids) < 2:
+        return Verified(0, 0.0, 0.0, bound, 0.0, 0.0, texts, different)
     corpus, view, cpu = Corpus((torch.tensor(ids),), "verification"), View.of(checkpoint), torch.device("cpu")
     states = final_states(view, corpus, scratch, cpu)
     ours = [-float(loss) for loss in token_losses(view, [states], corpus, cpu)[0]]
     states.remove()
-    engine = Llama(path, kv="f32", adapter=adapter, context=len(ids) + 8)
-    theirs = list(engine.log_likelihoods(ids))
-    differences = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-    return Verified(len(ids) - 1, sum(differences) / len(differences), max(differences), sum(ours) / len(ours),
-                    sum(theirs) / len(theirs))
+    gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    found = Verified(len(gaps), sum(gaps) / len(gaps), max(gaps), bound, sum(ours) / len(gaps), sum(theirs) / len(gaps), texts,
+                     different)
+    if not found.mean <= bound:
+        raise ExportError(f"llama.cpp computes something else from the file: log-probabilities of {found.tokens} tokens differ by "
+                          f"{found.mean:.2g} nats on average ({found.largest:.2g} at most), where {bound:g} is the most for its "
+                          "types; the file is not kept")
+    return found

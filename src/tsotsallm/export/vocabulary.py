@@ -1,14 +1,16 @@
-"""A tokenizer.json in the words of GGUF: tokens, scores or merges, and the rule by which text is cut before merging."""
+"""A tokenizer in the words of GGUF: tokens, scores or merges, and the rule by which text is cut before merging."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from tsotsallm.checkpoint.codec import ENDS_BY_NAME, TextCodec
 from tsotsallm.checkpoint.tokens import is_sentencepiece
-from tsotsallm.errors import ExportError
+from tsotsallm.errors import ConversationError, ExportError
+from tsotsallm.files import quoted
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -29,7 +31,13 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that GGUF holds of a tokenizer."""
+    """All that GGUF holds of a tokenizer, and what it cannot hold.
+
+    ends           tokens that end an answer, EOS first
+    prefix         tokens that belong before a plain text where `add_bos` cannot say so, else None
+    leading_space  `first` or `always` where `add_space_prefix` is not all there is to say, else empty
+    differences    which texts engines will cut otherwise than the checkpoint's tokenizer does, each a clause
+    """
 
     model: str                      # llama (SentencePiece's way of merging) or gpt2 (byte-level BPE)
     pre: str
@@ -38,44 +46,38 @@ class Vocabulary:
     scores: list[float] | None
     merges: list[str] | None
     bos: int | None
-    eos: int | None
+    ends: tuple[int, ...]
     unknown: int | None
     padding: int | None
     add_bos: bool
     add_space_prefix: bool
     chat_template: str | None
+    prefix: tuple[int, ...] | None = None
+    leading_space: str = ""
+    differences: tuple[str, ...] = ()
 
 
-def read_vocabulary(directory: Path, tokenizer: Any, size: int) -> Vocabulary:
-    """The vocabulary of a checkpoint's tokenizer.json, filled up to `size` tokens.
-
-    `tokenizer` is the same as transformers loads it: it knows which tokens begin and end a text. ExportError where GGUF
-    has no word for it.
-    """
-    path = directory / "tokenizer.json"
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        model = content["model"]
-        vocabulary = {str(token): int(place) for token, place in model["vocab"].items()}
-        merges = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one) for one in model["merges"]]
-    except FileNotFoundError:
-        raise ExportError(f"{directory} has no tokenizer.json, which GGUF's vocabulary is made from; save the tokenizer "
-                          "with transformers' save_pretrained first") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{path} holds a tokenizer that llama.cpp does not know ({type(error).__name__}: {error}); what "
-                          "can be exported is BPE: SentencePiece's, Llama 3's, GPT-2's and their like") from None
+def read_vocabulary(codec: TextCodec) -> Vocabulary:
+    """A tokenizer in the words of GGUF, filled up to the rows of the embeddings; ExportError where GGUF has no word for it."""
+    content, where, size = codec.content, codec.where, codec.size
+    model = content["model"]
     if model.get("type") != "BPE":
-        raise ExportError(f"{path} holds a tokenizer of type {model.get('type')}, which llama.cpp has no vocabulary for; "
-                          "what can be exported is BPE: SentencePiece's, Llama 3's, GPT-2's and their like")
+        raise ExportError(f"{where} has a tokenizer of type {model.get('type')}, which llama.cpp has no vocabulary for that cuts "
+                          "text alike; what can be exported is BPE: SentencePiece's, Llama 3's, GPT-2's and their like")
+    vocabulary = {str(token): int(place) for token, place in model["vocab"].items()}
+    merges = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one) for one in model["merges"]]
     added = {int(one["id"]): one for one in content.get("added_tokens", [])}
     tokens = {place: token for token, place in vocabulary.items()} | {place: one["content"] for place, one in added.items()}
-    if max(tokens) >= size:
-        raise ExportError(f"{path} numbers a token {max(tokens)}, but the model has {size}; tokenizer and weights do not "
-                          "belong together")
+    if tokens and max(tokens) >= size:
+        raise ExportError(f"{where}: the tokenizer numbers a token {max(tokens)}, but the model has {size}; tokenizer and weights "
+                          "do not belong together")
     if not merges:
-        raise ExportError(f"{path} has no merges, without which llama.cpp loads no vocabulary; it cannot be exported")
+        raise ExportError(f"{where} has a tokenizer without merges, without which llama.cpp loads no vocabulary; it cannot be "
+                          "exported")
+    if any("" in pair for pair in merges) or "" in tokens.values():
+        raise ExportError(f"{where} has a tokenizer with an empty token, which llama.cpp has no place for; it is damaged")
     pieces = is_sentencepiece(content)
-    pre = "default" if pieces else _split_rule(content, path)
+    pre = "default" if pieces else _split_rule(content, where)
     unknown = vocabulary.get(str(model.get("unk_token")))
     types = []
     for place in range(size):
@@ -87,17 +89,86 @@ def read_vocabulary(directory: Path, tokenizer: Any, size: int) -> Vocabulary:
             types.append(BYTE)
         else:
             types.append(UNKNOWN if place == unknown else NORMAL)
+    differences = [*_loose_tokens(added.values()), *_names_that_end(tokens, added)]
+    scheme = _leading_space(content, where) if pieces else "never"
+    space_prefix, leading_space = scheme in ("legacy", "always") or (scheme == "first" and codec.chat is None), ""
+    if scheme in ("first", "always"):
+        leading_space = scheme
+        differences.append(
+            "plain text that begins without a space (conversations are cut alike)" if not space_prefix else
+            "text that begins with a space, and text after a special token" if scheme == "first" else
+            "text that begins with a space, at the beginning and after special tokens")
+    add_bos, prefix, unlike = _begin(codec)
+    differences += unlike
+    ends = codec.ends or tuple(place for place in (codec.padding, codec.bos, max(tokens)) if place is not None)[:1]
     return Vocabulary(
         "llama" if pieces else "gpt2", pre, [tokens.get(place, f"[unused {place}]") for place in range(size)], types,
         _scores(tokens, vocabulary, merges, size) if pieces else None,
         None if pieces else [f"{left} {right}" for left, right in merges],
-        tokenizer.bos_token_id, tokenizer.eos_token_id, unknown, tokenizer.pad_token_id,
-        _adds_bos(tokenizer), pieces and _prepends_space(content), _template(tokenizer))
+        codec.bos, ends, unknown, codec.padding, add_bos, space_prefix, None if codec.chat is None else codec.chat.source,
+        prefix, leading_space, tuple(differences))
 
 
-def _prepends_space(content: dict[str, Any]) -> bool:
-    text = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
-    return '"Prepend"' in text or '"prepend_scheme": "first"' in text or '"prepend_scheme": "always"' in text
+def _leading_space(content: dict[str, Any], where: str) -> str:
+    """Where a SentencePiece tokenizer puts a space that the text does not have: `legacy` before every stretch of text, `always`
+    the same unless it begins with one, `first` at the beginning alone, or `never`."""
+    before = [*_flat(content.get("normalizer"), "normalizers"), *_flat(content.get("pre_tokenizer"), "pretokenizers")]
+    known = {"Prepend", "Replace", "Metaspace"}
+    strange = [step.get("type") for step in before if step.get("type") not in known]
+    replaced = [step for step in before if step.get("type") == "Replace" and step.get("pattern") != {"String": " "}]
+    if strange or replaced:
+        named = strange[0] if strange else f"Replace of {quoted(replaced[0].get('pattern'))}"
+        raise ExportError(f"{where} changes text by {named} before it is cut, which llama.cpp does not do with a SentencePiece "
+                          "vocabulary; nothing is exported")
+    for step in before:
+        if step["type"] == "Prepend":
+            return "legacy"
+        if step["type"] == "Metaspace":
+            return str(step.get("prepend_scheme") or ("always" if step.get("add_prefix_space", True) else "never"))
+    return "never"
+
+
+def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    if step is None:
+        return []
+    return [one for part in step[inner] for one in _flat(part, inner)] if step.get("type") == "Sequence" else [step]
+
+
+def _begin(codec: TextCodec) -> tuple[bool, tuple[int, ...] | None, list[str]]:
+    """Whether the file asks for BOS, the prefix of plain text where that does not say it, and what is cut otherwise then.
+
+    llama.cpp puts BOS before plain text and conversations alike, or before neither. Conversations decide.
+    """
+    plain = codec.prefix
+    by_bos = codec.bos is not None and plain == (codec.bos,)
+    if codec.chat is not None:
+        try:
+            ids = codec.conversation([{"role": "user", "content": "a"}])
+        except ConversationError:
+            ids = []
+        wanted = bool(ids) and ids[0] == codec.bos
+        if by_bos and not wanted:
+            return False, plain, [f"plain text, before which {quoted(codec.tokenizer.bos_token)} belongs (the chat template writes "
+                                  "none, and llama.cpp puts it before both or neither)"]
+        if not plain and wanted:
+            return False, None, []          # the template writes it itself
+    if plain and not by_bos:
+        named = " ".join(map(str, codec.tokenizer.convert_ids_to_tokens(list(plain))))
+        return False, plain, [f"plain text, before which {quoted(named)} belongs"]
+    return by_bos, None, []
+
+
+def _loose_tokens(added: Iterable[dict[str, Any]]) -> list[str]:
+    """Added tokens that swallow spaces or want word boundaries, which GGUF has no key for."""
+    kinds = {"lstrip": "spaces before", "rstrip": "spaces after", "single_word": "letters beside"}
+    return [f"{what} {quoted(one['content'])} (its `{flag}` has no place in GGUF)" for one in added
+            for flag, what in kinds.items() if one.get(flag)]
+
+
+def _names_that_end(tokens: dict[int, str], added: Mapping[int, Any]) -> list[str]:
+    """Ordinary tokens that llama.cpp takes for ends of an answer by their names."""
+    return [f"{quoted(token)}, an ordinary token that llama.cpp takes for the end of an answer by its name"
+            for place, token in tokens.items() if place not in added and token in ENDS_BY_NAME]
 
 
 def _is_byte(token: str) -> bool:
@@ -112,7 +183,7 @@ def _scores(tokens: dict[int, str], vocabulary: dict[str, int], merges: list[Any
     return [-float(first.get(place, len(merges))) if place in tokens else 0.0 for place in range(size)]
 
 
-def _split_rule(content: dict[str, Any], path: Path) -> str:
+def _split_rule(content: dict[str, Any], where: str) -> str:
     """What llama.cpp calls the rule by which a byte-level tokenizer cuts text, told from its regular expressions."""
     before = content.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
@@ -126,23 +197,13 @@ def _split_rule(content: dict[str, Any], path: Path) -> str:
         found = SPLITS.get(str(steps[0].get("pattern", {}).get("Regex")))
     if found is None or content.get("normalizer") not in (None, {"type": "NFC"}) or any(
             step.get("add_prefix_space") for step in steps):
-        raise ExportError(f"{path} cuts text by a rule that llama.cpp has no name for ({json.dumps(before)[:300]}); its "
+        raise ExportError(f"{where} cuts text by a rule that llama.cpp has no name for ({quoted(json.dumps(before))}); its "
                           f"rules are those of {', '.join(['gpt-2', 'smollm', *SPLITS.values()])}; llama.cpp would cut text "
                           "otherwise than the model learned, so that nothing is exported")
     whole_words = bool(content["model"].get("ignore_merges"))
     if found == "llama3":
         return "llama-bpe" if whole_words else "smaug-bpe"
     if whole_words and found != "tekken":
-        raise ExportError(f"{path} takes whole words before it merges (ignore_merges), which llama.cpp does with Llama 3's "
+        raise ExportError(f"{where} takes whole words before it merges (ignore_merges), which llama.cpp does with Llama 3's "
                           "and Mistral's rule only; nothing is exported")
     return found
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    found = tokenizer("a")["input_ids"]
-    return bool(found) and found[0] == tokenizer.bos_token_id
-
-
-def _template(tokenizer: Any) -> str | None:
-    found = tokenizer.chat_template
-    return found if isinstance(found, str) else (found or {}).get("default")

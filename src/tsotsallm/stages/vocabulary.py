@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.merging import Merges
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING
 from tsotsallm.errors import CheckpointError, RecipeError
+from tsotsallm.files import quoted, read_json
 from tsotsallm.stages.base import Stage
 
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
+TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+PROBED = 20_000
+"""Characters of a text at its beginning and in its middle that both tokenizers cut, to see that they agree."""
 REPLACED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -38,41 +42,54 @@ class Vocabulary(Stage):
 
     def applied(self, checkpoint: Checkpoint, texts: Sequence[str]) -> Checkpoint:
         """The same model with fewer tokens: nothing is written, rows are read by their old numbers."""
-        path = checkpoint.directory / "tokenizer.json"
-        try:
-            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            backend = checkpoint.tokenizer().backend_tokenizer
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); cutting a vocabulary needs the tokenizer as "
-                                  "tokenizer.json") from None
-        merges = Merges(content, backend, str(path))
+        codec = checkpoint.codec
+        merges = Merges(codec)
         needed = merges.needed(texts)
         kept = merges.kept(needed, self.size)
         most = checkpoint.shape_of(EMBEDDING)[0]
         if kept[-1] >= most:
-            raise CheckpointError(f"{path} numbers a token {kept[-1]}, but the model has {most}; tokenizer and weights do "
-                                  "not belong together")
+            raise CheckpointError(f"{checkpoint.directory}: the tokenizer numbers a token {kept[-1]}, but the model has {most}; "
+                                  "tokenizer and weights do not belong together")
         files = {"tokenizer.json": json.dumps(merges.cut(kept), ensure_ascii=False).encode()}
         new = {old: place for place, old in enumerate(kept)}
         for name in REPLACED[1:]:
-            other = checkpoint.directory / name
-            if other.exists():
-                found = json.loads(other.read_text("utf-8"))
-                if "added_tokens_decoder" in found:
-                    found["added_tokens_decoder"] = {str(new[int(old)]): token for old, token in
-                                                     found["added_tokens_decoder"].items() if int(old) in new}
-                files[name] = json.dumps(renumbered(found, new), ensure_ascii=False, indent=2).encode()
+            try:
+                found = read_json(checkpoint.directory / name, CheckpointError)
+            except FileNotFoundError:
+                continue
+            if isinstance(found.get("added_tokens_decoder"), dict):
+                found["added_tokens_decoder"] = {str(new[int(old)]): token for old, token in
+                                                 found["added_tokens_decoder"].items() if int(old) in new}
+            files[name] = json.dumps(renumbered(found, new), ensure_ascii=False, indent=2).encode()
         config = renumbered(checkpoint.spec.config, new) | {"vocab_size": len(kept)}
-        return checkpoint.restricted(kept, config, files)
+        smaller = checkpoint.restricted(kept, config, files)
+        exact = {merges.vocabulary[token] for token in needed.counts} <= set(kept)
+        _require_same(codec, smaller.codec, kept, texts, exact=exact)
+        return smaller
+
+
+def _require_same(before: TextCodec, after: TextCodec, kept: Sequence[int], texts: Sequence[str], *, exact: bool) -> None:
+    """Raise unless the smaller tokenizer cuts the retained texts, and special tokens in them, into the same tokens.
+
+    Where tokens that the texts need were left out (not `exact`), it must at least spell the same text.
+    """
+    samples = [part[:PROBED] for text in texts for part in (text, text[len(text) // 2:])]
+    for text in (*samples, *(f"{token}a {token} b" for token in map(str, before.added.values()) if token)):
+        wanted, found = before.encode(text), after.encode(text)
+        same = [kept[token] for token in found] == wanted if exact else after.decode(found) == before.decode(wanted)
+        if not same:
+            raise CheckpointError(f"{before.where}: the smaller tokenizer would cut a text otherwise ({quoted(text)}); this kind "
+                                  "of tokenizer cannot be cut")
 
 
 def renumbered(config: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
     """A config whose token ids are the new ones; an id that was dropped is None."""
     found = dict(config)
-    for key in TOKEN_IDS:
-        value = found.get(key)
+    for key, value in config.items():
+        if not key.endswith("_token_id") and key not in TOKEN_LISTS:
+            continue
         if isinstance(value, list):
             found[key] = [new[one] for one in value if one in new]
-        elif isinstance(value, int) and not isinstance(value, bool):
+        elif type(value) is int:
             found[key] = new.get(value)
     return found

@@ -7,11 +7,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.errors import CorpusError
 
 ENCODED_CHARACTERS = 100_000
@@ -88,14 +88,13 @@ def read_text(source: str | Path) -> str:
     return text
 
 
-def calibration(text: str, tokenizer: Any, *, windows: int, length: int, seed: int, source: str) -> Corpus:
+def calibration(text: str, codec: TextCodec, *, windows: int, length: int, seed: int, source: str) -> Corpus:
     """`windows` token windows of `length` from random places of a text, without overlap where it is long enough.
 
-    Each begins with the tokenizer's BOS if it adds one.
+    Each begins with what the tokenizer puts before a text, usually BOS.
     """
-    ids = _encode(text, tokenizer)
-    bos = _bos(tokenizer)
-    body = length - len(bos)
+    ids = _encode(text, codec)
+    body = length - len(codec.prefix)
     if body < 1 or len(ids) < body:
         raise CorpusError(f"{source} has {len(ids)} tokens, fewer than one window of {length}; give more text or a "
                           "smaller --window")
@@ -107,15 +106,14 @@ def calibration(text: str, tokenizer: Any, *, windows: int, length: int, seed: i
         starts = [offset + body * slot for slot in sorted(torch.randperm(slots, generator=generator)[:windows].tolist())]
     else:
         starts = sorted(torch.randint(len(ids) - body + 1, (windows,), generator=generator).tolist())
-    first = torch.tensor(bos, dtype=torch.int64)
+    first = torch.tensor(codec.prefix, dtype=torch.int64)
     return Corpus(tuple(torch.cat([first, ids[start:start + body]]) for start in starts), source)
 
 
-def evaluation_windows(text: str, tokenizer: Any, context: int, source: str) -> Corpus:
+def evaluation_windows(text: str, codec: TextCodec, context: int, source: str) -> Corpus:
     """Protocol `windows`: the whole text in windows of `context` tokens without overlap, one BOS each where added."""
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-    ids: list[int] = encoding["input_ids"]
-    bos = _bos(tokenizer)
+    ids, offsets = codec.encode_with_offsets(text)
+    bos = list(codec.prefix)
     body = context - len(bos)
     if body < 1 or len(ids) + len(bos) < 2:
         raise CorpusError(f"{source} has {len(ids)} tokens: too few to score; give more text")
@@ -124,16 +122,16 @@ def evaluation_windows(text: str, tokenizer: Any, context: int, source: str) -> 
         part = bos + ids[start:start + body]
         if len(part) > 1:
             windows.append(torch.tensor(part))
-            sizes.append(_predicted_bytes(text, encoding, start, min(start + body, len(ids)), first_predicted=bool(bos)))
+            sizes.append(_predicted_bytes(text, offsets, start, min(start + body, len(ids)), first_predicted=bool(bos)))
     return _evaluation_corpus(windows, sizes, source)
 
 
-def _predicted_bytes(text: str, encoding: Any, start: int, end: int, *, first_predicted: bool) -> int | None:
+def _predicted_bytes(text: str, offsets: list[tuple[int, int]] | None, start: int, end: int, *,
+                     first_predicted: bool) -> int | None:
     """UTF-8 bytes of the tokens from `start` to `end` that are predicted; None where the tokenizer does not tell.
 
     A token's text ends where it says and begins where the one before it ended, so that spaces between are counted.
     """
-    offsets = encoding.get("offset_mapping")
     if offsets is None:
         return None
     first = start if first_predicted else start + 1
@@ -146,22 +144,22 @@ def _evaluation_corpus(windows: Sequence[Tensor], sizes: Sequence[int | None], s
     return Corpus(tuple(windows), source, tuple(known) if len(known) == len(windows) else None)
 
 
-def evaluation_rows(text: str, tokenizer: Any, context: int, source: str) -> Corpus:
-    """Protocol `rows`: each non-empty line by itself, with the tokenizer's special tokens, cut at `context` tokens."""
+def evaluation_rows(text: str, codec: TextCodec, context: int, source: str) -> Corpus:
+    """Protocol `rows`: each non-empty line by itself, with what the tokenizer puts before it, cut at `context` tokens."""
     windows, sizes = [], []
     for line in text.splitlines():
         if line.strip():
-            encoding = tokenizer(line, return_offsets_mapping=tokenizer.is_fast)
-            ids = encoding["input_ids"][:context]
-            if len(ids) > 1:
-                windows.append(torch.tensor(ids))
-                sizes.append(_predicted_bytes(line, encoding, 0, len(ids), first_predicted=False))
+            ids, offsets = codec.encode_with_offsets(line)
+            kept = ids[:context - len(codec.prefix)]
+            if len(codec.prefix) + len(kept) > 1:
+                windows.append(torch.tensor([*codec.prefix, *kept]))
+                sizes.append(_predicted_bytes(line, offsets, 0, len(kept), first_predicted=bool(codec.prefix)))
     if not windows:
         raise CorpusError(f"{source} has no line of two tokens or more")
     return _evaluation_corpus(windows, sizes, source)
 
 
-def _encode(text: str, tokenizer: Any) -> Tensor:
+def _encode(text: str, codec: TextCodec) -> Tensor:
     """Token ids of a text, (tokens,) int64, encoded in pieces of about 100 000 characters cut at line breaks.
 
     A tokenizer takes some 200 bytes of memory a character of what it is given at once.
@@ -171,16 +169,9 @@ def _encode(text: str, tokenizer: Any) -> Tensor:
         end = min(start + ENCODED_CHARACTERS, len(text))
         if end < len(text) and (line_break := text.rfind("\n", start, end)) > start:
             end = line_break + 1
-        pieces.append(torch.tensor(tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"],
-                                   dtype=torch.int64))
+        pieces.append(torch.tensor(codec.encode(text[start:end], prefix=False), dtype=torch.int64))
         start = end
     return torch.cat(pieces)
-
-
-def _bos(tokenizer: Any) -> list[int]:
-    """[BOS] if the tokenizer puts one before a text by itself, else []."""
-    with_specials = tokenizer("a")["input_ids"]
-    return [with_specials[0]] if with_specials and with_specials[0] == tokenizer.bos_token_id else []
 
 
 def hub_text(repository: str, characters: int = 8_000_000) -> str:

@@ -1,0 +1,227 @@
+"""What text becomes for one model: tokens, what is put around them, tokens that end an answer, conversations.
+
+Everything is taken from the tokenizer as transformers loads it, never from its files: tokens can stand in `tokenizer.json`,
+`tokenizer_config.json` or `added_tokens.json`, and a tokenizer class may rebuild the rules of its file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from tsotsallm.checkpoint.chat import ChatTemplate, Message, pick
+from tsotsallm.errors import CheckpointError, ConversationError
+from tsotsallm.files import quoted
+
+NAMED_ENDS = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["))
+"""Tokens that llama.cpp ends an answer at by their names, whatever a file says (llama-vocab.cpp); so do all engines here."""
+INFILL_ENDS = {
+    "pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "repository": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"), "separator": ("<|file_sep|>",)}
+"""The same where a file has no token of that kind."""
+ENDS_BY_NAME = NAMED_ENDS.union(*INFILL_ENDS.values())
+MOST_GROWTH = 1000.0
+"""By how much a normalizer may lengthen a text; more is an attack, not a language."""
+
+
+class TextCodec:
+    """Text <-> tokens of one model.
+
+    size       rows of the model's embeddings
+    prefix     tokens that are put before a text, usually BOS
+    suffix     tokens that the tokenizer puts after a text, usually none; they are left out, since no text could be continued
+    ends       tokens that end an answer, the tokenizer's EOS first
+    chat       the template of conversations; None where the model does not converse
+    notes      what a user should know
+    """
+
+    def __init__(self, tokenizer: Any, size: int, where: str, ends: Iterable[int] = ()) -> None:
+        self.tokenizer, self.size, self.where = tokenizer, size, where
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            _require_tame(backend.normalizer, where)
+        self.prefix, self.suffix = self._around()
+        self.templates: dict[str, str] = _templates(tokenizer)
+        self.chat: ChatTemplate | None = pick(self.templates, tokenizer.special_tokens_map)
+        self.notes = self._notes()
+        self.ends = self._ends(ends)
+
+    # -- tokens -----------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, prefix: bool = True) -> list[int]:
+        """Tokens of a text, with what belongs before it; raises CheckpointError for a token that the model lacks."""
+        ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._known([*self.prefix, *ids] if prefix else ids)
+
+    def encode_once(self, text: str) -> list[int]:
+        """As `encode`, without the prefix where the text begins with it already, as lm-eval does."""
+        first = self.tokenizer.bos_token
+        return self.encode(text, prefix=not (first is not None and text.startswith(first)))
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Tokens without prefix, and the characters [start, end) of each; None where the tokenizer does not report these."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
+        return self._known(list(found["input_ids"])), found.get("offset_mapping")
+
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """Text of tokens; without `special` special tokens are left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+    def continuation(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text that tokens add to a text before them: unlike `decode` it keeps the space that a first word begins with."""
+        before, text = self._before
+        return self.decode([*before, *ids], special=special)[len(text):]
+
+    @cached_property
+    def _before(self) -> tuple[list[int], str]:
+        ids = self.encode("a", prefix=False)
+        return ids, self.decode(ids, special=False)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        if ids and max(ids) >= self.size:
+            place = max(ids)
+            raise CheckpointError(f"{self.where}: the tokenizer numbers {quoted(self.tokenizer.convert_ids_to_tokens(place))} "
+                                  f"{place}, but the model has {self.size} tokens: tokenizer and weights do not belong together; "
+                                  "copy the tokenizer files of the original model")
+        return ids
+
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        plain = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        full = list(self.tokenizer("a")["input_ids"])
+        for start in range(len(full) - len(plain) + 1):
+            if full[start:start + len(plain)] == plain:
+                return tuple(full[:start]), tuple(full[start + len(plain):])
+        return (), ()
+
+    # -- special tokens ---------------------------------------------------------------------------------------
+
+    @property
+    def bos(self) -> int | None:
+        return self._single("bos_token_id")
+
+    @property
+    def eos(self) -> int | None:
+        return self._single("eos_token_id")
+
+    @property
+    def padding(self) -> int | None:
+        return self._single("pad_token_id")
+
+    def _single(self, name: str) -> int | None:
+        found = getattr(self.tokenizer, name, None)
+        return found if isinstance(found, int) and 0 <= found < self.size else None
+
+    @cached_property
+    def added(self) -> dict[int, Any]:
+        """Number -> AddedToken of all tokens that are found in a text before it is cut."""
+        return dict(self.tokenizer.added_tokens_decoder)
+
+    def _ends(self, more: Iterable[int]) -> tuple[int, ...]:
+        """EOS, those that the model's configs name, that of a conversation's turn, and those known by their names."""
+        found = [self.eos, *more, *(self._turn_end() if self.chat is not None else ()),
+                 *(place for place, token in self.added.items() if str(token) in ENDS_BY_NAME)]
+        known = tuple(dict.fromkeys(token for token in found if token is not None and 0 <= token < self.size))
+        return known or (() if self.bos is None else (self.bos,))       # without any, a new text's beginning ends this one
+
+    def _turn_end(self) -> list[int]:
+        """The special token that the chat template puts after an answer."""
+        def ids(answer: str) -> list[int]:
+            assert self.chat is not None
+            text = self.chat.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}], answer=False)
+            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+        try:
+            first, second = ids("b"), ids("c")
+        except ConversationError:
+            return []
+        same = next((place for place in range(1, min(len(first), len(second))) if first[-place] != second[-place]), 1) - 1
+        special = set(self.tokenizer.all_special_ids)
+        return [token for token in first[len(first) - same:] if token in special or token in self.added][:1]
+
+    # -- conversations ----------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], *, answer: bool = True, continued: bool | None = None) -> str:
+        """The text of a conversation; ConversationError where the model does not converse, or refuses this one."""
+        if self.chat is None:
+            raise ConversationError(f"{self.where} {self.no_chat}: it completes text, but does not converse; use "
+                                    "`tsotsallm generate`, or copy the chat template of the model it was made from")
+        return self.chat.render(messages, answer=answer, continued=continued)
+
+    def conversation(self, messages: Sequence[Message], *, answer: bool = True, continued: bool | None = None) -> list[int]:
+        """Tokens of a conversation: of its rendered text as it is, since a template writes BOS itself where it wants one."""
+        return self.encode(self.render(messages, answer=answer, continued=continued), prefix=False)
+
+    @property
+    def no_chat(self) -> str:
+        """Why the model does not converse."""
+        if len(self.templates) > 1:
+            return f"has the chat templates {', '.join(sorted(self.templates))} and none of them is named `default`"
+        return "has no chat template"
+
+    def _notes(self) -> tuple[str, ...]:
+        found = []
+        if self.suffix:
+            tokens = " ".join(map(str, self.tokenizer.convert_ids_to_tokens(list(self.suffix))))
+            found.append(f"the tokenizer appends {tokens} to every text; it is left off prompts, which could not be continued "
+                         "otherwise")
+        if len(self.templates) > 1 and self.chat is None:
+            found.append(f"the tokenizer {self.no_chat}, so that the model does not converse")
+        return tuple(found)
+
+    # -- the tokenizer as data --------------------------------------------------------------------------------
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The tokenizer as loaded, in the form of a tokenizer.json; CheckpointError where it has no such form."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise CheckpointError(f"{self.where} has a tokenizer that has no tokenizer.json form; save it with transformers' "
+                                  "save_pretrained first")
+        found: dict[str, Any] = json.loads(backend.to_str())
+        return found
+
+
+def _templates(tokenizer: Any) -> dict[str, str]:
+    found = tokenizer.chat_template
+    if isinstance(found, str):
+        return {"default": found}
+    return {str(name): str(source) for name, source in found.items()} if isinstance(found, dict) else {}
+
+
+def _require_tame(normalizer: Any, where: str) -> None:
+    """Refuse a normalizer that could blow a short text up beyond any memory."""
+    if normalizer is None:
+        return
+    growth = 1.0
+    for step in _steps(json.loads(normalizer.__getstate__())):
+        if step.get("type") == "Replace":
+            pattern = step.get("pattern", {}).get("String")
+            growth *= max(1.0, len(step.get("content", "")) / max(1, len(pattern) if pattern else 1))
+            if pattern == "":
+                growth *= 2
+        elif step.get("type") == "Prepend":
+            growth *= 1 + len(step.get("prepend", "")) / 100
+    if growth > MOST_GROWTH or not math.isfinite(growth):
+        raise CheckpointError(f"{where}: the tokenizer's normalizer lengthens text up to {growth:.3g} times, more than the "
+                              f"{MOST_GROWTH:.0f} that is allowed; the tokenizer is damaged")
+
+
+def _steps(step: dict[str, Any]) -> list[dict[str, Any]]:
+    if step.get("type") != "Sequence":
+        return [step]
+    return [inner for one in step.get("normalizers", []) for inner in _steps(one)]
+
+
+def ends_of(*configs: dict[str, Any]) -> list[int]:
+    """Tokens that end an answer as configs name them: a number or a list under `eos_token_id`."""
+    found: list[int] = []
+    for config in configs:
+        named = config.get("eos_token_id")
+        found += [one for one in (named if isinstance(named, list) else [named]) if type(one) is int]
+    return found
