@@ -172,7 +172,7 @@ def _answers(setup: Setup, model: Path) -> dict[str, Any]:
 
 def _speed(written: Checkpoint, file: Path) -> dict[str, Any]:
     try:
-        export_gguf(written, file)
+        export_gguf(written, file, dense="f16")
         speed = measure_gguf_speed(file)
         return {"gguf_bytes": file.stat().st_size, "decode_tokens_per_s": speed.decode_tokens_per_s,
                 "prefill_tokens_per_s": speed.prefill_tokens_per_s}
