@@ -1,15 +1,18 @@
-"""The anatomy of a checkpoint: layers, widths, parameters, bytes by part, cache and work per token."""
+"""The anatomy of a checkpoint or a GGUF file: layers, widths, parameters, bytes by part, cache and work per token."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes, work_of
-from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
+from tsotsallm.checkpoint.reader import PACKED_NAME, Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD
+from tsotsallm.errors import CheckpointError
 from tsotsallm.stages.layers import Layers
 
 
@@ -37,6 +40,7 @@ class Anatomy:
     bytes_by_part: dict[str, int]
     kv_cache_bytes_per_token: int
     macs_per_token: int
+    notes: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -125,6 +129,12 @@ def importance_in(provenance: dict[str, Any]) -> dict[str, dict[str, float]]:
 PARTS = ("embeddings", "attention", "feed-forward", "norms", "head", "adapter")
 
 
+def end_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of everything that is no part of a layer, in weights: packed embeddings and heads by their `.weight`."""
+    names = dict.fromkeys(PACKED_NAME.sub(".weight", name) for name in checkpoint.end_records() if not is_adapter(name))
+    return {name: checkpoint.shape_of(name) for name in names}
+
+
 def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
     """Measure a checkpoint from its headers alone."""
     spec = checkpoint.spec
@@ -133,8 +143,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
     for name, record in checkpoint.records.items():
         if name in kept or name.startswith("model.layers."):
             sizes[part_of(name)] += record.size
-    for name, record in kept.items():
-        parameters[part_of(name)] += math.prod(record.shape)
+    for name, shape in end_shapes(checkpoint).items():
+        parameters[part_of(name)] += math.prod(shape)
     for stored in sorted(set(spec.layer_order)):
         for name, shape in layer_shapes(spec, spec.layer_order.index(stored)).items():
             parameters[part_of(f"model.layers.0.{name}")] += math.prod(shape)
@@ -147,4 +157,146 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
         spec.heads, spec.kv_heads, spec.head_dim, spec.vocabulary, spec.context, spec.tied,
         str(checkpoint.storage).removeprefix("torch."), round(8 * linear_bytes / linear_count, 3),
         sum(parameters.values()), parameters, sum(sizes.values()), sizes, spec.kv_bytes_per_token(),
-        work_of(spec).linear)
+        work_of(spec).linear, checkpoint.notes)
+
+
+# -- GGUF files -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileAnatomy:
+    """What a GGUF file is made of, in the words of `Anatomy`; None where its header does not say.
+
+    heads, kv_heads, feed_forward  of the layer that has most; `notes` say where layers differ
+    storage                        types of the tensors, that with most bytes first
+    bytes                          of the tensors; `file_bytes` are those of the file
+    tokenizer                      kind, model, pre, tokens, merges, bos and eos (number and text), adds_bos, adds_eos,
+                                   chat_template
+    made_from                      what the header says of the model's name, quantisation and origin, our own recipe included
+    notes                          why no engine runs the file, and what else its reader should know
+    """
+
+    path: str
+    family: str
+    layers: int | None
+    hidden: int | None
+    feed_forward: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    vocabulary: int | None
+    context: int | None
+    tied_embeddings: bool
+    storage: str
+    bits_per_linear_weight: float
+    bits_per_weight: float
+    parameters: int
+    parameters_by_part: dict[str, int]
+    bytes: int
+    bytes_by_part: dict[str, int]
+    parameters_by_type: dict[str, int]
+    bytes_by_type: dict[str, int]
+    file_bytes: int
+    version: int
+    kv_cache_bytes_per_token: int | None
+    macs_per_token: int
+    tokenizer: dict[str, Any] | None
+    made_from: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+FROM = {"name": "general.name", "basename": "general.basename", "size": "general.size_label",
+        "organisation": "general.organization", "author": "general.author", "licence": "general.license",
+        "base model": "general.base_model.0.name",
+        "base model's page": "general.base_model.0.repo_url", "quantised by": "general.quantized_by",
+        "importance matrix": "quantize.imatrix.file", "text of the importance matrix": "quantize.imatrix.dataset",
+        "version of tsotsallm": "tsotsallm.version", "original": "tsotsallm.source"}
+"""What a file's header may say of its origin."""
+
+
+def part_of_gguf(name: str) -> str:
+    """The part of the model that a tensor of a GGUF file belongs to, `other` for those that have no word here."""
+    if name.endswith((".lora_a", ".lora_b")):
+        return "adapter"
+    if "norm" in name:
+        return "norms"
+    if name.startswith(("token_embd.", "token_types.", "position_embd.")):
+        return "embeddings"
+    if name.startswith("output."):
+        return "head"
+    _, _, role = name.removeprefix("blk.").partition(".")
+    return "attention" if role.startswith("attn_") else "feed-forward" if role.startswith("ffn_") else "other"
+
+
+def inspect_file(path: str | Path) -> FileAnatomy:
+    """Measure a GGUF file from its header alone."""
+    file = GgufFile.open(path)
+    parameters, sizes = dict.fromkeys((*PARTS, "other"), 0), dict.fromkeys((*PARTS, "other"), 0)
+    by_type: dict[str, list[int]] = {}
+    for name, tensor in file.tensors.items():
+        weights = 0 if name.startswith("rope_") else tensor.elements        # these follow from the config
+        parameters[part_of_gguf(name)] += weights
+        sizes[part_of_gguf(name)] += tensor.size
+        counts = by_type.setdefault(tensor.type, [0, 0])
+        counts[0], counts[1] = counts[0] + weights, counts[1] + tensor.size
+    if not sizes["other"]:
+        del parameters["other"], sizes["other"]
+    types = sorted(by_type, key=lambda kind: -by_type[kind][1])
+    linears = [tensor for name, tensor in file.tensors.items()
+               if len(tensor.shape) > 1 and part_of_gguf(name) in ("attention", "feed-forward")]
+    linear_weights = sum(tensor.elements for tensor in linears)
+    total = sum(sizes.values())
+    cache = file.cache_elements_per_token
+    return FileAnatomy(
+        str(path), file.architecture, file.layers, file.hidden, max(file.feed_forward, default=None),
+        max(file.heads, default=None), max(file.kv_heads, default=None), file.key_length, file.vocabulary, file.context,
+        "output.weight" not in file.tensors, ", ".join(types),
+        round(8 * (sizes["attention"] + sizes["feed-forward"]) / max(linear_weights, 1), 3),
+        round(8 * total / max(file.parameters, 1), 3), file.parameters, parameters, total, sizes,
+        {kind: by_type[kind][0] for kind in types}, {kind: by_type[kind][1] for kind in types}, file.size, file.version,
+        None if cache is None else 2 * cache, _macs(file, linears), _tokenizer(file), _made_from(file), tuple(_notes(file)))
+
+
+def _macs(file: GgufFile, linears: list[GgufTensor]) -> int:
+    """Multiply-accumulates of a token: its linears, of experts those that it uses, and the head."""
+    count, used = file.experts
+    head = file.tensors.get("output.weight", file.tensors.get("token_embd.weight"))
+    return sum(tensor.elements * used // count if "_exps." in tensor.name else tensor.elements for tensor in linears) + (
+        0 if head is None else head.elements)
+
+
+def _tokenizer(file: GgufFile) -> dict[str, Any] | None:
+    found = file.tokenizer
+    if found is None:
+        return None
+
+    def named(number: int | None) -> dict[str, Any] | None:
+        return None if number is None else {"number": number, "text": file.tokens[number]}
+
+    return {"kind": found.kind, "model": found.model, "pre": found.pre, "tokens": found.size, "merges": found.merges,
+            "bos": named(found.bos), "eos": named(found.eos), "adds_bos": found.adds_bos, "adds_eos": found.adds_eos,
+            "chat_template": found.chat_template}
+
+
+def _made_from(file: GgufFile) -> dict[str, Any]:
+    said: dict[str, Any] = {name: file.text(key) for name, key in FROM.items()}
+    return {name: value for name, value in {**said, "quantisation": file.quantisation, "recipe": file.recipe}.items()
+            if value is not None}
+
+
+def _notes(file: GgufFile) -> list[str]:
+    notes = []
+    try:
+        file.require_language_model()
+    except CheckpointError as error:
+        notes.append(str(error).removeprefix(f"{file.path} "))
+    part, parts = file.split
+    if parts > 1:
+        notes.append(f"part {part} of {parts}: the figures are those of this part alone")
+    for name, values in (("heads", file.heads), ("KV heads", file.kv_heads), ("feed-forward widths", file.feed_forward)):
+        if len(set(values)) > 1:
+            notes.append(f"{name} differ from layer to layer: from {min(values)} to {max(values)}")
+    return notes

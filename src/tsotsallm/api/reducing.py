@@ -10,10 +10,11 @@ from typing import Any, ParamSpec
 
 from tsotsallm import compression
 from tsotsallm.analysis import pictures
+from tsotsallm.checkpoint.gguf_file import begins_as_gguf
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.compression import check_device
 from tsotsallm.errors import MissingExtraError
-from tsotsallm.inspection import Anatomy, inspect_checkpoint
+from tsotsallm.inspection import Anatomy, FileAnatomy, inspect_checkpoint, inspect_file
 from tsotsallm.run.run import Result
 
 Given = ParamSpec("Given")
@@ -46,8 +47,11 @@ def _drawn(compress: Callable[Given, Result]) -> Callable[Given, Result]:
 compress = _drawn(compression.compress)
 
 
-def inspect(model: str | Path) -> Anatomy:
-    """Anatomy of a checkpoint: widths, parameters, bytes by part, cache and work per token."""
+def inspect(model: str | Path) -> Anatomy | FileAnatomy:
+    """Anatomy of a checkpoint or a GGUF file: widths, parameters, bytes by part, cache and work per token."""
+    path = Path(model)
+    if not path.is_dir() and (path.suffix == ".gguf" or begins_as_gguf(path)):
+        return inspect_file(path)
     return inspect_checkpoint(Checkpoint.open(model))
 
 

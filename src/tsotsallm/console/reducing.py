@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tsotsallm.console.lines import table
+from tsotsallm.console.lines import print_notes, table
 
 if TYPE_CHECKING:
-    from tsotsallm.inspection import Anatomy
+    from tsotsallm.inspection import Anatomy, FileAnatomy
     from tsotsallm.planning import Forecast
     from tsotsallm.run.run import Result
 
@@ -21,6 +21,7 @@ def print_plan(forecast: Forecast) -> None:
         rows.append([name, str(sweep.layers), human_bytes(sweep.ram_bytes), human_bytes(sweep.scratch_bytes),
                      f"{sweep.flops:.3g}", human_seconds(sweep.floor_s)])
     table("Plan", ["sweep", "layers", "RAM", "scratch", "operations", "floor of time"], rows)
+    print(f"recipe      {forecast.recipe}")
     print(f"calibration {forecast.windows} windows of {forecast.window} tokens")
     print(f"parameters  {forecast.parameters:,} -> {forecast.result_parameters:,}")
     print(f"weights     {human_bytes(forecast.bytes)} -> {human_bytes(forecast.result_bytes)} at most")
@@ -55,17 +56,56 @@ def print_result(result: Result) -> None:
     print(f"model   {result.path}")
 
 
-def print_anatomy(name: str, found: Anatomy) -> None:
+def print_anatomy(name: str, found: Anatomy | FileAnatomy) -> None:
+    from tsotsallm.inspection import Anatomy
     from tsotsallm.machine import human_bytes
 
-    rows = [[part, f"{found.parameters_by_part[part]:,}", human_bytes(size), f"{size / found.bytes:.1%}"]
+    rows = [[part, f"{found.parameters_by_part[part]:,}", human_bytes(size), f"{size / max(found.bytes, 1):.1%}"]
             for part, size in found.bytes_by_part.items()]
     rows.append(["all", f"{found.parameters:,}", human_bytes(found.bytes), "100%"])
     table(name, ["part", "parameters", "bytes", "share"], rows)
-    stored = "" if found.stored_layers == found.layers else f" ({found.stored_layers} stored)"
-    print(f"{found.family}: {found.layers} layers{stored}, hidden {found.hidden}, feed-forward {found.feed_forward}, "
-          f"{found.heads} heads of {found.head_dim}, {found.kv_heads} KV heads, vocabulary {found.vocabulary}, context "
-          f"{found.context}, {'tied' if found.tied_embeddings else 'untied'} embeddings")
-    print(f"stored as {found.storage}, {found.bits_per_linear_weight:.2f} bits per linear weight; KV cache "
-          f"{human_bytes(found.kv_cache_bytes_per_token)} a token (16 bit); {found.macs_per_token / 1e6:.1f} million "
-          "multiply-accumulates a token")
+    stored = f" ({found.stored_layers} stored)" if isinstance(found, Anatomy) and found.stored_layers != found.layers else ""
+    cache = "unknown" if found.kv_cache_bytes_per_token is None else human_bytes(found.kv_cache_bytes_per_token)
+    layers, hidden, width, heads, head_dim, kv_heads, vocabulary, context = (
+        "unknown" if value is None else value for value in (
+            found.layers, found.hidden, found.feed_forward, found.heads, found.head_dim, found.kv_heads, found.vocabulary,
+            found.context))
+    print(f"{found.family or 'unknown'}: {layers} layers{stored}, hidden {hidden}, feed-forward {width}, {heads} heads of "
+          f"{head_dim}, {kv_heads} KV heads, vocabulary {vocabulary}, context {context}, "
+          f"{'tied' if found.tied_embeddings else 'untied'} embeddings")
+    print(f"stored as {found.storage}, {found.bits_per_linear_weight:.2f} bits per linear weight; KV cache {cache} a token "
+          f"(16 bit); {found.macs_per_token / 1e6:.1f} million multiply-accumulates a token")
+    if not isinstance(found, Anatomy):
+        _print_file(found)
+    print_notes(found.notes)
+
+
+def _print_file(found: FileAnatomy) -> None:
+    """What a GGUF file has that a checkpoint does not show: types, tokenizer, origin."""
+    import json
+
+    from tsotsallm.files import one_line
+    from tsotsallm.machine import human_bytes
+
+    table("types", ["type", "parameters", "bytes", "share"], [
+        [kind, f"{found.parameters_by_type[kind]:,}", human_bytes(size), f"{size / max(found.bytes, 1):.1%}"]
+        for kind, size in found.bytes_by_type.items()])
+    print(f"{human_bytes(found.file_bytes)} in the file, of GGUF version {found.version}; {found.bits_per_weight:.2f} bits "
+          "per weight")
+    cut = found.tokenizer
+    if cut is None:
+        print("no tokenizer")
+    else:
+        kind = f"{cut['kind']} ({cut['model']}{', ' * bool(cut['pre'])}{cut['pre'] or ''})"
+        added = " and ".join(name.upper() for name in ("bos", "eos") if cut[f"adds_{name}"]) or "neither"
+        print(f"tokenizer: {one_line(kind)}, {cut['tokens']:,} tokens, {cut['merges']:,} merges")
+        print(f"BOS {_token(cut['bos'])}, EOS {_token(cut['eos'])}; {added} put around text; "
+              f"{'a' if cut['chat_template'] else 'no'} chat template")
+    for key, value in found.made_from.items():
+        print(f"{key}: {one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}")
+
+
+def _token(one: dict[str, Any] | None) -> str:
+    from tsotsallm.files import quoted
+
+    return "none" if one is None else f"{one['number']} ({quoted(one['text'])})"

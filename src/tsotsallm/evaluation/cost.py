@@ -19,7 +19,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TsotsallmError
 from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
-from tsotsallm.inspection import inspect_checkpoint
+from tsotsallm.inspection import end_shapes, inspect_checkpoint
 from tsotsallm.machine import cores, free_ram_bytes, human_bytes
 
 NONZERO_ROWS = 16_384
@@ -72,7 +72,7 @@ def parameters_of(view: View) -> int:
     """Parameters of the model that a view shows, layers that run twice counted once."""
     stored = {view.stored(index): index for index in range(view.spec.layers)}
     layers = sum(math.prod(shape) for index in stored.values() for shape in layer_shapes(view.spec, index).values())
-    return layers + sum(math.prod(record.shape) for record in view.checkpoint.end_records().values())
+    return layers + sum(math.prod(shape) for shape in end_shapes(view.checkpoint).values())
 
 
 def bytes_of(view: View) -> int:
@@ -92,8 +92,7 @@ def count_nonzero(checkpoint: Checkpoint) -> int:
     """Parameters that are not zero, stored layers once; reads every tensor, one at a time."""
     spec = checkpoint.spec
     count = 0
-    for name, record in checkpoint.end_records().items():
-        rows = record.shape[0]
+    for name, (rows, *_) in end_shapes(checkpoint).items():
         for first in range(0, rows, NONZERO_ROWS):
             count += int(torch.count_nonzero(checkpoint.rows(name, first, min(first + NONZERO_ROWS, rows))))
     for stored in sorted(set(spec.layer_order)):
