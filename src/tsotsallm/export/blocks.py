@@ -84,7 +84,7 @@ def held(packings: Iterable[Packing], storage: torch.dtype) -> list[str]:
             f"{count} linears of {source.bits} bits are packed as {grid.type}, with the same codes and "
             + (f"scales in half precision, which changes values by {change:.1g} at most" if change else "the same scales")
             + ("" if storage == torch.float32 else "; values are code times scale, which readers of the checkpoint round to "
-               f"{str(storage).removeprefix('torch.')}")
+               f"{str(storage).removeprefix('torch.')}, by {torch.finfo(storage).eps / 2:.2%} at most")
             + (f"; {grid.bits_per_weight} bits a weight are more than {source.bits} bits need: q2_k and q3_k are GGUF's own "
                "grids for these" if source.bits < 4 <= grid.layout.bits else ""))
     return found
