@@ -65,7 +65,7 @@ def test_what_cannot_be_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             (["embedded"], "out", {"platform": "amiga"}, "no platform"), (["nowhere.gguf"], "out", {}, "does not exist")):
         with pytest.raises(ServeError, match=message):
             make_bundle(models, tmp_path / out, **options)      # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="no GGUF file"):
+    with pytest.raises(CheckpointError, match="is not a GGUF file"):
         make_bundle([tmp_path / "bad.gguf"], tmp_path / "out")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ServeError, match="pip could not"):

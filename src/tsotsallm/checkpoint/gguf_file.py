@@ -379,7 +379,7 @@ class _Header:
     def check_places(self, tensors: dict[str, GgufTensor]) -> None:
         end = max((one.start + one.size for one in tensors.values()), default=0)
         if end > self.size:
-            raise self.too_short(end)
+            raise self.too_short(f"its header describes {quoted(end)}")
         spans = sorted((one.start, one.start + one.size) for one in tensors.values() if one.size)
         if any(before[1] > after[0] for before, after in pairwise(spans)):
             raise self.damaged("has tensors that overlap")
@@ -401,7 +401,7 @@ class _Header:
             raise self.damaged(f"stores {quoted(name)} as {kind}, of which {block} stand in a block, in rows of {sizes[0]}")
         size = elements // block * block_bytes
         if size > self.size:
-            raise self.too_short(size)
+            raise self.too_short(f"{quoted(name)} alone has {quoted(size)}")
         if offset % alignment:
             raise self.damaged(f"stores {quoted(name)} from byte {offset} on, which is not aligned to {alignment}")
         return name, kind, tuple(reversed(sizes)), offset, size
@@ -460,9 +460,9 @@ class _Header:
         self.place += size
         return data
 
-    def too_short(self, described: int) -> CheckpointError:
-        return CheckpointError(f"{self.path} is {self.size} bytes long but its header describes {quoted(described)}: it is "
-                               "cut short; copy or download it again")
+    def too_short(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.path} is {self.size} bytes long, but {what}: it is damaged or cut short; copy or "
+                               "download it again")
 
     def damaged(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path} {what}; it is damaged: copy or download it again")
