@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 
 from tsotsallm.errors import ConversationError
 from tsotsallm.files import one_line, quoted
+from tsotsallm.sandbox import Environment, bounded, checked
 
 Message = Mapping[str, str]
 
@@ -26,24 +34,75 @@ class ChatTemplate:
         own, which is then continued, else in a new turn; `continued` decides otherwise. ConversationError where the template
         refuses the conversation.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         if not messages:
             raise ConversationError("the conversation is empty; give it at least one message")
         continued = answer and (messages[-1]["role"] == "assistant" if continued is None else continued)
+        told = [dict(message) for message in messages]
+        if continued:
+            told[-1]["content"] += _CUT
         try:
-            [text], _ = render_jinja_template(
-                conversations=[[dict(message) for message in messages]], chat_template=self.source,
-                add_generation_prompt=answer and not continued, continue_final_message=continued, **self.special_tokens)
+            with bounded(sum(len(part) for message in told for part in message.values())):
+                text = str(_compiled(self.source).render(
+                    messages=told, tools=None, documents=None, add_generation_prompt=answer and not continued,
+                    **_plain(self.special_tokens)))
         except Exception as error:  # a template can raise anything
             roles = ", ".join(dict.fromkeys(str(message.get("role")) for message in messages))
             raise ConversationError(f"the model's chat template refuses the conversation ({one_line(error)}); its roles are "
                                     f"{quoted(roles)}: leave out or reorder what the template does not know") from None
-        return str(text)
+        return _cut(text) if continued else text
+
+
+_CUT = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Stands after a last message that is continued: what the template writes after it is left out."""
+
+
+def _cut(text: str) -> str:
+    """A rendered conversation up to the end of its last message."""
+    place = text.rfind(_CUT.strip())
+    if place < 0:
+        raise ConversationError("the model's chat template leaves out the assistant's last message, so that it cannot be "
+                                "continued; leave that message out")
+    return text[:place] if text.startswith(_CUT, place) else text[:place].rstrip()      # some templates trim a message
+
+
+@functools.lru_cache(64)
+def _compiled(source: str) -> Any:
+    """A template as transformers compiles it, in a sandbox with bounds."""
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = checked("tojson", _to_json)
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return environment.from_string(source)
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant says, for training; here it is text like any other."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _refuse(message: Any) -> None:
+    raise TemplateError(str(message))
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
+             sort_keys: bool = False) -> str:
+    """JSON without the escapes for HTML of Jinja's own filter."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _plain(tokens: Mapping[str, Any]) -> dict[str, Any]:
+    """Special tokens as texts: their own classes have methods that a template should not reach."""
+    return {name: [str(one) for one in token] if isinstance(token, (list, tuple)) else str(token)
+            for name, token in tokens.items() if token is not None}
 
 
 def pick(templates: Mapping[str, str], special_tokens: Mapping[str, Any]) -> ChatTemplate | None:
-    """The template called `default`, or a single one whatever its name; None where there is none, or several without a default."""
+    """The template called `default`, or a single one whatever its name; None where there is none, or several without a
+    default."""
     if not templates:
         return None
     source = templates.get("default") or (next(iter(templates.values())) if len(templates) == 1 else None)
