@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))      # of what tests start too, whatever else is busy
 
 SHARED = Path(os.environ.get("TSOTSALLM_SHARED", Path(__file__).parents[2] / "shared"))
 

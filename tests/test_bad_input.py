@@ -151,7 +151,8 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "offsets below zero": (negative_offsets, "unreadable safetensors header"),
     "overlapping tensors": (overlap, "overlap"),
     "unknown tensor in a layer": (unknown_tensor, "is not part of a llama layer"),
-    "damaged provenance": (lambda path: (path / "tsotsallm.json").write_text("{"), "tsotsallm.json is damaged"),
+    "provenance that is not JSON": (lambda path: (path / "tsotsallm.json").write_text("{"), "tsotsallm.json is not valid JSON"),
+    "damaged provenance": (lambda path: (path / "tsotsallm.json").write_text("{}"), "tsotsallm.json is damaged"),
     "pickled": (pickled, "pickle can run any code"),
     "no tokenizer": (lambda path: [file.unlink() for file in path.glob("token*")], "no usable tokenizer"),
 }

@@ -68,7 +68,7 @@ def test_a_table_after_every_stage(tiny: Path, text: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(("arguments", "message"), [
     (["inspect", "no-such-model"], "does not exist"),
     (["plan", "TINY", "wandda:2:4"], "did you mean"),
-    (["compress", "TINY", "gptq:4", "-o", "OUT"], "usable groups"),
+    (["compress", "TINY", "gptq:4:128", "-o", "OUT"], "usable groups"),
     (["evaluate", "TINY", "--text", "no-such-file.txt"], "does not exist"),
     (["evaluate", "TINY", "--text", "TEXT", "--protocol", "row"], "did you mean 'rows'"),
     (["evaluate", "TINY", "--text", "TEXT", "--context", "100000"], "longer than the 256 positions"),

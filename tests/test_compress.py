@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -125,8 +127,98 @@ def test_unfinished_work_of_another_recipe_is_not_taken_over(tiny: Path, text: P
 
     with pytest.raises(Stop):
         tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, progress=stop, **SMALL)
-    with pytest.raises(ResumeError, match="recipe"):
-        tsotsallm.compress(tiny, "gptq:3:32", tmp_path / "out", calibration=text, **SMALL)
+    for recipe, more, message in (
+            ("gptq:3:32", {}, r"recipe: gptq:4:32 then, gptq:3:32 now\); finish it as it was begun, or .* --restart"),
+            ("gptq:4:32", {"windows": 4}, r"corpus: 6 windows of 64 tokens from .*words.txt, seed 0 then, 4 windows"),
+            ("gptq:4:32", {"seed": 3}, r"\(corpus: .*, seed 0 then, .*, seed 3 now\)"),
+            ("gptq:4:32", {"keep_stages": True}, "keep_stages: no then, yes now"),
+            ("rtn:4:32", {}, r"recipe: .* now; corpus: .* then, none now")):
+        with pytest.raises(ResumeError, match=message):
+            tsotsallm.compress(tiny, recipe, tmp_path / "out", calibration=text, **SMALL | more)
+    other = tmp_path / text.name
+    other.write_text(text.read_text("utf-8")[::-1], "utf-8")
+    with pytest.raises(ResumeError, match=r"corpus: .*words.txt, seed 0 then, .*words.txt, seed 0 now"):
+        tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=other, **SMALL)
+    state = json.loads((tmp_path / "out.partial" / "run.json").read_text("utf-8"))
+    machine = state["machine"] | {"torch": "0.9"}
+    del state["words"]                                      # as versions before this wrote it
+    (tmp_path / "out.partial" / "run.json").write_text(json.dumps(state | {"machine": machine, "corpus": "0" * 64}), "utf-8")
+    with pytest.raises(ResumeError, match=r"corpus: 00000000… then, 6 windows.*; machine.torch: 0.9 then, \d+"):
+        tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, **SMALL)
+
+
+@pytest.mark.parametrize("after", [1, 9, 30, 45])
+@pytest.mark.parametrize("recipe", [
+    f"{THREE_STAGES[:-1]}, {{layers: {{order: [0, 1, 1, 2]}}}}, {{quantize: {{bits: 3, group: 32}}}}]",
+    "[{quantize: {grid: q4_0}}]", "['wanda:1:4', {adapt: {steps: 3, batch: 2, window: 32, engine: streamed}}, 'gptq:4:32']"])
+def test_restart_deletes_unfinished_work_and_begins_again(tiny: Path, text: Path, tmp_path: Path, recipe: str,
+                                                          after: int) -> None:
+    seen = 0
+
+    def stop(_progress: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == after:
+            raise Stop
+
+    scratch = tmp_path / "elsewhere"
+    with pytest.raises(Stop):
+        tsotsallm.compress(tiny, recipe, tmp_path / "out", calibration=text, scratch=scratch, progress=stop, **SMALL)
+    scratch.mkdir(exist_ok=True)
+    (scratch / "mine.txt").write_text("kept")
+    tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "out", scratch=scratch, restart=True)
+    tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "plain")
+    assert same_bytes(tmp_path / "plain", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "out", "plain"}
+    assert [path.name for path in scratch.iterdir()] == ["mine.txt"]
+    with pytest.raises(ResumeError, match="exists already"):        # a result is never deleted
+        tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "out", restart=True)
+
+
+def test_restart_deletes_nothing_else(tiny: Path, text: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+
+    def refused(message: str) -> None:
+        before = {path: path.read_bytes() for path in partial.rglob("*") if path.is_file() and path.name != "lock"}
+        with pytest.raises(ResumeError, match=message):
+            tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "out", restart=True)
+        assert {path: path.read_bytes() for path in partial.rglob("*") if path.is_file()} == before
+        assert not (tmp_path / "out").exists()
+
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("years")
+    refused(r"is no unfinished work \(it holds thesis.txt, but no run.json\)")
+    with pytest.raises(ResumeError, match="no unfinished work"):        # nor is it worked in, and deleted when all is done
+        tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "out")
+    (partial / "run.json").write_text('{"runs": "mine"}')
+    refused("not recognised as unfinished work of compress")
+    (partial / "run.json").write_text("[[" * 1000)
+    refused("not recognised as unfinished work of compress")
+    (partial / "run.json").write_text('{"source": {}, "recipe": [], "corpus": null}')
+    refused("holds thesis.txt beside the unfinished work of compress")
+    (partial / "thesis.txt").rename(tmp_path / "thesis.txt")
+    (partial / "result").symlink_to(tmp_path / "precious", target_is_directory=True)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "data").write_text("kept")
+    real = tmp_path / "real"
+    partial.rename(real)
+    partial.symlink_to(real, target_is_directory=True)
+    refused("not recognised")
+    partial.unlink()
+    real.rename(partial)
+    tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "out", restart=True)
+    assert (tmp_path / "precious" / "data").read_text() == "kept"
+    assert not partial.exists()
+
+
+def test_restart_waits_for_a_living_process(tiny: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "run.json").write_text('{"source": {}, "recipe": [], "corpus": null}')
+    (partial / "lock").write_text(json.dumps([os.getppid(), psutil.Process(os.getppid()).create_time()]))
+    with pytest.raises(ResumeError, match="is working on"):
+        tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "out", restart=True)
+    assert (partial / "run.json").exists()
 
 
 def test_an_existing_result_is_not_overwritten(tiny: Path, tmp_path: Path) -> None:
@@ -344,9 +436,12 @@ def test_the_real_tiny_model_tells_its_story(stories: Path, tmp_path: Path) -> N
                            "park. One day, she saw a big, red ball.")
 
 
-def test_the_default_group_on_an_awkward_width_is_a_clear_error(stories: Path, tmp_path: Path) -> None:
+def test_an_awkward_width_is_a_clear_error_for_a_group_and_none_by_default(stories: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"group 128 must divide.*mlp.down_proj has 172; usable groups: 2, 4, or channel"):
-        tsotsallm.compress(stories, "gptq:4", tmp_path / "out")
+        tsotsallm.compress(stories, "rtn:4:128", tmp_path / "out")
+    tsotsallm.compress(stories, "rtn:4", tmp_path / "out")
+    assert {grid.plain()["group"] for grid in map(Checkpoint.open(tmp_path / "out").grid_of, (
+        "model.layers.0.mlp.down_proj", "model.layers.4.self_attn.q_proj"))} == {None}
 
 
 def test_provenance_names_everything_that_went_in(tiny: Path, text: Path, tmp_path: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint, embedded_directory
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
-from tsotsallm.errors import CorpusError, TsotsallmError
+from tsotsallm.errors import CorpusError, TsotsallmError, install_command
+from tsotsallm.files import one_line
 from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import Forecast, make_plan, whole_spec
 from tsotsallm.recipe import Recipe
@@ -19,6 +25,11 @@ from tsotsallm.run.work import Progress
 from tsotsallm.store import Store
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.training.samples import Samples
+
+DEFAULT_TEXT = "allenai/c4"
+HUB_SECONDS = 3.0
+"""How long the hub may take to answer before it counts as out of reach."""
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 @dataclass(frozen=True)
@@ -41,28 +52,88 @@ def check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
                           f"that the model knows; choose --window {checkpoint.spec.context} or less")
 
 
-def calibration_text(checkpoint: Checkpoint, calibration: Calibration, *, to_train: bool = False) -> tuple[str, str]:
+def calibration_text(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe | None = None, *,
+                     to_train: bool = False) -> tuple[str, str]:
     """(text, its source) that a recipe works on; without a source the embedded model's world, or the hub's C4."""
     source = calibration.source
-    if source is None and checkpoint.directory.resolve() == _embedded_or_none():
+    if source is None and _is_embedded(checkpoint):
         return world_text(test=False, characters=5_000_000 if to_train else 400_000), "the embedded world"
-    if source is None:
-        try:
-            return texts.hub_text("allenai/c4"), "allenai/c4"
-        except TsotsallmError as error:
-            raise CorpusError(f"this recipe needs calibration text: give some with --calibration FILE or DIR, about "
-                              f"{calibration.windows * calibration.window * 5 // 1000} kB of ordinary prose in the "
-                              f"languages that matter to you (the default, allenai/c4, is out of reach: {error})") from None
-    if not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~":
+    if source is not None and not _on_hub(source):
+        return texts.read_text(source), source
+    source = source or DEFAULT_TEXT
+    if (obstacle := hub_obstacle()) is not None:
+        raise CorpusError(_without_text(calibration, recipe, source, obstacle))
+    try:
         return texts.hub_text(source), source
-    return texts.read_text(source), source
+    except TsotsallmError as error:
+        raise CorpusError(_without_text(calibration, recipe, source, one_line(error))) from None
+
+
+def text_obstacle(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe) -> str | None:
+    """Why a recipe would be refused for want of text, and what can be done; None where there is text. Reads none."""
+    source = calibration.source
+    if not recipe.needs_text or (not _on_hub(source) if source is not None else _is_embedded(checkpoint)):
+        return None
+    obstacle = hub_obstacle()
+    return None if obstacle is None else _without_text(calibration, recipe, source or DEFAULT_TEXT, obstacle)
+
+
+def _without_text(calibration: Calibration, recipe: Recipe | None, source: str, obstacle: str) -> str:
+    """What to do where a text is out of reach; every remedy in a line's length."""
+    found = "none is given" if calibration.source is None else f"{source} is out of reach"
+    size = calibration.windows * calibration.window * 5 // 1000
+    other = recipe.without_text() if recipe is not None else None
+    ways = [f"without text, at a higher loss: {other.line()}" if other is not None else
+            "without text: another recipe, such as rtn:4"] if recipe is not None else []
+    ways += [f"with a text of your own: --calibration FILE or DIR, about {size} kB of ordinary prose in the languages that "
+             "matter to you", f"with {source} from the hub: {obstacle}"]
+    return f"calibration text is needed, and {found}; {'; '.join(ways)}"
+
+
+def hub_obstacle() -> str | None:
+    """What must be done before a data set of the hub can be read; None where nothing seems in the way."""
+    try:
+        version("datasets")
+    except PackageNotFoundError:
+        return install_command("hub")
+    for name in OFFLINE:
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            return f"unset {name}"
+    found = [f"no answer within {HUB_SECONDS:.0f} s"]
+
+    def ask() -> None:
+        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass                        # it answers
+        except (OSError, ValueError) as error:
+            found.append(one_line(getattr(error, "reason", error)))
+            return
+        found.clear()
+
+    asking = threading.Thread(target=ask, daemon=True)      # looking a name up has no time limit of its own
+    asking.start()
+    asking.join(HUB_SECONDS)
+    return f"connect to the internet ({found[-1]})" if found else None
+
+
+def _on_hub(source: str) -> bool:
+    return not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~"
+
+
+def _is_embedded(checkpoint: Checkpoint) -> bool:
+    try:
+        return checkpoint.directory.resolve() == embedded_directory().resolve()
+    except TsotsallmError:
+        return False
 
 
 def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> texts.Corpus:
     """The token windows to calibrate on."""
     check_windows(checkpoint, calibration)
     text, source = calibration_text(checkpoint, calibration)
-    return texts.calibration(text, checkpoint.tokenizer(), windows=calibration.windows, length=calibration.window,
+    return texts.calibration(text, checkpoint.codec, windows=calibration.windows, length=calibration.window,
                              seed=calibration.seed, source=source)
 
 
@@ -71,19 +142,25 @@ def _bytes_under(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) if directory.exists() else 0
 
 
-def _embedded_or_none() -> Path | None:
-    try:
-        return embedded_directory().resolve()
-    except TsotsallmError:
-        return None
+def plan(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path = "result", *,
+         calibration: str | Path | None = None, windows: int = 32, window: int = 1024, device: str = "cpu",
+         keep_stages: bool = False) -> Forecast:
+    """Forecast a run without reading a tensor; a warning says where it would lack calibration text."""
+    checkpoint, parsed = _opened(model, recipe)
+    forecast = make_plan(checkpoint, parsed, Path(out), windows=windows, window=window, device=check_device(device),
+                         keep_stages=keep_stages)
+    asked = Calibration(None if calibration is None else str(calibration), windows, forecast.window)
+    if parsed.needs_text and asked.source is not None and not _on_hub(asked.source):
+        texts.read_text(asked.source)
+    obstacle = text_obstacle(checkpoint, asked, parsed)
+    return forecast if obstacle is None else replace(forecast, warnings=[*forecast.warnings, obstacle])
 
 
-def plan(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path = "result", *, windows: int = 32,
-         window: int = 1024, device: str = "cpu", keep_stages: bool = False) -> Forecast:
-    """Forecast a run without reading a tensor."""
+def _opened(model: str | Path, recipe: str | Path | Sequence[Any]) -> tuple[Checkpoint, Recipe]:
+    """A checkpoint as a recipe reads it, and the recipe checked and resolved against it."""
     parsed = Recipe.parse(recipe)
-    return make_plan(with_vocabulary(Checkpoint.open(model), parsed), parsed, Path(out), windows=windows, window=window,
-                     device=check_device(device), keep_stages=keep_stages)
+    checkpoint = with_vocabulary(Checkpoint.open(model), parsed)
+    return checkpoint, parsed.resolved(whole_spec(checkpoint))
 
 
 def with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
@@ -98,42 +175,49 @@ def with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
 def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path, *,
              calibration: str | Path | None = None, windows: int = 32, window: int = 1024, seed: int = 0,
              device: str = "cpu", scratch: str | Path | None = None, keep_stages: bool = False, force: bool = False,
-             store: Store | None = None, progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
+             restart: bool = False, store: Store | None = None,
+             progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
     """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one to `out`.
 
-    With a `store`, what the recipe has in common with others that used it is not done again.
+    With a `store`, what the recipe has in common with others that used it is not done again. `restart` deletes the
+    unfinished work of an earlier attempt at `out` instead of continuing it.
     """
-    parsed = Recipe.parse(recipe)
-    checkpoint = with_vocabulary(Checkpoint.open(model), parsed)
+    checkpoint, parsed = _opened(model, recipe)
     out = Path(out).absolute()
     if not out.name:
         raise TsotsallmError(f"{out} cannot be a result; give the name of a new directory with -o")
+    settings = Calibration(None if calibration is None else str(calibration), windows, min(window, checkpoint.spec.context),
+                           seed)
+    if (obstacle := text_obstacle(checkpoint, settings, parsed)) is not None:
+        raise CorpusError(obstacle)
     forecast = make_plan(checkpoint, parsed, out, windows=windows, window=window, device=check_device(device),
                          keep_stages=keep_stages)
     if not force:
         forecast.refuse_if_too_large(out, already=_bytes_under(partial_path(out)))
-    settings = Calibration(None if calibration is None else str(calibration), windows, forecast.window, seed)
     corpus, samples = _texts_of(checkpoint, parsed, settings)
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     return run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
                scratch=None if scratch is None else Path(scratch), model_name=name, store=store,
-               asked={"given": settings.source, "window": settings.window, "seed": settings.seed}, progress=progress)
+               asked={"given": settings.source, "window": settings.window, "seed": settings.seed}, restart=restart,
+               progress=progress)
 
 
 def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
               calibration: Calibration) -> tuple[texts.Corpus | None, list[list[Samples]]]:
     """What a recipe calibrates and trains on, read and checked before anything starts."""
     check_windows(checkpoint, calibration)
+    if not recipe.needs_text and not recipe.trainings:
+        return None, []
     to_train = any(stage.needs_text for stage in recipe.trainings)
-    text, source = calibration_text(checkpoint, calibration, to_train=to_train) if recipe.needs_text else (None, "")
-    tokenizer = checkpoint.tokenizer() if recipe.needs_text or recipe.trainings else None
+    text, source = calibration_text(checkpoint, calibration, recipe, to_train=to_train) if recipe.needs_text else (None, "")
+    codec = checkpoint.codec
     for stage in recipe.trainings:
         stage.check_source(View.of(checkpoint))
-    samples = [stage.read(tokenizer, checkpoint.spec, text, source) for stage in recipe.trainings]
+    samples = [stage.read(codec, checkpoint.spec, text, source) for stage in recipe.trainings]
     if not recipe.needs_corpus:
         return None, samples
     assert text is not None
-    return texts.calibration(text, tokenizer, windows=calibration.windows, length=calibration.window, seed=calibration.seed,
+    return texts.calibration(text, codec, windows=calibration.windows, length=calibration.window, seed=calibration.seed,
                              source=source), samples
 
 

@@ -69,8 +69,26 @@ class MissingExtraError(TsotsallmError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}, which is not installed; "
-                         f"install it with: pip install 'tsotsallm[{extra}]'")
+        super().__init__(f"{purpose} needs the package {package}, which is not installed; install it with: "
+                         f"{install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """What installs the packages of an extra into this very environment, within the checkout's constraints where it has any."""
+    import re
+    import sys
+    from importlib import metadata
+    from pathlib import Path
+
+    try:
+        known = metadata.requires("tsotsallm") or []
+    except metadata.PackageNotFoundError:       # run from its source, without being installed
+        known = []
+    needed = [line.partition(";")[0].strip() for line in known if re.search(rf"""extra == ['"]{extra}['"]""", line)]
+    constraints = Path(__file__).resolve().parents[2] / "constraints.txt"
+    asked = ["-c", str(constraints)] if constraints.is_file() else []
+    return " ".join(f'"{word}"' if re.search(r"[\s<>=;&()\[]", word) else word
+                    for word in (sys.executable, "-m", "pip", "install", *asked, *(needed or [f"tsotsallm[{extra}]"])))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

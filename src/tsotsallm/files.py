@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ SIDE_FILE_BYTES = 16 << 20
 """Limit of a JSON file beside the weights: config, index, provenance, adapter config."""
 TOKENIZER_BYTES = 200 << 20
 """Limit of tokenizer.json; the largest vocabularies in use take some 35 MB."""
+DATA_BYTES = 4 << 30
+"""Limit of a data set or text that is read whole."""
+YAML_CHARACTERS, YAML_VALUES = 1 << 20, 100_000
+"""Limits of a recipe, a study or a task."""
 MOST_DEPTH = 100
 """Nesting of objects and lists in JSON."""
 QUOTED_CHARACTERS = 80
@@ -43,12 +48,16 @@ def one_line(message: object, most: int = MESSAGE_CHARACTERS) -> str:
 
 
 def regular_size(path: Path, kind: type[TsotsallmError]) -> int:
-    """Bytes of a regular file, links followed; raises `kind` for a directory, device, FIFO or socket, FileNotFoundError for
-    nothing at all."""
+    """Bytes of a regular file, links followed; raises `kind` for a directory, device, FIFO or socket, and for what the file
+    system refuses, FileNotFoundError for nothing at all."""
     try:
         facts = path.stat()
     except ValueError:
         raise kind(f"{quoted(str(path))} is no possible file name") from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:            # a loop of links, a name that is too long, a folder that may not be entered
+        raise kind(f"{quoted(str(path), MESSAGE_CHARACTERS)} cannot be read ({error.strerror}); replace it") from None
     if not stat.S_ISREG(facts.st_mode):
         names = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
         raise kind(f"{path} is {names.get(stat.S_IFMT(facts.st_mode), 'a device')}, where a regular file is expected; "
@@ -67,16 +76,22 @@ def read_bytes(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BY
                    "else")
     if size == 0:
         return b""
-    with path.open("rb") as file:
-        return file.read(size)
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise kind(f"{path} cannot be read ({error.strerror}); check its permissions and the disk") from None
 
 
 def read_utf8(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYTES) -> str:
     """The text of a UTF-8 file, a byte-order mark left out; line ends stay as they are."""
+    content = read_bytes(path, kind, limit)
     try:
-        return read_bytes(path, kind, limit).decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise kind(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise kind(f"{path}, line {line} is not UTF-8 text ({error.reason} at byte {error.start}); convert it "
+                   "first") from None
 
 
 def read_json(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYTES) -> Any:
@@ -84,10 +99,13 @@ def read_json(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYT
     return parse_json(read_utf8(path, kind, limit), str(path), kind)
 
 
-def parse_json(text: str, where: str, kind: type[TsotsallmError]) -> Any:
-    """JSON of bounded depth without halves of surrogate pairs; raises `kind`, naming `where`."""
+def parse_json(text: str, where: str, kind: type[TsotsallmError], *, unique: bool = False) -> Any:
+    """JSON of bounded depth without halves of surrogate pairs; raises `kind`, naming `where`.
+
+    With `unique` an object that has a name twice is refused, of which readers would take one or the other.
+    """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise kind(f"{where} nests objects and lists too deeply (more than {MOST_DEPTH}); it is damaged") from None
     except ValueError as error:
@@ -99,14 +117,64 @@ def parse_json(text: str, where: str, kind: type[TsotsallmError]) -> Any:
     return content
 
 
-def json_lines(text: str, where: str, kind: type[TsotsallmError]) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of JSON lines: lines end at line feeds alone, as the format says, and empty ones are skipped.
+def parse_yaml(text: str, where: str, kind: type[TsotsallmError]) -> Any:
+    """YAML of bounded size and depth, what its aliases stand for counted each time; raises `kind`, naming `where`."""
+    import yaml
 
-    `str.splitlines` would also cut at U+2028 and its like, which a JSON string may hold.
+    if len(text) > YAML_CHARACTERS:
+        raise kind(f"{where} has {len(text)} characters, more than the {YAML_CHARACTERS} that such a file may have")
+    try:
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise kind(f"{where} nests its values too deeply (more than {MOST_DEPTH}); it is damaged") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:   # the last four for odd scalars
+        raise kind(f"{where} is not valid YAML ({one_line(error)})") from None
+    count, level = 0, [content]
+    for _ in range(MOST_DEPTH):
+        level = [inner for outer in level if isinstance(outer, (dict, list, set))
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        count += len(level)
+        if not level:
+            if "\\" in text and _has_half(content):
+                raise kind(f"{where} holds half of a surrogate pair (such as \\ud800), which is no character; remove it")
+            return content
+        if count > YAML_VALUES:
+            break
+    raise kind(f"{where} holds more than {YAML_VALUES} values, or nests them more than {MOST_DEPTH} deep; it is damaged")
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text; they end at \\n or \\r\\n alone.
+
+    `str.splitlines` would also cut at U+2028 and its like, which are part of what people write.
     """
-    for number, line in enumerate(text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").split("\n"), 1):
+    found = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").split("\n")
+    return [line.removesuffix("\r") for line in (found if found[-1] else found[:-1])]
+
+
+def utf8_lines(file: Iterable[bytes], where: str, kind: type[TsotsallmError]) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line) of an open UTF-8 file of any size, as `lines` has them; raises `kind` with the line."""
+    for number, line in enumerate(file, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise kind(f"{where}, line {number} is not UTF-8 text ({error.reason}); convert it first") from None
+        yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def json_lines(text: str, where: str, kind: type[TsotsallmError]) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of JSON lines, empty ones skipped."""
+    for number, line in enumerate(lines(text), 1):
         if line.strip():
             yield number, parse_json(line, f"{where}, line {number},", kind)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{quoted(twice)} stands there twice")
+    return found
 
 
 def _too_deep(content: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import platform
@@ -10,12 +9,15 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 GIB = 1 << 30
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 PROGRESS = "TSOTSALLM_PROGRESS"
@@ -74,9 +76,97 @@ def free_disk_bytes(path: Path) -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use; two threads of one core count once."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+    """Cores that this process may use, a container's limit included; two threads of one core count once."""
+    allowed = len(_allowed())
+    limits = [allowed, psutil.cpu_count(logical=False) or allowed, _quota() or allowed]
+    return max(1, min(limits))
+
+
+def _quota() -> int | None:
+    """Processors' worth of time that the container of this process may use."""
+    try:
+        time_us, period_us = CPU_QUOTA.read_text().split()
+        return None if time_us == "max" else max(1, round(int(time_us) / int(period_us)))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _allowed() -> list[int]:
+    """Numbers of the processors that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+THREADS = "TSOTSALLM_THREADS"
+"""Environment variable: so many threads, asked for by the user (what `--threads` sets)."""
+OPENMP = "OMP_NUM_THREADS"
+MOST_THREADS = 1024
+WATCHED_S = 0.2
+LARGE_FLOPS = 2e8
+"""What takes one core some 3 ms: less is done sooner than a second thread is woken where other programs are busy."""
+
+
+def wait_passively() -> None:
+    """Let idle threads of OpenMP sleep, where the user said nothing else: those that spin make a run beside another busy
+    program 3 to 10 times slower. It is read when torch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
+
+
+def idle_cores(watched_s: float = WATCHED_S) -> int:
+    """Cores that other programs leave free, looked at for a moment in which this one does nothing; at least one."""
+    shares = dict(enumerate(psutil.cpu_percent(watched_s, percpu=True)))
+    allowed = _allowed()
+    busy = sum(shares.get(number, 0.0) for number in allowed) / 100 / len(allowed)
+    return max(1, round(cores() * (1 - busy)))
+
+
+def use_threads(count: int | None) -> None:
+    """Before torch is loaded, which reads it: so many threads, or, where the user set none, as many as cores are idle."""
+    if count is not None:
+        os.environ[THREADS] = os.environ[OPENMP] = os.environ["MKL_NUM_THREADS"] = str(count)
+    elif "torch" not in sys.modules and not {OPENMP, "MKL_NUM_THREADS"} & os.environ.keys():
+        os.environ[OPENMP] = str(idle_cores())
+
+
+def chosen_threads() -> int | None:
+    """The count that the environment says, for what is no OpenMP; None where it says none."""
+    text = os.environ.get(OPENMP, "")
+    return int(text) if text.isdecimal() and 0 < int(text) <= MOST_THREADS else None
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Compute on so many threads meanwhile."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)        # also where nothing changes: MKL then takes exactly so many
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_SPARED: ContextVar[int | None] = ContextVar("threads that small operations spare", default=None)
+
+
+@contextmanager
+def threads_for(flops: float) -> Iterator[None]:
+    """Compute operations of at most so many floating-point operations on one thread, larger ones on all that were chosen.
+
+    May stand inside one another. It depends on shapes alone, never on load, so that results stay the same.
+    """
+    import torch
+
+    chosen = _SPARED.get() or torch.get_num_threads()
+    before = _SPARED.set(chosen)
+    try:
+        with on_threads(chosen if flops >= LARGE_FLOPS else 1):
+            yield
+    finally:
+        _SPARED.reset(before)
 
 
 def rss_bytes() -> int:
@@ -143,19 +233,25 @@ def gemm_flops_per_second(dtype: str = "float32", device: str = "cpu", size: int
     return 2 * 512 * size * size / sorted(timings[1:])[2]
 
 
-def fingerprint() -> dict[str, Any]:
-    """What decides the last bit of a result on this machine: versions, threads, instruction set."""
+def fingerprint(threads: int | None = None) -> dict[str, Any]:
+    """What decides the last bit of a result on this machine: versions, threads (now, or so many), instruction set."""
     import torch
     import transformers
 
     return {"python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "threads": torch.get_num_threads(),
+            "transformers": transformers.__version__, "threads": threads or torch.get_num_threads(),
             "instruction_set": torch.backends.cpu.get_cpu_capability(), "processor": platform.machine()}
 
 
-@contextlib.contextmanager
+# -- what libraries print ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Keep what native code writes to standard error, such as the panics of Rust libraries, off the terminal for a while."""
+    """Keep what native code writes to standard error, such as the panics of Rust libraries, off the terminal for a while.
+
+    The whole process is meant, not one thread: keep the block short.
+    """
     try:
         sys.stderr.flush()
         kept = os.dup(2)

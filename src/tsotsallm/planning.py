@@ -48,8 +48,12 @@ class SweepForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a recipe will take and give. Bytes of the result are an upper bound that is exact but for headers."""
+    """What a recipe will take and give. Bytes of the result are an upper bound that is exact but for headers.
 
+    recipe  as one line, with what it left to the model's widths written out
+    """
+
+    recipe: str
     sweeps: list[SweepForecast]
     windows: int
     window: int
@@ -93,6 +97,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     spec = whole_spec(checkpoint)
     window = min(window, spec.context)
     recipe.check(spec, sparse=checkpoint.is_sparse)
+    recipe = recipe.resolved(spec)
     rate = gemm_flops_per_second("float32", device)
     base = max(rss_bytes(), 300 << 20) + ARENA_BYTES
     before_ends = sum(record.size for record in checkpoint.end_records().values())
@@ -105,7 +110,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     layers = before = [_Layer(layer, stored[layer], packed[layer]) for layer in checkpoint.spec.layer_order]
     sweeps: list[SweepForecast] = []
     results: list[int] = []
-    notes: list[str] = []
+    notes: list[str] = [*checkpoint.notes]
     planned = recipe.sweeps(one_stage_each=keep_stages)
     for number, sweep in enumerate(planned, 1):
         layers, before = (before if sweep.does_over else layers), layers
@@ -129,7 +134,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     kept = [sum(results[:number] if keep_stages else results[max(number - 1, 0):number]) for number in range(len(results))]
     disk = max(before + 2 * result for before, result in zip(kept, results, strict=True))
     return Forecast(
-        sweeps, windows, window, _parameters(checkpoint.spec, range(checkpoint.spec.stored_layers), tokens),
+        recipe.line(), sweeps, windows, window, _parameters(checkpoint.spec, range(checkpoint.spec.stored_layers), tokens),
         _parameters(spec, range(len(layers))), before_ends + sum(stored.values()), results[-1],
         disk + max(sweep.scratch_bytes for sweep in sweeps), free_ram_bytes(), free_disk_bytes(out), rate, warnings)
 

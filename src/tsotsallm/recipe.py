@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,16 @@ import yaml
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.files import one_line, quoted, read_utf8
 from tsotsallm.numerics.grids import GRIDS
 from tsotsallm.stages import STAGES
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
+from tsotsallm.stages.compensate import Compensate
+from tsotsallm.stages.depth import Depth
 from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.retraining import Retraining, Trained
+from tsotsallm.stages.sparsity import Sparsity
 from tsotsallm.stages.vocabulary import Vocabulary
 
 
@@ -68,7 +73,7 @@ class Recipe:
         if isinstance(content, Mapping):
             content = content.get("stages") if set(content) == {"stages"} else [content]
         if not isinstance(content, Sequence) or isinstance(content, str):
-            raise RecipeError(f"a recipe is a list of stages, but this is {content!r}")
+            raise RecipeError(f"a recipe is a list of stages, but this is {quoted(content)}")
         return cls(tuple(_stage(item) for item in content))
 
     @classmethod
@@ -79,6 +84,27 @@ class Recipe:
     def plain(self) -> list[dict[str, Any]]:
         """The recipe as plain data, from which `parse` makes an equal one."""
         return [{stage.name: stage.fields()} for stage in self.stages]
+
+    def line(self) -> str:
+        """The recipe as one line that `parse` reads, without what defaults say."""
+        short = [_shortened(stage) for stage in self.stages]
+        if all(isinstance(one, str) for one in short):
+            return ", ".join(map(str, short)) or "[]"
+        return yaml.safe_dump(short, default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False).strip()
+
+    def resolved(self, spec: ModelSpec) -> Recipe:
+        """The recipe for a model of this shape, with what its stages leave to the widths that they will see written out."""
+        found = []
+        for stage in self.stages:
+            found.append(stage.resolved(spec))
+            spec = stage.spec_after(spec)
+        return Recipe(tuple(found))
+
+    def without_text(self) -> Recipe | None:
+        """The nearest recipe that needs no calibration text; None where a stage has no such form."""
+        stages = [one for stage in self.stages if (one := stage.without_text()) is not None]
+        other = Recipe(tuple(stages))
+        return None if len(stages) < len(self.stages) or other.needs_text else other
 
     def sweeps(self, *, one_stage_each: bool = False) -> list[Sweep]:
         """The passes that the recipe takes; a choice of layers after an edit begins a new one.
@@ -141,7 +167,8 @@ class Recipe:
             raise RecipeError("vocabulary decides which tokens there are for everything after it; put it first, once")
         quantized = False
         state = Trained(packed=spec.quantization is not None)
-        for stage in self.stages:
+        for asked in self.stages:
+            stage = asked.resolved(spec)
             stage.check(spec)
             if isinstance(stage, Retraining):
                 if self.shared:
@@ -168,9 +195,7 @@ class Recipe:
                 if quantized:
                     raise RecipeError("neurons comes after quantize, which would make the weights dense again; put neurons "
                                       "first")
-                spec = stage.spec_after(spec)
-            if isinstance(stage, LayerChoice):
-                spec = spec.with_layers(stage.layers_after(spec.layers))
+            spec = stage.spec_after(spec)
         for sweep in self.sweeps():
             names = [edit.name for edit in sweep.edits]
             if "compensate" in names and names.index("compensate") != len(names) - 1 and not getattr(
@@ -192,10 +217,10 @@ def _read(text: str) -> Any:
     named = path.suffix in (".yaml", ".yml") or (len(text) < 200 and "\n" not in text and path.is_file())
     if named and not _is_yaml(text):
         try:
-            return _yaml(path.read_text("utf-8"), text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"the recipe {text} cannot be read ({getattr(error, 'strerror', None) or error}); "
-                              f"packaged recipes: {', '.join(packaged)}") from None
+            return _yaml(read_utf8(path, RecipeError), text)
+        except OSError as error:
+            raise RecipeError(f"the recipe {text} cannot be read ({error.strerror or error}); packaged recipes: "
+                              f"{', '.join(packaged)}") from None
     return _inline(text)
 
 
@@ -211,10 +236,10 @@ def _inline(text: str) -> Any:
 def _yaml(content: str, text: str) -> Any:
     try:
         found = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"the recipe is not valid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"the recipe is not valid YAML: {one_line(error)}") from None
     if found is None:
-        raise RecipeError(f"the recipe {text!r} is empty; to copy a model without any stage write []")
+        raise RecipeError(f"the recipe {quoted(text)} is empty; to copy a model without any stage write []")
     return found
 
 
@@ -229,11 +254,42 @@ def _stage(item: Any) -> Stage:
     if isinstance(item, str):
         item = _one_line(item)
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise RecipeError(f"a stage is written as {{name: {{options}}}}, but the recipe holds {item!r}")
+        raise RecipeError(f"a stage is written as {{name: {{options}}}}, but the recipe holds {quoted(item)}")
     name, fields = next(iter(item.items()))
     if name not in STAGES:
         raise RecipeError(f"there is no stage {name!r}{nearest(str(name), STAGES)}")
     return STAGES[name].from_fields({} if fields is None else fields)
+
+
+def _shortened(stage: Stage) -> str | dict[str, Any]:
+    """A stage as it is shortest to write: its short form where that means the same, else the options that need saying."""
+    if isinstance(stage, Quantize):
+        group = "" if stage.group in ("auto", None) else f":{stage.group}"
+        kind = f"mixed:{stage.bits_per_weight}" if stage.mixed else stage.bits if stage.grid == "int" else stage.grid
+        short = f"{stage.method}:{kind}{group}"
+    elif isinstance(stage, Sparsity):
+        numbers = stage.prune_fraction if stage.prune is None else f"{stage.prune}:{stage.group}"
+        short = f"{stage.method}:{numbers}"
+    elif isinstance(stage, Depth):
+        short = f"depth:{stage.remove}" + ("" if stage.importance == "perplexity" else f":{stage.importance}")
+    elif isinstance(stage, Compensate) and stage.method == "eora":
+        short = f"eora:{stage.rank}" + ("" if stage.budget is None else f":{stage.budget}")
+    else:
+        short = ""
+    if short and _means(short, stage):
+        return short
+    fields = stage.fields()
+    for key in list(fields):
+        fewer = {name: value for name, value in fields.items() if name != key}
+        fields = fewer if _means({stage.name: fewer}, stage) else fields
+    return {stage.name: fields}
+
+
+def _means(item: str | dict[str, Any], stage: Stage) -> bool:
+    try:
+        return _stage(item) == stage
+    except RecipeError:
+        return False
 
 
 def _number(text: str, where: str) -> int:
@@ -262,7 +318,7 @@ def _quantize(method: str) -> Callable[[list[str]], dict[str, Any]]:
             return {"quantize": fields | {"bits_per_weight": _bits(values[1] if len(values) == 2 else "", method)}}
         fields |= {"grid": values[0]} if values[0] in GRIDS else {"bits": _number(values[0], method)}
         if len(values) == 2:
-            fields["group"] = "channel" if values[1] == "channel" else _number(values[1], method)
+            fields["group"] = values[1] if values[1] in ("channel", "auto") else _number(values[1], method)
         return {"quantize": fields}
     return read
 

@@ -12,7 +12,7 @@ import pytest
 import tsotsallm
 from tsotsallm.checkpoint.reader import embedded_directory
 from tsotsallm.lab.exam import exact_share, normalise
-from tsotsallm.lab.texts import TEST_SEED, documents, examination
+from tsotsallm.lab.texts import BEGIN, TEST_SEED, documents, examination
 from tsotsallm.lab.train import Stream
 from tsotsallm.lab.world import build_world
 from tsotsallm.machine import GIB
@@ -80,4 +80,4 @@ def test_the_embedded_model_knows_its_world(tmp_path: Path) -> None:
 def test_the_chat_template_is_that_of_the_training_texts() -> None:
     _, tokenizer = tsotsallm.load("embedded")
     text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], tokenize=False, add_generation_prompt=True)
-    assert text == "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
+    assert text == f"{BEGIN}<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"

@@ -8,7 +8,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from typer.testing import CliRunner
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import tsotsallm
 from tests.serve.running import serving
 from tsotsallm.cli import app
-from tsotsallm.engine.speaking import Question, said
+from tsotsallm.engine.speaking import Question, Sampling, said
 from tsotsallm.serve.guard import Rules
 from tsotsallm.serve.served import Loading, Models, load, load_all, name_of
 
@@ -117,15 +117,68 @@ def test_errors_are_the_client_s_own(client: Any, address: str) -> None:
     with pytest.raises(openai.AuthenticationError, match="key is missing or wrong"):
         openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
     for change, message in (({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens"),
-                            ({"max_tokens": 65}, "64"),
                             ({"messages": []}, "messages"), ({"messages": [{"role": "cook", "content": "x"}]}, "role"),
-                            ({"tools": [{"type": "function"}]}, "tools"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
-                            ({"response_format": {"type": "json_object"}}, "response_format"),
+                            ({"tools": [{"type": "function"}]}, "tools"), ({"frequency_penalty": 2.5}, "frequency_penalty"),
+                            ({"response_format": {"type": "xml"}}, "response_format"), ({"functions": [{"name": "x"}]},
+                            "tools"),
+                            ({"logit_bias": {"99999999": 1}}, "token 99999999"),
                             ({"messages": [{"role": "user", "content": "word " * 9000}]}, "token")):
         with pytest.raises(openai.BadRequestError, match=message):
             client.chat.completions.create(**({"model": "file", "messages": messages} | change))
         with pytest.raises(openai.BadRequestError, match=message):      # before a stream begins
             client.chat.completions.create(**({"model": "embedded", "messages": messages, "stream": True} | change))
+
+
+@pytest.mark.parametrize("model", ["file", "embedded"])
+def test_how_tokens_are_chosen(client: Any, models: Models, model: str) -> None:
+    """Every field reaches the engine: alone each changes the answer, as the library is changed by it."""
+    one = models.by_name[model].speaker
+    ids = one.tokenize(PROMPT)
+    banned = ids[-1]
+    plain = said(one, Question(PROMPT, 16))
+    for sent, how in (({"presence_penalty": 1.5}, {}), ({"frequency_penalty": -1.5}, {}), ({"repetition_penalty": 1.4}, {}),
+                      ({"repeat_penalty": 1.4}, {"repetition_penalty": 1.4}),
+                      ({"repeat_penalty": 1.4, "repeat_last_n": -1}, {"repetition_penalty": 1.4,
+                      "repeat_last_n": one.context}),
+                      ({"logit_bias": {str(banned): 50}}, {"logit_bias": ((banned, 50.0),)})):
+        expected = said(one, Question(PROMPT, 16, Sampling(**(how or sent))))      # type: ignore[arg-type]
+        assert expected != plain
+        found = client.completions.create(model=model, prompt=PROMPT, max_tokens=16, temperature=0, extra_body=sent)
+        assert found.choices[0].text == expected
+    drawn = {client.completions.create(model=model, prompt=PROMPT, max_tokens=6, temperature=5, seed=seed, extra_body={
+        "min_p": 1}).choices[0].text for seed in range(3)}
+    assert drawn == {said(one, Question(PROMPT, 6))}
+
+
+def test_answers_of_a_form(client: Any) -> None:
+    """What OpenAI's client asks for and parses, from a file; a checkpoint says what to do."""
+    from pydantic import BaseModel, Field
+
+    class Place(BaseModel):
+        kind: Literal["town", "river"]
+        number: int = Field(ge=1, le=20)
+        letters: list[Literal["a", "b"]] = Field(max_length=3)
+        other: bool | None
+
+    messages = [{"role": "user", "content": "Where was Ada born?"}]
+    for seed in range(3):
+        asked = {"model": "file", "messages": messages, "temperature": 1.5, "seed": seed, "max_tokens": 64}
+        found = client.chat.completions.parse(**asked, response_format=Place)
+        assert found.choices[0].finish_reason == "stop"
+        assert isinstance(found.choices[0].message.parsed, Place)
+        schema = {"type": "array", "items": {"type": "integer", "minimum": -20, "maximum": 99}, "minItems": 2, "maxItems": 4}
+        for body in ({"guided_json": schema}, {"json_schema": schema}, {"grammar": 'root ::= "[1, 2" [0-9]{1,2} "]"'}):
+            text = client.completions.create(model="file", prompt=PROMPT, max_tokens=40, temperature=1.5, seed=seed,
+                                             extra_body=body).choices[0].text
+            assert 2 <= len(json.loads(text)) <= 4
+            assert all(-20 <= one <= 299 for one in json.loads(text))
+        chunks = client.chat.completions.create(**asked, response_format={"type": "json_object"}, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks).startswith("{")
+    with pytest.raises(openai.BadRequestError, match="export MODEL --gguf"):
+        client.chat.completions.create(model="embedded", messages=messages, response_format={"type": "json_object"})
+    for wrong in ("root ::= ", "x", '%llguidance {}\nstart: "a"'):
+        with pytest.raises(openai.BadRequestError, match="grammar"):
+            client.completions.create(model="file", prompt=PROMPT, max_tokens=4, extra_body={"grammar": wrong + '"'})
 
 
 def test_a_model_without_a_template_does_not_converse(client: Any, models: Models) -> None:

@@ -100,7 +100,12 @@ def test_large_bodies(address: str) -> None:
     b"{",
     b'{"prompt": "\\ud800"}', b'{"prompt": 5}', b'{"prompt": []}', b'{"prompt": [-1]}', b'{"prompt": [1e99]}',
     b'{"prompt": "x", "temperature": NaN}', b'{"prompt": "x", "temperature": 1e400}', b'{"prompt": "x", "top_p": 0}',
-    b'{"prompt": "x", "max_tokens": 99999999999999999999}', b'{"prompt": "x", "seed": 1.5}',
+    b'{"prompt": "x", "max_tokens": 1e400}', b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}",
+    b'{"prompt": "x", "seed": 1.5}',
+    b'{"prompt": "x", "logit_bias": {"1": NaN}}', b'{"prompt": "x", "min_p": Infinity}',
+    b'{"prompt": "x", "guided_json": {"a": NaN}}',
+    b'{"prompt": "x", "json_schema": ' + b'{"items":' * 300 + b"{}" + b"}" * 300 + b"}",
+    b'{"prompt": "x", "metadata": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
     b'{"prompt": "x", "n": 1000}',
     b'{"prompt": "x", "stop": ""}', b'{"prompt": "x", "stop": 7}', b'{"prompt": "x", "logprobs": -1}',
     b'{"prompt": "x", "max_tokens": "5"}', b'{"prompt": "x", "stream": "yes"}',
@@ -137,7 +142,8 @@ def test_other_sites(address: str) -> None:
     assert answer(address, "/v1/models", Host="evil.example")[1]["error"]["code"] == "wrong_host"
     assert answer(address, "/v1/models", Host="localhost:80")[0] == 200
     assert answer(address, "/v1/models", Host="[::1]:80")[0] == 200
-    status, told, headers = answer(address, "/v1/completions", {"prompt": "x", "max_tokens": 1}, Origin="https://evil.example")
+    status, told, headers = answer(address, "/v1/completions", {"prompt": "x", "max_tokens": 1},
+        Origin="https://evil.example")
     assert (status, told["error"]["code"]) == (403, "wrong_origin")
     assert not any(name.lower().startswith("access-control") for name in headers)
     assert answer(address, "/v1/completions", {"prompt": "x", "max_tokens": 1}, Origin=address)[0] == 200

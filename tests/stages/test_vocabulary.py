@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -110,26 +111,28 @@ def test_sentencepiece_falls_back_to_bytes(stories: Path, tmp_path: Path) -> Non
         assert small.tokenizer().decode(ids, skip_special_tokens=True) == string
 
 
-def test_whole_words_are_taken_before_merging(kept_text: Path) -> None:
-    content = json.loads((Checkpoint.open("embedded").directory / "tokenizer.json").read_text())
-    backend = Checkpoint.open("embedded").tokenizer().backend_tokenizer
-    plain, whole = Merges(content, backend, ""), Merges(content, backend, "")
-    whole.whole_words = True
-    word = max((token for token in plain.vocabulary if token.isalpha()), key=len)
-    assert whole.merged(word) == [word]
-    assert plain.merged(word)[-1] == word
-    assert len(plain.merged(word)) > len(word)
+def test_the_steps_to_a_token_lead_to_it() -> None:
+    merges = Merges(Checkpoint.open("embedded").codec)
+    word = max((token for token in merges.vocabulary if token.isalpha()), key=len)
+    assert merges.merged(word)[-1] == word
+    assert len(merges.merged(word)) > len(word)
 
 
-def test_merging_is_that_of_the_library() -> None:
-    checkpoint = Checkpoint.open("embedded")
-    content = json.loads((checkpoint.directory / "tokenizer.json").read_text())
-    backend = checkpoint.tokenizer().backend_tokenizer
-    merges = Merges(content, backend, "")
-    for text in (world_text(test=True, characters=2_000), *random_strings(200, seed=3)):
-        needed = set(merges.needed([text]).counts)
-        used = {backend.id_to_token(token) for token in backend.encode(text, add_special_tokens=False).ids}
-        assert used - {"<|begin_of_text|>", "<|end_of_text|>"} <= needed
+def test_all_that_merging_makes_is_needed() -> None:
+    """Against merging by hand: the lowest rank first, of equal ones the leftmost."""
+    codec = Checkpoint.open("embedded").codec
+    merges = Merges(codec)
+    backend = codec.tokenizer.backend_tokenizer
+    for text in (world_text(test=True, characters=2_000), *random_strings(100, seed=3)):
+        made = set()
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(text.replace("<|end_of_text|><|begin_of_text|>", "\n")):
+            symbols = list(word)
+            while pairs := [pair for pair in itertools.pairwise(symbols) if pair in merges.ranks]:
+                left, right = min(pairs, key=lambda pair: merges.ranks[pair])
+                place = next(i for i in range(len(symbols)) if symbols[i:i + 2] == [left, right])
+                symbols[place:place + 2] = [left + right]
+                made.add(left + right)
+        assert made <= set(merges.needed([text.replace("<|end_of_text|><|begin_of_text|>", "\n")]))
 
 
 def test_bad_vocabularies(kept_text: Path, tmp_path: Path) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from tests.conftest import build
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.errors import ResourceError, ResumeError, StudyError
+from tsotsallm.errors import CorpusError, ResourceError, ResumeError, StudyError
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import whole_spec
@@ -184,20 +187,118 @@ def test_a_fit_that_cannot_make_more_keeps_the_best(model: Path, text: Path, tmp
     assert found.gguf.stat().st_size == found.best.bytes
 
 
-def test_work_that_was_begun_with_other_texts_is_refused(model: Path, text: Path, tmp_path: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_args: Any, **_settings: Any) -> Any:
-        raise KeyboardInterrupt
+def stop(*_args: Any, **_settings: Any) -> Any:
+    raise KeyboardInterrupt
 
-    budget = Target(10**6)
-    with monkeypatch.context() as patch:
+
+def begun(model: Path, out: Path, how: Settings) -> None:
+    """A fit that was stopped before it measured anything."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring.Bench, "measure", stop)
         with pytest.raises(KeyboardInterrupt):
-            fit(str(model), budget, tmp_path / "out", settings(text), lambda _line: None)
-    other = tmp_path / "other.txt"
+            fit(str(model), Target(10**6), out, how, lambda _line: None)
+
+
+def test_work_that_was_begun_otherwise_is_refused_with_both_values(model: Path, text: Path, tmp_path: Path) -> None:
+    begun(model, tmp_path / "out", settings(text))
+    other, same_name = tmp_path / "other.txt", tmp_path / text.name
     other.write_text(text.read_text("utf-8")[::-1], "utf-8")
-    with pytest.raises(ResumeError, match="another texts"):
-        fit(str(model), budget, tmp_path / "out", settings(other), lambda _line: None)
+    shutil.copy(text, same_name)
+    second = build(tmp_path / "second", "llama3", dtype=torch.bfloat16, num_hidden_layers=3, intermediate_size=128, seed=5)
+    length = len(text.read_text("utf-8"))
+    for source, how, changed in (
+            (model, replace(settings(text), windows=2), "windows: 4 then, 2 now"),
+            (model, replace(settings(text), window=16, seed=7), r"window: 32 then, 16 now; seed: 0 then, 7 now"),
+            (model, replace(settings(text), compared=5), "compared: 8 then, 5 now"),
+            (model, settings(other), rf"texts: {text} \({length} characters\) then, {other} \({length} characters\) now"),
+            (model, replace(settings(text), keep_text=(str(text),)), f"texts to keep: none then, {text} now"),
+            (second, settings(text), f"model: {model} then, {second} now")):
+        with pytest.raises(ResumeError, match=rf"work holds unfinished work that was begun otherwise \(.*{changed}.*\); "
+                                              "finish it as it was begun, or delete it and begin again with --restart"):
+            fit(str(source), Target(10**6), tmp_path / "out", how, lambda _line: None)
+    begun(model, tmp_path / "named", settings(same_name))
+    same_name.write_text(text.read_text("utf-8")[::-1], "utf-8")
+    with pytest.raises(ResumeError, match=rf"\(texts: {same_name} \({length} characters\), changed since\)"):
+        fit(str(model), Target(10**6), tmp_path / "named", settings(same_name), lambda _line: None)
+
+
+@pytest.mark.parametrize("steps", [2, 40, pytest.param(150, marks=pytest.mark.slow)])
+def test_restart_begins_again_with_other_options(model: Path, text: Path, tmp_path: Path, steps: int) -> None:
+    """Whatever a fit had measured and built until it was stopped goes."""
+    count = itertools.count()
+
+    def after(_now: Any) -> None:
+        if next(count) == steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(str(model), Target(10**6), tmp_path / "out", settings(text), lambda _line: None, after)
+    work = tmp_path / "out" / "work"
+    before = {path.name for path in work.iterdir()}
+    assert {"run.json", "models", "store"} <= before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring.Bench, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(str(model), Target(10**6), tmp_path / "out", replace(settings(text), windows=2), restart=True)
+    assert [path.name for path in work.iterdir()] == ["run.json"]
+    assert json.loads((work / "run.json").read_text("utf-8"))["windows"] == 2
+
+
+def test_restart_deletes_nothing_that_is_not_a_fits(model: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    work = out / "work"
+
+    def refused(message: str, *, restart: bool = True) -> None:
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        with pytest.raises(ResumeError, match=message):
+            fit(str(model), Target(10**6), out, settings(text), restart=restart)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+    work.mkdir(parents=True)
+    (work / "thesis.txt").write_text("years")
+    for restart in (True, False):           # a folder of that name would be deleted when a fit is done
+        refused(r"work exists and is no unfinished work \(it holds thesis.txt, but no run.json\)", restart=restart)
+    (work / "run.json").write_text('{"source": {}, "recipe": [], "corpus": null, "machine": {}}')      # a compression's
+    refused("not recognised as unfinished work of fit, so that --restart deletes nothing")
+    shutil.rmtree(out)
+    begun(model, out, settings(text))
+    (work / "thesis.txt").write_text("years")
+    refused("holds thesis.txt beside the unfinished work of fit")
+    (work / "thesis.txt").unlink()
+    (work / "lock").write_text(json.dumps([os.getppid(), psutil.Process(os.getppid()).create_time()]))
+    refused("is working on")
+    (work / "lock").unlink()
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "data").write_text("kept")
+    (work / "models").symlink_to(precious, target_is_directory=True)
+    real = tmp_path / "real"
+    work.rename(real)
+    work.symlink_to(real, target_is_directory=True)
+    refused("not recognised as unfinished work of fit")
+    work.unlink()
+    real.rename(work)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring.Bench, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(str(model), Target(10**6), out, settings(text), restart=True)
+    assert not (work / "models").exists()
+    assert (precious / "data").read_text() == "kept"
+
+
+def test_a_finished_fit_is_not_restarted(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    with pytest.raises(StudyError, match="exists already"):
+        fit(str(model), Target(10**6), tmp_path / "out", settings(text), restart=True)
+    assert (tmp_path / "out" / "model").exists()
+
+
+def test_a_fit_without_text_says_what_to_give(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CorpusError, match=r"^calibration text is needed, and none is given; with a text of your own: "
+                                          r"--calibration FILE or DIR, .*; with allenai/c4 from the hub: "):
+        fit(str(model), Target(10**6), tmp_path / "out", Settings(windows=2, window=32))
+    assert not (tmp_path / "out").exists()
 
 
 def test_texts_to_keep_are_calibrated_on_where_no_other_is_given(model: Path, text: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_an_interrupted_trial_can_be_forgotten_and_a_finished_one_cannot(tmp_pat
 def test_another_study_is_refused(tmp_path: Path) -> None:
     ledger = filled(tmp_path)
     ledger.begin({"model": "m"})
-    with pytest.raises(StudyError, match="another model"):
+    with pytest.raises(StudyError, match="model: m then, n now"):
         ledger.begin({"model": "n"})
 
 

@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 from tsotsallm.errors import ResumeError, StudyError
+from tsotsallm.recipe import Recipe
+from tsotsallm.store import key_of
 from tsotsallm.study import trial as trials
 from tsotsallm.study.ledger import Ledger
 from tsotsallm.study.spec import Spec, spec_from
@@ -141,9 +143,22 @@ def test_what_lies_surely_behind_the_front_is_not_evaluated_fully() -> None:
     assert not may_reach_the_front(0.6, 0.01, 55.0, known)
 
 
+def test_groups_are_written_out_for_the_model_and_trials_are_still_known(tiny: Path, text: Path, tmp_path: Path) -> None:
+    """The recipe of a trial is the one that ran; what tells trials apart is the recipe as the spec has it."""
+    recipes = {"short": ["rtn:4"], "group": ["rtn:4:32"], "too wide": ["rtn:4:128"], "too deep": [{"depth": {"remove": 9}}]}
+    spec = spec_from("test", {"recipes": recipes, "calibration": {"source": str(text)}, "evaluation": {
+        "text": str(text), "context": 32, "cheap": None, "full": 2}}, layers=4)
+    found = run_study(spec, str(tiny), tmp_path / "study")
+    assert [trial.status for trial in found.trials] == ["done", "done", "failed", "failed"]
+    assert [trial.recipe[0].get("quantize", {}).get("group") for trial in found.trials] == [32, 32, 128, None]
+    assert found.trials[0].key == key_of(Recipe.parse("rtn:4").plain()) != found.trials[1].key
+    assert found.trials[0].facts["hashes"] == found.trials[1].facts["hashes"]
+    assert run_study(spec, str(tiny), tmp_path / "study").trials == found.trials
+
+
 def test_another_spec_in_the_same_folder_is_refused(tiny: Path, text: Path, tmp_path: Path) -> None:
     run_study(spec_of(text, trials=1), str(tiny), tmp_path / "study")
-    with pytest.raises(StudyError, match="another spec"):
+    with pytest.raises(StudyError, match=r"\(spec.trials: 1 then, 2 now\)"):
         run_study(spec_of(text, trials=2), str(tiny), tmp_path / "study")
     with pytest.raises(StudyError, match="holds no study"):
         open_study(tmp_path / "nothing")

@@ -108,9 +108,13 @@ def test_a_graph_is_loaded_once(tmp_path: Path) -> None:
     ("bad.ttl", "@prefix : <http://x/> .\n:a :b :c .\n:a :b \n", "bad.ttl, line [34] is not valid Turtle"),
     ("bad.nt", "<http://x/a> <http://x/b> <http://x/c> .\n<http://x/a> oops .\n", "bad.nt, line 2 is not valid N-Triples"),
     ("bad.owl", "<rdf:RDF", "bad.owl, line"), ("empty.ttl", "", "holds no statement"),
-    ("bad.json", '{"Q1": "a",\n}', "bad.json, line [12] is not valid JSON"), ("bad2.json", "[1]", "holds a list"),
-    ("bad3.json", '{"Q1": 7}', "the entry of 'Q1' is '7'"), ("bad.csv", "Q1,a\nQ2\n", "bad.csv, line 2 is 'Q2'"),
-    ("bad.jsonl", '{"label": "a"}\n', "bad.jsonl, line 1 is no JSON object with an id"),
+    ("bad.json", '{"Q1": "a",\n}', r"bad.json is not valid JSON \(.*line [12]"), ("bad2.json", "[1]", "holds a list"),
+    ("bad3.json", '{"Q1": 7}', "the entry of 'Q1' is 7"), ("bad.csv", "Q1,a\nQ2\n", "bad.csv, line 2 is .*'Q2'"),
+    ("bad.jsonl", '{"label": "a"}\n', "bad.jsonl, line 1 is .*no object with an id"),
+    ("half.jsonl", '{"id": "Q1", "label": "\\ud800"}\n', "half.jsonl, line 1 .* half of a surrogate pair"),
+    ("half.json", '{"Q1": "\\ud800"}', "half.json holds half of a surrogate pair"),
+    ("half.nt", '<http://x/a> <http://x/b> "\\ud800" .\n', "half.nt, line 1 is not valid N-Triples"),
+    ("quote.csv", 'Q1,"' + "a" * 200_000, "quote.csv, line 1 cannot be read .*never closed"),
     ("graph.docx", "x", "is no kind of graph that is known")])
 def test_what_does_not_parse_says_where(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(TablesError, match=message):
@@ -148,3 +152,66 @@ def test_a_graph_without_labels_is_known_by_its_addresses(tmp_path: Path) -> Non
     graph = made(tmp_path, "<http://x/New_York> <http://x/in> <http://x/USA> .\n", "a.nt")
     assert Lookup(graph).find("new york")[0].entity == "http://x/New_York"
     assert "no labels" in graph.facts["notes"][0]
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("mark.ttl", b"\xef\xbb\xbf" + TURTLE.encode()),
+    ("mark.nt", b'\xef\xbb\xbf<http://x/a> <http://www.w3.org/2000/01/rdf-schema#label> "Rome" .\n'),
+    ("mark.json", b'\xef\xbb\xbf{"Q1": "Rome"}'), ("mark.jsonl", b'\xef\xbb\xbf{"id": "Q1", "label": "Rome"}\r\n'),
+    ("mark.csv", b"\xef\xbb\xbfQ1,Rome\r\n"), ("a 100% #1.ttl", TURTLE.encode())])
+def test_marks_and_strange_names_are_no_faults(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = open_graph([tmp_path / name], tmp_path / "a folder, 50% #2?")
+    assert [one.name for one in Lookup(found).find("Rome")] == ["Rome"]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\v", "\f", "\x1c"])
+def test_separators_inside_labels_are_no_line_ends(tmp_path: Path, mark: str) -> None:
+    line = json.dumps({"id": "Q1", "label": f"New{mark}York"}, ensure_ascii=False)
+    for name, text in (("a.jsonl", f"{line}\n"), ("a.csv", f"Q1,New{mark}York\n"), ("a.tsv", f"Q1\tNew{mark}York\n")):
+        assert made(tmp_path, text, name).facts["labels"] == 1
+
+
+def dump(statements: int, *bad: str) -> str:
+    lines = [f'<http://x/e{number}> <http://www.w3.org/2000/01/rdf-schema#label> "thing {number}" .\n'
+             for number in range(statements)]
+    for place, line in enumerate(bad):
+        lines.insert(10 * place + 4, line + "\n")
+    return "".join(lines)
+
+
+def test_a_bad_statement_is_skipped_and_noted(tmp_path: Path) -> None:
+    text = dump(1000, '<http://x/a b> <http://www.w3.org/2000/01/rdf-schema#label> "lost" .', "<http://x/a> oops .")
+    graph = made(tmp_path, text, "dump.nt")
+    assert graph.facts["statements"] == 1000
+    assert graph.facts["notes"][:2] == ["dump.nt: 2 of 1,002 statements are not valid N-Triples and were skipped:",
+                                        "dump.nt, line 5: Invalid IRI code point ' '"]
+    assert graph.facts["notes"][2].startswith("dump.nt, line 15: ")
+    assert not Lookup(graph).find("lost")
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_strict_refuses_the_first_bad_statement(tmp_path: Path, loaded_before: bool) -> None:
+    (tmp_path / "dump.nt").write_text(dump(1000, "<http://x/a> oops ."), "utf-8")
+    if loaded_before:
+        open_graph([tmp_path / "dump.nt"], tmp_path / "graphs").close()
+    with pytest.raises(TablesError, match=r"line 5.*leave out --strict"):
+        open_graph([tmp_path / "dump.nt"], tmp_path / "graphs", strict=True)
+
+
+@pytest.mark.parametrize(("bad", "refused"), [(10, False), (11, True)])
+def test_more_than_a_hundredth_is_too_much(tmp_path: Path, bad: int, refused: bool) -> None:
+    text = dump(990, *["<http://x/a b> <http://x/c> <http://x/d> ."] * bad)
+    if refused:
+        with pytest.raises(TablesError, match=r"line 5 is not valid N-Triples .*; 11 of 1,001 .* more than the 1%"):
+            made(tmp_path, text, "dump.nt")
+    else:
+        assert len(made(tmp_path, text, "dump.nt").facts["skipped"]) == 11
+
+
+def test_bad_rows_of_label_files_are_skipped_too(tmp_path: Path) -> None:
+    rows = [f"Q{number},thing {number}" for number in range(200)]
+    graph = made(tmp_path, "\n".join([*rows[:7], "Q7", *rows[8:]]), "labels.csv")
+    assert graph.facts["skipped"] == ["labels.csv: 1 of 200 statements are not valid CSV of labels and were skipped:",
+                                      "labels.csv, line 8: 'Q7'; each line takes identifier, label and, if there is one, "
+                                      "description"]

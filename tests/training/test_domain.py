@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -36,14 +37,29 @@ def test_rdf_and_lines_become_sentences(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("g.ttl", TURTLE + "ex:Kribi ex:depth\n\n.", r"line [678] is not valid Turtle"),
-    ("g.nt", "<http://a> <http://b> <http://c> .\n<http://a> <http://b>\n", "line 3 is not valid N-Triples"),
-    ("g.txt", "a | b | c\na b c\n", "line 2 is 'a b c'; it takes subject"),
+    ("g.nt", "<http://a> <http://b> <http://c> .\n<http://a> <http://b>\n", "line 2 is not valid N-Triples"),
+    ("g.txt", "a | b | c\na b c\n", "line 2 is not valid 'subject . predicate . object' .'a b c'; the three"),
+    ("g.txt", b"a | b | c\na | b | \xff\n", "line 2 is not UTF-8 text"),
     ("g.txt", "\n# nothing\n", "holds no statement"),
 ])
-def test_a_graph_that_does_not_parse_is_refused_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
+def test_a_graph_that_does_not_parse_is_refused_with_its_line(tmp_path: Path, name: str, text: str | bytes,
+                                                                     message: str) -> None:
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(CorpusError, match=message):
         read_graph(tmp_path / name)
+
+
+def test_single_faults_are_skipped_and_noted(tmp_path: Path) -> None:
+    triples = "".join(f"<http://x/e{number}> <http://x/p> <http://x/o> .\n" for number in range(200))
+    (tmp_path / "g.nt").write_text("\ufeff<http://x/a b> <http://x/p> <http://x/o> .\n" + triples, "utf-8")
+    (tmp_path / "g.txt").write_text("\ufeff" + "a b c\r\n" + "x\u2028y | knows | z\x0bz\r\n" * 200, "utf-8", newline="")
+    (tmp_path / "g.nt.gz").write_bytes(gzip.compress(triples.encode()))
+    found = read_graph(tmp_path / "g.nt")
+    assert (len(found.triples), found.notes[1]) == (200, "g.nt, line 1: Invalid IRI code point ' '")
+    found = read_graph(tmp_path / "g.txt")
+    assert (set(found.triples), len(found.triples)) == ({("x\u2028y", "knows", "z\x0bz")}, 200)
+    assert found.notes[1].startswith("g.txt, line 1: 'a b c'")
+    assert len(read_graph(tmp_path / "g.nt.gz").triples) == 200
 
 
 def test_saliency_is_that_of_autograd_on_the_whole_model(tiny: Path, tmp_path: Path) -> None:
@@ -81,12 +97,13 @@ def test_the_contrast_finds_what_a_domain_asks_more_of() -> None:
 def test_only_the_chosen_linears_are_trained_and_the_choice_is_saved(tiny: Path, text: Path, tmp_path: Path) -> None:
     graph = tmp_path / "domain.txt"
     words = text.read_text().split()
-    graph.write_text("\n".join(" | ".join(words[3 * place:3 * place + 3]) for place in range(400)))
+    graph.write_text("\n".join(" | ".join(words[3 * place:3 * place + 3]) for place in range(400)) + "\nno statement\n")
     for by in ("saliency", "random"):
         stage = {"adapt": {"steps": 4, "batch": 2, "window": 48, "learning_rate": 0.01, "rank": 2, "targets": ["all"],
                            "select": {"graph": str(graph), "share": 0.3, "by": by}}}
         out = tmp_path / by
-        tsotsallm.compress(tiny, [stage], out, calibration=text, windows=4, window=64)
+        notes = tsotsallm.compress(tiny, [stage], out, calibration=text, windows=4, window=64).notes
+        assert [note for note in notes if "line 401: 'no statement'" in note], notes
         decision = json.loads((out / "decision-1-adapt.json").read_text())
         chosen = {tuple(place) for place in decision["chosen"]}
         before, after = Checkpoint(tiny), Checkpoint(out)

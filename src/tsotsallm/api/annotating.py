@@ -20,14 +20,15 @@ from tsotsallm.tables.world import world_tables_folder, write_world
 
 def annotate(tables: Sequence[str | Path] | str | Path, graph: Sequence[str | Path] | str | Path, out: str | Path, *,
              model: str | Path | None = None, smaller_model: str | Path | None = None, tasks: Sequence[str] = TABLE_TASKS,
-             device: str = "cpu", workers: Computers | None = None,
+             device: str = "cpu", strict: bool = False, workers: Computers | None = None,
              say: Callable[[str], None] = lambda _line: None) -> Annotations:
     """Annotate tables with a knowledge graph: cells with entities, columns with types, pairs of columns with properties.
 
     `tables` are CSV files or folders, `graph` RDF or label files; `embedded` is the invented world for either. With `model`
     a model decides where the graph is silent. `out` gets cea.csv, cta.csv and cpa.csv in SemTab's form, and
     annotations.jsonl with confidences and candidates. `smaller_model` (or 'none') is for workers
-    without the memory for `model`.
+    without the memory for `model`. Statements of the graph that do not parse are skipped and noted, up to 1% of a file;
+    `strict` refuses the first one.
     Raises TablesError where tables or graph cannot be used; a single table that cannot be read is reported in the result.
     """
     def several(one: Sequence[str | Path] | str | Path) -> list[str | Path]:
@@ -37,7 +38,7 @@ def annotate(tables: Sequence[str | Path] | str | Path, graph: Sequence[str | Pa
         cluster = stack.enter_context(workers.cluster(say)) if workers is not None else None
         return annotate_all(several(tables), several(graph), Path(out), model=None if model is None else str(model),
                             smaller=None if smaller_model is None else str(smaller_model), tasks=tasks,
-                            device=check_device(device), cluster=cluster, say=say)
+                            device=check_device(device), strict=strict, cluster=cluster, say=say)
 
 
 def score_tables(submissions: Sequence[str | Path], gold: str | Path, *, by_domain: bool = False,

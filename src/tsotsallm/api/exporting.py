@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import installed as llama_installed
-from tsotsallm.errors import ExportError
+from tsotsallm.errors import ExportError, install_command
 from tsotsallm.export.gguf import Dense, Written, export_gguf
 from tsotsallm.export.huggingface import export_huggingface
 from tsotsallm.export.publish import modelfile_path, write_modelfile
@@ -58,7 +58,7 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
     if found.verified is not None:
         answer["verified"] = found.verified.plain()
     elif verify:
-        answer["notes"].append("not compared with llama.cpp, which is not installed: pip install 'tsotsallm[llama]'")
+        answer["notes"].append(f"not compared with llama.cpp, which is not installed: {install_command('llama')}")
     return answer
 
 

@@ -36,12 +36,12 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
         faster_than: float | None = None, keep_text: Sequence[str | Path] = (), calibration: str | Path | None = None,
         windows: int = 32, window: int = 512, minutes: float = 60.0, recover: bool = False, quick: bool = False,
         tasks: Sequence[str | Path] = (), data: str | Path | None = None, limit: int | None = None, seed: int = 0,
-        say: Callable[[str], None] = print,
+        restart: bool = False, say: Callable[[str], None] = print,
         progress: Callable[[Progress], None] = lambda _now: None) -> tuple[Fitted, Examination | None]:
     """Find the best model for a device or for a GGUF file of a size: what was found, and the answers to the tasks.
 
     With `recover`, layers of a cut model learn from the original's before their numbers get fewer bits; `quick` rounds
-    candidates in a third of the time, at some loss.
+    candidates in a third of the time, at some loss; `restart` deletes the unfinished work of an earlier fit in `out`.
     """
     if tasks:
         check_tasks(tasks, data=data, limit=limit)
@@ -51,7 +51,7 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
     settings = FitSettings(None if calibration is None else str(calibration), tuple(map(str, keep_text)), windows,
                            min(window, checkpoint.spec.context), seed, minutes=minutes,
                            recover=({"distill": {"mode": "layers"}},) if recover else (), quick=quick)
-    found = find_fit(str(model), target, Path(out), settings, say, progress)
+    found = find_fit(str(model), target, Path(out), settings, say, progress, restart=restart)
     answers = examine([model, found.path], tasks, data=data, limit=limit, reference=model) if tasks else None
     if answers is not None:
         content = json.loads((Path(out) / "fit.json").read_text("utf-8"))

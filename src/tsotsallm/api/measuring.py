@@ -133,16 +133,16 @@ def analyze(model: str | Path, text: str | Path | None, out: str | Path, *, refe
     checkpoint = Checkpoint.open(model)
     content = world_text(test=True, characters=100_000) if text is None else texts.read_text(text)
     source = "the embedded world, test" if text is None else Path(text).name
-    tokenizer = checkpoint.tokenizer()
+    codec = checkpoint.codec
     models = {"model": View.of(checkpoint)}
-    ids = list(tokenizer(content[:20 * tokens], verbose=False)["input_ids"])[:min(tokens, checkpoint.spec.context)]
+    ids = codec.encode(content[:20 * tokens])[:min(tokens, checkpoint.spec.context)]
     if reference is not None:
         original = Checkpoint.open(reference)
-        if list(original.tokenizer()(content[:20 * tokens], verbose=False)["input_ids"])[:len(ids)] != ids:
+        if original.codec.encode(content[:20 * tokens])[:len(ids)] != ids:
             raise CheckpointError(f"{reference} segments the text differently from {model}: their pictures do not compare")
         models["original"] = View.of(original)
-    window = min(window, checkpoint.spec.context, len(tokenizer(content[:20 * window], verbose=False)["input_ids"]))
-    corpus = texts.calibration(content, tokenizer, windows=windows, length=window, seed=seed, source=source)
+    window = min(window, checkpoint.spec.context, len(codec.encode(content[:20 * window])))
+    corpus = texts.calibration(content, codec, windows=windows, length=window, seed=seed, source=source)
     return look_at(models, ids, corpus, Path(out), layers=layers, heads=heads, picture=picture,
                    device=torch_device(check_device(device)), scratch=None if scratch is None else Path(scratch), tick=tick)
 

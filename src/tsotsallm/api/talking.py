@@ -14,7 +14,7 @@ from tsotsallm.engine.llama import CacheType
 from tsotsallm.engine.speakers import continuations, speaker
 from tsotsallm.engine.speaking import Question, Sampling
 from tsotsallm.engine.speaking import texts as texts_of
-from tsotsallm.errors import CheckpointError, TsotsallmError
+from tsotsallm.errors import ConversationError, TsotsallmError
 from tsotsallm.streaming import corpus as texts
 
 PART = 16
@@ -72,31 +72,41 @@ def _answered(path: Path, prompts: Sequence[str]) -> int:
 
 
 def generate(model: str | Path, prompt: str, *, tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0,
-             top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None) -> Iterator[str]:
-    """The pieces of a text's continuation as they come: GGUF files in llama.cpp, checkpoints in transformers."""
+             top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None,
+             say: Callable[[str], None] = lambda _note: None) -> Iterator[str]:
+    """The pieces of a text's continuation as they come: GGUF files in llama.cpp, checkpoints in transformers.
+
+    `say` is given what a user should know of how the model reads prompts.
+    """
     if tokens < 1:
         raise TsotsallmError(f"{tokens} new tokens cannot be written; ask for 1 or more")
     question = Question(prompt, tokens, Sampling(temperature, top_p, top_k, seed))
-    return texts_of(speaker(model, kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter)), question)
+    loaded = speaker(model, kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter))
+    for note in loaded.notes:
+        say(f"note: {note}")
+    return texts_of(loaded, question)
 
 
 class Conversation:
     """Questions and answers one after another, with one model."""
 
     def __init__(self, model: str | Path, *, tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
-                 top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None) -> None:
+                 top_k: int = 0, seed: int = 0, kv: str = "f16", adapter: str | Path | None = None,
+                 say: Callable[[str], None] = lambda _note: None) -> None:
         self.messages: list[dict[str, str]] = []
         self.tokens, self.sampling = tokens, Sampling(temperature, top_p, top_k, seed)
         self.speaker = speaker(model, kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter))
+        for note in self.speaker.notes:
+            say(f"note: {note}")
         if not self.speaker.converses:
-            raise CheckpointError(f"{model} has no chat template: it completes text, but does not converse; use "
-                                  "`tsotsallm generate`")
+            raise ConversationError(f"{model} {self.speaker.no_chat}: it completes text, but does not converse; use "
+                                    "`tsotsallm generate`")
 
     def answer(self, question: str) -> Iterator[str]:
         """Yield the pieces of the answer; both become part of the conversation."""
-        self.messages.append({"role": "user", "content": question})
+        asked = [*self.messages, {"role": "user", "content": question}]
         heard: list[str] = []
-        for piece in texts_of(self.speaker, Question(tuple(self.messages), self.tokens, self.sampling)):
+        for piece in texts_of(self.speaker, Question(tuple(asked), self.tokens, self.sampling)):
             heard.append(piece)
             yield piece
-        self.messages.append({"role": "assistant", "content": "".join(heard)})
+        self.messages = [*asked, {"role": "assistant", "content": "".join(heard)}]

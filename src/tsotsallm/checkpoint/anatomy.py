@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.files import quoted
 
 
 def one_layer_model(spec: ModelSpec, index: int) -> Any:
@@ -18,15 +20,8 @@ def one_layer_model(spec: ModelSpec, index: int) -> Any:
     Embeddings are left out and the final norm passes its input through: given hidden states as `inputs_embeds`, the
     model is exactly that layer, with the library's own masks and rotary embeddings.
     """
-    from transformers import AutoModel
-
-    config = spec.layer_config(index)
-    config.vocab_size = 1
-    config.pad_token_id = None
-    config._attn_implementation = "sdpa"
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-    model.rotary_emb = type(model.rotary_emb)(config=config)
+    model = _without_memory(spec, index)
+    model.rotary_emb = type(model.rotary_emb)(config=model.config)
     model.embed_tokens = torch.nn.Identity()
     model.norm = torch.nn.Identity()
     return model.eval()
@@ -34,13 +29,32 @@ def one_layer_model(spec: ModelSpec, index: int) -> Any:
 
 def final_norm(spec: ModelSpec) -> Any:
     """The family's final norm module, its parameters without memory."""
+    return _without_memory(spec, 0).norm
+
+
+def require_rotary(spec: ModelSpec) -> None:
+    """Raise ValueError, or whatever transformers raises, unless the config's rotary embeddings can be computed.
+
+    They take memory for a head's width: to be asked once that is known to be the weights' own.
+    """
+    rope = spec.hf_config.rope_parameters or {}
+    factor = rope.get("partial_rotary_factor", 1.0)
+    if type(factor) not in (int, float) or not 0 < factor <= 1:
+        raise ValueError(f"partial_rotary_factor is {quoted(factor)}; it must be a number above 0, at most 1")
+    rotary = one_layer_model(spec, 0).rotary_emb
+    if not bool(torch.isfinite(rotary.inv_freq).all()) or not math.isfinite(rotary.attention_scaling):
+        raise ValueError(f"rotary embeddings come to no finite numbers with {quoted(rope)}")
+
+
+def _without_memory(spec: ModelSpec, index: int) -> Any:
     from transformers import AutoModel
 
-    config = spec.layer_config(0)
+    config = spec.layer_config(index)
     config.vocab_size = 1
     config.pad_token_id = None
+    config._attn_implementation = "sdpa"
     with torch.device("meta"):
-        return AutoModel.from_config(config).norm
+        return AutoModel.from_config(config)
 
 
 def layer_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
@@ -60,7 +74,7 @@ _shape_cache: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
 def _shapes(config: str, signature: str, spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     key = (config, signature)
     if key not in _shape_cache:
-        layer = one_layer_model(spec, index).layers[0]
+        layer = _without_memory(spec, index).layers[0]
         _shape_cache[key] = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
     return _shape_cache[key]
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from tsotsallm.checkpoint.chat import ChatTemplate, Message, pick
 from tsotsallm.errors import CheckpointError, ConversationError
-from tsotsallm.files import quoted
+from tsotsallm.files import one_line, quoted
+from tsotsallm.machine import quiet_stderr
 
 NAMED_ENDS = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
@@ -56,8 +57,8 @@ class TextCodec:
 
     def encode(self, text: str, *, prefix: bool = True) -> list[int]:
         """Tokens of a text, with what belongs before it; raises CheckpointError for a token that the model lacks."""
-        ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        return self._known([*self.prefix, *ids] if prefix else ids)
+        ids = self._run(text, add_special_tokens=False)["input_ids"]
+        return self._known([*self.prefix, *ids] if prefix else list(ids))
 
     def encode_once(self, text: str) -> list[int]:
         """As `encode`, without the prefix where the text begins with it already, as lm-eval does."""
@@ -66,7 +67,7 @@ class TextCodec:
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         """Tokens without prefix, and the characters [start, end) of each; None where the tokenizer does not report these."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
+        found = self._run(text, add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast)
         return self._known(list(found["input_ids"])), found.get("offset_mapping")
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
@@ -83,6 +84,16 @@ class TextCodec:
         ids = self.encode("a", prefix=False)
         return ids, self.decode(ids, special=False)
 
+    def _run(self, text: str, **options: Any) -> Any:
+        """The tokenizer's own answer; CheckpointError for whatever its library raises, panics included."""
+        try:
+            return self.tokenizer(text, verbose=False, **options)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+            raise
+        except BaseException as error:
+            raise CheckpointError(f"{self.where} has a tokenizer that cannot cut a text ({type(error).__name__}: "
+                                  f"{one_line(error)}); copy the tokenizer files of the original model") from None
+
     def _known(self, ids: list[int]) -> list[int]:
         if ids and max(ids) >= self.size:
             place = max(ids)
@@ -92,8 +103,9 @@ class TextCodec:
         return ids
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        plain = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
-        full = list(self.tokenizer("a")["input_ids"])
+        with quiet_stderr():            # a damaged tokenizer panics here, at the first text
+            plain = list(self._run("a", add_special_tokens=False)["input_ids"])
+            full = list(self._run("a", add_special_tokens=True)["input_ids"])
         for start in range(len(full) - len(plain) + 1):
             if full[start:start + len(plain)] == plain:
                 return tuple(full[:start]), tuple(full[start + len(plain):])
@@ -134,7 +146,7 @@ class TextCodec:
         def ids(answer: str) -> list[int]:
             assert self.chat is not None
             text = self.chat.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}], answer=False)
-            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            return list(self._run(text, add_special_tokens=False)["input_ids"])
 
         try:
             first, second = ids("b"), ids("c")

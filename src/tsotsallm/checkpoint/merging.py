@@ -7,32 +7,22 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.errors import CheckpointError
 
 Pair = tuple[str, str]
-PART_CHARACTERS = 20_000
+PART_CHARACTERS, OVERLAP = 20_000, 64
 _BREAK = re.compile(r"\n(?=[^\W\d_])")
 """A line break before a letter: no word of any rule goes on across it, while empty lines are words of their own."""
-
-
-@dataclass(frozen=True)
-class Needed:
-    """How often each token stands in the texts, whole or as a step towards a longer one; `words` are the distinct ones."""
-
-    counts: Counter[str]
-    characters: int
-    tokens: int
 
 
 class Merges:
     """A tokenizer.json's BPE model: its vocabulary, its merges by rank, how it cuts text into words."""
 
     def __init__(self, codec: TextCodec) -> None:
-        content, self.backend = codec.content, codec.tokenizer.backend_tokenizer
+        self.codec, content = codec, codec.content
         model = content.get("model") or {}
         if model.get("type") != "BPE" or not model.get("merges"):
             raise CheckpointError(f"{codec.where} has no BPE tokenizer with merges (it is {model.get('type')}); its vocabulary "
@@ -44,7 +34,6 @@ class Merges:
         self.pairs: list[Pair] = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one)  # type: ignore[misc]
                                   for one in model["merges"]]
         self.ranks = {pair: rank for rank, pair in enumerate(self.pairs)}
-        self.whole_words = bool(model.get("ignore_merges"))
         self.byte_level = not model.get("byte_fallback")
         self.named = {one for one in (*codec.ends, *codec.prefix, *codec.suffix, codec.bos, codec.eos, codec.padding)
                       if one is not None}
@@ -61,19 +50,8 @@ class Merges:
         named = {token for token, place in self.vocabulary.items() if place in self.named}
         return found | named | ({unknown} & self.vocabulary.keys()) | self.added_ids.keys()
 
-    def words(self, text: str) -> Iterator[str]:
-        """The pieces that merging never crosses, as the tokenizer itself makes them."""
-        for part in _parts(text):
-            normal = self.backend.normalizer.normalize_str(part) if self.backend.normalizer is not None else part
-            if self.backend.pre_tokenizer is not None:
-                yield from (word for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(normal))
-            else:
-                yield normal
-
     def merged(self, word: str) -> list[str]:
-        """Every token that merging a word makes on its way, its characters first; those of its end result are the last."""
-        if self.whole_words and word in self.vocabulary:
-            return [word]
+        """Every token that merging some characters makes on its way, the characters first; those of its end result are the last."""
         symbols: list[str | None] = list(word)
         made = [symbol for symbol in word if symbol in self.vocabulary]
         following, before = list(range(1, len(symbols) + 1)), list(range(-1, len(symbols) - 1))
@@ -98,28 +76,31 @@ class Merges:
                         heapq.heappush(heap, (self.ranks[pair], first))
         return made
 
-    def needed(self, texts: Iterable[str]) -> Needed:
-        """The tokens that some texts are made of, and all that merging goes through to make them."""
-        words: Counter[str] = Counter()
-        characters = 0
-        for text in texts:
-            characters += len(text)
-            words.update(self.words(text))
-        counts: Counter[str] = Counter()
-        for word, times in words.items():
-            for token in self.merged(word):
-                counts[token] += times
-        return Needed(counts, characters, sum(words.values()))
+    def needed(self, texts: Iterable[str]) -> Counter[str]:
+        """How often each token stands in some texts as the tokenizer itself cuts them, whole or as a step towards a longer one.
 
-    def kept(self, needed: Needed, size: int | None) -> list[int]:
+        What is merged on the way to a token lies inside it, so that its own characters tell all its steps.
+        """
+        found: Counter[int] = Counter()
+        for text in texts:
+            for part in parts_of(text):
+                found.update(self.codec.encode(part, prefix=False))
+        names = {place: token for token, place in self.vocabulary.items()}
+        counts: Counter[str] = Counter()
+        for place, times in found.items():
+            for token in {names[place], *(() if names[place] in self.added_ids else self.merged(names[place]))}:
+                counts[token] += times
+        return counts
+
+    def kept(self, needed: Counter[str], size: int | None) -> list[int]:
         """Ids of the tokens to keep, rising: all that are needed, or the `size` that are needed most.
 
         With more room than is needed the earliest merges fill it. A token comes only after the two that it is merged from,
         which stand in the texts at least as often as it does.
         """
         kept = self.always_kept
-        order = sorted((token for token in needed.counts if token not in kept),
-                       key=lambda token: (-needed.counts[token], len(token), self.vocabulary[token]))
+        order = sorted((token for token in needed if token not in kept),
+                       key=lambda token: (-needed[token], len(token), self.vocabulary[token]))
         room = len(order) if size is None else size - len(kept)
         if room < 0:
             raise CheckpointError(f"a vocabulary of {size} does not hold the {len(kept)} bytes and special tokens that any "
@@ -161,11 +142,14 @@ def _renumber(node: Any, new: dict[int, int]) -> None:
             _renumber(value, new)
 
 
-def _parts(text: str) -> Iterator[str]:
-    """A text in parts of some 20,000 characters, which end at a line break before a letter."""
+def parts_of(text: str) -> Iterator[str]:
+    """A text in parts of some 20,000 characters, which end at a line break before a letter.
+
+    Each begins with the end of the part before it, so that every stretch of the text is seen with what stands around it.
+    """
     start = 0
     while start < len(text):
         found = _BREAK.search(text, start + PART_CHARACTERS)
         end = len(text) if found is None else found.end()
-        yield text[start:end]
+        yield text[max(0, start - OVERLAP):end]
         start = end

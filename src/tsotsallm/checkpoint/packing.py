@@ -6,6 +6,7 @@ and eight-bit files are the same as those of every earlier version; 3, 5, 6 and 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from tsotsallm.numerics import ggml
 from tsotsallm.numerics.grids import GRIDS, Grid, IntegerGrid, Quantised, Stored, grid_from
 
 ROWS_AT_ONCE = 256
+MOST_REPEATS = 4
+_REPEATS, _NESTED = re.compile(r"[*+{]|(?<!\()\?"), re.compile(r"\)[*+{]")
 
 
 def pack_rows(codes: Tensor, bits: int) -> Tensor:
@@ -95,6 +98,18 @@ def scheme_of(grid: Grid) -> dict[str, Any]:
         kind, bits, symmetric, group = grid.plain()["type"], grid.bits, grid.symmetric, grid.group or 0
     return {"num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": False,
             "strategy": "group" if group else "channel", **({"group_size": group} if group else {})}
+
+
+def is_target(target: Any) -> bool:
+    """Whether a target of compressed-tensors is read: a name, or `re:` and an expression that takes no time to match."""
+    if not isinstance(target, str) or not target.startswith("re:"):
+        return isinstance(target, str)
+    try:
+        re.compile(target[3:])
+    except (re.error, RecursionError, OverflowError):
+        return False
+    # backtracking over many or nested repetitions would never end
+    return len(_REPEATS.findall(target)) <= MOST_REPEATS and not _NESTED.search(target)
 
 
 def grid_of_scheme(scheme: dict[str, Any]) -> Grid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,13 @@ import torch
 from torch import Tensor
 
 from tsotsallm.checkpoint import adapter, packing
-from tsotsallm.checkpoint.shards import Piece, TensorRecord, read_header
+from tsotsallm.checkpoint.codec import TextCodec, ends_of
+from tsotsallm.checkpoint.shards import DTYPE_NAMES, Piece, TensorRecord
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
+from tsotsallm.checkpoint.weights import SINGLE, files_to_fetch, read_weights, weight_files
 from tsotsallm.errors import CheckpointError
+from tsotsallm.files import one_line, quoted, read_bytes, read_json, regular_size
+from tsotsallm.machine import quiet_stderr
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid, IntegerGrid
 
@@ -29,11 +35,16 @@ PACKED = packing.SUFFIXES
 KEPT_FILES = re.compile(
     r"(tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
     r"chat_template\.(json|jinja)|generation_config\.json|(LICENSE|LICENCE|NOTICE|USE_POLICY|USAGE).*)", re.IGNORECASE)
+GENERATION = "generation_config.json"
+MORE_TEMPLATES = "additional_chat_templates"
 STALE = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 VOCABULARY = "vocabulary.json"
 CHECKED_BYTES = 32 << 20
 PACKED_NAME = re.compile(rf"\.({'|'.join(PACKED)})$")
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
+OTHER_PACKINGS = {"qweight": "GPTQ or AWQ", "absmax": "bitsandbytes", "SCB": "bitsandbytes", "W_q": "HQQ",
+                  "codebooks": "AQLM", "weight_scale_inv": "an FP8 method", "weight_bitmask": "sparse compressed-tensors"}
+"""What the tensors of other methods are called -> the method."""
+_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
 def layer_prefix(index: int) -> str:
@@ -41,12 +52,25 @@ def layer_prefix(index: int) -> str:
 
 
 class Checkpoint:
-    """Tensors of one checkpoint by name; values are effective weights, whatever form they are stored in."""
+    """Tensors of one checkpoint by name; values are effective weights, whatever form they are stored in.
+
+    `notes` say what lies in the directory and is not used.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.spec = ModelSpec.read(directory)
-        self.records = _records(directory) | adapter.read_adapter(directory)
+        files = weight_files(directory)
+        self.records = read_weights(files)
+        if self.spec.tied and EMBEDDING not in self.records and HEAD in self.records:
+            self.records[EMBEDDING] = self.records.pop(HEAD)    # transformers ties them to whichever is stored
+        for name in self.records:
+            if name.endswith(adapter.PEFT):
+                raise CheckpointError(f"{directory}: {quoted(name)} lies among the weights of its base, where transformers "
+                                      "leaves it out; merge it into the base with PEFT first")
+        corrections, notes = adapter.read_adapter(directory, ours=(directory / PROVENANCE).exists())
+        self.records |= corrections
+        self.notes: tuple[str, ...] = files.notes + notes
         self.kept_tokens: list[int] | None = None
         self.token_files: dict[str, bytes] = {}
         self._check()
@@ -61,8 +85,10 @@ class Checkpoint:
         other = copy.copy(self)
         other.spec = ModelSpec(config, self.spec.quantization, self.spec.layer_order)
         other.kept_tokens, other.token_files = list(tokens), files
-        for name in ("names_by_layer", "provenance"):
+        for name in ("names_by_layer", "provenance", "codec"):
             other.__dict__.pop(name, None)
+        if not files:
+            other.__dict__["codec"] = self.codec        # text keeps the numbers that tokens had
         return other
 
     @cached_property
@@ -70,9 +96,15 @@ class Checkpoint:
         """The numbers that this model's tokens had before its vocabulary was cut; None where it never was."""
         path = self.directory / VOCABULARY
         try:
-            return [int(old) for old in json.loads(path.read_text("utf-8"))["kept"]] if path.exists() else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); restore it") from None
+            content = read_json(path, CheckpointError)
+        except FileNotFoundError:
+            return None
+        kept = content.get("kept") if isinstance(content, dict) else None
+        if not isinstance(kept, list) or not all(type(old) is int and old >= 0 for old in kept) or (
+                len(kept) != self.shape_of(EMBEDDING)[0] or any(low >= high for low, high in pairwise(kept))):
+            raise CheckpointError(f"{path} is damaged: it does not hold {self.shape_of(EMBEDDING)[0]} rising numbers of "
+                                  "tokens; restore it")
+        return kept
 
     def with_tokens_of(self, other: Checkpoint) -> Checkpoint:
         """This model with only the tokens that another kept of its vocabulary; itself where the other kept all."""
@@ -87,7 +119,7 @@ class Checkpoint:
         try:
             return self.records[name]
         except KeyError:
-            raise CheckpointError(f"{self.directory} has no tensor {name}; the checkpoint is incomplete") from None
+            raise CheckpointError(f"{self.directory} has no tensor {quoted(name)}; the checkpoint is incomplete") from None
 
     def grid_of(self, name: str) -> Grid:
         """The grid of a packed linear, by its full module name."""
@@ -181,7 +213,7 @@ class Checkpoint:
         """Stored layer -> names of its tensors as stored, without the layer's prefix."""
         names: dict[int, list[str]] = {}
         for name in self.records:
-            if match := _LAYER.match(name):
+            if match := _LAYER.fullmatch(name):
                 names.setdefault(int(match[1]), []).append(match[2])
         return names
 
@@ -227,7 +259,7 @@ class Checkpoint:
         """Everything that is not part of a layer, as stored; a tied head is left out."""
         skipped = {HEAD} if self.spec.tied else set()
         return {name: record for name, record in self.records.items()
-                if not _LAYER.match(name) and name not in skipped}
+                if not _LAYER.fullmatch(name) and name not in skipped}
 
     @property
     def weight_bytes(self) -> int:
@@ -240,22 +272,26 @@ class Checkpoint:
     def kept_files(self) -> list[Path]:
         """Tokenizer, generation config, chat template and licence files; those that new ones stand for are left out."""
         stale = {*self.token_files, *(STALE if self.token_files else ())}
-        return sorted(path for path in self.directory.iterdir() if path.is_file() and KEPT_FILES.fullmatch(path.name)
-                      and path.name not in stale)
+        files = [path for path in self.directory.iterdir() if KEPT_FILES.fullmatch(path.name) and path.name not in stale]
+        more = self.directory / MORE_TEMPLATES
+        files += more.glob("*.jinja") if more.is_dir() else ()
+        return sorted(path for path in files if not path.is_dir())
 
     @cached_property
     def provenance(self) -> dict[str, Any] | None:
         """tsotsallm.json of a result of ours, None otherwise."""
         path = self.directory / PROVENANCE
-        if not path.exists():
-            return None
         try:
-            found = json.loads(path.read_text("utf-8"))
-            if not isinstance(found["recipe"], list):
-                raise ValueError("it holds no recipe")
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); restore it, or delete it if "
-                                  "the weights are not ours") from None
+            found = read_json(path, CheckpointError)
+        except FileNotFoundError:
+            return None
+        generations = [found]
+        while generations:
+            one = generations.pop()
+            if not _is_provenance(one):
+                raise CheckpointError(f"{path} is damaged: it does not tell recipe, choices and measures of a result; "
+                                      "restore it, or delete it if the weights are not ours")
+            generations += [] if one.get("ancestry") is None else [one["ancestry"]]
         return dict(found)
 
     @property
@@ -270,15 +306,35 @@ class Checkpoint:
 
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer; CheckpointError when there is none that transformers can load."""
+        return self.codec.tokenizer
+
+    @cached_property
+    def codec(self) -> TextCodec:
+        """What text becomes for this model: tokens, ends of answers, conversations."""
+        tokenizer = self._load_tokenizer()
+        try:
+            config = read_json(self.directory / "generation_config.json", CheckpointError)
+        except FileNotFoundError:
+            config = {}
+        if GENERATION in self.token_files:
+            config = json.loads(self.token_files[GENERATION])
+        ends = ends_of(self.spec.config, config if isinstance(config, dict) else {})
+        return TextCodec(tokenizer, self.spec.vocabulary, str(self.directory), ends)
+
+    def _load_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
         try:
-            with self._token_directory() as directory:
+            with self._token_directory() as directory, quiet_stderr():
+                for path in self.kept_files:
+                    regular_size(path, CheckpointError)
                 return AutoTokenizer.from_pretrained(directory, config=self.spec.hf_config, local_files_only=True,
                                                      trust_remote_code=False)
-        except Exception as error:  # transformers raises many types here
-            raise CheckpointError(f"{self.directory} has no usable tokenizer ({error}); copy tokenizer.json and "
-                                  "tokenizer_config.json of the original model into it") from None
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+            raise
+        except BaseException as error:  # transformers raises many types here, and panics of its Rust part are BaseExceptions
+            raise CheckpointError(f"{self.directory} has no usable tokenizer ({type(error).__name__}: {one_line(error)}); "
+                                  "copy tokenizer.json and tokenizer_config.json of the original model into it") from None
 
     @contextmanager
     def _token_directory(self) -> Iterator[Path]:
@@ -287,11 +343,17 @@ class Checkpoint:
             yield self.directory
             return
         with tempfile.TemporaryDirectory() as temporary:
-            for path in self.kept_files:
-                shutil.copyfile(path, Path(temporary) / path.name)
-            for name, content in self.token_files.items():
-                (Path(temporary) / name).write_bytes(content)
+            self.copy_kept_files(Path(temporary))
             yield Path(temporary)
+
+    def copy_kept_files(self, directory: Path) -> None:
+        """Copy tokenizer, generation config, chat templates and licences into a directory, new ones in place of old ones."""
+        for path in self.kept_files:
+            target = directory / path.relative_to(self.directory)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)  # not its mode: it may be read-only
+        for name, content in self.token_files.items():
+            (directory / name).write_bytes(content)
 
     def fingerprint(self) -> dict[str, Any]:
         """Config, and name, length and header of every shard: changes when the checkpoint does, and is quick."""
@@ -304,48 +366,71 @@ class Checkpoint:
                 file.seek(-min(65536, path.stat().st_size), 2)
                 digest = hashlib.sha256(header + file.read())
             shards[path.name] = {"bytes": path.stat().st_size, "sha256_of_ends": digest.hexdigest()}
-        config = hashlib.sha256((self.directory / "config.json").read_bytes()).hexdigest()
+        config = hashlib.sha256(read_bytes(self.directory / "config.json", CheckpointError)).hexdigest()
         found = {"config_sha256": config, "shards": shards}
         if self.kept_tokens is not None:
             found["tokens_sha256"] = hashlib.sha256(json.dumps(self.kept_tokens).encode()).hexdigest()
         return found
 
     def _check(self) -> None:
-        """Config against tensors: every tensor that the architecture needs is there, in the right shape."""
-        from tsotsallm.checkpoint.anatomy import layer_shapes
+        """Config against tensors: all that the architecture needs are there, in the right shapes and in types of weights.
+
+        What the config says is compared with the file before anything is made in its size.
+        """
+        from tsotsallm.checkpoint.anatomy import layer_shapes, require_rotary
 
         spec = self.spec
-        try:
-            layer_shapes(spec, 0)
-        except Exception as error:  # transformers raises many types for a config whose layer cannot be built
-            raise CheckpointError(f"{self.directory}: config.json is not a valid {spec.family} config: no layer can be "
-                                  f"built from it ({type(error).__name__}: {error})") from None
-        wanted = {EMBEDDING: (spec.vocabulary, spec.hidden), FINAL_NORM: (spec.hidden,)}
+        _refuse_other_packing(self.records, self.directory)
+        self._require(EMBEDDING, (spec.vocabulary, spec.hidden))
+        self._require(FINAL_NORM, (spec.hidden,))
         if not spec.tied:
-            wanted[HEAD] = (spec.vocabulary, spec.hidden)
-        for index, stored in enumerate(spec.layer_order):
-            wanted |= {layer_prefix(stored) + name: shape for name, shape in layer_shapes(spec, index).items()}
-        for name, shape in wanted.items():
-            found = self._stored_shape(name)
-            if found is None:
-                raise CheckpointError(f"{self.directory}: config.json needs tensor {name}, which no shard holds; "
-                                      "the checkpoint is incomplete or its config is of another model")
-            if found != shape:
-                raise CheckpointError(f"{self.directory}: tensor {name} has shape {list(found)}, config.json says "
-                                      f"{list(shape)}; config and weights do not belong together")
-        known = {layer_prefix(stored) + name for index, stored in enumerate(spec.layer_order)
-                 for name in layer_shapes(spec, index)}
-        for stored in self.names_by_layer:
-            for name in self.layer_names(stored):
-                if stored in spec.layer_order and layer_prefix(stored) + name not in known:
-                    raise CheckpointError(f"{self.directory}: tensor {layer_prefix(stored)}{name} is not part of a "
-                                          f"{spec.family} layer; the checkpoint was made for other software")
-        if spec.tied and HEAD in self.records:
+            self._require(HEAD, (spec.vocabulary, spec.hidden))
+        elif HEAD in self.records:
+            self._require(HEAD, (spec.vocabulary, spec.hidden))
             self._require_same_head()
-        extra = sorted(set(self.names_by_layer) - set(spec.layer_order))
-        if extra:
-            raise CheckpointError(f"{self.directory}: shards hold layers {extra} that config.json "
+        stored = set(spec.layer_order)
+        if missing := sorted(stored - self.names_by_layer.keys()):
+            raise CheckpointError(f"{self.directory}: config.json needs tensors of layer {missing[0]}, which no shard "
+                                  "holds; the checkpoint is incomplete or its config is of another model")
+        if extra := sorted(self.names_by_layer.keys() - stored):
+            raise CheckpointError(f"{self.directory}: shards hold layers {quoted(extra)} that config.json "
                                   f"({spec.stored_layers} layers) does not know; config and weights do not belong together")
+        linears: dict[str, tuple[int, int]] = {}
+        for index, layer in enumerate(spec.layer_order):
+            prefix = layer_prefix(layer)
+            try:
+                shapes = layer_shapes(spec, index)
+            except Exception as error:  # transformers raises many types for a config whose layer cannot be built
+                raise CheckpointError(f"{self.directory}: config.json is not a valid {spec.family} config: no layer can be "
+                                      f"built from it ({type(error).__name__}: {one_line(error)})") from None
+            for name, shape in shapes.items():
+                self._require(prefix + name, shape)
+                if len(shape) == 2:
+                    linears[(prefix + name).removesuffix(".weight")] = shape[0], shape[1]
+            if unknown := [name for name in self.layer_names(layer) if name not in shapes]:
+                raise CheckpointError(f"{self.directory}: tensor {quoted(prefix + unknown[0])} is not part of a "
+                                      f"{spec.family} layer; the checkpoint was made for other software")
+        adapter.require_fitting(self.records, linears, str(self.directory))
+        try:
+            require_rotary(spec)
+        except Exception as error:  # as above
+            raise CheckpointError(f"{self.directory}: config.json is not a valid {spec.family} config: "
+                                  f"{one_line(error)}") from None
+
+    def _require(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise unless a tensor is stored in this shape, in floating point or packed."""
+        found = self._stored_shape(name)
+        if found is None:
+            random = "; transformers would fill it with random numbers" if name in (EMBEDDING, HEAD) else ""
+            raise CheckpointError(f"{self.directory}: config.json needs tensor {name}, which no shard holds{random}; "
+                                  "the checkpoint is incomplete or its config is of another model")
+        if found != shape:
+            raise CheckpointError(f"{self.directory}: tensor {name} has shape {list(found)}, config.json says "
+                                  f"{list(shape)}; config and weights do not belong together")
+        record = self.records.get(name)
+        if record is not None and not record.dtype.is_floating_point:
+            raise CheckpointError(f"{self.directory}: tensor {name} is stored in {DTYPE_NAMES[record.dtype]}, which is no "
+                                  "type of weights; start from a checkpoint in 16 or 32 bits (BF16, F16, F32)")
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, however it is stored."""
@@ -363,21 +448,28 @@ class Checkpoint:
         stored = self.records.get(f"{module}.weight_shape")
         if stored is None:
             return None
-        shape = tuple(int(size) for size in stored.read())
+        if stored.shape != (2,) or stored.dtype not in (torch.int64, torch.int32):
+            raise CheckpointError(f"{self.directory}: {module}.weight_shape holds {list(stored.shape)} of "
+                                  f"{DTYPE_NAMES[stored.dtype]}, not two numbers; the checkpoint is damaged")
+        d_out, d_in = (int(size) for size in stored.read())
         grid = self.grid_of(module)
-        assert isinstance(grid, IntegerGrid)
         packed, scale = self.record(f"{module}.weight_packed"), self.record(f"{module}.weight_scale")
-        words = -(-shape[-1] * grid.bits // 32)
-        groups = 1 if grid.group is None else shape[-1] // grid.group
-        if len(shape) != 2 or packed.shape != (shape[0], words) or scale.shape != (shape[0], groups) or (
-                shape[1] % groups) or (not grid.symmetric and f"{module}.weight_zero_point" not in self.records):
+        zeros = self.records.get(f"{module}.weight_zero_point")
+        bits, group = (grid.bits, grid.group) if isinstance(grid, IntegerGrid) else (8, None)
+        groups = 1 if group is None else d_in // group
+        fits = (isinstance(grid, IntegerGrid) and d_out > 0 and groups > 0 and d_in % groups == 0
+                and (packed.shape, packed.dtype) == ((d_out, -(-d_in * bits // 32)), torch.int32)
+                and scale.shape == (d_out, groups) and scale.dtype.is_floating_point
+                and (grid.symmetric or (zeros is not None and (zeros.shape, zeros.dtype) == (
+                    (-(-d_out * bits // 32), groups), torch.int32))))
+        if not fits:
             raise CheckpointError(f"{self.directory}: {module} is packed as {list(packed.shape)} with scales "
-                                  f"{list(scale.shape)} for shape {list(shape)} at {grid.bits} bits: not the layout of "
+                                  f"{list(scale.shape)} for shape {[d_out, d_in]} at {bits} bits: not the layout of "
                                   "compressed-tensors 0.20 and later; start from the 16-bit checkpoint")
         if f"{module}.weight_g_idx" in self.records:
             raise CheckpointError(f"{self.directory}: {module} has its columns in another order (weight_g_idx), which is "
                                   "not read; start from the 16-bit checkpoint")
-        return shape
+        return d_out, d_in
 
     def _shape_of_blocks(self, module: str) -> tuple[int, int]:
         blocks, grid = self.records[f"{module}.weight_blocks"], self.grid_of(module)
@@ -404,39 +496,23 @@ def read_packed(records: dict[str, TensorRecord], module: str, grid: Grid) -> pa
                            if f"{module}.{suffix}" in records}, grid)
 
 
-def _records(directory: Path) -> dict[str, TensorRecord]:
-    index_path, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if index_path.exists():
-        try:
-            weight_map: dict[str, str] = json.loads(index_path.read_text("utf-8"))["weight_map"]
-            files = sorted(set(weight_map.values()))
-            if not files or not all(isinstance(file, str) for file in files):
-                raise ValueError("weight_map does not map names to files")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index_path} cannot be read ({type(error).__name__}: {error})") from None
-        for file in files:
-            if Path(file).name != file:
-                raise CheckpointError(f"{index_path} names {file!r}, which lies outside the checkpoint; refused")
-        headers = {file: read_header(directory / file) for file in files}
-        for name, file in weight_map.items():
-            if name not in headers[file]:
-                raise CheckpointError(f"{index_path} says that {name} is in {file}, but it is not; "
-                                      "index and shards do not belong together")
-        return _without_caches({name: headers[file][name] for name, file in weight_map.items()})
-    if single.exists():
-        return _without_caches(read_header(single))
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} does not exist")
-    pickled = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickled:
-        raise CheckpointError(f"{directory} holds pickled weights only ({pickled[0]}), and loading a pickle can run any "
-                              "code; convert it to safetensors with transformers' save_pretrained, in a place you trust")
-    raise CheckpointError(f"{directory} holds no model.safetensors and no model.safetensors.index.json")
+def _is_provenance(found: Any) -> bool:
+    """Whether plain data has the parts of a result's provenance that are looked at."""
+    kinds = {"recipe": list, "choices": list, "measures": dict}
+    return isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items()) and (
+        isinstance(found.get("ancestry"), dict | None)
+        and all(isinstance(stage, dict) and len(stage) == 1 and isinstance(next(iter(stage.values())), dict)
+                for stage in found["recipe"])
+        and all(isinstance(choice, dict) for choice in found["choices"]))
 
 
-def _without_caches(records: dict[str, TensorRecord]) -> dict[str, TensorRecord]:
-    """Leave out the rotary frequencies that checkpoints of Llama 2's time store; they follow from the config."""
-    return {name: record for name, record in records.items() if not name.endswith("rotary_emb.inv_freq")}
+def _refuse_other_packing(records: Iterable[str], directory: Path) -> None:
+    """Raise where tensors are parts of weights that another method packed, whatever the config says."""
+    for name in records:
+        method = OTHER_PACKINGS.get(name.rpartition(".")[2])
+        if method is not None:
+            raise CheckpointError(f"{directory}: tensor {quoted(name)} is part of a weight that {method} packed, which is "
+                                  "not read; start from a checkpoint in 16 or 32 bits (BF16, F16, F32)")
 
 
 def locate(source: str | Path) -> Path:
@@ -466,10 +542,18 @@ def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+    patterns = [SINGLE, f"{adapter.FOLDER}/{adapter.WEIGHTS}", f"{MORE_TEMPLATES}/*.jinja", "*.json", "*.model", "*.jinja",
+                "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns,
-                                      ignore_patterns=["consolidated*", "original/*"]))
+        while True:                     # the config or an index names what is still to come
+            directory = Path(snapshot_download(repository, allow_patterns=patterns,
+                                               ignore_patterns=["consolidated*", "original/*"]))
+            wanted = [glob.escape(name) for name in files_to_fetch(directory)]
+            if not set(wanted) - set(patterns):
+                return directory
+            patterns = wanted
+    except CheckpointError:
+        raise
     except GatedRepoError:
         raise CheckpointError(f"{repository} is gated: accept its licence on its hub page, then run `hf auth login`; "
                               "HuggingFaceTB/SmolLM2-1.7B-Instruct is open and similar in size") from None

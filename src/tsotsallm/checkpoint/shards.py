@@ -13,19 +13,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from tsotsallm.errors import CheckpointError
+from tsotsallm.files import parse_json, quoted, regular_size
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER_BYTES = 100 << 20
+MAX_HEADER_BYTES = 8 << 20
+"""Some fifty thousand tensors."""
+MOST_DIMENSIONS = 8
 COPY_BYTES = 8 << 20
 
 
@@ -82,38 +85,54 @@ class TensorRecord:
 def read_header(path: Path) -> dict[str, TensorRecord]:
     """The tensors of a safetensors file, checked against its length; raises CheckpointError with what is wrong."""
     try:
-        length = path.stat().st_size
+        length = regular_size(path, CheckpointError)
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
+            size = int.from_bytes(file.read(8), "little") if length >= 8 else 0
             if length < 8 or size > min(MAX_HEADER_BYTES, length - 8):
                 raise CheckpointError(f"{path} is not a safetensors file, or is cut short within its header "
                                       f"({length} bytes); download or copy it again")
-            header = json.loads(file.read(size))
-        records, end = {}, 0
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            first, last = entry["data_offsets"]
-            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-            if any(type(number) is not int or number < 0 for number in (first, last, *shape)):
-                raise ValueError(f"tensor {name} has offsets {entry['data_offsets']} and shape {entry['shape']}")
-            if math.prod(shape) * dtype.itemsize != last - first:
-                raise CheckpointError(f"{path}: tensor {name} claims {last - first} bytes for shape {list(shape)} of "
-                                      f"{entry['dtype']}; the file is damaged, download or copy it again")
-            records[name] = TensorRecord(path, dtype, shape, 8 + size + first, last - first)
-            end = max(end, last)
+            content = file.read(size)
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; download or copy the missing shard") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} has an unreadable safetensors header ({type(error).__name__}: {error}); "
-                              "download or copy it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk") from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} has an unreadable safetensors header: it is not UTF-8 ({error.reason}); download or "
+                              "copy it again") from None
+    header = parse_json(text, f"{path} has an unreadable safetensors header: it", CheckpointError, unique=True)
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} has an unreadable safetensors header: it is no JSON object; download or copy it "
+                              "again")
+    records = {name: _record(path, name, entry, 8 + size) for name, entry in header.items() if name != "__metadata__"}
     spans = sorted((record.start, record.start + record.size) for record in records.values() if record.size)
     if any(before[1] > after[0] for before, after in pairwise(spans)):
         raise CheckpointError(f"{path} has tensors that overlap; the file is damaged, download or copy it again")
-    if length < 8 + size + end:
-        raise CheckpointError(f"{path} is {length} bytes long but its header describes {8 + size + end}: it is "
-                              "truncated; download or copy it again")
+    end = max((record.start + record.size for record in records.values()), default=0)
+    if length < end:
+        raise CheckpointError(f"{path} is {length} bytes long but its header describes {end}: it is truncated; download or "
+                              "copy it again")
     return records
+
+
+def _record(path: Path, name: str, entry: Any, begin: int) -> TensorRecord:
+    """One entry of a header whose tensors begin at byte `begin` of the file."""
+    found = entry if isinstance(entry, dict) else {}
+    kind, shape, offsets = found.get("dtype"), found.get("shape"), found.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2 or (
+            len(shape) > MOST_DIMENSIONS
+            or any(type(number) is not int or not 0 <= number < 1 << 63 for number in (*shape, *offsets))):
+        raise CheckpointError(f"{path} has an unreadable safetensors header: tensor {quoted(name)} has offsets "
+                              f"{quoted(offsets)} and shape {quoted(shape)}; download or copy it again")
+    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
+    if dtype is None:
+        raise CheckpointError(f"{path}: tensor {quoted(name)} is stored in {quoted(kind)}, which is not read; start from a "
+                              "checkpoint in 16 or 32 bits (BF16, F16, F32)")
+    first, last = offsets
+    if math.prod(shape) * dtype.itemsize != last - first:
+        raise CheckpointError(f"{path}: tensor {quoted(name)} claims {last - first} bytes for shape {quoted(shape)} of "
+                              f"{kind}; the file is damaged, download or copy it again")
+    return TensorRecord(path, dtype, tuple(shape), begin + first, last - first)
 
 
 Piece = Tensor | TensorRecord

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tsotsallm.checkpoint import packing
 from tsotsallm.errors import CheckpointError
+from tsotsallm.files import one_line, quoted, read_json
 from tsotsallm.numerics.grids import GRIDS
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 CONTAINER = "tsotsallm"
 MOST_LAYERS = 10_000
+CONFIG_BYTES = 4 << 20
+KERNELS = {"attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
+                   "_experts_implementation", "_experts_implementation_internal"}
+"""Keys that say with which of transformers' kernels to run; they go with a machine, not with a model."""
+RUNTIME = {"use_cache", "transformers_weights", "fusion_config", "distributed_config", *KERNELS}
+OTHER_FAMILIES = {"sliding_window", "attention_chunk_size", "kv_sharing_modes"}
+"""Keys that transformers' cache would heed in a family whose attention does not."""
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -34,11 +46,9 @@ class ModelSpec:
     def read(cls, directory: Path) -> ModelSpec:
         path = directory / "config.json"
         try:
-            config: Any = json.loads(path.read_text("utf-8"))
+            config: Any = read_json(path, CheckpointError, CONFIG_BYTES)
         except FileNotFoundError:
             raise CheckpointError(f"{directory} has no config.json: it is not a Hugging Face checkpoint") from None
-        except (ValueError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} is not valid JSON ({error})") from None
         order: Any = None
         if isinstance(config, dict) and config.get("model_type") == CONTAINER:
             order, config = config.get("layer_order"), config.get("model")
@@ -50,26 +60,45 @@ class ModelSpec:
         _require_readable(quantization, path, own=order is not None)
         family = config.get("model_type")
         if family not in FAMILIES:
-            raise CheckpointError(f"{path}: unknown architecture {family!r}; supported are {', '.join(FAMILIES)} "
+            raise CheckpointError(f"{path}: unknown architecture {quoted(family)}; supported are {', '.join(FAMILIES)} "
                                   "(Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3)")
-        if "auto_map" in config:
-            raise CheckpointError(f"{path} asks to run Python code that comes with the checkpoint (auto_map); code "
-                                  "from a checkpoint is never run; remove auto_map to use the built-in architecture")
+        _require_built_in(config, path)
         layers = config.get("num_hidden_layers")
         if type(layers) is not int or not 0 < layers <= MOST_LAYERS:
-            raise CheckpointError(f"{path} is not a valid {family} config: num_hidden_layers is {layers!r}; "
+            raise CheckpointError(f"{path} is not a valid {family} config: num_hidden_layers is {quoted(layers)}; "
                                   f"it must be a number from 1 to {MOST_LAYERS}")
+        config = {key: value for key, value in config.items() if key not in KERNELS}
+        for key in {"dtype", "torch_dtype"} & config.keys():
+            if not isinstance(getattr(torch, str(config[key]), None), torch.dtype):
+                del config[key]         # transformers then takes the weights' own type
         spec = cls(config, quantization, tuple(range(layers) if order is None else order))
         try:
-            hf = spec.hf_config
-            if min(hf.hidden_size, hf.num_attention_heads, hf.intermediate_size, hf.vocab_size, spec.kv_heads) < 1:
-                raise ValueError("a width is not positive")
-            if spec.layers != layers:
-                raise ValueError(f"{layers} layers, but an order of {spec.layers}")
-            spec.layer_config(0)
+            spec._require_sound(layers)
         except Exception as error:  # transformers raises many types for a bad config
-            raise CheckpointError(f"{path} is not a valid {family} config: {error}") from None
+            raise CheckpointError(f"{path} is not a valid {family} config: {one_line(error)}") from None
         return spec
+
+    def _require_sound(self, layers: int) -> None:
+        """Raise ValueError, or whatever transformers raises, unless a layer can be computed with these numbers."""
+        hf = self.hf_config
+        sizes = {key: getattr(hf, key) for key in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
+                                                   "max_position_embeddings")}
+        sizes |= {"num_key_value_heads": self.kv_heads, "head_dim": self.head_dim}
+        for key, value in sizes.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{key} is {quoted(value)}; it must be a number from 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} attention heads cannot share {self.kv_heads} key-value heads evenly")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
+        if not hf.rms_norm_eps >= 0:
+            raise ValueError(f"rms_norm_eps is {hf.rms_norm_eps}; it must not be negative")
+        window = getattr(hf, "sliding_window", None)
+        if window is not None and (type(window) is not int or window < 1):
+            raise ValueError(f"sliding_window is {quoted(window)}; it must be a number from 1, or null")
+        if self.layers != layers:
+            raise ValueError(f"{layers} layers, but an order of {self.layers}")
+        self.layer_config(0)
 
     @cached_property
     def hf_config(self) -> Any:
@@ -128,11 +157,15 @@ class ModelSpec:
     def with_layers(self, count: int) -> ModelSpec:
         """The spec of a model with so many layers of the same kind, whichever they are."""
         order = [min(index, self.layers - 1) for index in range(count)]
-        return ModelSpec(slice_config(self.config, order, self.layers), self.quantization, tuple(range(count)))
+        return ModelSpec(_sliced(self.config, self._by_layer, order), self.quantization, tuple(range(count)))
+
+    @cached_property
+    def _by_layer(self) -> dict[str, list[Any]]:
+        return _lists_by_layer(self.config, self.layers)
 
     def layer_config(self, index: int) -> Any:
         """The transformers config of a model that consists of layer `index` alone."""
-        return hf_config(slice_config(self.config, [index], self.layers))
+        return hf_config(_sliced(self.config, self._by_layer, [index]))
 
     def attention_window(self, index: int) -> int | None:
         """How many tokens, itself included, a token of layer `index` sees; None for all before it."""
@@ -144,9 +177,32 @@ class ModelSpec:
 
     def signature(self, index: int) -> str:
         """Equal for layers that can be run by the same one-layer model."""
-        config = self.layer_config(index)
-        return json.dumps([config.layer_types if hasattr(config, "layer_types") else None,
-                           getattr(config, "no_rope_layers", None)])
+        return json.dumps({key: values[index] for key, values in self._by_layer.items()}, sort_keys=True)
+
+
+def _require_built_in(config: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError where a config asks for more than its family's own architecture."""
+    if "auto_map" in config:
+        raise CheckpointError(f"{path} asks to run Python code that comes with the checkpoint (auto_map); code "
+                              "from a checkpoint is never run; remove auto_map to use the built-in architecture")
+    if config.get("per_layer_config"):
+        raise CheckpointError(f"{path} gives single layers a config of their own (per_layer_config), which is not read; "
+                              "start from a model whose layers are alike")
+    if config.get("is_causal", True) is not True:
+        raise CheckpointError(f"{path} asks for attention in both directions (is_causal is {quoted(config['is_causal'])}); "
+                              "what is read are models that predict the next token")
+    kinds = config.get("layer_types")
+    if config["model_type"] == "llama" and kinds is not None and (not isinstance(kinds, list) or {*map(str, kinds)} - {
+            "full_attention"}):
+        raise CheckpointError(f"{path} lists kinds of attention (layer_types) that a llama does not have; remove the key, "
+                              "or name the family that has them as model_type")
+    waiting: list[tuple[str, Any]] = list(config.items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CheckpointError(f"{path}: {quoted(key)} is {value}; a config holds finite numbers, download it again")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += [(key, one) for one in inner]
 
 
 def _require_readable(quantization: Any, path: Path, *, own: bool) -> None:
@@ -155,24 +211,56 @@ def _require_readable(quantization: Any, path: Path, *, own: bool) -> None:
         return
     found = quantization if isinstance(quantization, dict) else {}
     groups = found.get("config_groups")
-    weights = [group.get("weights") or {} for group in groups.values()] if isinstance(groups, dict) and all(
-        isinstance(group, dict) and isinstance(group.get("targets"), list) for group in groups.values()) else [{}]
-    if found.get("quant_method") != "compressed-tensors" or found.get("format") != "pack-quantized" or any(
-            scheme.get("type") not in (GRIDS if own else ("int",)) or scheme.get("strategy") not in ("group", "channel")
-            or (scheme["strategy"] == "group" and (type(scheme.get("group_size")) is not int or scheme["group_size"] < 1))
-            or scheme.get("actorder") not in (None, "weight", "static") or type(scheme.get("num_bits")) is not int
-            for scheme in weights):
-        raise CheckpointError(f"{path}: quantised with {found.get('quant_method')} in format {found.get('format')}; what "
-                              "is read is compressed-tensors' pack-quantized format with integer weights by group or "
-                              "channel; start from the 16-bit checkpoint")
+    if found.get("quant_method") != "compressed-tensors" or found.get("format") != "pack-quantized" or not (
+            isinstance(groups, dict) and all(_is_readable(group, own=own) for group in groups.values())):
+        method = f" with {quoted(found['quant_method'])}" if "quant_method" in found else ""
+        form = f" in format {quoted(found['format'])}" if "format" in found else ""
+        raise CheckpointError(f"{path}: quantised{method}{form}; what is read is compressed-tensors' pack-quantized format "
+                              "with integer weights by group or channel; start from the 16-bit checkpoint")
+    if found.get("transform_config"):
+        raise CheckpointError(f"{path}: quantised with rotations at run time (transform_config), which are not read; start "
+                              "from the 16-bit checkpoint")
+
+
+def _is_readable(group: Any, *, own: bool) -> bool:
+    """Whether one of compressed-tensors' config groups has targets and a grid that are read."""
+    found = group if isinstance(group, dict) else {}
+    targets, scheme = found.get("targets"), found.get("weights")
+    if not isinstance(targets, list) or not isinstance(scheme, dict):
+        return False
+    size = scheme.get("group_size")
+    return (all(packing.is_target(target) for target in targets)
+            and scheme.get("type") in (GRIDS if own else ("int",)) and scheme.get("strategy") in ("group", "channel")
+            and (scheme["strategy"] != "group" or (type(size) is int and size > 0))
+            and scheme.get("actorder") in (None, "weight", "static")
+            and type(scheme.get("num_bits")) is int and 2 <= scheme["num_bits"] <= 8
+            and type(scheme.get("symmetric", True)) is bool)
 
 
 def hf_config(config: dict[str, Any]) -> Any:
-    """The transformers config object of a config dictionary."""
-    from transformers import AutoConfig
+    """The transformers config object of a config dictionary: what describes the architecture, not how to run it."""
+    from transformers import CONFIG_MAPPING
 
-    return AutoConfig.for_model(config["model_type"], **{key: value for key, value in config.items()
-                                                         if key != "model_type"})
+    kind = CONFIG_MAPPING[config["model_type"]]
+    found = kind(**{key: value for key, value in config.items() if _describes(kind, key)})
+    if found.pad_token_id is not None and not 0 <= found.pad_token_id < found.vocab_size:
+        found.pad_token_id = None       # padding has no part in what a text comes to
+    return found
+
+
+def _describes(kind: Any, key: str) -> bool:
+    """Whether a key of a config describes the model: a field of its family's class, or one that the class does not know.
+
+    What steers running or loading, and what would overwrite a method of the class, does not.
+    """
+    from transformers import PreTrainedConfig
+
+    if key in RUNTIME or key.startswith("_"):
+        return False
+    own = kind.__dataclass_fields__
+    if key in own:
+        return key not in PreTrainedConfig.__dataclass_fields__
+    return key == "rope_scaling" or (key not in OTHER_FAMILIES and not hasattr(kind, key))
 
 
 def slice_config(config: dict[str, Any], order: Sequence[int], layers: int) -> dict[str, Any]:
@@ -181,10 +269,15 @@ def slice_config(config: dict[str, Any], order: Sequence[int], layers: int) -> d
     Per-layer kinds that the config class derives from a layer's index (sliding windows, layers without RoPE) are
     written out, so that a layer keeps its kind wherever it moves.
     """
-    full = hf_config(config).to_dict()
-    sliced = dict(config)
-    for key, value in full.items():
-        if "layer" in key and isinstance(value, list) and len(value) == layers:
-            sliced[key] = [value[index] for index in order]
-    sliced["num_hidden_layers"] = len(order)
-    return sliced
+    return _sliced(config, _lists_by_layer(config, layers), order)
+
+
+def _lists_by_layer(config: dict[str, Any], layers: int) -> dict[str, list[Any]]:
+    """What a config lists layer by layer."""
+    return {key: value for key, value in hf_config(config).to_dict().items()
+            if "layer" in key and isinstance(value, list) and len(value) == layers}
+
+
+def _sliced(config: dict[str, Any], by_layer: dict[str, list[Any]], order: Sequence[int]) -> dict[str, Any]:
+    return {**config, **{key: [values[index] for index in order] for key, values in by_layer.items()},
+            "num_hidden_layers": len(order)}

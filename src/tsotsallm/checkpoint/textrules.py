@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tsotsallm.checkpoint.chat import ChatTemplate, pick
+from tsotsallm.checkpoint.gguf_file import GgufFile
 
 PREFIX, LEADING_SPACE = "tsotsallm.text_prefix", "tsotsallm.leading_space"
 """Keys of ours: tokens that belong before a plain text where `add_bos_token` cannot say so, and `first` or `always` (the schemes
@@ -35,24 +34,21 @@ class TextRules:
     chat: ChatTemplate | None = None
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any], tokens: Sequence[str]) -> TextRules:
+    def read(cls, file: GgufFile) -> TextRules:
         """The rules of an open file, with llama.cpp's defaults for what it leaves out."""
-        def value(key: str, default: Any) -> Any:
-            return fields[key].contents() if key in fields else default
-
-        pieces = value("tokenizer.ggml.model", "") == "llama"
-        bos = int(value("tokenizer.ggml.bos_token_id", 1 if pieces else -1))
-        adds_bos = bool(value("tokenizer.ggml.add_bos_token", pieces or value("tokenizer.ggml.pre", "") == "tekken"))
-        kinds = value("tokenizer.ggml.token_type", [])
-        named = {name: tokens[place] for name in ("bos", "eos", "unk", "pad")
-                 if 0 <= (place := int(value(f"tokenizer.ggml.{_KEYS[name]}_token_id", -1))) < len(tokens)}
-        template = value("tokenizer.chat_template", None)
+        tokens, cut = file.tokens, file.tokenizer
+        if cut is None:
+            return cls()
+        bos, kinds = -1 if cut.bos is None else cut.bos, file.numbers("tokenizer.ggml.token_type")
+        named = {name: tokens[place] for name, key in _KEYS.items()
+                 if (place := file.token_number(key)) is not None and place < len(tokens)}
+        template = file.text("tokenizer.chat_template")
+        prefix = file.numbers(PREFIX) if PREFIX in file.fields else [bos] if cut.adds_bos else []
         return cls(
-            bos, adds_bos and 0 <= bos < len(tokens),
-            tuple(int(one) for one in value(PREFIX, [bos] if adds_bos and 0 <= bos < len(tokens) else [])),
-            str(value(LEADING_SPACE, "")), bool(value("tokenizer.ggml.add_space_prefix", pieces)),
+            bos, cut.adds_bos, tuple(one for one in prefix if 0 <= one < len(tokens)), file.text(LEADING_SPACE) or "",
+            bool(file.fields.get("tokenizer.ggml.add_space_prefix", cut.model == "llama")),
             tuple(token for token, kind in zip(tokens, kinds, strict=False) if kind in (CONTROL, USER_DEFINED) and token),
-            pick({} if template is None else {"default": str(template)},
+            pick({} if template is None else {"default": template},
                  {f"{name}_token": token for name, token in named.items()}))
 
     def as_cut(self, text: str) -> str:

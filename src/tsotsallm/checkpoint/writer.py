@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from tsotsallm.checkpoint.adapter import CONFIG, FOLDER, PEFT, PREFIX, RIGHT, WEIGHTS, adapter_config, is_adapter
+from tsotsallm.checkpoint.adapter import BASE, CONFIG, FOLDER, PEFT, PREFIX, RIGHT, WEIGHTS, adapter_config, is_adapter
 from tsotsallm.checkpoint.packing import quantization_config
 from tsotsallm.checkpoint.reader import VOCABULARY, Checkpoint, layer_prefix
 from tsotsallm.checkpoint.shards import Piece, group_by_size, read_header, sync, write_shard
 from tsotsallm.checkpoint.spec import CONTAINER
+from tsotsallm.checkpoint.weights import INDEX, NAMED, SINGLE
 from tsotsallm.errors import CheckpointError
 from tsotsallm.numerics.grids import Grid
 
@@ -69,7 +69,7 @@ class Writer:
         beside: dict[str, Piece] = {}
         total = 0
         for number, group in enumerate(groups, 1):
-            name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+            name = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
             records: dict[str, Piece] = {}
             for path in group:
                 was, now = paths[path]
@@ -80,11 +80,11 @@ class Writer:
             weight_map |= dict.fromkeys(records, name)
             total += sum(record.size for record in read_header(self.directory / name).values())
         if len(groups) > 1:
-            write_json(self.directory / "model.safetensors.index.json",
+            write_json(self.directory / INDEX,
                        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
         if beside:
             self._write_adapter(beside, source)
-        written = dict(config)
+        written = {key: value for key, value in config.items() if key != NAMED}     # the files have other names now
         if any(grid is not None for grid in grids.values()):
             written["quantization_config"] = quantization_config(grids)
         own_grids = any(grid is not None and not grid.plain_hf for grid in grids.values())
@@ -94,10 +94,7 @@ class Writer:
             layer_order = list(range(len(kept))) if layer_order is None else layer_order
             written = {"model_type": CONTAINER, "layer_order": layer_order, "model": written}
         write_json(self.directory / "config.json", written)
-        for path in source.kept_files:
-            shutil.copyfile(path, self.directory / path.name)  # not its mode: it may be read-only
-        for name, content in source.token_files.items():
-            (self.directory / name).write_bytes(content)
+        source.copy_kept_files(self.directory)
         if source.kept_tokens is not None:
             write_json(self.directory / VOCABULARY, {"kept": source.kept_tokens})
 
@@ -107,7 +104,7 @@ class Writer:
         folder.mkdir(exist_ok=True)
         write_shard(folder / WEIGHTS, {PREFIX + name: pieces[name] for name in sorted(pieces)})
         ranks = {name.removesuffix(f".{RIGHT}"): piece.shape[0] for name, piece in pieces.items() if name.endswith(RIGHT)}
-        write_json(folder / CONFIG, adapter_config(ranks, ".."))
+        write_json(folder / CONFIG, adapter_config(ranks, BASE))
 
     def remove_parts(self) -> None:
         for path in self.directory.glob("part-*.safetensors"):

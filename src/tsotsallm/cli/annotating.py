@@ -10,6 +10,7 @@ import typer
 from tsotsallm.cli.common import (
     AsJson,
     Device,
+    Threads,
     TlsCa,
     TlsCert,
     TlsKey,
@@ -23,8 +24,7 @@ from tsotsallm.cli.common import (
 app = typer.Typer(rich_markup_mode=None)
 
 
-tables_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Score annotated tables; write the embedded "
-                                                                          "world's tables.")
+tables_app = typer.Typer(rich_markup_mode=None, help="Score annotated tables; write the embedded world's tables.")
 
 
 app.add_typer(tables_app, name="tables")
@@ -45,9 +45,14 @@ def annotate(tables: Annotated[list[str], typer.Argument(help="CSV files, folder
              gold: Gold = None,
              smaller_model: Annotated[str | None, typer.Option(help="For workers without the memory for --model: a smaller "
                                                                     "one, or 'none'.")] = None,
+             strict: Annotated[bool, typer.Option("--strict", help="Refuse a graph with a statement that does not parse "
+                                                                   "(default: skip up to 1% and name them).")] = False,
              workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
-             device: Device = "cpu", as_json: AsJson = False) -> None:
-    """Annotate tables with a knowledge graph: cells with entities, columns with types, pairs of columns with properties."""
+             device: Device = "cpu", threads: Threads = None, as_json: AsJson = False) -> None:
+    """Annotate tables with a knowledge graph.
+
+    Cells with entities, columns with types, pairs of columns with properties.
+    """
     with answers(as_json):
         from tsotsallm.api import annotating
         from tsotsallm.console.annotating import print_annotations, print_table_scores
@@ -55,7 +60,8 @@ def annotate(tables: Annotated[list[str], typer.Argument(help="CSV files, folder
         right = annotating.gold_tasks(gold) if gold is not None else ()        # refused before the work begins
         found = annotating.annotate(tables, graph, out, model=model, smaller_model=smaller_model,
                                     tasks=[task.strip() for task in tasks.split(",") if task.strip()], device=device,
-                                    workers=computers_from(workers, tls_ca, tls_cert, tls_key), say=to_stderr)
+                                    strict=strict, workers=computers_from(workers, tls_ca, tls_cert, tls_key),
+                                    say=to_stderr)
         scored = [task for task in found.answers if task in right]
         scores = annotating.score_tables([out], gold, by_domain=True, tasks=scored) if gold is not None and scored else []
         if as_json:
@@ -74,7 +80,10 @@ def tables_score(submissions: Annotated[list[str], typer.Argument(help="Folders 
                  tasks: Annotated[str | None, typer.Option(help="Of cea, cta, cpa (default: all that the gold "
                                                                 "has).")] = None,
                  as_json: AsJson = False) -> None:
-    """Precision, recall and F1 as SemTab takes them, by domain, with paired intervals between submissions."""
+    """Precision, recall and F1 as SemTab takes them, by domain.
+
+    Several submissions are compared in pairs, with intervals.
+    """
     with answers(as_json):
         from tsotsallm.api import annotating
         from tsotsallm.console.annotating import print_table_scores
@@ -88,7 +97,7 @@ def tables_score(submissions: Annotated[list[str], typer.Argument(help="Folders 
 def tables_world(out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write; must not exist.")],
                  count: Annotated[int, typer.Option(help="Tables.")] = 60,
                  seed: Annotated[int, typer.Option(help="Seed of the tables.")] = 0) -> None:
-    """Write the embedded world's graph (Turtle), tables about it, and their gold."""
+    """Write the embedded world's graph, tables, and their gold."""
     with answers():
         from tsotsallm.api import annotating
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
+from tsotsallm.files import one_line
+from tsotsallm.machine import MOST_THREADS, THREADS, use_threads
+
+TRACEBACK = "TSOTSALLM_TRACEBACK"
+MOST_CHARACTERS = 1000
+UsageError: Any = typer.BadParameter.__bases__[0]
+"""What typer raises for a wrong option or argument; it has moved between typer's versions."""
+
 Model = Annotated[str, typer.Argument(help="Checkpoint directory, hub id, or 'embedded' for the model that comes along.")]
 RecipeText = Annotated[str, typer.Argument(help="YAML file, packaged name, inline YAML, or one line such as "
                                                 "'depth:2, wanda:2:4, gptq:4'.")]
@@ -18,49 +27,101 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 Device = Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")]
 Windows = Annotated[int, typer.Option(help="Calibration windows.")]
 Window = Annotated[int, typer.Option(help="Tokens of a calibration window (at most what the model knows).")]
+Restart = Annotated[bool, typer.Option("--restart", help="Delete unfinished work of an earlier attempt; begin again.")]
 Workers = Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster, such as tcp://192.168.1.5:8786.")]
 TlsCa = Annotated[str | None, typer.Option("--tls-ca", help="Certificate of the authority, for tls:// addresses.")]
 TlsCert = Annotated[str | None, typer.Option("--tls-cert", help="This computer's certificate.")]
 TlsKey = Annotated[str | None, typer.Option("--tls-key", help="Its key.")]
 
 
+def _ask_threads(count: int | None) -> int | None:
+    use_threads(count)
+    return count
+
+
+def _take_threads(count: int | None) -> int | None:
+    return count if count is None else _ask_threads(count)
+
+
+Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, envvar=THREADS, callback=_ask_threads,
+                                             help="Threads to compute on (default: as many as cores are idle).")]
+"""Of every command that computes; the callback does all, before torch is loaded."""
+ServingThreads = Annotated[int | None, typer.Option("--threads", min=1, max=MOST_THREADS, envvar=THREADS,
+                                                    callback=_take_threads, help="Threads to compute on (default: all).")]
+"""Of what runs for days: what is busy when it begins says nothing."""
+
+
 @contextmanager
 def answers(as_json: bool = False) -> Iterator[None]:
-    """Turn errors into one line on stderr and an exit code: 1 for a user's error, 130 for Ctrl-C."""
+    """Turn whatever goes wrong into one line on stderr and an exit code: 1, 2 for a wrong option, 130 for Ctrl-C."""
     from tsotsallm.errors import TsotsallmError
 
     _quiet_libraries()
     try:
         yield
+    except (SystemExit, typer.Exit):
+        raise
+    except UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "tsotsallm"
+        _fail(f"{error.format_message().rstrip('.')}; `{where} --help` says what there is", type(error).__name__, as_json, 2)
     except TsotsallmError as error:
         _fail(str(error), type(error).__name__, as_json)
     except KeyboardInterrupt:
-        print("\nstopped; what is finished is kept: run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
+        # a terminal shows ^C on the line that it stopped in
+        print("\n" * sys.stderr.isatty() + "stopped; what is finished is kept: run the same command again to go on",
+              file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
-        raise typer.Exit(1) from None
+        sys.exit(1)
     except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the free "
-              "space", type(error).__name__, as_json)
+        _fail(f"{error.filename or 'a file, or the output'}: {error.strerror or error}; check the path, its permissions and "
+              "the free space", type(error).__name__, as_json)
+    except BaseException as error:      # panics of Rust libraries are no Exceptions
+        _fail(_unexpected(error), type(error).__name__, as_json)
 
 
-def _fail(message: str, kind: str, as_json: bool) -> None:
+def _unexpected(error: BaseException) -> str:
+    """What to say about an exception that should not have come so far; where it arose as well, where that is asked for."""
+    import traceback
+
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "memory ran out; close other programs, or take a smaller model or fewer windows"
+    name = type(error).__name__
+    return (f"internal error: {name}: {one_line(error) or 'no more is known'}; please report it with what was asked for; "
+            f"{TRACEBACK}=1 shows where it arose")
+
+
+def _fail(message: str, kind: str, as_json: bool, code: int = 1) -> None:
+    message = one_line(message, MOST_CHARACTERS)
     if as_json:
         print(json.dumps({"error": kind, "message": message}))
     else:
         print(f"tsotsallm: {message}", file=sys.stderr)
-    raise typer.Exit(1)
+    sys.exit(code)
+
+
+def close_output() -> None:
+    """Write what is still to be written to stdout; where that fails, end with 1, and without the interpreter's own words."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"tsotsallm: the output cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _quiet_libraries() -> None:
-    import logging
-    import os
     import warnings
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def computers_from(workers: str | None, ca: str | None, cert: str | None, key: str | None) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tsotsallm.cli.common import AsJson, Model, answers, print_json
+from tsotsallm.cli.common import AsJson, Model, Threads, answers, print_json
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -22,8 +22,11 @@ def export(model: Model,
                                                      "installed.")] = True,
            accept_differences: Annotated[bool, typer.Option(
                "--accept-differences", help="Write the file although llama.cpp cuts some text into other tokens.")] = False,
-           as_json: AsJson = False) -> None:
-    """Write a checkpoint in a form that other engines run; one layer at a time is in memory."""
+           threads: Threads = None, as_json: AsJson = False) -> None:
+    """Write a checkpoint in a form that other engines run.
+
+    One layer at a time is in memory.
+    """
     with answers(as_json):
         from tsotsallm.api import exporting
         from tsotsallm.console.exporting import print_export
@@ -37,7 +40,8 @@ def export(model: Model,
         bar, show = step_bar(as_json)
         with bar:
             found = exporting.to_huggingface(model, hf, tick=show) if gguf is None and hf is not None else exporting.to_gguf(
-                model, str(gguf), dense=dense, ollama=ollama, verify=verify, accept_differences=accept_differences, tick=show)
+                model, str(gguf), dense=dense, ollama=ollama, verify=verify, accept_differences=accept_differences,
+                tick=show)
         print_json(found) if as_json else print_export(found)
 
 
@@ -47,7 +51,10 @@ def push(result: Annotated[Path, typer.Argument(help="A result's directory, or a
          upload: Annotated[bool, typer.Option("--upload", help="Really upload; else only say what would be.")] = False,
          public: Annotated[bool, typer.Option(help="Make a new repository public.")] = False,
          as_json: AsJson = False) -> None:
-    """Upload a result with its model card to the hub; without --upload nothing is sent."""
+    """Upload a result with its model card to the hub.
+
+    Without --upload nothing is sent.
+    """
     with answers(as_json):
         from tsotsallm.api import exporting
         from tsotsallm.console.exporting import print_push

@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 from tsotsallm.cli.common import (
     AsJson,
     Model,
+    Restart,
+    Threads,
     TlsCa,
     TlsCert,
     TlsKey,
@@ -21,6 +23,7 @@ from tsotsallm.cli.common import (
     print_json,
     to_stderr,
 )
+from tsotsallm.machine import THREADS
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -41,8 +44,12 @@ def fit(model: Model,
                                                       "between.")] = None,
         data: Annotated[Path | None, typer.Option(help="Data of a task, or a folder with those of several.")] = None,
         limit: Annotated[int | None, typer.Option(help="So many items of every task.")] = None,
-        seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0, as_json: AsJson = False) -> None:
-    """Find the best model for a device or a size, and write it with its GGUF file."""
+        seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0, restart: Restart = False,
+        threads: Threads = None, as_json: AsJson = False) -> None:
+    """Find the best model for a device or a size, and write it.
+
+    Its GGUF file is written beside it.
+    """
     with answers(as_json):
         from tsotsallm.api import finding
         from tsotsallm.console.finding import print_fit
@@ -53,7 +60,7 @@ def fit(model: Model,
             found = finding.fit(model, out, device=device, size=size, faster_than=faster_than, keep_text=keep_text or (),
                                 calibration=calibration, windows=windows, window=window, minutes=minutes, recover=recover,
                                 quick=quick, tasks=task.split(",") if task else (), data=data, limit=limit, seed=seed,
-                                say=to_stderr if as_json else print, progress=show)
+                                restart=restart, say=to_stderr if as_json else print, progress=show)
         print_json(found[0].plain() | ({"examination": found[1].plain()} if found[1] else {})) if as_json else (
             print_fit(*found))
 
@@ -66,8 +73,8 @@ class _Studies(TyperGroup):
         return super().resolve_command(ctx, args if known else ["run", *args])
 
 
-studies = typer.Typer(cls=_Studies, no_args_is_help=True, rich_markup_mode=None,
-                      help="Try many recipes: `tsotsallm study SPEC -o FOLDER`; show, compare and export look at it.")
+studies = typer.Typer(cls=_Studies, rich_markup_mode=None,
+                      help="Try many recipes. `tsotsallm study SPEC -o FOLDER` runs; the others look at what was found.")
 
 
 app.add_typer(studies, name="study")
@@ -87,7 +94,7 @@ def study_run(spec: Annotated[str, typer.Argument(help="YAML file or packaged na
               trials: Annotated[int | None, typer.Option(help="At most so many trials.")] = None,
               hours: Annotated[float | None, typer.Option(help="No trial begins later.")] = None,
               workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
-              as_json: AsJson = False) -> None:
+              threads: Threads = None, as_json: AsJson = False) -> None:
     """Run a study, or go on with it."""
     with answers(as_json):
         from tsotsallm.api import finding
@@ -160,8 +167,11 @@ def report(paths: Annotated[list[str], typer.Argument(help="A result, several re
            tokens: Annotated[int, typer.Option(help="Tokens of each continuation.")] = 40,
            speed: Annotated[bool, typer.Option(help="Measure speed and memory as well.")] = False,
            country: Annotated[str | None, typer.Option(help="ISO code (CMR, KEN, ...): energy and CO₂ as well.")] = None,
-           as_json: AsJson = False) -> None:
-    """Write a page that works offline: what was done, what was lost, what it costs, with pictures."""
+           threads: Threads = None, as_json: AsJson = False) -> None:
+    """Write a page: what was done, what was lost, what it costs.
+
+    It has pictures and works offline.
+    """
     with answers(as_json):
         from tsotsallm.api import reporting
         from tsotsallm.console.lines import step_bar
@@ -182,12 +192,15 @@ def report(paths: Annotated[list[str], typer.Argument(help="A result, several re
 def worker(scheduler: Annotated[str, typer.Argument(help="Address of the scheduler, such as tcp://192.168.1.5:8786.")],
            memory: Annotated[str | None, typer.Option(help="What jobs may take, such as 4GB (default: most of what is "
                                                            "free).")] = None,
-           threads: Annotated[int | None, typer.Option(help="Threads of a job (default: all).")] = None,
+           threads: Annotated[int | None, typer.Option(help="Threads of a job (default: all).", envvar=THREADS)] = None,
            work: Annotated[Path | None, typer.Option(help="Folder for models and results (default: in the cache).")] = None,
            name: Annotated[str | None, typer.Option(help="Name in the list of workers.")] = None,
            host: Annotated[str | None, typer.Option(help="Own address, where there are several.")] = None,
            tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None) -> None:
-    """Let this computer do jobs of a cluster: studies, evaluations, generation, tables."""
+    """Let this computer do jobs of a cluster.
+
+    Studies, evaluations, generation, tables.
+    """
     with answers():
         from tsotsallm.cluster.worker import parse_tls, run_worker
         from tsotsallm.machine import bytes_from_text

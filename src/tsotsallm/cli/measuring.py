@@ -12,6 +12,7 @@ from tsotsallm.cli.common import (
     AsJson,
     Device,
     Model,
+    Threads,
     TlsCa,
     TlsCert,
     TlsKey,
@@ -46,8 +47,11 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Checkpoints, or G
              plan_only: Annotated[bool, typer.Option("--plan", help="Only tell how tasks would run, and how long.")] = False,
              groups: Annotated[bool, typer.Option(help="Show every group of items (subjects, languages).")] = False,
              workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
-             device: Device = "cpu", scratch: Scratch = None, as_json: AsJson = False) -> None:
-    """Score models on a text or on tasks, with errors, paired differences and cost; one layer in memory."""
+             device: Device = "cpu", scratch: Scratch = None, threads: Threads = None, as_json: AsJson = False) -> None:
+    """Score models on a text or on tasks; one layer is in memory.
+
+    With standard errors, paired differences and cost.
+    """
     with answers(as_json):
         from tsotsallm.api import measuring
         from tsotsallm.console.lines import step_bar
@@ -142,8 +146,11 @@ def analyze(model: Model,
             heads: Annotated[str | None, typer.Option(help="Heads, such as 0,1,2 (default: the first eight).")] = None,
             tokens: Annotated[int, typer.Option(help="Tokens of the text that are looked at.")] = 256,
             picture: Annotated[str, typer.Option(help="png or svg.")] = "png",
-            device: Device = "cpu", scratch: Scratch = None, as_json: AsJson = False) -> None:
-    """Look inside: attention maps and spectra, importance of layers, outliers; pictures and a JSON file."""
+            device: Device = "cpu", scratch: Scratch = None, threads: Threads = None, as_json: AsJson = False) -> None:
+    """Look inside: attention, importance of layers, outliers.
+
+    Writes pictures and a JSON file.
+    """
     with answers(as_json):
         from tsotsallm.api import measuring
         from tsotsallm.console.lines import step_bar
@@ -179,8 +186,11 @@ def franken(model: Model,
             data: Annotated[Path | None, typer.Option(help="Data of the task.")] = None,
             limit: Annotated[int | None, typer.Option(help="So many windows and items.")] = None,
             seed: Annotated[int, typer.Option(help="Seed of the draw of items.")] = 0,
-            device: Device = "cpu", scratch: Scratch = None, as_json: AsJson = False) -> None:
-    """Run the 25 layer orders of FRANKEN-LLAMA on a model: skipped, repeated, reordered layers, side by side."""
+            device: Device = "cpu", scratch: Scratch = None, threads: Threads = None, as_json: AsJson = False) -> None:
+    """Run the 25 layer orders of FRANKEN-LLAMA on a model.
+
+    Skipped, repeated, reordered layers, side by side.
+    """
     with answers(as_json):
         from tsotsallm.api import measuring
         from tsotsallm.console.lines import step_bar

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tsotsallm.cli.common import AsJson, Country, Kv, answers, print_json, to_stderr
+from tsotsallm.cli.common import AsJson, Country, Kv, ServingThreads, answers, print_json, to_stderr
 
 app = typer.Typer(rich_markup_mode=None)
 ApiKey = Annotated[str | None, typer.Option(help="Key that requests must bring.", envvar="TSOTSALLM_API_KEY")]
@@ -30,8 +30,11 @@ def serve(models: Annotated[list[str], typer.Argument(help="GGUF files, checkpoi
           "127.0.0.1",
           api_key: ApiKey = None, slots: Slots = 4, queue: Queue = 16, max_tokens: MaxTokens = 1024,
           timeout: Timeout = 300.0, max_body: MaxBody = "1MB", kv: Kv = "f16", prompt_cache: PromptCache = True,
-          country: Country = None) -> None:
-    """Serve models over HTTP: OpenAI's API, /process and /tokenize, and a page to talk on."""
+          country: Country = None, threads: ServingThreads = None) -> None:
+    """Serve models over HTTP: OpenAI's API, and a page to talk on.
+
+    As well as /process and /tokenize.
+    """
     with answers():
         from tsotsallm.api import serving
 
@@ -43,8 +46,11 @@ def serve(models: Annotated[list[str], typer.Argument(help="GGUF files, checkpoi
 def studio(folder: Annotated[Path, typer.Option(help="Folder with models, and for those that are made.")] = Path("."),
            models: Annotated[list[str] | None, typer.Argument(help="Models to talk to from the start.")] = None,
            port: Annotated[int, typer.Option(help="Port to listen at; 0: a free one.")] = 8080,
-           slots: Slots = 4, max_tokens: MaxTokens = 1024, country: Country = None) -> None:
-    """Make models on a page in the browser: choose, see the plan, start, watch, stop, open the report, talk."""
+           slots: Slots = 4, max_tokens: MaxTokens = 1024, country: Country = None, threads: ServingThreads = None) -> None:
+    """Make models on a page in the browser.
+
+    Choose, see the plan, start, watch, stop, open the report, talk.
+    """
     with answers():
         from tsotsallm.api import serving
 
@@ -59,8 +65,8 @@ class _Bundles(TyperGroup):
         return super().resolve_command(ctx, args if known else ["make", *args])
 
 
-bundles = typer.Typer(cls=_Bundles, no_args_is_help=True, rich_markup_mode=None,
-                      help="All that runs a model offline: `tsotsallm bundle MODEL -o FOLDER`; verify checks one.")
+bundles = typer.Typer(cls=_Bundles, rich_markup_mode=None,
+                      help="All that runs a model offline. `tsotsallm bundle MODEL -o FOLDER` writes it; verify checks it.")
 
 
 app.add_typer(bundles, name="bundle")
@@ -74,7 +80,10 @@ def bundle_make(models: Annotated[list[str], typer.Argument(help="GGUF files, fo
                 python: Annotated[str | None, typer.Option(help="Version of Python there, such as 3.12.")] = None,
                 index: Annotated[str | None, typer.Option(help="A further package index, such as torch's for CPUs.")] = None,
                 as_json: AsJson = False) -> None:
-    """Write wheels, models, page, scripts and checksums into a folder, for a USB stick."""
+    """Write wheels, models, page and scripts into a folder.
+
+    With checksums; for a USB stick.
+    """
     with answers(as_json):
         from tsotsallm.api import serving
         from tsotsallm.machine import human_bytes

@@ -14,6 +14,7 @@ from tsotsallm.cli.common import (
     Kv,
     Seed,
     Temperature,
+    Threads,
     TlsCa,
     TlsCert,
     TlsKey,
@@ -36,8 +37,11 @@ def generate(model: GgufOrCheckpoint,
              out: Annotated[Path | None, typer.Option("-o", "--out", help="Of --prompts: JSON lines to write.")] = None,
              workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
              tokens: Tokens = 64, temperature: Temperature = 0.0, top_p: TopP = 1.0, top_k: TopK = 0, seed: Seed = 0,
-             kv: Kv = "f16", adapter: Adapter = None) -> None:
-    """Continue a text, or many: GGUF files in llama.cpp, checkpoints in transformers."""
+             kv: Kv = "f16", adapter: Adapter = None, threads: Threads = None) -> None:
+    """Continue a text, or many.
+
+    GGUF files run in llama.cpp, checkpoints in transformers.
+    """
     with answers():
         from tsotsallm.api import talking
         from tsotsallm.errors import TsotsallmError
@@ -53,7 +57,7 @@ def generate(model: GgufOrCheckpoint,
         if prompt is None or out is not None or computers is not None:
             raise TsotsallmError("give a text to continue; -o and --workers are for many, given by --prompts FILE")
         answer = talking.generate(model, prompt, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
-                                  kv=kv, adapter=adapter)
+                                  kv=kv, adapter=adapter, say=to_stderr)
         print(prompt, end="", flush=True)
         for piece in answer:
             print(piece, end="", flush=True)
@@ -62,13 +66,13 @@ def generate(model: GgufOrCheckpoint,
 
 @app.command()
 def chat(model: GgufOrCheckpoint, tokens: Tokens = 256, temperature: Temperature = 0.0, top_p: TopP = 1.0, top_k: TopK = 0,
-         seed: Seed = 0, kv: Kv = "f16", adapter: Adapter = None) -> None:
+         seed: Seed = 0, kv: Kv = "f16", adapter: Adapter = None, threads: Threads = None) -> None:
     """Converse: one line, one answer; an empty line or Ctrl-D ends it."""
     with answers():
         from tsotsallm.api import talking
 
         conversation = talking.Conversation(model, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-                                            seed=seed, kv=kv, adapter=adapter)
+                                            seed=seed, kv=kv, adapter=adapter, say=to_stderr)
         interactive = sys.stdin.isatty()
         while True:
             if interactive:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +19,14 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Notes on stderr, so that they reach whoever keeps only the table."""
+    import sys
+
+    for note in notes:
+        print(f"note    {note}", file=sys.stderr)
 
 
 class _Lines:

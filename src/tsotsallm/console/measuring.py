@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tsotsallm.console.lines import table
+from tsotsallm.console.lines import print_notes, table
 
 if TYPE_CHECKING:
     from tsotsallm.evaluation.cost import Cost, Speed
@@ -41,6 +41,7 @@ def print_perplexity(found: Perplexity) -> None:
     print(f"protocol: {protocol.kind} of {protocol.context} tokens{', one BOS each' if protocol.bos else ''}, "
           f"{protocol.predicted_tokens} predicted tokens, float32; ± is one standard error")
     print(f"fits: {', '.join(name for name, holds in found.fits.items() if holds) or 'none of the target devices'}")
+    print_notes(found.notes)
 
 
 def print_examination(found: Examination, *, groups: bool) -> None:

@@ -11,10 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.textrules import TextRules
 from tsotsallm.engine.server import HttpServer, ask
-from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Token, require_prompt
+from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
 from tsotsallm.errors import CheckpointError, ConversationError, MissingExtraError, TsotsallmError
+from tsotsallm.machine import chosen_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,40 +46,24 @@ class Llama:
 
     def __init__(self, path: Path, *, kv: CacheType = "f16", adapter: Path | None = None, context: int = 0,
                  threads: int | None = None, slots: int = 1, keep_prompt: bool = True) -> None:
-        try:
-            import gguf
-        except ImportError as error:
-            raise MissingExtraError(str(error.name), "llama", "running GGUF files") from None
         self._program = None if _in_process() else shutil.which("llama-server")
         if not installed():
             raise MissingExtraError("xllamacpp (or llama-server on the PATH)", "llama", "running GGUF files")
         if kv not in get_args(CacheType):
             raise TsotsallmError(f"the key-value cache cannot be {kv!r}; it can be {', '.join(get_args(CacheType))}")
-        for file in (path, *([adapter] if adapter else [])):
-            if not file.is_file():
-                raise CheckpointError(f"{file} does not exist; give a GGUF file, such as `tsotsallm export` writes")
-            with file.open("rb") as content:
-                if content.read(4) != b"GGUF":
-                    raise CheckpointError(f"{file} is not a GGUF file (it does not begin with GGUF); give one such as "
-                                          "`tsotsallm export` writes")
-        self.path, self.kv, self.slots = path, kv, slots
-        try:
-            fields = gguf.GGUFReader(path).fields
-            arch = fields["general.architecture"].contents()
-            self.tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
-            heads, layers, width, known = (int(fields[f"{arch}.{key}"].contents()) for key in (
-                "attention.head_count_kv", "block_count", "attention.key_length", "context_length"))
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} is damaged, cut short, or no language model ({type(error).__name__}: {error}); "
-                                  "export or copy it again") from None
-        self.context = context or known
-        self.rules = TextRules.read(fields, self.tokens)
+        file = GgufFile.open(path)
+        file.require_language_model()
+        if adapter is not None:
+            GgufFile.open(adapter)
+        self.path, self.kv, self.slots, self.tokens = path, kv, slots, file.tokens
+        self.context = context or file.context or 0
+        self.rules = TextRules.read(file)
         self.chat = self.rules.chat
         self.converses = self.chat is not None
-        self.notes: tuple[str, ...] = ()
-        self.facts = {key: fields[key].contents() for key in ("tsotsallm.recipe", "tsotsallm.source") if key in fields}
-        self.cache_bytes_per_token = 2 * layers * heads * width * CACHE_BITS[kv] / 8
-        self._adapter, self._threads, self._keep_prompt = adapter, threads, keep_prompt
+        self.notes, self.no_chat = (), "has no chat template"
+        self.file = file
+        self.cache_bytes_per_token = (file.cache_elements_per_token or 0) * CACHE_BITS[kv] / 8
+        self._adapter, self._threads, self._keep_prompt = adapter, threads or chosen_threads(), keep_prompt
         self._key = secrets.token_urlsafe(24)       # llama.cpp listens on this machine too, but answers nobody else
 
     @cached_property
@@ -116,10 +102,8 @@ class Llama:
 
     def speak(self, question: Question, heard: Heard) -> Answer:
         """Answer one question; as many at a time as there are slots, the next ones wait for a free one."""
-        chosen = question.sampling
-        asked: dict[str, Any] = {
-            "max_tokens": question.tokens, "temperature": chosen.temperature, "top_p": chosen.top_p, "top_k": chosen.top_k,
-            "seed": chosen.seed, "min_p": 0.0, "stream": True, "stream_options": {"include_usage": True},
+        asked: dict[str, Any] = _sampling_fields(question.sampling, len(self.tokens)) | {
+            "max_tokens": question.tokens, "stream": True, "stream_options": {"include_usage": True},
             "cache_prompt": self._keep_prompt} | ({"stop": list(question.stop)} if question.stop else {})
         ids = self._ids(question)
         require_prompt(ids, self.context)
@@ -241,6 +225,18 @@ class Llama:
         for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
             found[one["id"]] = one["logprob"]
         return found
+
+
+def _sampling_fields(sampling: Sampling, vocabulary: int) -> dict[str, Any]:
+    """A sampling in llama.cpp's words; the order is that in which checkpoints are sampled, not llama.cpp's own."""
+    sampling.require_tokens(vocabulary)
+    fields = {
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p,
+        "seed": sampling.seed, "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty, "repeat_penalty": sampling.repetition_penalty,
+        "repeat_last_n": sampling.repeat_last_n, "logit_bias": [list(one) for one in sampling.logit_bias],
+        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"]}
+    return fields | ({} if sampling.grammar is None else {"grammar": sampling.grammar})
 
 
 class _Hearing:

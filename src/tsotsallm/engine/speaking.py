@@ -13,17 +13,49 @@ from tsotsallm.errors import TsotsallmError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest."""
+    """How the next token is chosen, alike on every engine; temperature 0 takes the likeliest.
+
+    In this order: `logit_bias` is added to the logits of tokens; tokens among the last `repeat_last_n` of prompt and answer
+    have a positive logit divided by `repetition_penalty` and any other multiplied by it, then `presence_penalty` subtracted
+    once and `frequency_penalty` for each time that they occur there; temperature, top-k, top-p, min-p; a draw by `seed`.
+    `grammar` is GBNF that the answer follows, in llama.cpp alone.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    repeat_last_n: int = 64
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise TsotsallmError(f"sampling with temperature {self.temperature}, top-p {self.top_p} and top-k {self.top_k} "
                                  "is not possible; they take 0 or more, over 0 up to 1, and 0 (all) or more")
+        if not 0 <= self.min_p <= 1 or self.repetition_penalty <= 0 or self.repeat_last_n < 0:
+            raise TsotsallmError(f"sampling with min-p {self.min_p} and repetition penalty {self.repetition_penalty} over "
+                                 f"{self.repeat_last_n} tokens is not possible; they take 0 to 1, over 0, and 0 or more")
+        if self.grammar is not None and (self.grammar.startswith("%llguidance") or "\0" in self.grammar):
+            raise TsotsallmError("the grammar is not GBNF: it begins with %llguidance or holds a zero byte; llama.cpp would "
+                                 "pass over mistakes in it")
+
+    @property
+    def penalises(self) -> bool:
+        """Whether repeated tokens have other logits."""
+        return self.repeat_last_n > 0 and (self.presence_penalty != 0 or self.frequency_penalty != 0
+                                           or self.repetition_penalty != 1)
+
+    def require_tokens(self, vocabulary: int) -> None:
+        """Raise TsotsallmError where `logit_bias` names a token that the model does not have."""
+        wrong = next((token for token, _ in self.logit_bias if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise TsotsallmError(f"logit_bias names token {wrong}, which the model does not have; its tokens are 0 to "
+                                 f"{vocabulary - 1}")
 
 
 @dataclass(frozen=True)
@@ -95,6 +127,8 @@ class Speaker(Protocol):
     context: int
     converses: bool
     slots: int
+    notes: tuple[str, ...]
+    no_chat: str
 
     def speak(self, question: Question, heard: Heard) -> Answer:
         """Answer one question, piece by piece."""
@@ -107,6 +141,14 @@ class Speaker(Protocol):
     def prompt_tokens(self, ids: Sequence[int], likeliest: int, stopped: Callable[[], bool]) -> Iterator[Token]:
         """The tokens of a prompt with their log-probabilities, the first without; ends early when `stopped` is true."""
         ...
+
+
+def require_prompt(ids: Sequence[int], context: int) -> None:
+    """Raise TsotsallmError where a prompt has no token, or leaves no position for an answer."""
+    if not ids:
+        raise TsotsallmError("the prompt is empty and this model begins no text by itself; give it a beginning")
+    if len(ids) >= context:
+        raise TsotsallmError(f"the prompt has {len(ids)} tokens, but the model knows {context} positions; shorten it")
 
 
 def never(_piece: Piece) -> bool:

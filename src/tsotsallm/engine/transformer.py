@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -28,7 +29,7 @@ class Transformer:
         self.model = resident(source, dtype, device)
         self.context = source.spec.context
         self.converses = self.codec.chat is not None
-        self.notes = self.codec.notes
+        self.notes, self.no_chat = self.codec.notes, self.codec.no_chat
 
     def tokenize(self, text: str) -> list[int]:
         return self.codec.encode(text)
@@ -52,7 +53,7 @@ class Transformer:
         ends = set(self.codec.ends)
         most = min(question.tokens, self.context - len(ids))
         told = _Telling(self.codec, question, heard)
-        choose = _Choice(question.sampling, self.model.device)
+        choose = _Choice(question.sampling, self.model.device, ids)
         began = time.perf_counter()
         out = self.model(torch.tensor([ids], device=self.model.device), use_cache=True, logits_to_keep=1)
         first = time.perf_counter()
@@ -86,12 +87,23 @@ class Transformer:
 class _Choice:
     """The next token by some sampling; the same for the same seed, whatever else runs in the process."""
 
-    def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    def __init__(self, sampling: Sampling, device: torch.device, prompt: Sequence[int]) -> None:
+        from transformers import (
+            LogitsProcessorList,
+            MinPLogitsWarper,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
 
+        if sampling.grammar is not None:
+            raise TsotsallmError("grammars and JSON formats hold for GGUF files, which llama.cpp runs; write one with "
+                                 "`tsotsallm export MODEL --gguf OUT.gguf`")
+        self.sampling = sampling
         self.greedy = sampling.temperature == 0
         self.device = device
         self.chance = torch.Generator("cpu").manual_seed(sampling.seed)
+        self.seen = deque(prompt, maxlen=sampling.repeat_last_n)
         self.warp = LogitsProcessorList()
         if not self.greedy:
             self.warp.append(TemperatureLogitsWarper(float(max(sampling.temperature, 1e-4))))
@@ -99,12 +111,34 @@ class _Choice:
                 self.warp.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
                 self.warp.append(TopPLogitsWarper(sampling.top_p))
+            if sampling.min_p:
+                self.warp.append(MinPLogitsWarper(sampling.min_p))
 
     def __call__(self, logits: Tensor) -> int:
+        logits = self._changed(logits)
         if self.greedy:
-            return int(logits.argmax())
-        left = self.warp(torch.empty(1, 0, dtype=torch.long, device=self.device), logits[None])[0]
-        return int(torch.multinomial(left.softmax(-1).cpu(), 1, generator=self.chance))
+            token = int(logits.argmax())
+        else:
+            left = self.warp(torch.empty(1, 0, dtype=torch.long, device=self.device), logits[None])[0]
+            token = int(torch.multinomial(left.softmax(-1).cpu(), 1, generator=self.chance))
+        self.seen.append(token)
+        return token
+
+    def _changed(self, logits: Tensor) -> Tensor:
+        """Logits with bias and penalties, as llama.cpp applies them; the given ones stay as they are."""
+        chosen = self.sampling
+        if chosen.logit_bias:
+            chosen.require_tokens(len(logits))
+            tokens, added = zip(*chosen.logit_bias, strict=True)
+            logits = logits.index_add(0, torch.tensor(tokens, device=logits.device),
+                                      torch.tensor(added, dtype=logits.dtype, device=logits.device))
+        if chosen.penalises and self.seen:
+            seen, counts = torch.unique(torch.tensor(list(self.seen), device=logits.device), return_counts=True)
+            found = logits[seen]
+            found = torch.where(found > 0, found / chosen.repetition_penalty, found * chosen.repetition_penalty)
+            found = found - (counts * chosen.frequency_penalty + chosen.presence_penalty)
+            logits = logits.index_copy(0, seen, found)
+        return logits
 
 
 class _Telling:

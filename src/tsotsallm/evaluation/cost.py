@@ -20,7 +20,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TsotsallmError
 from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
 from tsotsallm.inspection import end_shapes, inspect_checkpoint
-from tsotsallm.machine import cores, free_ram_bytes, human_bytes
+from tsotsallm.machine import chosen_threads, cores, free_ram_bytes, human_bytes
 
 NONZERO_ROWS = 16_384
 
@@ -142,8 +142,8 @@ def measure_speed(model: str | Path, *, device: str = "cpu", country: str | None
 
 
 def measure_gguf_speed(file: str | Path, *, threads: int | None = None) -> Speed:
-    """The same of a GGUF file in llama.cpp, on some threads (by default as many as there are cores)."""
-    measured = _measured(file, [str(file), str(threads or cores())])
+    """The same of a GGUF file in llama.cpp, on some threads (by default those that were chosen, or as there are cores)."""
+    measured = _measured(file, [str(file), str(threads or chosen_threads() or cores())])
     del measured["power"]
     return Speed(**measured)
 

@@ -158,7 +158,8 @@ def examine(examinee: Examinee, prepared: PreparedTask, reference: Examinee | No
     notes = (f"{lost} prompts lost their beginning: they are longer than the {examinee.context} positions that the model "
              "knows",) if lost else ()
     return TaskResult(task.name, task.kind, examinee.name, protocol, measures, tuple(item.id for item in prepared.items),
-                      tuple(item.group for item in prepared.items), features, notes)
+                      tuple(item.group for item in prepared.items), features,
+                      (*examinee.checkpoint.notes, *examinee.codec.notes, *notes))
 
 
 def _perplexity(examinee: Examinee, prepared: PreparedTask, protocol: dict[str, Any],
@@ -181,7 +182,8 @@ def _perplexity(examinee: Examinee, prepared: PreparedTask, protocol: dict[str, 
     measures = tuple(measure for measure in perplexity.MEASURES if names >= set(measure.features))
     notes = () if context == task.context else (f"windows of {context} tokens instead of {task.context}: the model knows no "
                                                 "more positions",)
-    return TaskResult(task.name, task.kind, examinee.name, protocol, measures, tuple(ids), tuple(groups), features, notes)
+    return TaskResult(task.name, task.kind, examinee.name, protocol, measures, tuple(ids), tuple(groups), features,
+                      examinee.checkpoint.notes + notes)
 
 
 def _window_features(examinee: Examinee, task: Task, corpus: Corpus, reference: Examinee | None) -> list[dict[str, Array]]:

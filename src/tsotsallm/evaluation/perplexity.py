@@ -65,6 +65,7 @@ class Perplexity:
     kl_standard_error: float | None = None
     same_top_token: float | None = None
     fits: dict[str, bool] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -162,7 +163,12 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
     protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), int(sums["tokens"].sum()))
     bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
     return Perplexity(name or str(checkpoint.directory), protocol, len(corpus.windows), math.exp(loss), loss, loss_error,
-                      bits, **found, fits=fits(checkpoint))
+                      bits, **found, fits=fits(checkpoint), notes=_notes(checkpoint, reference))
+
+
+def _notes(checkpoint: Checkpoint, reference: Checkpoint | None) -> tuple[str, ...]:
+    """What lies beside the weights of both models and is not used."""
+    return checkpoint.notes + (() if reference is None else tuple(f"original: {note}" for note in reference.notes))
 
 
 def kept_states(view: View, corpus: Corpus, folder: Path, device: torch.device, tick: Tick) -> HiddenStates:

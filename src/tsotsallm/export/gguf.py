@@ -15,17 +15,30 @@ import torch
 from torch import Tensor
 
 from tsotsallm import __version__
-from tsotsallm.checkpoint.adapter import LowRank
+from tsotsallm.checkpoint.adapter import LowRank, is_adapter
+from tsotsallm.checkpoint.codec import INFILL_ENDS, NAMED_ENDS
+from tsotsallm.checkpoint.packing import unpack_rows
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
+from tsotsallm.checkpoint.textrules import LEADING_SPACE, PREFIX
 from tsotsallm.errors import ExportError, MissingExtraError, ResourceError
+from tsotsallm.export.blocks import Packing, blocks_of, held, not_held, packing_of
 from tsotsallm.export.vocabulary import Vocabulary, read_vocabulary
-from tsotsallm.numerics.ggml import GgmlGrid
+from tsotsallm.files import quoted
+from tsotsallm.machine import human_bytes
+from tsotsallm.numerics.ggml import Blocks, GgmlGrid, encode
+from tsotsallm.numerics.grids import IntegerGrid, Quantised
 
 Dense = Literal["f32", "f16", "bf16"]
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3"}
 PAIRED_HALVES = ("llama", "smollm3")
 """Architectures whose engine turns neighbouring numbers by RoPE, not the two halves of a head."""
+
+_ATTENTION = frozenset(f"self_attn.{one}_proj" for one in "qkvo")
+_INPUTS = _ATTENTION - {"self_attn.o_proj"}
+BIASES = {"llama": _ATTENTION | {f"mlp.{one}_proj" for one in ("gate", "up", "down")}, "qwen2": _INPUTS, "qwen3": frozenset[str](),
+          "smollm3": frozenset[str]()}
+"""Architecture -> linears whose bias llama.cpp loads."""
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -46,6 +59,7 @@ class Exported:
     bytes_by_type: dict[str, int]
     notes: tuple[str, ...]
     adapter: Path | None = None
+    verified: Any = None
 
     def plain(self) -> dict[str, Any]:
         return {"path": str(self.path), "bytes": self.bytes, "bytes_by_type": self.bytes_by_type, "notes": list(self.notes),
@@ -53,13 +67,29 @@ class Exported:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A complete file under its temporary name, for a check: its adapter, context, the types of its matrices, and which texts
+    are known to be cut otherwise."""
+
+    path: Path
+    adapter: Path | None
+    context: int
+    types: frozenset[str]
+    differences: tuple[str, ...]
+
+
+Check = Callable[[Written], Any]
+
+
+@dataclass(frozen=True)
 class _Piece:
-    """One tensor of the file: known before it is read."""
+    """One tensor of the file: known before it is read; of matrices on integer grids, how GGUF holds them."""
 
     name: str
     shape: tuple[int, ...]
     type: str
     read: Callable[[], Array]
+    packing: Packing | None = None
 
     @property
     def bytes(self) -> int:
@@ -68,12 +98,17 @@ class _Piece:
         return GgmlGrid(self.type).stored_bytes(self.shape[0], self.shape[1])
 
 
-def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None, name: str = "",
-                tick: Tick = lambda _what, _share: None) -> Exported:
+def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None, name: str = "", accept_differences: bool = True,
+                check: Check | None = None, tick: Tick = lambda _what, _share: None) -> Exported:
     """Write a checkpoint, ours or another, as GGUF; low-rank corrections go into an adapter file beside it.
 
-    Weights on ggml's grids are copied. All others are written as `dense` (by default f32 where they are stored so,
-    else f16); one tensor at a time is in memory. The file gets its name when it is complete.
+    Weights on ggml's grids are copied, those on integer grids packed where a type of GGUF holds them. All others are
+    written as `dense` (by default f32 where they are stored so, else f16); without `dense`, a file that would for that
+    reason be larger than the checkpoint is refused. One tensor at a time is in memory. The file gets its name when it is
+    complete and `check`, which is given it under a temporary name in the same folder, has raised nothing.
+
+    Where GGUF has no means to say how the tokenizer treats some texts, this is a note, or without `accept_differences` a
+    refusal.
     """
     gguf = require_gguf()
     spec = checkpoint.spec
@@ -81,32 +116,47 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
         raise ExportError(f"{out} exists already; choose another name, or delete it first")
     kind: Dense = dense or ("f32" if checkpoint.storage == torch.float32 else "f16")
     notes: list[str] = []
-    vocabulary = read_vocabulary(checkpoint.directory, checkpoint.tokenizer(), spec.vocabulary)
+    _require_known(checkpoint)
+    vocabulary = read_vocabulary(checkpoint.codec)
+    if vocabulary.differences:
+        told = "; ".join(vocabulary.differences)
+        if not accept_differences:
+            raise ExportError(f"GGUF has no means to say how this tokenizer treats {told}; engines would cut such text otherwise: "
+                              "export with --accept-differences if that is no matter (`tsotsallm` itself reads the file rightly "
+                              "where a beginning is concerned)")
+        notes.append(f"other engines cut some text otherwise than the checkpoint's tokenizer: {told}")
+    notes += vocabulary.notes
     pieces = list(_pieces(checkpoint, kind))
     partial = out.with_name(out.name + ".partial")
     writer = gguf.GGUFWriter(None, ARCHITECTURES[spec.family])
     _describe(writer, checkpoint, name or checkpoint.directory.name, notes)
-    _write_vocabulary(writer, vocabulary, checkpoint)
-    packed = {module for module in _modules(checkpoint) if checkpoint.is_packed(module)
-              and not isinstance(checkpoint.grid_of(module), GgmlGrid)}
-    if packed:
-        notes.append(f"{len(packed)} linears lie on integer or normal-float grids, which GGUF has no place for: they are "
-                     f"written as {kind}; quantize on a grid of ggml, such as gptq:q4_k, for a small file")
+    _write_vocabulary(writer, vocabulary)
+    notes += _packing_notes(checkpoint, pieces, out, kind, refuse=dense is None)
     if vocabulary.chat_template is None:
         notes.append("the tokenizer has no chat template: the file completes text, but `chat` needs one")
-    _write(writer, gguf, partial, pieces, tick)
     by_type: dict[str, int] = {}
     for piece in pieces:
         by_type[piece.type] = by_type.get(piece.type, 0) + piece.bytes
+    final = out.with_name(f"{out.stem}-adapter.gguf")
+    if final.exists() and _has_corrections(checkpoint):
+        raise ExportError(f"{final} exists already; choose another name, or delete it first")
+    partial_adapter: Path | None = final.with_name(final.name + ".partial")
     try:
-        adapter = _export_adapter(checkpoint, out.with_name(f"{out.stem}-adapter.gguf"), gguf, kind, tick)
-    except BaseException:
-        partial.unlink()                    # without its corrections it is another model
+        _write(writer, gguf, partial, pieces, tick)
+        partial_adapter = _export_adapter(checkpoint, final.with_name(final.name + ".partial"), gguf, kind, tick)
+        verified = None if check is None else check(Written(
+            partial, partial_adapter, exported_context(spec), frozenset(piece.type for piece in pieces if len(piece.shape) > 1),
+            vocabulary.differences))
+        if partial_adapter is not None:
+            partial_adapter.replace(final)
+        partial.replace(out)
+    except BaseException:                   # Ctrl-C included: nothing half-made stays
+        for path in (partial, final.with_name(final.name + ".partial")):
+            path.unlink(missing_ok=True)
         raise
-    partial.replace(out)
-    if adapter is not None:
-        notes.append(f"the corrections beside the linears are in {adapter.name}: run both together (llama.cpp: --lora)")
-    return Exported(out, out.stat().st_size, by_type, tuple(notes), adapter)
+    if partial_adapter is not None:
+        notes.append(f"the corrections beside the linears are in {final.name}: run both together (llama.cpp: --lora)")
+    return Exported(out, out.stat().st_size, by_type, tuple(notes), None if partial_adapter is None else final, verified)
 
 
 def require_gguf() -> Any:
@@ -116,12 +166,6 @@ def require_gguf() -> Any:
     except ImportError:
         raise MissingExtraError("gguf", "gguf", "writing GGUF files") from None
     return gguf
-
-
-def _modules(checkpoint: Checkpoint) -> Iterator[str]:
-    for stored in sorted(set(checkpoint.spec.layer_order)):
-        for name in checkpoint.layer_names(stored):
-            yield layer_prefix(stored) + name.removesuffix(".weight")
 
 
 def _pieces(checkpoint: Checkpoint, dense: Dense) -> Iterator[_Piece]:
@@ -157,12 +201,49 @@ def _piece(checkpoint: Checkpoint, name: str, source: str, dense: Dense, rows: T
             found = checkpoint.record(f"{module}.weight_blocks").read()
             return (found if rows is None else found[rows]).numpy()
         return _Piece(name, shape, grid.type, blocks)
+    packing = None if grid is None else packing_of(grid, shape[1], *_scales(checkpoint, module, grid))
+    if packing is not None and (target := packing.grid) is not None:
+        def packed() -> Array:
+            found = blocks_of(_quantised(checkpoint, module), target)
+            return encode(found if rows is None else found.rows_at(rows))
+        return _Piece(name, shape, target.type, packed, packing)
     kind: Dense = "f32" if len(shape) == 1 else dense
 
     def values() -> Array:
         found = checkpoint.without_beside([module]).tensor(source)
         return as_dense(found if rows is None else found[rows], kind, name)
-    return _Piece(name, shape, kind, values)
+    return _Piece(name, shape, kind, values, packing)
+
+
+def _scales(checkpoint: Checkpoint, module: str, grid: IntegerGrid) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points of a packed linear, (d_out, groups)."""
+    scales = checkpoint.record(f"{module}.weight_scale").read()
+    if grid.symmetric:
+        return scales, None
+    return scales, unpack_rows(checkpoint.record(f"{module}.weight_zero_point").read().mT, grid.bits, len(scales)).mT
+
+
+def _quantised(checkpoint: Checkpoint, module: str) -> Quantised:
+    packed = checkpoint.packed(module)
+    assert packed is not None
+    found = packed.unpack()
+    assert isinstance(found, Quantised)
+    return found
+
+
+def _packing_notes(checkpoint: Checkpoint, pieces: list[_Piece], out: Path, dense: Dense, *, refuse: bool) -> list[str]:
+    """What becomes of linears on integer grids; ExportError where the file would be larger than the checkpoint."""
+    packings = [piece.packing for piece in pieces if piece.packing is not None]
+    notes = held(packings, checkpoint.storage)
+    if why := not_held(packings):
+        size = sum(piece.bytes for piece in pieces)
+        stored = sum(record.size for name, record in checkpoint.records.items() if not is_adapter(name))
+        if refuse and size > stored:
+            raise ExportError(f"{why}: written as {dense} they make {out.name} {human_bytes(size)} large, beside "
+                              f"{human_bytes(stored)} of the checkpoint; quantise on a grid of GGUF, such as gptq:q4_k, or "
+                              f"accept the larger file with `tsotsallm export --dense {dense}`")
+        notes.append(f"{why}: they are written as {dense}; quantise on a grid of GGUF, such as gptq:q4_k, for a small file")
+    return notes
 
 
 def as_dense(values: Tensor, kind: Dense, name: str) -> Array:
@@ -202,8 +283,7 @@ def _write(writer: Any, gguf: Any, path: Path, pieces: list[_Piece], tick: Tick)
 def _describe(writer: Any, checkpoint: Checkpoint, name: str, notes: list[str]) -> None:
     """What llama.cpp must know of the model besides its tensors."""
     spec, config = checkpoint.spec, checkpoint.spec.hf_config
-    windows = [window for index in range(spec.layers) if (window := spec.attention_window(index)) is not None]
-    context = min([spec.context, *windows])
+    context = exported_context(spec)
     if context < spec.context:
         notes.append(f"layers look back over {context} tokens only, which llama.cpp does not know of this architecture: the "
                      f"file's context is {context}, within which both are the same")
@@ -237,6 +317,36 @@ def _describe(writer: Any, checkpoint: Checkpoint, name: str, notes: list[str]) 
                               "another order; remove layers in groups of four, or run it with transformers")
 
 
+def exported_context(spec: ModelSpec) -> int:
+    """Positions that a file may promise: within these, layers that look back over a window of tokens see all there is."""
+    windows = [window for index in range(spec.layers) if (window := spec.attention_window(index)) is not None]
+    return min([spec.context, *windows])
+
+
+def _require_known(checkpoint: Checkpoint) -> None:
+    """Refuse by name what the architecture does not have in llama.cpp."""
+    spec, config = checkpoint.spec, checkpoint.spec.hf_config
+    if config.hidden_act not in ("silu", "swish"):
+        raise ExportError(f"hidden_act is {quoted(config.hidden_act)}, but llama.cpp computes every {spec.family} with silu; "
+                          "nothing is exported: run this model with transformers")
+    partial = (config.rope_parameters or {}).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1
+    if partial != 1:
+        raise ExportError(f"partial_rotary_factor is {quoted(partial)}, which llama.cpp does not know of {spec.family}; nothing is "
+                          "exported: run this model with transformers")
+    if not 0 < spec.context < 1 << 31 or not 0 < spec.feed_forward < 1 << 31:
+        raise ExportError(f"max_position_embeddings is {quoted(spec.context)}, which no engine takes; correct config.json")
+    allowed = BIASES[ARCHITECTURES[spec.family]]
+    strange = sorted({name for stored in set(spec.layer_order) for name in checkpoint.layer_names(stored)
+                      if name.endswith(".bias") and name.removesuffix(".bias") not in allowed})
+    if strange:
+        raise ExportError(f"the model has {strange[0]}, which llama.cpp's {ARCHITECTURES[spec.family]} does not load; nothing is "
+                          "exported: run this model with transformers")
+
+
+def _has_corrections(checkpoint: Checkpoint) -> bool:
+    return any(is_adapter(name) for name in checkpoint.records)
+
+
 def _rope(spec: ModelSpec) -> dict[str, Any]:
     rope = {"rope_type": "default", **(spec.hf_config.rope_parameters or {})}
     if rope["rope_type"] not in ("default", "llama3", "linear"):
@@ -258,7 +368,7 @@ def _rope_factors(spec: ModelSpec) -> Tensor | None:
     return factors.float()
 
 
-def _write_vocabulary(writer: Any, vocabulary: Vocabulary, checkpoint: Checkpoint) -> None:
+def _write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -267,28 +377,40 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary, checkpoint: Checkpoin
         writer.add_token_scores(vocabulary.scores)
     if vocabulary.merges is not None:
         writer.add_token_merges(vocabulary.merges)
-    for add, token in ((writer.add_bos_token_id, vocabulary.bos), (writer.add_eos_token_id, vocabulary.eos),
-                       (writer.add_unk_token_id, vocabulary.unknown), (writer.add_pad_token_id, vocabulary.padding)):
+    for add, token in ((writer.add_bos_token_id, vocabulary.bos), (writer.add_unk_token_id, vocabulary.unknown),
+                       (writer.add_pad_token_id, vocabulary.padding)):
         if token is not None:
             add(token)
-    for token in _more_ends(checkpoint, vocabulary):
-        writer.add_eot_token_id(token)
+    for key, token in _end_keys(vocabulary).items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token)
     writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(False)
     if vocabulary.model == "llama":
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.prefix is not None:
+        writer.add_array(PREFIX, list(vocabulary.prefix))
+    if vocabulary.leading_space:
+        writer.add_string(LEADING_SPACE, vocabulary.leading_space)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
 
 
-def _more_ends(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[int]:
-    """One more token that ends an answer, where the generation config names several."""
-    path = checkpoint.directory / "generation_config.json"
-    try:
-        found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.exists() else None
-    except ValueError:
-        return []
-    ends = found if isinstance(found, list) else [found]
-    return [token for token in ends if isinstance(token, int) and token != vocabulary.eos][:1]
+def _end_keys(vocabulary: Vocabulary) -> dict[str, int]:
+    """Key -> token of all that ends an answer: EOS, end of turn, end of message, and the three of infilling, at which engines
+    end as well. Tokens that llama.cpp knows by their names need none."""
+    first, *more = vocabulary.ends
+    found = {"eos": first}
+    waiting = [token for token in more if vocabulary.tokens[token] not in NAMED_ENDS]
+    for key, names in (("fim_pad", "pad"), ("fim_rep", "repository"), ("fim_sep", "separator")):
+        own = next((token for token in waiting if vocabulary.tokens[token] in INFILL_ENDS[names]), None)
+        if own is not None:
+            found[key] = own
+            waiting.remove(own)
+    free = [key for key in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep") if key not in found]
+    if len(waiting) > len(free):
+        raise ExportError(f"{len(vocabulary.ends)} tokens end an answer of this model, more than the {len(found) + len(free)} "
+                          "that GGUF has keys for; name fewer under eos_token_id in generation_config.json")
+    return found | dict(zip(free, waiting, strict=False))
 
 
 def _export_adapter(checkpoint: Checkpoint, out: Path, gguf: Any, dense: Dense, tick: Tick) -> Path | None:
@@ -330,8 +452,6 @@ def _halves(name: str, found: LowRank, rows: Tensor | None, dense: Dense) -> lis
 
 def _coded(name: str, codes: Tensor, scales: Tensor) -> _Piece:
     """8-bit codes with a scale for each row, as Q8_0 where blocks of 32 divide the row, else in f16."""
-    from tsotsallm.numerics.ggml import Blocks, encode
-
     rows, columns = codes.shape
     if columns % 32:
         return _Piece(name, (rows, columns), "f16", lambda: as_dense(codes.float() * scales, "f16", name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tsotsallm.checkpoint.weights import weight_files
 from tsotsallm.errors import CheckpointError, ExportError
 
 
@@ -29,7 +30,9 @@ def push(result: Path, repository: str, *, upload: bool, public: bool) -> dict[s
     if result.is_dir():
         if not (result / "config.json").exists():
             raise CheckpointError(f"{result} holds no config.json: it is not a finished result")
-        files = {str(path.relative_to(result)): path for path in sorted(result.rglob("*")) if path.is_file()}
+        unused = weight_files(result).beside
+        files = {str(path.relative_to(result)): path for path in sorted(result.rglob("*"))
+                 if path.is_file() and str(path.relative_to(result)) not in unused}
     elif result.is_file():
         files = {path.name: path for path in (result, result.with_name(f"{result.stem}-adapter.gguf"),
                                               result.with_name("Modelfile")) if path.is_file()}

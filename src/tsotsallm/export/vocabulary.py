@@ -36,6 +36,7 @@ class Vocabulary:
     ends           tokens that end an answer, EOS first
     prefix         tokens that belong before a plain text where `add_bos` cannot say so, else None
     leading_space  `first` or `always` where `add_space_prefix` is not all there is to say, else empty
+    notes          what a user should know besides
     differences    which texts engines will cut otherwise than the checkpoint's tokenizer does, each a clause
     """
 
@@ -55,6 +56,7 @@ class Vocabulary:
     prefix: tuple[int, ...] | None = None
     leading_space: str = ""
     differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_vocabulary(codec: TextCodec) -> Vocabulary:
@@ -67,6 +69,8 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
     vocabulary = {str(token): int(place) for token, place in model["vocab"].items()}
     merges = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one) for one in model["merges"]]
     added = {int(one["id"]): one for one in content.get("added_tokens", [])}
+    beyond = sorted(place for place in added if place >= size)
+    added = {place: one for place, one in added.items() if place < size}
     tokens = {place: token for token, place in vocabulary.items()} | {place: one["content"] for place, one in added.items()}
     if tokens and max(tokens) >= size:
         raise ExportError(f"{where}: the tokenizer numbers a token {max(tokens)}, but the model has {size}; tokenizer and weights "
@@ -106,7 +110,8 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
         _scores(tokens, vocabulary, merges, size) if pieces else None,
         None if pieces else [f"{left} {right}" for left, right in merges],
         codec.bos, ends, unknown, codec.padding, add_bos, space_prefix, None if codec.chat is None else codec.chat.source,
-        prefix, leading_space, tuple(differences))
+        prefix, leading_space, tuple(differences),
+        (f"the tokenizer's tokens {quoted(beyond)} have no row in the embeddings; they are left out of the file",) if beyond else ())
 
 
 def _leading_space(content: dict[str, Any], where: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tsotsallm.errors import NumericsError
+from tsotsallm.machine import threads_for
 from tsotsallm.numerics.grids import IntegerGrid, Quantised
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction
 
@@ -44,7 +45,8 @@ def reversed_factor(gram: Tensor, order: Tensor, damp: float, *, overwrite: bool
     factor.diagonal().add_(raised)
     info = torch.empty((), dtype=torch.int32, device=gram.device)
     # A symmetric matrix read as its transpose is the same matrix: LAPACK then factors it where it stands.
-    torch.linalg.cholesky_ex(factor.mT, out=(factor.mT, info))
+    with threads_for(len(factor) ** 3 / 3):
+        torch.linalg.cholesky_ex(factor.mT, out=(factor.mT, info))
     if info.item():
         raise NumericsError(f"the Gram of {len(gram)} inputs is not positive definite with damp {damp:g} "
                             f"(at column {int(info.item())}); raise damp, or calibrate on more text")
@@ -84,20 +86,22 @@ def _sweep_columns(values: Tensor, factor: Tensor, settle: Callable[[int, Tensor
         block_low = max(0, block_high - block)
         # compensation still owed to this block by all columns settled before it
         weights = factor[block_low:block_high, block_high:] / diagonal[block_low:block_high, None]
-        wanted = torch.addmm(values[block_low:block_high], weights, values[block_high:])
+        with threads_for(2 * weights.numel() * values.shape[1]):
+            wanted = torch.addmm(values[block_low:block_high], weights, values[block_high:])
         errors = values[block_low:block_high]
         local = factor[block_low:block_high, block_low:block_high] / diagonal[block_low:block_high, None]
         size = block_high - block_low
-        for high in range(size, 0, -unit):
-            low = max(0, high - unit)
-            if high < size:
-                wanted[low:high].addmm_(local[low:high, high:], errors[high:])
-            if prepare is not None:
-                prepare(block_low + low, block_low + high, wanted[low:high])
-            for r in range(high - 1, low - 1, -1):
-                if r + 1 < high:
-                    wanted[r].addmv_(errors[r + 1:high].mT, local[r, r + 1:high])
-                errors[r].sub_(settle(block_low + r, wanted[r]))
+        with threads_for(2 * unit * size * values.shape[1]):
+            for high in range(size, 0, -unit):
+                low = max(0, high - unit)
+                if high < size:
+                    wanted[low:high].addmm_(local[low:high, high:], errors[high:])
+                if prepare is not None:
+                    prepare(block_low + low, block_low + high, wanted[low:high])
+                for r in range(high - 1, low - 1, -1):
+                    if r + 1 < high:
+                        wanted[r].addmv_(errors[r + 1:high].mT, local[r, r + 1:high])
+                    errors[r].sub_(settle(block_low + r, wanted[r]))
 
 
 def gptq(weight: Tensor, factor: Tensor, order: Tensor, grid: IntegerGrid, storage: torch.dtype,

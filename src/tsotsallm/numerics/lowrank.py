@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tsotsallm.machine import threads_for
+
 EXACT_WIDTH = 1024
 OVERSAMPLED = 16
 MOST_ROUNDS = 60
@@ -35,12 +37,13 @@ def low_rank_correction(delta: Tensor, times: Callable[[Tensor], Tensor] | None,
         inputs = delta.mT @ directions
         return delta @ (inputs if times is None else times(inputs))
 
-    if d_out <= EXACT_WIDTH:
-        values, vectors = torch.linalg.eigh(_symmetric(seen(torch.eye(d_out, dtype=delta.dtype, device=delta.device))))
-    else:
-        values, vectors = _leading(seen, delta, min(rank + OVERSAMPLED, d_out), rank)
-    directions = vectors[:, -rank:].flip(1)
-    return directions, directions.mT @ delta, values.clamp(min=0).flip(0)[:rank]
+    with threads_for(delta.numel() * min(delta.shape)):
+        if d_out <= EXACT_WIDTH:
+            values, vectors = torch.linalg.eigh(_symmetric(seen(torch.eye(d_out, dtype=delta.dtype, device=delta.device))))
+        else:
+            values, vectors = _leading(seen, delta, min(rank + OVERSAMPLED, d_out), rank)
+        directions = vectors[:, -rank:].flip(1)
+        return directions, directions.mT @ delta, values.clamp(min=0).flip(0)[:rank]
 
 
 def _leading(seen: Callable[[Tensor], Tensor], delta: Tensor, width: int, rank: int) -> tuple[Tensor, Tensor]:

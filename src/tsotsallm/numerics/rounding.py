@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tsotsallm.machine import threads_for
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, Layout, half
 
 OUTPUTS = 1024
@@ -63,7 +64,8 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
             continue
         metric = outputs[rows, :len(target[rows])]
         visit = metric.diagonal().sort(descending=True, stable=True).indices
-        coupling = _Coupling.of(metric[visit][:, visit])
+        with threads_for(len(metric) ** 3):
+            coupling = _Coupling.of(metric[visit][:, visit])
         groups = [_Rows(target[rows][visit[group]], factor, order, grid, None if kept is None else kept[visit[group]])
                   for group in coupling.groups]
         found.append(_joined(_solved(groups, coupling, passes)).rows_at(visit.argsort()))
@@ -135,6 +137,7 @@ class _Coupling:
         return cls(groups, passed, mixed, metric)
 
 
+@threads_for(0)                 # vectors of some thousand numbers at most, products aside: more threads only wait
 @torch.inference_mode()         # thousands of small operations: without autograd's bookkeeping they take a fifth less time
 def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> list[Blocks]:
     """The blocks of several groups of rows that are rounded in turns, part by part."""
@@ -152,7 +155,7 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
                 left.append(group.visit(low, slice(part_high - layout.part, part_high), local, more))
     if passes:
         for group in groups:
-            group.residual = factor.triu() @ (group.target - group.values)
+            group.residual = _product(factor.triu(), group.target - group.values)
     for _ in range(passes):
         for high in range(factor.shape[0], 0, -layout.block):
             low = high - layout.block
@@ -161,7 +164,7 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
                 stripe = factor[:part_high, columns].triu(-columns.start)
                 metric = stripe.mT @ stripe
                 inner = _upper_factor(metric)
-                pulls = [stripe.mT @ group.residual[:part_high] for group in groups]
+                pulls = [_product(stripe.mT, group.residual[:part_high]) for group in groups]
                 for place, group in enumerate(groups):
                     if coupling is None:
                         group.visit_again(columns, stripe, metric, inner, pulls[place], None)
@@ -172,8 +175,8 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
                     pulls[place] = pulls[place] - metric @ change
             if layout.scales is not None:
                 for place, group in enumerate(groups):
-                    mixed = None if coupling is None else torch.cat([one.residual[:high] for one in groups], 1
-                                                                    ) @ coupling.mixed[place]
+                    mixed = None if coupling is None else _product(
+                        torch.cat([one.residual[:high] for one in groups], 1), coupling.mixed[place])
                     group.refit(low, high, mixed)
     return [group.blocks() for group in groups]
 
@@ -200,7 +203,7 @@ class _Rows:
 
     def enter(self, low: int, high: int, local: Tensor) -> None:
         """Begin a block: what the blocks before it owe, and its 16-bit numbers."""
-        self.owed = self.factor[low:high, high:] @ self.errors[high:]       # (block, rows): e_before · V_before,b
+        self.owed = _product(self.factor[low:high, high:], self.errors[high:])      # (block, rows): e_before · V_before,b
         if self.layout.scales is not None:
             wanted = self.target[low:high] + torch.linalg.solve_triangular(local, self.owed, upper=True)
             self._choose_block_scales(low // self.layout.block, wanted, local)
@@ -297,7 +300,7 @@ class _Rows:
                      _Scales(*(torch.where(better, new, old) for new, old in zip(
                          (scales.step, scales.offset, scales.scale, scales.low),
                          (kept.step, kept.offset, kept.scale, kept.low), strict=True))))
-        self.residual[:columns.stop].sub_(stripe @ change)
+        self.residual[:columns.stop].sub_(_product(stripe, change))
         return change
 
     def _now(self, part: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -357,7 +360,7 @@ class _Rows:
             direction = self.codes[low:high] * per_column(self.scale) if name == "step" else -per_column(self.lows)
             if self.keep is not None:
                 direction = direction * self.keep[low:high]
-            moved = stripe @ direction
+            moved = _product(stripe, direction)
             power, pull = moved.square().sum(0), (moved * (residual[:high] if mixed is None else mixed)).sum(0)
             new = half(numbers[block] + torch.where(power > 0, pull / power.clamp(min=1e-30), torch.zeros_like(pull)))
             shift = new - numbers[block]
@@ -385,6 +388,11 @@ class _Rows:
                       stored(self.low, block_of) if layout.minimum else None,
                       stored(self.scale, part_of).to(torch.int16) if several else None,
                       stored(self.lows, part_of).to(torch.int16) if several and layout.minimum else None, self.grid)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    with threads_for(2 * left.numel() * right.shape[1]):
+        return left @ right
 
 
 def _inverse(values: Tensor) -> Tensor:

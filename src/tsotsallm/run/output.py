@@ -33,7 +33,7 @@ class Output:
         for entry in journal.find("layer", number):
             index, part = entry["layer"], self.writer.part(entry["layer"])
             if entry["sha256"] and (not part.exists() or sha256(part) != entry["sha256"]):
-                raise ResumeError(f"{part} is not what was written there; delete {journal.path.parent} and start again")
+                raise ResumeError(f"{part} is not what was written there; begin again with --restart")
             self.grids[index] = {name: None if grid is None else grid_from(grid) for name, grid in entry["grids"].items()}
 
     @property

@@ -17,7 +17,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_json
 from tsotsallm.errors import ResumeError
-from tsotsallm.journal import PUBLISHED, held_work, remove_work, scratch_path
+from tsotsallm.journal import PUBLISHED, Kind, begun_threads, held_work, remove_work, scratch_path
 from tsotsallm.machine import fingerprint, peak_rss_bytes
 from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe
@@ -29,6 +29,9 @@ from tsotsallm.run.work import Progress, Work, summary
 from tsotsallm.store import Store, link_tree
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.training.samples import Samples
+
+UNFINISHED = Kind("compress", frozenset({"source", "recipe", "corpus"}),
+                  ("journal.jsonl", "result", "scratch", "[0-9]*-*", "weights-*", "training-*"))
 
 
 @dataclass(frozen=True)
@@ -54,26 +57,31 @@ class Result:
 def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None, forecast: Forecast, *,
         samples: Sequence[Sequence[Samples]] = (), device: str = "cpu", keep_stages: bool = False,
         scratch: Path | None = None, model_name: str = "", store: Store | None = None,
-        asked: Mapping[str, Any] | None = None,
+        asked: Mapping[str, Any] | None = None, restart: bool = False,
         progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
-    """Run a checked recipe and write its result to `out`, continuing unfinished work of the same inputs.
+    """Run a checked, resolved recipe and write its result to `out`, continuing unfinished work of the same inputs.
 
+    With `restart`, unfinished work is deleted first, whatever it belongs to.
     `samples` are those of every stage that trains, in order; `asked`, how calibration text was asked for, is noted. What a
     recipe has in common with others that used the same `store` is taken from there; the result is the same, byte for
     byte.
     """
     partial = partial_path(out)
     stages_directory = out.with_name(out.name + "-stages")
-    if out.exists() and not (partial / PUBLISHED).exists():
+    if out.exists() and (restart or not (partial / PUBLISHED).exists()):
         raise ResumeError(f"{out} exists already; choose another name with -o, or delete it first")
     if keep_stages and stages_directory.exists() and not partial.exists():
         raise ResumeError(f"{stages_directory} exists already; delete or rename it first: the stages go there")
     identity = {"source": checkpoint.fingerprint(), "recipe": recipe.plain(), "keep_stages": keep_stages,
                 "corpus": corpus.fingerprint() if corpus else None,
                 "samples": [[some.fingerprint() for some in stage] for stage in samples], "device": device,
-                "machine": fingerprint(), "tsotsallm": __version__}
+                "machine": fingerprint(None if restart else begun_threads(partial)), "tsotsallm": __version__}
+    words = {"source": model_name or checkpoint.directory.name, "recipe": recipe.line(), "corpus": _in_words(corpus, asked),
+             "samples": ", ".join(some.training.source for stage in samples for some in stage) or "none"}
     began = time.monotonic()
-    with held_work(partial, identity):
+    with held_work(partial, identity, UNFINISHED, words, restart=restart):
+        if restart:
+            shutil.rmtree(scratch_path(out, scratch), ignore_errors=True)
         work = Work(checkpoint, recipe, partial, corpus, samples, forecast, torch.device(device), scratch_path(out, scratch),
                     progress, model_name, identity, keep_stages, store, asked or {})
         if not out.exists():
@@ -91,6 +99,14 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
     return Result(out, forecast.parameters, forecast.result_parameters, checkpoint.weight_bytes, written.weight_bytes,
                   round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages,
                   _trained(out, len((written.provenance or {})["training"])), forecast.warnings)
+
+
+def _in_words(corpus: Corpus | None, asked: Mapping[str, Any] | None) -> str:
+    """The calibration text and what is taken of it."""
+    if corpus is None:
+        return "none"
+    seed = f", seed {asked['seed']}" if asked else ""
+    return f"{len(corpus.windows)} windows of {max(map(len, corpus.windows))} tokens from {corpus.source}{seed}"
 
 
 def _execute(work: Work) -> None:

@@ -106,6 +106,7 @@ class Work:
         else:
             entry = {"stage": stage.name, "decision": survey()}
             self.journal.add(kind="decision", sweep=number, place=place, **entry)
+        self.forecast.warnings.extend(entry["decision"].get("notes", []))
         return stage.decided(entry["decision"])
 
     def states(self, corpus: Corpus | None, view: View, start: int, of: str = "") -> TwoStates:
@@ -116,7 +117,7 @@ class Work:
             embed_corpus(view, corpus, states.inputs_of(0))
             states.inputs_of(0).flush()
         elif not states.inputs_of(start).path.exists():
-            raise ResumeError(f"the hidden states in {self.scratch} are gone; delete {self.partial} and start again")
+            raise ResumeError(f"the hidden states in {self.scratch} are gone; begin again with --restart")
         return states
 
     def states_files(self, corpus: Corpus, view: View, of: str = "") -> TwoStates:

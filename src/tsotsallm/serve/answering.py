@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,11 +15,15 @@ from fastapi import Request
 
 from tsotsallm.engine.speaking import Answer, Piece, Question, Token
 from tsotsallm.errors import TsotsallmError
+from tsotsallm.files import one_line
 from tsotsallm.serve.metrics import Metrics
 from tsotsallm.serve.served import Busy, Models, Served, TooLate
 from tsotsallm.serve.wire import Timings, Usage
 
 Found = TypeVar("Found")
+LOG = logging.getLogger("tsotsallm.serve")
+MOST_TOLD = 1000
+"""Characters of an error's message."""
 LOOK_S = 0.25
 """Seconds after which it is looked whether a client is still there."""
 RETRY_S = 2
@@ -61,13 +66,9 @@ class Service:
         return found
 
     def tokens(self, asked: int | None, one: Served) -> int:
+        """New tokens of an answer at most; one that is cut there ends with `length`."""
         most = min(self.most_tokens, one.speaker.context)
-        if asked is None:
-            return most
-        if asked > self.most_tokens:
-            raise Refused(400, f"{asked} new tokens are more than the {self.most_tokens} that this service makes; ask "
-                          "for less", "too_many_tokens", param="max_tokens")
-        return min(asked, most)
+        return most if asked is None else min(asked, most)
 
     @property
     def deadline(self) -> float:
@@ -109,7 +110,7 @@ def asked(service: Service, one: Served, question: Question, deadline: float) ->
     """The answer to a question; errors of the engine are the request's, and tokens are counted."""
     async def counted() -> AsyncGenerator[Piece | Answer, None]:
         pieces = one.gate.answer(question, deadline)
-        try:
+        with refusing(service):
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
                     if isinstance(piece, Answer):
@@ -117,20 +118,49 @@ def asked(service: Service, one: Served, question: Question, deadline: float) ->
                         if piece.finish == "cancelled":         # only a service that ends cancels what it is still asked for
                             raise Refused(429, "the service is closing", "closing", headers={"Retry-After": "30"})
                     yield piece
-        except (Busy, TooLate, TsotsallmError) as error:
-            raise refusal(error, service) from None
 
     return counted()
 
 
+@contextlib.contextmanager
+def refusing(service: Service) -> Iterator[None]:
+    """Raise what goes wrong inside as a refusal."""
+    try:
+        yield
+    except (Refused, Gone):
+        raise
+    except Exception as error:
+        raise refusal(error, service) from None
+
+
 def refusal(error: Exception, service: Service) -> Refused:
+    """What a client is told of an error: what is the request's fault is explained, anything else is in the log alone."""
+    from jinja2 import TemplateError
+
+    if isinstance(error, Refused):
+        return error
     if isinstance(error, Busy):
         return Refused(429, "too many questions wait already; try again in a moment", "queue_full",
                        headers={"Retry-After": str(RETRY_S)})
     if isinstance(error, TooLate):
         return Refused(408, f"no answer within {service.models.timeout_s:.0f} s; ask for fewer tokens, or try again when "
                        "there is less to do", "timeout")
-    return Refused(400, str(error), "not_possible")
+    if isinstance(error, TsotsallmError):
+        return Refused(400, one_line(error, MOST_TOLD), "not_possible")
+    if isinstance(error, TemplateError):
+        return Refused(400, f"the model's chat template refuses the conversation ({one_line(error)}); leave out or reorder "
+                       "what it does not know", "not_possible", param="messages")
+    if isinstance(error, IndexError | UnicodeError):
+        return Refused(400, f"the model cannot read this prompt ({type(error).__name__}: {one_line(error)}); send another",
+                       "not_possible")
+    return failure(error)
+
+
+def failure(error: Exception) -> Refused:
+    """An error that nobody foresaw: its traceback goes to the log, its id to both."""
+    key = secrets.token_hex(6)
+    LOG.error("failure %s: %s: %s", key, type(error).__name__, one_line(error), exc_info=error)
+    return Refused(500, f"the service failed at this request; its log has the reason, under failure {key}", "internal_error")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Found]) -> Found:

@@ -17,9 +17,10 @@ from starlette.exceptions import HTTPException
 
 from tsotsallm import __version__
 from tsotsallm.errors import ServeError, TsotsallmError
+from tsotsallm.files import one_line
 from tsotsallm.serve import openai, pages, process, studio
-from tsotsallm.serve.answering import Gone, Refused, Service
-from tsotsallm.serve.guard import Guard, Rules, is_local
+from tsotsallm.serve.answering import MOST_TOLD, Gone, Refused, Service, failure
+from tsotsallm.serve.guard import App, Guard, Message, Receive, Rules, Scope, Send, is_local
 from tsotsallm.serve.jobs import Jobs
 from tsotsallm.serve.metrics import Counting, Metrics
 from tsotsallm.serve.served import Loading, Models
@@ -30,7 +31,7 @@ GRACE_S = 10
 BACKLOG = 256
 FAULTS = {400: "What is wrong with the request", 401: "The key is missing or wrong", 403: "Asked by another site's page",
           404: "There is no such thing", 405: "Not with this method", 408: "No answer in time", 413: "The body is too large",
-          429: "Too much is asked at a time"}
+          429: "Too much is asked at a time", 500: "Something failed here; the log has it under the id that is given"}
 
 
 def create_app(models: Models, rules: Rules, *, most_tokens: int = 1024, jobs: Jobs | None = None,
@@ -67,6 +68,7 @@ def create_app(models: Models, rules: Rules, *, most_tokens: int = 1024, jobs: J
 
     _with_errors(app)
     _without_422(app)
+    app.add_middleware(Unfailing)
     app.add_middleware(Guard, rules=rules)
     app.add_middleware(Counting, metrics=metrics)
     return app
@@ -86,10 +88,14 @@ def _with_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(itertools.takewhile(lambda part: re.fullmatch(r"\w+", part), map(str, first["loc"][1:])))
-        message = f"{place + ': ' if place else ''}{first['msg']}"
-        return answer(Refused(400, message.encode("utf-8", "replace").decode(), "invalid_value", param=place or None))
+        found = error.errors()
+        first = next((one for one in found if one["type"] == "refused"), found[0])
+        parts = [*map(str, first["loc"][1:]), *([first["ctx"]["param"]] if first["type"] == "refused" else [])]
+        place = ".".join(itertools.takewhile(lambda part: re.fullmatch(r"\w{1,100}", part), parts))
+        told = first["msg"].removeprefix("Value error, ")
+        message = one_line(f"{place + ': ' if place and not told.startswith(place) else ''}{told}", MOST_TOLD)
+        return answer(Refused(400, message, "not_supported" if first["type"] == "refused" else "invalid_value",
+                              param=place or None))
 
     @app.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> Response:
@@ -100,6 +106,30 @@ def _with_errors(app: FastAPI) -> None:
     @app.exception_handler(Gone)
     async def gone(_request: Request, _error: Gone) -> Response:
         return Response(status_code=499)        # nobody reads it; it stands in the metrics
+
+
+class Unfailing:
+    """Answers what nobody foresaw with 500 in OpenAI's form; an answer that has begun ends there."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = scope["type"] != "http"
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            found = failure(error)
+            if not begun:
+                await JSONResponse(found.plain(), found.status)(scope, receive, send)
 
 
 def _without_422(app: FastAPI) -> None:

@@ -20,6 +20,7 @@ from tsotsallm.serve.answering import (
     asked,
     finite,
     random_seed,
+    refusal,
     timings,
     unless_gone,
     usage,
@@ -58,11 +59,10 @@ def routes(service: Service) -> APIRouter:
         """Answer a conversation."""
         one = service.model(body.model)
         if not one.speaker.converses:
-            raise Refused(400, f"{one.name} has no chat template: it completes text, but does not converse; use "
+            raise Refused(400, f"{one.name} {one.speaker.no_chat}: it completes text, but does not converse; use "
                           "/v1/completions", "no_chat_template", param="model")
-        count = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         messages = tuple(message.plain() for message in body.messages)
-        questions = _questions(service, one, body, messages, count, body.likeliest)
+        questions = _questions(service, one, body, messages, body.likeliest)
         return await _answered(service, one, body, request, questions, Chat(one, body.likeliest is not None))
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM)
@@ -75,7 +75,7 @@ def routes(service: Service) -> APIRouter:
             raise Refused(400, f"{len(several)} prompts with {body.n or 1} answers each are more than {MOST_SAMPLES} "
                           "answers; ask in several requests", "too_many_answers", param="n")
         questions = [question for prompt in several
-                     for question in _questions(service, one, body, prompt, body.max_tokens, body.logprobs)]
+                     for question in _questions(service, one, body, prompt, body.logprobs)]
         return await _answered(service, one, body, request, questions, Text(one, body.logprobs is not None))
 
     @router.get("/v1/models")
@@ -91,13 +91,23 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _questions(service: Service, one: Served, body: Generation, prompt: Any, count: int | None,
-               likeliest: int | None) -> list[Question]:
+def _questions(service: Service, one: Served, body: Generation, prompt: Any, likeliest: int | None) -> list[Question]:
     """A question for each of the `n` answers, with seeds that follow one another."""
+    if body.gbnf is not None and one.kind == "checkpoint":
+        name = next(iter(body.forms))
+        raise Refused(400, f"{name} is for GGUF files, which llama.cpp runs, and {one.name} is a checkpoint; serve what "
+                      f"`tsotsallm export MODEL --gguf OUT.gguf` writes of it", "not_supported", param=name)
     first = body.seed if body.seed is not None else random_seed()
+    count = service.tokens(body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens, one)
+    look_back = 64 if body.repeat_last_n is None else body.repeat_last_n
+    how = {"min_p": body.min_p or 0.0, "presence_penalty": body.presence_penalty or 0.0,
+           "frequency_penalty": body.frequency_penalty or 0.0,
+           "repetition_penalty": body.repetition_penalty or body.repeat_penalty or 1.0,
+           "repeat_last_n": one.speaker.context if look_back < 0 else look_back,
+           "logit_bias": tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()), "grammar": body.gbnf}
     temperature = 1.0 if body.temperature is None else body.temperature
-    return [Question(prompt, service.tokens(count, one),
-                     sampling(temperature, body.top_p or 1.0, body.top_k or 0, first + number), body.stops, likeliest)
+    return [Question(prompt, count, sampling(temperature, body.top_p or 1.0, body.top_k or 0, first + number, **how),
+                     body.stops, likeliest)
             for number in range(body.n or 1)]
 
 
@@ -194,8 +204,8 @@ async def _answered(service: Service, one: Served, body: Generation, request: Re
                         piece = await _next(pieces)
             if told:
                 yield chunk([], usage=usage(ends).model_dump(), timings=timings(one, ends).model_dump())
-        except Refused as error:
-            yield _event(error.plain())
+        except Exception as error:
+            yield _event(refusal(error, service).plain())
         yield b"data: [DONE]\n\n"
 
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:

@@ -11,9 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from tsotsallm.engine.speaking import Question, Token
-from tsotsallm.errors import TsotsallmError
-from tsotsallm.serve.answering import Heard, Refused, Service, asked, finite, random_seed, refusal, unless_gone, whole
-from tsotsallm.serve.served import Busy, Served, TooLate, sampling
+from tsotsallm.serve.answering import Heard, Refused, Service, asked, finite, random_seed, refusing, unless_gone, whole
+from tsotsallm.serve.served import Served, sampling
 from tsotsallm.serve.wire import (
     ProcessRequest,
     ProcessResponse,
@@ -38,10 +37,8 @@ def routes(service: Service) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
         """Token ids of a text, by the first model's tokenizer."""
         began = time.perf_counter()
-        try:
+        with refusing(service):
             ids = await service.model(None).gate.tokenize(body.text)
-        except TsotsallmError as error:
-            raise refusal(error, service) from None
         return TokenizeResponse(tokens=ids[:body.max_length] if body.truncation else ids,
                                 request_time=time.perf_counter() - began)
 
@@ -67,14 +64,12 @@ async def _samples(service: Service, one: Served, body: ProcessRequest) -> list[
 
 
 async def _prompt_tokens(service: Service, one: Served, prompt: str, deadline: float) -> list[Token]:
-    try:
+    with refusing(service):
         ids = await one.gate.tokenize(prompt)
         if len(ids) >= one.speaker.context:
             raise Refused(400, f"the prompt has {len(ids)} tokens, but the model knows {one.speaker.context} positions; "
                           "shorten it", "too_many_tokens", param="prompt")
         return await one.gate.prompt(ids, 1, deadline)
-    except (Busy, TooLate, TsotsallmError) as error:
-        raise refusal(error, service) from None
 
 
 def _sample(heard: Heard, before: list[Token], prompt: str) -> Sample:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.engine.llama import CacheType, Llama
@@ -94,7 +94,7 @@ def load(path: str, name: str, how: Loading) -> Served:
     speak(2)
     grown = rss_bytes() - before
     power = None if how.country is None else measure_power(how.country, lambda: speak(32), 4.0)
-    facts = _facts_of_file(Path(path), loaded) if isinstance(loaded, Llama) else _facts_of_checkpoint(path)
+    facts = _facts_of_file(loaded.file) if isinstance(loaded, Llama) else _facts_of_checkpoint(path)
     return Served(name=name, path=path, speaker=loaded, memory_bytes=grown if grown > 0 else None, power=power, **facts)
 
 
@@ -107,14 +107,10 @@ def _check_fits(path: str) -> None:
                             "other programs, or serve a smaller model")
 
 
-def _facts_of_file(path: Path, loaded: Llama) -> dict[str, Any]:
-    import gguf
-
-    tensors = gguf.GGUFReader(path).tensors
-    recipe, source = (loaded.facts.get(f"tsotsallm.{key}") for key in ("recipe", "source"))
-    return {"kind": "gguf", "bytes": path.stat().st_size, "parameters": sum(int(one.n_elements) for one in tensors),
-            "recipe": None if recipe is None else _as_yaml(json.loads(recipe)), "original": source,
-            "report": _report_of(path.parent)}
+def _facts_of_file(file: GgufFile) -> dict[str, Any]:
+    return {"kind": "gguf", "bytes": file.size, "parameters": file.parameters,
+            "recipe": None if file.recipe is None else _as_yaml(file.recipe), "original": file.text("tsotsallm.source"),
+            "report": _report_of(file.path.parent)}
 
 
 def _facts_of_checkpoint(path: str) -> dict[str, Any]:
@@ -230,7 +226,7 @@ class Gate:
             return list(await anext(found))
 
     async def tokenize(self, text: str) -> list[int]:
-        return await asyncio.to_thread(self.speaker.tokenize, text)
+        return await asyncio.to_thread(_contained, lambda: self.speaker.tokenize(text))
 
     async def _through(self, work: Callable[[Callable[[Any], None], threading.Event], Any],
                        deadline: float) -> AsyncGenerator[Any, None]:
@@ -250,8 +246,8 @@ class Gate:
 
         def run() -> None:
             try:
-                found = work(tell, cancel)
-            except BaseException as error:
+                found = _contained(lambda: work(tell, cancel))
+            except Exception as error:
                 found = error
             try:
                 loop.call_soon_threadsafe(ended, found)
@@ -263,7 +259,7 @@ class Gate:
             while True:
                 one = await _before(deadline, heard.get())
                 if isinstance(one, _End):
-                    if isinstance(one.found, BaseException):
+                    if isinstance(one.found, Exception):
                         raise one.found
                     yield one.found
                     return
@@ -295,7 +291,16 @@ class _End:
     found: Any
 
 
-def sampling(temperature: float, top_p: float, top_k: int, seed: int) -> Sampling:
+def sampling(temperature: float, top_p: float, top_k: int, seed: int, **more: Any) -> Sampling:
     """A sampling for engines whose seeds have 32 bits, the largest of which means chance in llama.cpp."""
-    return Sampling(temperature, top_p, top_k, seed % 0xFFFFFFFF)
+    return Sampling(temperature, top_p, top_k, seed % 0xFFFFFFFF, **more)
 
+
+def _contained(work: Callable[[], Found]) -> Found:
+    """What some work gives; a library's panic, which is no Exception and would end the service's loop, becomes one."""
+    try:
+        return work()
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error

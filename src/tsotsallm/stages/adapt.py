@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import layer_prefix
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
@@ -72,11 +73,11 @@ class Adapt(Retraining):
     def needs_text(self) -> bool:
         return super().needs_text and not self.select
 
-    def read(self, tokenizer: Any, spec: ModelSpec, text: str | None, source: str) -> list[Samples]:
+    def read(self, codec: TextCodec, spec: ModelSpec, text: str | None, source: str) -> list[Samples]:
         if not self.select:
-            return super().read(tokenizer, spec, text, source)
+            return super().read(codec, spec, text, source)
         graph = Selection(self.select, "adapt.select").graph
-        return super().read(tokenizer, spec, graph_text(graph), graph)      # what is wrong with a graph is told first
+        return super().read(codec, spec, graph_text(graph), graph)      # what is wrong with a graph is told first
 
     def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
         return Selection(self.select, "adapt.select").survey(view, workplace, self.places(view.spec), self.seed)

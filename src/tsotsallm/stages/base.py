@@ -104,6 +104,18 @@ class Stage:
     def check(self, spec: ModelSpec) -> None:
         """Raise RecipeError where the stage cannot be applied to a model of this shape."""
 
+    def resolved(self, spec: ModelSpec) -> Stage:
+        """The stage with what it leaves to the model's widths written out."""
+        return self
+
+    def spec_after(self, spec: ModelSpec) -> ModelSpec:
+        """The spec of the model that it leaves."""
+        return spec
+
+    def without_text(self) -> Stage | None:
+        """The same as well as it goes without calibration text; None where nothing is near."""
+        return None if self.needs_corpus else self
+
 
 def decided_later() -> Any:
     """A field that no recipe sets: a survey of the model decides it."""
@@ -182,6 +194,9 @@ class LayerChoice(Stage):
     def layers_after(self, layers: int) -> int:
         """How many layers run afterwards."""
         raise RecipeError(f"{self.name} does not say how many layers it keeps")
+
+    def spec_after(self, spec: ModelSpec) -> ModelSpec:
+        return spec.with_layers(self.layers_after(spec.layers))
 
     def choose(self, view: View, workplace: Workplace) -> Choice:
         """The layers of `view` that the next stage sees."""

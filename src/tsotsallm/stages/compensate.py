@@ -61,6 +61,9 @@ class Compensate(LinearEdit):
     def needs_gram(self) -> bool:
         return self.method == "eora"
 
+    def without_text(self) -> Compensate | None:
+        return None if self.surveys else replace(self, method="svd")
+
     @property
     def completes_edit_before(self) -> bool:
         return True

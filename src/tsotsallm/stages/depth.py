@@ -47,6 +47,9 @@ class Depth(LayerChoice):
     def needs_corpus(self) -> bool:
         return self.importance != "magnitude" and self.remove > 0
 
+    def without_text(self) -> Depth:
+        return replace(self, importance="magnitude")
+
     def check(self, spec: ModelSpec) -> None:
         free = len(self.protect.open_layers(spec.layers))
         if self.remove > free or self.remove >= spec.layers:

@@ -35,6 +35,8 @@ from tsotsallm.training.lora import Place
 HEADER_BYTES = 4 << 10
 TENSOR_BYTES = 96
 """Of a GGUF file's header for every tensor, and what aligns it."""
+AUTO_GROUPS = (128, 96, 64, 48, 32)
+"""What `group: auto` chooses among; on nf4 from 64 on, as QLoRA has it."""
 COUPLING_DAMP = 0.5
 """Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
 
@@ -65,7 +67,8 @@ class Quantize(LinearEdit):
                 q4_k, q4_1, q4_0, q3_k, q2_k), which llama.cpp then computes with as they are. All but int are kept in the
                 project's own container. Where a block of GGUF's does not divide a row, the next grid that does is taken,
                 or the linear stays in 16 bits
-    group       columns that share a scale, or `channel` for whole rows; 128, on nf4 64
+    group       columns that share a scale; `channel` for whole rows; `auto` for the largest of 128, 96, 64, 48, 32 (on nf4
+                from 64 on) that divides the input width of every linear when the stage runs, or else whole rows
     symmetric   no zero points; asymmetric results load in transformers through `dequantize`
     act_order   GPTQ visits columns by falling Gram diagonal; scales stay those of the stored order
     damp        raises the Gram's diagonal by this share of its mean
@@ -94,7 +97,7 @@ class Quantize(LinearEdit):
     grid: Literal["int", "nf4", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k",
                   "mixed"] = "int"
     bits: int = 4
-    group: int | Literal["channel"] | None = None
+    group: int | Literal["channel", "auto"] | None = None
     symmetric: bool = True
     act_order: bool = True
     damp: float = 0.01
@@ -160,9 +163,9 @@ class Quantize(LinearEdit):
             raise RecipeError("quantize with a budget needs to know how much the loss depends on each linear; leave "
                               "weigh out")
         if self.group is None and not self.on_gguf:
-            object.__setattr__(self, "group", 64 if self.grid == "nf4" else 128)
-        if self.group not in ("channel", None) and (not isinstance(self.group, int) or self.group < 1):
-            raise RecipeError(f"quantize.group is {self.group!r}; it takes a number of columns or `channel`")
+            object.__setattr__(self, "group", "auto")
+        if self.group not in ("channel", "auto", None) and (not isinstance(self.group, int) or self.group < 1):
+            raise RecipeError(f"quantize.group is {self.group!r}; it takes a number of columns, `channel` or `auto`")
         if self.grid == "nf4" and (self.bits, self.symmetric) != (4, True):
             raise RecipeError("quantize.grid nf4 has 4 bits and no zero points; leave bits and symmetric out")
         if self.keep:
@@ -190,6 +193,7 @@ class Quantize(LinearEdit):
             return GgmlGrid(MIXED[-1])
         if self.grid in LAYOUTS:
             return GgmlGrid(self.grid)
+        assert self.group != "auto", "a recipe is resolved before grids are asked for"
         return grid_from({"type": self.grid, "bits": self.bits, "group": None if self.group == "channel" else self.group,
                           "symmetric": self.symmetric})
 
@@ -331,10 +335,24 @@ class Quantize(LinearEdit):
     def grid_for(self, d_in: int) -> Grid | None:
         return self.levels.fitting(d_in) if isinstance(self.levels, GgmlGrid) else self.levels
 
+    def resolved(self, spec: ModelSpec) -> Quantize:
+        if self.group != "auto":
+            return self
+        widths = {d_in for _, d_in in linear_shapes(spec, 0).values()}
+        groups = AUTO_GROUPS[AUTO_GROUPS.index(64):] if self.grid == "nf4" else AUTO_GROUPS
+        return replace(self, group=next((size for size in groups if all(d_in % size == 0 for d_in in widths)), "channel"))
+
+    def without_text(self) -> Quantize | None:
+        if self.mixed:
+            return None
+        plain = Quantize(method="rtn", grid=self.grid, bits=self.bits, group=self.group, symmetric=self.symmetric,
+                         ends=self.ends, lose_zeros=self.lose_zeros, keep=self.keep)
+        return None if plain.needs_corpus else plain
+
     def check(self, spec: ModelSpec) -> None:
         widths = {name: d_in for name, (_, d_in) in linear_shapes(spec, 0).items()}
         if isinstance(self.levels, IntegerGrid) and self.levels.group is not None:
-            require_divisible(widths, self.levels.group, ", or channel for one scale a row")
+            require_divisible(widths, self.levels.group, ", or channel for one scale a row, or auto")
         if not any(self.grid_for(d_in) for d_in in widths.values()):
             found = ", ".join(f"{name} has {d_in}" for name, d_in in widths.items())
             raise RecipeError(f"quantize.grid {self.grid} stands in blocks of 32 or 256 input columns, which divide no "

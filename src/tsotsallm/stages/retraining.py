@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, RecipeError
@@ -118,16 +119,16 @@ class Retraining(Schedule, Stage):
     def tokens_a_step(self, spec: ModelSpec) -> int:
         return self.batch * min(self.window, spec.context)
 
-    def read(self, tokenizer: Any, spec: ModelSpec, text: str | None, source: str) -> list[Samples]:
+    def read(self, codec: TextCodec, spec: ModelSpec, text: str | None, source: str) -> list[Samples]:
         """All samples, read and checked before anything starts; `text` is the recipe's own, from `source`."""
         if not self.sources:
             assert text is not None
-            windows = text_windows(text, tokenizer, min(self.window, spec.context), source)
+            windows = text_windows(text, codec, min(self.window, spec.context), source)
             return [split(windows, self.held_out, self.seed)]
         for name in self.sources:
             if name != name.strip() or not name:
                 raise CorpusError(f"{self.name}.data names {name!r}, which is no file")
-        return [read_samples(name, tokenizer, spec, self.window, self.held_out, self.seed) for name in self.sources]
+        return [read_samples(name, codec, spec, self.window, self.held_out, self.seed) for name in self.sources]
 
 
 def module_names(targets: list[Any], known: list[str], where: str) -> list[str]:

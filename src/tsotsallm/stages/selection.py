@@ -12,7 +12,7 @@ from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.stages.base import Workplace
-from tsotsallm.training.domain import chosen_places, contrast, graph_text, saliency
+from tsotsallm.training.domain import chosen_places, contrast, read_graph, saliency
 from tsotsallm.training.lora import Place
 from tsotsallm.training.samples import text_windows
 
@@ -38,11 +38,12 @@ class Selection:
 
     def survey(self, view: View, workplace: Workplace, places: Sequence[Place], seed: int) -> dict[str, Any]:
         """The choice among `places` and everything's score, as plain data."""
+        graph = read_graph(self.graph)
         sizes = {place: math.prod(linear_shapes(view.spec, place[0])[place[1]]) for place in places}
         if self.by_saliency:
             general = workplace.text("selection")
             length = max(len(window) for window in general.windows)
-            sentences = text_windows(graph_text(self.graph), view.checkpoint.tokenizer(), length, self.graph)
+            sentences = text_windows(graph.text, view.checkpoint.codec, length, self.graph)
             domain = sentences.first(len(general.windows))
             found = contrast(*(saliency(view, corpus, workplace.scratch, workplace.device, workplace.tick)
                                for corpus in (domain, general)))
@@ -51,7 +52,8 @@ class Selection:
             generator = torch.Generator().manual_seed(seed)
             scores = dict(zip(places, torch.rand(len(places), generator=generator).tolist(), strict=True))
         return {"chosen": [list(place) for place in chosen_places(scores, sizes, self.share)],
-                "scores": [[*place, score] for place, score in scores.items()]}
+                "scores": [[*place, score] for place, score in scores.items()],
+                **({"notes": list(graph.notes)} if graph.notes else {})}
 
 
 def places_of(decision: Mapping[str, Any]) -> tuple[Place, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -81,6 +81,9 @@ class Sparsity(LinearEdit):
     @property
     def uses_factor(self) -> bool:
         return self.method == "sparsegpt"
+
+    def without_text(self) -> Sparsity:
+        return replace(self, method="magnitude")
 
     def applies_to(self, layer: int, layers: int) -> bool:
         prune, _, fraction = self._numbers(layer)

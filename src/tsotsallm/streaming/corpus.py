@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.errors import CorpusError
+from tsotsallm.files import DATA_BYTES, read_utf8
 
 ENCODED_CHARACTERS = 100_000
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".raw")
@@ -71,18 +72,18 @@ class Corpus:
 def read_text(source: str | Path) -> str:
     """The text of a file, or of all text files in a directory in the order of their names."""
     path = Path(source)
-    if not path.exists():
-        raise CorpusError(f"{source} does not exist; give a UTF-8 text file or a directory of .txt files")
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES
-                       and file.name != "SOURCE.txt")
-        if not files:
-            raise CorpusError(f"{source} holds no text file ({', '.join(TEXT_SUFFIXES)})")
     try:
-        text = "\n\n".join(file.read_text("utf-8") for file in files)
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES
+                           and file.name != "SOURCE.txt")
+            if not files:
+                raise CorpusError(f"{source} holds no text file ({', '.join(TEXT_SUFFIXES)})")
+        text = "\n\n".join(read_utf8(file, CorpusError, DATA_BYTES) for file in files)
+    except FileNotFoundError:
+        raise CorpusError(f"{source} does not exist; give a UTF-8 text file or a directory of .txt files") from None
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise CorpusError(f"{source} is empty; give a text of at least one window")
     return text

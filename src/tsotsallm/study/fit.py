@@ -19,8 +19,8 @@ from tsotsallm.evaluation.cost import devices, measure_gguf_speed, room_for_weig
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf, require_gguf
 from tsotsallm.export.verify import read_back
-from tsotsallm.journal import held_work
-from tsotsallm.machine import human_bytes
+from tsotsallm.journal import Kind, begun_threads, held_work
+from tsotsallm.machine import fingerprint, human_bytes
 from tsotsallm.run.work import Progress
 from tsotsallm.stages.quantize import other_bytes
 from tsotsallm.study.budget import (
@@ -47,6 +47,9 @@ USED = 0.995
 """A budget counts as used from this share on."""
 MORE_TEXT = 4
 """How many times the calibration text the best candidate is made anew with, where the time allows."""
+UNFINISHED = Kind("fit", frozenset({"model", "texts", "texts to keep"}),
+                  ("calibration.txt", "store", "models", "reference", "units.json*", "depth-*", "*.f32*", "*speed.gguf*",
+                   "*round-*.gguf*"))
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,11 @@ def target_of(spec_bytes_per_token: int, *, device: str | None, size: int | None
 
 
 def fit(model: str, target: Target, out: Path, settings: Settings | None = None, say: Say = print,
-        progress: Callable[[Progress], None] = lambda _now: None) -> Fitted:
+        progress: Callable[[Progress], None] = lambda _now: None, *, restart: bool = False) -> Fitted:
     """Write the best model found for a target to OUT/model and OUT/model.gguf; what was found on the way to OUT/fit.json.
 
-    What an interrupted fit measured and built stays in OUT/work and is taken over; what units cost and hurt is kept in the
-    cache for other targets.
+    What an interrupted fit measured and built stays in OUT/work and is taken over, or deleted first with `restart`; what
+    units cost and hurt is kept in the cache for other targets.
     """
     if (out / "model").exists():
         raise StudyError(f"{out / 'model'} exists already; choose another name with -o, or delete it first")
@@ -128,8 +131,18 @@ def fit(model: str, target: Target, out: Path, settings: Settings | None = None,
     if target.faster_than is not None and not llama_installed():
         raise MissingExtraError("xllamacpp", "llama", "measuring how fast a model is")
     bench = Bench(model, settings or Settings(), out / "work", say, progress)
-    with held_work(bench.work, bench.identity):
+    asked = bench.settings
+    identity = bench.identity | {"windows": asked.windows, "window": asked.window, "compared": asked.compared,
+                                 "seed": asked.seed,
+                                 "machine": fingerprint(None if restart else begun_threads(bench.work))}
+    words = {"model": model, "texts": f"{_text_of(asked)} ({bench.characters} characters)",
+             "texts to keep": ", ".join(asked.keep_text) or "none"}
+    with held_work(bench.work, identity, UNFINISHED, words, restart=restart):
         return _Fit(bench, target, out).run()
+
+
+def _text_of(settings: Settings) -> str:
+    return settings.calibration or ", ".join(settings.keep_text) or "the default text"
 
 
 class _Fit:

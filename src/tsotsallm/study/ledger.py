@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tsotsallm.errors import StudyError
+from tsotsallm.files import DATA_BYTES, one_line, quoted, read_bytes
+from tsotsallm.journal import differences
 
 FILE, DIARY = "ledger.sqlite", "trials.jsonl"
 Status = Literal["running", "done", "failed"]
@@ -20,6 +22,8 @@ Phase = Literal["plan", "implement", "revise", "re-implement"]
 NOT_REPEATABLE = ("seconds", "cpu_seconds", "energy_wh", "began", "ended", "worker", "reused", "machine", "speed")
 """What differs when a trial is repeated with the same result."""
 
+MEASURED = {"model": ("bytes",), "cheap": ("kl", "kl_error", "perplexity"), "full": ("kl", "kl_error", "perplexity")}
+"""Numbers of a trial's evaluations."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS trials (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, status TEXT NOT NULL,
@@ -97,8 +101,12 @@ class Ledger:
             raise StudyError(f"{self.path} cannot be written ({error}); make room or mend its permissions, then run the "
                              "same command again: finished trials are kept") from None
         except sqlite3.DatabaseError as error:
-            raise StudyError(f"{self.path} is damaged ({error}); delete or move that one file and run the same command "
-                             f"again: it is made anew from {DIARY} beside it, so that no finished trial is lost") from None
+            raise StudyError(f"{self.path} is damaged ({one_line(error)}); delete or move that one file and run the same "
+                             f"command again: it is made again from {DIARY} beside it, so that no finished trial is lost"
+                             ) from None
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise StudyError(f"{self.folder} holds a study that cannot be read ({type(error).__name__}: {one_line(error)}); "
+                             f"restore {FILE} or {DIARY} from a copy, or choose another folder with -o") from None
 
     # -- the study ----------------------------------------------------------------------------------------------------
 
@@ -107,9 +115,10 @@ class Ledger:
         before = self.study()
         wanted = json.loads(json.dumps(study))
         if before is not None and before != wanted:
-            changed = sorted(key for key in {*before, *wanted} if before.get(key) != wanted.get(key))
-            raise StudyError(f"{self.folder} holds a study with another {', '.join(changed)}; go on with the same spec and "
-                             "model, or choose another folder with -o")
+            causes = {key: wanted[key] for key in ("name", "model", "spec") if key in wanted}   # all else follows from them
+            changed = differences(before, causes) or differences(before, dict.fromkeys(before) | wanted)
+            raise StudyError(f"{self.folder} holds a study that was begun otherwise ({'; '.join(changed)}); go on with the "
+                             "same spec and model, or choose another folder with -o")
         if before is None:
             with self._guarded():
                 self._base.execute("INSERT INTO study VALUES (1, ?)", [json.dumps(wanted)])
@@ -118,7 +127,7 @@ class Ledger:
     def study(self) -> dict[str, Any] | None:
         with self._guarded():
             row = self._base.execute("SELECT content FROM study").fetchone()
-        return None if row is None else json.loads(row[0])
+            return None if row is None else dict(json.loads(row[0]))
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
@@ -149,7 +158,7 @@ class Ledger:
         """All trials by number, or those of one status."""
         with self._guarded():
             rows = self._base.execute("SELECT content FROM trials ORDER BY number").fetchall()
-        found = [_trial(json.loads(row[0])) for row in rows]
+            found = [_trial(json.loads(row[0])) for row in rows]
         return [trial for trial in found if status is None or trial.status == status]
 
     # -- the notebook -------------------------------------------------------------------------------------------------
@@ -168,9 +177,9 @@ class Ledger:
         """The notebook in order: cycle, phase, text, trials, time."""
         with self._guarded():
             rows = self._base.execute("SELECT cycle, phase, content FROM notes").fetchall()
-        order = get_args(Phase)
-        return sorted(({"cycle": cycle, "phase": phase, **json.loads(content)} for cycle, phase, content in rows),
-                      key=lambda note: (note["cycle"], order.index(note["phase"])))
+            order = get_args(Phase)
+            return sorted(({"cycle": cycle, "phase": phase, **json.loads(content)} for cycle, phase, content in rows),
+                          key=lambda note: (note["cycle"], order.index(note["phase"])))
 
     # -- elsewhere ----------------------------------------------------------------------------------------------------
 
@@ -198,10 +207,10 @@ class Ledger:
                              "command again") from None
 
     def _from_diary(self) -> None:
-        for line in self.diary.read_text("utf-8").splitlines():
+        for line in read_bytes(self.diary, StudyError, DATA_BYTES).split(b"\n"):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue                        # cut off in the middle
             with self._guarded():
                 if "study" in entry:
@@ -217,4 +226,17 @@ class Ledger:
 
 
 def _trial(plain: dict[str, Any]) -> Trial:
-    return Trial(**(plain | {"based_on": tuple(plain["based_on"])}))
+    """A trial from plain data; raises TypeError where a part is of another kind."""
+    found = Trial(**(plain | {"based_on": tuple(plain["based_on"])}))
+    kinds = {"number": int, "key": str, "name": str, "recipe": list, "values": dict, "reason": str, "status": str,
+             "measures": dict, "facts": dict, "error": str}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(found, name), kind):
+            raise TypeError(f"{name} of a trial is {quoted(getattr(found, name))}")
+    if not all(isinstance(one, dict) for one in (*found.recipe, *found.measures.values())):
+        raise TypeError("the recipe or the measures of a trial are no names with values")
+    for level, measures in found.measures.items():
+        for name in MEASURED.get(level, ()):
+            if not isinstance(measures.get(name, 0), (int, float)):
+                raise TypeError(f"{name} of a trial is {quoted(measures[name])}")
+    return found

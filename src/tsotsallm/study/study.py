@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.errors import StudyError
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.errors import RecipeError, StudyError
 from tsotsallm.evaluation.cost import count_nonzero
+from tsotsallm.files import one_line
 from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.journal import held
 from tsotsallm.machine import human_bytes
+from tsotsallm.planning import whole_spec
+from tsotsallm.recipe import Recipe
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.pareto import front, hypervolume
 from tsotsallm.study.spec import Spec
@@ -59,7 +63,7 @@ def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None,
                       "setup": setup.plain(), "objectives": list(spec.objectives)})
         for trial in ledger.trials("running"):
             ledger.forget(trial.number)
-        _Study(spec, setup, ledger, workers or Here(out / "work"), _strategy(spec, out), say).run()
+        _Study(spec, setup, ledger, workers or Here(out / "work"), _strategy(spec, out), whole_spec(checkpoint), say).run()
         return found_in(out, ledger, spec.objectives)
 
 
@@ -84,7 +88,11 @@ def open_study(folder: Path) -> Found:
         study = ledger.study()
         if study is None:
             raise StudyError(f"{folder} holds a study that never began; run `tsotsallm study` again")
-        return found_in(folder, ledger, study["objectives"])
+        try:
+            return found_in(folder, ledger, [str(one) for one in study["objectives"]])
+        except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
+            raise StudyError(f"{folder} holds a study that cannot be read ({type(error).__name__}: {one_line(error)}); "
+                             "restore its ledger from a copy") from None
 
 
 def _strategy(spec: Spec, out: Path) -> Strategy:
@@ -98,9 +106,10 @@ def _strategy(spec: Spec, out: Path) -> Strategy:
 class _Study:
     """A study while it runs."""
 
-    def __init__(self, spec: Spec, setup: Setup, ledger: Ledger, workers: Workers, strategy: Strategy, say: Say) -> None:
+    def __init__(self, spec: Spec, setup: Setup, ledger: Ledger, workers: Workers, strategy: Strategy, whole: ModelSpec,
+                 say: Say) -> None:
         self.spec, self.setup, self.ledger, self.workers = spec, setup, ledger, workers
-        self.strategy, self.say = strategy, say
+        self.strategy, self.whole, self.say = strategy, whole, say
         self.began = time.monotonic()
 
     def run(self) -> None:
@@ -138,7 +147,7 @@ class _Study:
                 self._settle(running.pop(job.number), outcome)
 
     def _start(self, number: int, proposal: Proposal, levels: tuple[tuple[str, int], ...], trials: Sequence[Trial]) -> Trial:
-        recipe = self.spec.space.recipe(proposal.values).plain()
+        recipe = self._resolved(self.spec.space.recipe(proposal.values)).plain()
         facts = {"sampler": proposal.sampler} if proposal.sampler else {}
         trial = Trial(number, proposal.key, self.spec.space.name(proposal.values), recipe, proposal.values, proposal.reason,
                       proposal.based_on, facts=facts)
@@ -147,6 +156,14 @@ class _Study:
         halving = self.spec.strategy == "halving"
         self.workers.submit(self.setup, Job(number, trial.key, recipe, known, levels, keep=halving))
         return trial
+
+    def _resolved(self, recipe: Recipe) -> Recipe:
+        """A recipe with its groups written out; one that does not fit the model is left for its trial to fail with."""
+        try:
+            recipe.check(self.whole)
+        except RecipeError:
+            return recipe
+        return recipe.resolved(self.whole)
 
     def _settle(self, trial: Trial, outcome: Outcome) -> None:
         trial = replace(trial, status="failed" if outcome.error else "done", measures=outcome.measures,

@@ -100,7 +100,7 @@ class Original:
 
     def __init__(self, checkpoint: Checkpoint, text: str, settings: Settings) -> None:
         self.checkpoint = checkpoint
-        self.corpus = evaluation_corpus(text, checkpoint.tokenizer(), settings.window, "windows", "held-out text")
+        self.corpus = evaluation_corpus(text, checkpoint.codec, settings.window, "windows", "held-out text")
         self.tokens = sum(len(window) - 1 for window in self.corpus.windows)
 
 
@@ -155,6 +155,7 @@ class Bench:
         asked = self.settings
         check_windows(self.source, asked.calibrated)
         text = whole_text(self.source, asked)
+        self.text_key, self.characters = key_of(text), len(text)
         cut = int(len(text) * (1 - HELD_OUT))
         self.calibration_text, self.compared_text = text[:cut], text[cut:]
         tokens = self.original(self.most).tokens
@@ -162,15 +163,15 @@ class Bench:
         if tokens > wanted:
             self.compared_text = self.compared_text[:len(self.compared_text) * wanted // tokens]
             self._originals.clear()
-        tokenizer = self.original(self.most).checkpoint.tokenizer()
-        self.corpus = windows_of(self.calibration_text, tokenizer, windows=asked.windows, length=asked.window,
+        codec = self.original(self.most).checkpoint.codec
+        self.corpus = windows_of(self.calibration_text, codec, windows=asked.windows, length=asked.window,
                                  seed=asked.seed, source="calibration text")
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that measured units and models of a recipe depend on."""
         asked = self.settings
-        return {"model": self.source.fingerprint(), "texts": key_of([self.calibration_text, self.compared_text]),
+        return {"model": self.source.fingerprint(), "texts": self.text_key,
                 "texts to keep": key_of([read_text(name) for name in asked.keep_text]),
                 "windows": [asked.windows, asked.window, asked.compared, asked.seed], "machine": fingerprint(),
                 "tsotsallm": __version__}

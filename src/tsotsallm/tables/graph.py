@@ -49,8 +49,8 @@ class Graph:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text("utf-8"))
-        self.labels = sqlite3.connect(f"file:{(folder / 'labels.sqlite').as_posix()}?mode=ro", uri=True,
-                                      check_same_thread=False)
+        address = f"{(folder / 'labels.sqlite').absolute().as_uri()}?mode=ro"
+        self.labels = sqlite3.connect(address, uri=True, check_same_thread=False)
         self.store: Any = None
         if self.facts["statements"]:
             from tsotsallm.tables.load import library
@@ -199,8 +199,12 @@ class Graph:
         return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 
-def open_graph(sources: Sequence[str | Path], root: Path, say: Callable[[str], None] = lambda _line: None) -> Graph:
-    """The graph of some files, loaded into `root` the first time that these files are asked for."""
+def open_graph(sources: Sequence[str | Path], root: Path, say: Callable[[str], None] = lambda _line: None, *,
+               strict: bool = False) -> Graph:
+    """The graph of some files, loaded into `root` the first time that these files are asked for.
+
+    Statements that do not parse are skipped and noted, up to 1% of a file; `strict` refuses the first one.
+    """
     paths = [Path(source) for source in sources]
     for path in paths:
         if not path.is_file():
@@ -209,14 +213,17 @@ def open_graph(sources: Sequence[str | Path], root: Path, say: Callable[[str], N
     key = key_of_sources(paths)
     folder = root / f"graph-{key}"
     if not (folder / FACTS).exists():
-        _load(paths, key, folder, say)
+        _load(paths, key, folder, say, strict=strict)
     os.utime(folder)
     found = Graph(folder)
     found.facts["sources"] = [path.name for path in paths]      # the same content may have been loaded by another name
+    if strict and (skipped := found.facts["skipped"]):
+        found.close()
+        raise TablesError(f"{skipped[0]} {skipped[1]}; correct it, or leave out --strict")
     return found
 
 
-def _load(paths: Sequence[Path], key: str, folder: Path, say: Callable[[str], None]) -> None:
+def _load(paths: Sequence[Path], key: str, folder: Path, say: Callable[[str], None], *, strict: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     for left in folder.parent.glob(f"{folder.name}.*.partial"):
@@ -225,7 +232,7 @@ def _load(paths: Sequence[Path], key: str, folder: Path, say: Callable[[str], No
     partial.mkdir()
     started = time.monotonic()
     try:
-        loaded: Loaded = fill(paths, partial, say)
+        loaded: Loaded = fill(paths, partial, say, strict=strict)
         write_json(partial / FACTS, loaded.plain() | {"key": key, "format": FORMAT, "sources": [one.name for one in paths],
                                                       "seconds": round(time.monotonic() - started, 2)})
         if not folder.exists():

@@ -52,6 +52,7 @@ class Work:
     smaller: str | None             # for workers without the memory for `model`: a model, 'none', or None to wait for others
     tasks: tuple[str, ...]
     device: str = "cpu"
+    strict: bool = False            # a statement of the graph that does not parse ends the run
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Annotations:
 
 
 def annotate(tables: Sequence[str | Path], graph: Sequence[str | Path], out: Path, *, model: str | None = None,
-             smaller: str | None = None, tasks: Sequence[str] = SUBMISSIONS, device: str = "cpu",
+             smaller: str | None = None, tasks: Sequence[str] = SUBMISSIONS, device: str = "cpu", strict: bool = False,
              cluster: Cluster | None = None, say: Callable[[str], None] = lambda _line: None) -> Annotations:
     """Annotate tables and write `out`: cea.csv, cta.csv and cpa.csv as SemTab takes them, annotations.jsonl and tables.json.
 
@@ -80,7 +81,7 @@ def annotate(tables: Sequence[str | Path], graph: Sequence[str | Path], out: Pat
     `OUT.partial`. The files are the same however the work was done, as long as every worker could take the same model.
     """
     started = time.monotonic()
-    work = Work(tuple(map(str, graph)), model, smaller, check_tasks(tasks), device)
+    work = Work(tuple(map(str, graph)), model, smaller, check_tasks(tasks), device, strict)
     if not work.graph:
         raise TablesError("no graph is given; give RDF or label files, or 'embedded'")
     if smaller is not None and (model is None or cluster is None):
@@ -92,7 +93,7 @@ def annotate(tables: Sequence[str | Path], graph: Sequence[str | Path], out: Pat
     for one in (model, smaller):
         if one not in (None, NO_MODEL):
             Checkpoint.open(one)
-    opened = open_sources(work.graph, cache_root() / "graphs", say)
+    opened = open_sources(work.graph, cache_root() / "graphs", say, strict=work.strict)
     try:
         partial = partial_path(out)
         with held_work(partial, _identity(work, opened, paths)):
@@ -109,9 +110,9 @@ def _paths(tables: Sequence[str | Path]) -> list[Path]:
     return find_tables([world_tables_folder() / "tables" if str(one) == EMBEDDED else one for one in tables])
 
 
-def open_sources(sources: Sequence[str], root: Path, say: Callable[[str], None]) -> Graph:
+def open_sources(sources: Sequence[str], root: Path, say: Callable[[str], None], *, strict: bool) -> Graph:
     """The graph of files, or of the embedded world."""
-    return open_graph([world_graph(root) if one == EMBEDDED else one for one in sources], root, say)
+    return open_graph([world_graph(root) if one == EMBEDDED else one for one in sources], root, say, strict=strict)
 
 
 def _identity(work: Work, graph: Graph, paths: Sequence[Path]) -> dict[str, Any]:
@@ -250,7 +251,7 @@ def annotate_there(tables: Sequence[str], work: Work, needs: Mapping[str, int], 
         offered = library().get_worker().state.total_resources.get(MEMORY, 0)
         model = model if offered >= needs[model] else work.smaller
     sources = [EMBEDDED if one == EMBEDDED else places.get(one, one) for one in work.graph]
-    with contextlib.closing(open_sources(sources, folder / "graphs", lambda _line: None)) as graph, \
+    with contextlib.closing(open_sources(sources, folder / "graphs", lambda _line: None, strict=work.strict)) as graph, \
             _deciding(None if model is None else places.get(model, model), graph, work.device, folder) as decider:
         return annotate_group([Path(places.get(one, one)) for one in tables], graph, Lookup(graph), work.tasks, decider,
                               model or "")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
-import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tsotsallm.errors import MissingExtraError, TablesError
+from tsotsallm.errors import TablesError
+from tsotsallm.files import one_line, parse_json, quoted, utf8_lines
+from tsotsallm.rdf import SUFFIXES, Skipped, Statements, opened, suffix_of
+from tsotsallm.rdf import library as rdf_library
 from tsotsallm.store import key_of
 from tsotsallm.tables.words import normalise
 
-FORMAT = 3
+FORMAT = 4
 """Raised when what is kept of a graph changes, so that it is loaded anew."""
-RDF = {".ttl", ".nt", ".nq", ".trig", ".rdf", ".owl", ".n3", ".xml"}
 _SKOS, _SCHEMA, _FOAF = "http://www.w3.org/2004/02/skos/core#", "http://schema.org/", "http://xmlns.com/foaf/0.1/"
 _RDFS, _OWL = "http://www.w3.org/2000/01/rdf-schema#", "http://www.w3.org/2002/07/owl#"
 _WIKIDATA, _RDFNS = "http://www.wikidata.org/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -56,6 +56,7 @@ class Loaded:
     labels: int = 0
     statements: int = 0
     notes: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)    # what could not be read, in sentences; also among the notes
     typing: tuple[str, ...] = TYPING
     subclass: tuple[str, ...] = SUBCLASS
     ignored: tuple[str, ...] = (*LABELS, *ALIASES, *DESCRIPTIONS, SENTENCE, *SUBCLASS)
@@ -66,11 +67,7 @@ class Loaded:
 
 def library() -> Any:
     """pyoxigraph, or an error that says how to get it."""
-    try:
-        import pyoxigraph
-    except ImportError:
-        raise MissingExtraError("pyoxigraph", "tables", "a graph in RDF") from None
-    return pyoxigraph
+    return rdf_library("tables", "a graph in RDF")
 
 
 def key_of_sources(paths: Sequence[Path]) -> str:
@@ -78,18 +75,17 @@ def key_of_sources(paths: Sequence[Path]) -> str:
     hashes = []
     for path in paths:
         with path.open("rb") as file:
-            hashes.append((hashlib.file_digest(file, "sha256").hexdigest(), _suffix(path)))
+            hashes.append((hashlib.file_digest(file, "sha256").hexdigest(), suffix_of(path)))
     return key_of([FORMAT, hashes])
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
+def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None], *, strict: bool = False) -> Loaded:
+    """Write the store and the index of labels of some files into a folder.
 
-
-def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None]) -> Loaded:
-    """Write the store and the index of labels of some files into a folder."""
+    Statements that do not parse are skipped and noted; `strict` refuses the first one.
+    """
     loaded = Loaded()
-    rdf_files = [path for path in paths if _suffix(path) in RDF]
+    rdf_files = [path for path in paths if suffix_of(path) in SUFFIXES]
     index = sqlite3.connect(folder / "labels.sqlite")
     index.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000; {_TABLES}")
     names = _Names(index)
@@ -97,7 +93,9 @@ def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None]) -> Loa
         store = library().Store(str(folder / "store"))
         for path in rdf_files:
             say(f"loading {path.name}")
-            _bulk_load(store, path)
+            statements = Statements(path, TablesError, "tables", strict=strict)
+            store.bulk_extend(statements)
+            loaded.skipped += statements.skipped.notes
         store.flush()
         loaded.statements = len(store)
         if not loaded.statements:
@@ -108,12 +106,13 @@ def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None]) -> Loa
         del store
     for path in paths:
         if path not in rdf_files:
-            _labels_of_file(path, names)
+            loaded.skipped += _labels_of_file(path, names, strict=strict)
     names.finish()
     loaded.labels, loaded.entities = names.labels, names.entities
     if not loaded.labels:
         raise TablesError(f"{paths[0].name} holds no label; cells are found by rdfs:label, skos:prefLabel, schema:name or "
                           "foaf:name")
+    loaded.notes += loaded.skipped
     if not rdf_files:
         loaded.notes.append("labels alone: no types and no relations, so that columns get no type and pairs no "
                             "property from the graph, and equal names are not told apart by their neighbourhood")
@@ -168,23 +167,6 @@ class _Names:
 
 
 # -- RDF --------------------------------------------------------------------------------------------------------------
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _bulk_load(store: Any, path: Path) -> None:
-    rdf = library()
-    chosen = rdf.RdfFormat.from_extension(_suffix(path)[1:]) or rdf.RdfFormat.RDF_XML
-    try:
-        with _open(path) as file:
-            store.bulk_load(input=file, format=chosen, base_iri=f"urn:tsotsallm:{path.name}")
-    except SyntaxError as error:
-        raise TablesError(f"{path.name}, line {error.lineno} is not valid {chosen.name} ({error.msg}); correct it there, or "
-                          "give the file the suffix of its format") from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise TablesError(f"{path.name} cannot be read as {chosen.name} ({error}); convert it first") from None
-
 
 def _quads(store: Any, predicate: str) -> Iterator[Any]:
     rdf = library()
@@ -267,73 +249,89 @@ def full_address(name: str) -> tuple[str, str]:
     return name, "entity"
 
 
-def _labels_of_file(path: Path, names: _Names) -> None:
-    try:
-        for identifier, labels, description, kind in _entries(path):
-            iri, usual = full_address(identifier)
-            for place, text in enumerate(labels):
-                names.add(iri, text, alias=place > 0, rank=place, kind=kind or (usual if usual != "entity" else None))
-            if description:
-                names.add_text("description", iri, description)
-    except UnicodeDecodeError as error:
-        raise TablesError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start}); convert it "
-                          "first") from None
+def _labels_of_file(path: Path, names: _Names, *, strict: bool) -> list[str]:
+    """Add the labels of a file; what could not be read of it, in sentences."""
+    kind = suffix_of(path)
+    if kind not in _READERS:
+        raise TablesError(f"{path.name} is no kind of graph that is known: RDF ends in {', '.join(SUFFIXES)}, label files "
+                          "in .json, .jsonl, .csv or .tsv (each also with .gz)")
+    skipped = Skipped(path, f"{kind[1:].upper()} of labels", TablesError, strict=strict)
+    for identifier, labels, description, said in _READERS[kind](path, skipped):
+        skipped.read += 1
+        iri, usual = full_address(identifier)
+        for place, text in enumerate(labels):
+            names.add(iri, text, alias=place > 0, rank=place, kind=said or (usual if usual != "entity" else None))
+        if description:
+            names.add_text("description", iri, description)
+    skipped.judge()
+    return skipped.notes
 
 
-def _entries(path: Path) -> Iterator[tuple[str, list[str], str, str | None]]:
-    """(identifier, labels, description, kind) of every entry of a label file."""
-    kind = _suffix(path)
-    if kind == ".json":
+Entry = tuple[str, list[str], str, str | None]
+"""Identifier, labels, description, kind."""
+
+
+def _of_json(path: Path, skipped: Skipped) -> Iterator[Entry]:
+    with opened(path, TablesError) as file:
+        text = "\n".join(line for _, line in utf8_lines(file, path.name, TablesError))
+    content = parse_json(text, path.name, TablesError)
+    if not isinstance(content, dict):
+        raise TablesError(f"{path.name} holds a {type(content).__name__}; a label file maps identifiers to labels, "
+                          'such as {"Q5": "human"}')
+    for identifier, value in content.items():
         try:
-            with _open(path) as file:
-                content = json.load(file)
-        except json.JSONDecodeError as error:
-            raise TablesError(f"{path.name}, line {error.lineno} is not valid JSON ({error.msg}); correct it "
-                              "there") from None
-        if not isinstance(content, dict):
-            raise TablesError(f"{path.name} holds a {type(content).__name__}; a label file maps identifiers to labels, "
-                              'such as {"Q5": "human"}')
-        for identifier, value in content.items():
-            yield _entry(path, identifier, value)
-    elif kind == ".jsonl":
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    value = json.loads(line)
-                    identifier = str(value["id"])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise TablesError(f"{path.name}, line {number} is no JSON object with an id ({error}); each line "
-                                      'looks like {"id": "Q5", "label": "human"}') from None
-                yield _entry(path, identifier, value)
-    elif kind in (".csv", ".tsv", ".txt"):
-        with _open(path) as raw:
-            lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(raw))
-            yield from _rows(path, csv.reader(lines, delimiter="," if kind == ".csv" else "\t"))
-    else:
-        raise TablesError(f"{path.name} is no kind of graph that is known: RDF ends in {', '.join(sorted(RDF))}, label "
-                          "files in .json, .jsonl, .csv or .tsv (each also with .gz)")
+            yield _entry(identifier, value)
+        except TablesError as error:
+            skipped.add(0, error)
 
 
-def _rows(path: Path, rows: Iterable[list[str]]) -> Iterator[tuple[str, list[str], str, str | None]]:
-    for number, row in enumerate(rows, 1):
-        if number == 1 and row[:1] and row[0].strip().lower() in ("id", "entity", "uri", "iri", "qid"):
-            continue
-        if not any(row):
-            continue
-        if len(row) < 2 or not row[0].strip() or not row[1].strip():
-            raise TablesError(f"{path.name}, line {number} is {','.join(row)[:60]!r}; each line takes identifier, label "
-                              "and, if there is one, description")
-        yield row[0].strip(), [row[1].strip()], row[2].strip() if len(row) > 2 else "", None
+def _of_json_lines(path: Path, skipped: Skipped) -> Iterator[Entry]:
+    with opened(path, TablesError) as file:
+        for number, line in utf8_lines(file, path.name, TablesError):
+            if not line.strip():
+                continue
+            try:
+                value = parse_json(line, "the line", TablesError)
+                if not isinstance(value, dict) or "id" not in value:
+                    raise TablesError(f'no object with an id: {quoted(value)}; each line looks like {{"id": "Q5", "label": '
+                                      '"human"}')
+                yield _entry(str(value["id"]), value)
+            except TablesError as error:
+                skipped.add(number, error)
 
 
-def _entry(path: Path, identifier: str, value: Any) -> tuple[str, list[str], str, str | None]:
+def _of_rows(path: Path, skipped: Skipped) -> Iterator[Entry]:
+    with opened(path, TablesError) as file:
+        lines = (f"{line}\n" for _, line in utf8_lines(file, path.name, TablesError))
+        rows = csv.reader(lines, delimiter="," if suffix_of(path) == ".csv" else "\t")
+        try:
+            for number, row in enumerate(rows, 1):
+                if not any(row) or (number == 1 and row[0].strip().lower() in ("id", "entity", "uri", "iri", "qid")):
+                    continue
+                if len(row) < 2 or not row[0].strip() or not row[1].strip():
+                    skipped.add(rows.line_num, f"{quoted(','.join(row))}; each line takes identifier, label and, if there "
+                                               "is one, description")
+                    continue
+                yield row[0].strip(), [row[1].strip()], row[2].strip() if len(row) > 2 else "", None
+        except csv.Error as error:
+            raise TablesError(f"{path.name}, line {rows.line_num} cannot be read ({one_line(error)}); is a quotation mark "
+                              "never closed?") from None
+
+
+_READERS: dict[str, Callable[[Path, Skipped], Iterator[Entry]]] = {
+    ".json": _of_json, ".jsonl": _of_json_lines, ".csv": _of_rows, ".tsv": _of_rows, ".txt": _of_rows}
+
+
+def _entry(identifier: str, value: Any) -> Entry:
     if isinstance(value, str):
         return identifier, [value], "", None
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return identifier, value, "", None
     if isinstance(value, dict) and isinstance(value.get("label"), str):
         aliases = value.get("aliases", [])
-        return identifier, [value["label"], *(aliases if isinstance(aliases, list) else [aliases])], str(
-            value.get("description") or ""), "property" if value.get("kind") == "property" else None
-    raise TablesError(f"{path.name}: the entry of {identifier!r} is {str(value)[:60]!r}; it takes a label, a list of "
-                      'labels, or {"label": ..., "aliases": [...], "description": ...}')
+        listed = aliases if isinstance(aliases, list) else [aliases]
+        if all(isinstance(one, str) for one in listed):
+            return identifier, [value["label"], *listed], str(value.get("description") or ""), \
+                "property" if value.get("kind") == "property" else None
+    raise TablesError(f"the entry of {quoted(identifier)} is {quoted(value)}; it takes a label, a list of labels, or "
+                      '{"label": ..., "aliases": [...], "description": ...}')

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.view import View
-from tsotsallm.errors import CorpusError, MissingExtraError
+from tsotsallm.errors import CorpusError
+from tsotsallm.files import quoted, utf8_lines
+from tsotsallm.rdf import SUFFIXES, Skipped, Statements, library, opened, suffix_of
 from tsotsallm.streaming.backward import all_weights, backward_sweep
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.training.lora import Place
 
-RDF_SUFFIXES = (".ttl", ".nt", ".nq", ".trig", ".rdf", ".owl", ".n3")
 LABELS = ("http://www.w3.org/2000/01/rdf-schema#label", "http://www.w3.org/2004/02/skos/core#prefLabel",
           "http://schema.org/name", "http://xmlns.com/foaf/0.1/name")
 TYPE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#type"
@@ -30,8 +31,25 @@ LANGUAGES = ("en", "", "fr")
 Triple = tuple[str, str, str]
 
 
-def read_graph(source: str | Path) -> list[Triple]:
-    """Subject, predicate and object of every statement, in words.
+@dataclass(frozen=True)
+class DomainGraph:
+    """Subject, predicate and object of every statement, in words; `notes` say what could not be read."""
+
+    triples: tuple[Triple, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The graph in sentences, one paragraph a subject."""
+        paragraphs: dict[str, list[str]] = {}
+        for subject, predicate, thing in self.triples:
+            sentence = f"{subject} {predicate} {thing}".strip()
+            paragraphs.setdefault(subject, []).append(sentence if sentence.endswith((".", "!", "?")) else sentence + ".")
+        return "\n\n".join(" ".join(sentences) for sentences in paragraphs.values())
+
+
+def read_graph(source: str | Path) -> DomainGraph:
+    """The statements of a graph; up to 1% that do not parse are skipped.
 
     RDF (Turtle, N-Triples, N-Quads, TriG, RDF/XML) names things by their labels, or by the last part of their address;
     any other file has one statement a line, its three parts parted by tabs, | or commas.
@@ -40,45 +58,42 @@ def read_graph(source: str | Path) -> list[Triple]:
     if not path.exists():
         raise CorpusError(f"{source} does not exist; give a graph as RDF (Turtle and the like), or one subject, predicate "
                           "and object a line")
-    try:
-        found = list(_statements(path)) if path.suffix.lower() in RDF_SUFFIXES else list(_lines(path))
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
-    if not found:
+    if suffix_of(path) in SUFFIXES:
+        statements = Statements(path, CorpusError, "graph")
+        triples, skipped = tuple(_in_words(statements)), statements.skipped
+    else:
+        skipped = Skipped(path, "'subject | predicate | object'", CorpusError)
+        triples = tuple(_lines(path, skipped))
+    if not triples:
         raise CorpusError(f"{source} holds no statement; give a graph of some hundred at least")
-    return found
+    return DomainGraph(triples, tuple(skipped.notes))
 
 
-def _lines(path: Path) -> Iterator[Triple]:
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        parts = next((split for mark in ("\t", "|", ",") if len(split := line.split(mark)) == 3), None)
-        if parts is None or not all(part.strip() for part in parts):
-            raise CorpusError(f"{path.name}, line {number} is {line.strip()[:60]!r}; it takes subject, predicate and "
-                              "object, parted by tabs, | or commas")
-        yield parts[0].strip(), _words(parts[1].strip()), parts[2].strip()
+def _lines(path: Path, skipped: Skipped) -> Iterator[Triple]:
+    with opened(path, CorpusError) as file:
+        for number, line in utf8_lines(file, path.name, CorpusError):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            parts = next((split for mark in ("\t", "|", ",") if len(split := line.split(mark)) == 3), None)
+            if parts is None or not all(part.strip() for part in parts):
+                skipped.add(number, f"{quoted(line.strip())}; the three are parted by tabs, | or commas")
+                continue
+            skipped.read += 1
+            yield parts[0].strip(), _words(parts[1].strip()), parts[2].strip()
+    skipped.judge()
 
 
-def _statements(path: Path) -> Iterator[Triple]:
-    try:
-        import pyoxigraph as rdf
-    except ImportError:
-        raise MissingExtraError("pyoxigraph", "graph", f"reading the graph {path.name}") from None
-    chosen = rdf.RdfFormat.from_extension(path.suffix[1:]) or rdf.RdfFormat.RDF_XML
+def _in_words(found: Statements) -> Iterator[Triple]:
+    rdf = library("graph", "graphs in RDF")
     labels: dict[str, tuple[int, str]] = {}
     statements: list[Any] = []
-    try:
-        for quad in rdf.parse(path=str(path), format=chosen):
-            if quad.predicate.value in LABELS and isinstance(quad.object, rdf.Literal):
-                language = (quad.object.language or "").partition("-")[0]
-                rank = LANGUAGES.index(language) if language in LANGUAGES else len(LANGUAGES)
-                labels[quad.subject.value] = min(labels.get(quad.subject.value, (99, "")), (rank, quad.object.value))
-            else:
-                statements.append(quad)
-    except SyntaxError as error:
-        raise CorpusError(f"{path.name}, line {error.lineno} is not valid {chosen.name} ({error.msg}); correct it "
-                          "there") from None
+    for quad in found:
+        if quad.predicate.value in LABELS and isinstance(quad.object, rdf.Literal):
+            language = (quad.object.language or "").partition("-")[0]
+            rank = LANGUAGES.index(language) if language in LANGUAGES else len(LANGUAGES)
+            labels[quad.subject.value] = min(labels.get(quad.subject.value, (99, "")), (rank, quad.object.value))
+        else:
+            statements.append(quad)
 
     def name(term: Any) -> str:
         if isinstance(term, rdf.Literal):
@@ -97,12 +112,8 @@ def _words(identifier: str) -> str:
 
 
 def graph_text(source: str | Path) -> str:
-    """The graph in sentences, one paragraph a subject."""
-    paragraphs: dict[str, list[str]] = {}
-    for subject, predicate, thing in read_graph(source):
-        sentence = f"{subject} {predicate} {thing}".strip()
-        paragraphs.setdefault(subject, []).append(sentence if sentence.endswith((".", "!", "?")) else sentence + ".")
-    return "\n\n".join(" ".join(sentences) for sentences in paragraphs.values())
+    """A graph in sentences, one paragraph a subject."""
+    return read_graph(source).text
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.spec import ModelSpec
-from tsotsallm.errors import CorpusError, MissingExtraError
+from tsotsallm.errors import ConversationError, CorpusError, MissingExtraError
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.corpus import Corpus
 
@@ -45,9 +46,9 @@ def split(windows: Corpus, held_out: float, seed: int) -> Samples:
     return Samples(windows.take(sorted(order[kept:])), windows.take(sorted(order[:kept])))
 
 
-def text_windows(text: str, tokenizer: Any, length: int, source: str) -> Corpus:
+def text_windows(text: str, codec: TextCodec, length: int, source: str) -> Corpus:
     """Packed text: the whole of it in windows of `length` tokens without overlap, the last one shorter."""
-    found = texts.evaluation_windows(text, tokenizer, length, source)
+    found = texts.evaluation_windows(text, codec, length, source)
     return Corpus(found.windows, source)
 
 
@@ -129,7 +130,7 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
     return [{"role": item["role"], "content": item["content"]} for item in value]
 
 
-def instruction_windows(conversations: Iterable[tuple[int, list[dict[str, str]]]], tokenizer: Any, context: int,
+def instruction_windows(conversations: Iterable[tuple[int, list[dict[str, str]]]], codec: TextCodec, context: int,
                         source: str) -> Corpus:
     """One window a conversation, in the tokenizer's chat template; only what the assistant says is learned.
 
@@ -138,8 +139,8 @@ def instruction_windows(conversations: Iterable[tuple[int, list[dict[str, str]]]
     windows, learned = [], []
     for number, messages in conversations:
         try:
-            ids, marks = (_templated if tokenizer.chat_template else _plain)(messages, tokenizer)
-        except CorpusError as error:
+            ids, marks = (_plain if codec.chat is None else _templated)(messages, codec)
+        except (CorpusError, ConversationError) as error:
             raise CorpusError(f"{source}, line {number}: {error}") from None
         if len(ids) > context:
             raise CorpusError(f"{source}, line {number} has {len(ids)} tokens, more than the {context} that the model "
@@ -149,16 +150,12 @@ def instruction_windows(conversations: Iterable[tuple[int, list[dict[str, str]]]
     return Corpus(tuple(windows), source, learned=tuple(learned))
 
 
-def _templated(messages: Sequence[dict[str, str]], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    def ids_of(part: Sequence[dict[str, str]], *, begin_reply: bool) -> list[int]:
-        text = tokenizer.apply_chat_template(list(part), tokenize=False, add_generation_prompt=begin_reply)
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    ids = ids_of(messages, begin_reply=False)
+def _templated(messages: Sequence[dict[str, str]], codec: TextCodec) -> tuple[list[int], list[bool]]:
+    ids = codec.conversation(messages, answer=False)
     marks = [False] * len(ids)
     for place, message in enumerate(messages):
         if message["role"] == "assistant":
-            before, after = ids_of(messages[:place], begin_reply=True), ids_of(messages[:place + 1], begin_reply=False)
+            before, after = _before(messages[:place], codec), codec.conversation(messages[:place + 1], answer=False)
             shared = _shared(before, ids)
             if shared < len(before) - 1 or _shared(after, ids) < len(after) - 1:
                 raise CorpusError("the tokenizer's chat template writes the beginning of a conversation differently when "
@@ -167,21 +164,26 @@ def _templated(messages: Sequence[dict[str, str]], tokenizer: Any) -> tuple[list
     return ids, marks
 
 
+def _before(messages: Sequence[dict[str, str]], codec: TextCodec) -> list[int]:
+    """What stands before a response: the conversation so far, or the prefix of a text where the response is its first message."""
+    return codec.conversation(messages, continued=False) if messages else list(codec.prefix)
+
+
 def _shared(some: Sequence[int], others: Sequence[int]) -> int:
     """How many tokens both begin with."""
     return next((place for place, (one, other) in enumerate(zip(some, others, strict=False)) if one != other),
                 min(len(some), len(others)))
 
 
-def _plain(messages: Sequence[dict[str, str]], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    ids: list[int] = list(tokenizer("")["input_ids"])
+def _plain(messages: Sequence[dict[str, str]], codec: TextCodec) -> tuple[list[int], list[bool]]:
+    ids = list(codec.prefix)
     marks = [False] * len(ids)
     for message in messages:
         mine = message["role"] == "assistant"
         text = message["content"] + ("" if mine else "\n")
-        said = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        if mine and tokenizer.eos_token_id is not None:
-            said.append(tokenizer.eos_token_id)
+        said = codec.encode(text, prefix=False)
+        if mine and codec.eos is not None:
+            said.append(codec.eos)
         ids += said
         marks += [mine] * len(said)
     return ids, marks
@@ -210,15 +212,15 @@ def hub_conversations(repository: str) -> list[tuple[int, list[dict[str, str]]]]
     return found
 
 
-def read_samples(source: str, tokenizer: Any, spec: ModelSpec, window: int, held_out: float, seed: int) -> Samples:
+def read_samples(source: str, codec: TextCodec, spec: ModelSpec, window: int, held_out: float, seed: int) -> Samples:
     """Samples of a file, a folder of texts, or a hub data set."""
     window = min(window, spec.context)
     if not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~":
         conversations = hub_conversations(source)
         if conversations is None:
-            return split(text_windows(texts.hub_text(source), tokenizer, window, source), held_out, seed)
-        return split(instruction_windows(conversations, tokenizer, spec.context, source), held_out, seed)
+            return split(text_windows(texts.hub_text(source), codec, window, source), held_out, seed)
+        return split(instruction_windows(conversations, codec, spec.context, source), held_out, seed)
     if is_instructions(source) and Path(source).exists():
         name = Path(source).name
-        return split(instruction_windows(read_conversations(source), tokenizer, spec.context, name), held_out, seed)
-    return split(text_windows(texts.read_text(source), tokenizer, window, source), held_out, seed)
+        return split(instruction_windows(read_conversations(source), codec, spec.context, name), held_out, seed)
+    return split(text_windows(texts.read_text(source), codec, window, source), held_out, seed)
