@@ -18,7 +18,7 @@ from tsotsallm.cli.common import (
     answers,
     computers_from,
     print_json,
-    to_stderr,
+    progress,
 )
 
 app = typer.Typer(rich_markup_mode=None)
@@ -61,7 +61,7 @@ def annotate(tables: Annotated[list[str], typer.Argument(help="CSV files, folder
         found = annotating.annotate(tables, graph, out, model=model, smaller_model=smaller_model,
                                     tasks=[task.strip() for task in tasks.split(",") if task.strip()], device=device,
                                     strict=strict, workers=computers_from(workers, tls_ca, tls_cert, tls_key),
-                                    say=to_stderr)
+                                    say=progress(workers))
         scored = [task for task in found.answers if task in right]
         scores = annotating.score_tables([out], gold, by_domain=True, tasks=scored) if gold is not None and scored else []
         if as_json:

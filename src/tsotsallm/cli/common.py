@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,3 +151,8 @@ Adapter = Annotated[Path | None, typer.Option(help="GGUF adapter beside a GGUF f
 
 def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def progress(workers: Any = None) -> Callable[[str], None]:
+    """Who is told how far work is: whoever watches a terminal, as with bars; of work on a cluster, always."""
+    return to_stderr if workers is not None or sys.stderr.isatty() else lambda _line: None

@@ -24,6 +24,7 @@ from tsotsallm.cli.common import (
     Workers,
     answers,
     computers_from,
+    progress,
     to_stderr,
 )
 
@@ -51,7 +52,7 @@ def generate(model: GgufOrCheckpoint,
             if prompt is not None or out is None or kv != "f16" or adapter is not None:
                 raise TsotsallmError("--prompts FILE goes with -o OUT, and without a prompt, --kv or --adapter")
             count = talking.generate_many(model, prompts, out, tokens=tokens, temperature=temperature, top_p=top_p,
-                                          top_k=top_k, seed=seed, workers=computers, say=to_stderr)
+                                          top_k=top_k, seed=seed, workers=computers, say=progress(workers))
             print(f"{count} answers in {out}")
             return
         if prompt is None or out is not None or computers is not None:
