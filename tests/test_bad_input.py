@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -151,7 +153,8 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "offsets below zero": (negative_offsets, "unreadable safetensors header"),
     "overlapping tensors": (overlap, "overlap"),
     "unknown tensor in a layer": (unknown_tensor, "is not part of a llama layer"),
-    "provenance that is not JSON": (lambda path: (path / "tsotsallm.json").write_text("{"), "tsotsallm.json is not valid JSON"),
+    "provenance that is not JSON": (lambda path: (path / "tsotsallm.json").write_text("{"),
+                                    "tsotsallm.json is not valid JSON"),
     "damaged provenance": (lambda path: (path / "tsotsallm.json").write_text("{}"), "tsotsallm.json is damaged"),
     "pickled": (pickled, "pickle can run any code"),
     "no tokenizer": (lambda path: [file.unlink() for file in path.glob("token*")], "no usable tokenizer"),
@@ -172,6 +175,22 @@ def test_nan_is_found_even_when_layers_are_only_copied(source: Path, tmp_path: P
     with pytest.raises(CheckpointError, match="NaN"):
         tsotsallm.compress(source, "skip:0", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_at_fault_leave_no_work_that_would_refuse_whole_ones(source: Path, text: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(source, whole)
+    not_a_number(source)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    settings: dict[str, Any] = {"calibration": text, "windows": 2, "window": 64, "scratch": scratch}
+    with pytest.raises(CheckpointError, match="NaN"):
+        tsotsallm.compress(source, "gptq:4:32", tmp_path / "out", **settings)
+    assert not (tmp_path / "out.partial").exists()
+    assert not list(scratch.iterdir())
+    shutil.rmtree(source)
+    whole.rename(source)
+    tsotsallm.compress(source, "gptq:4:32", tmp_path / "out", **settings)
 
 
 @pytest.mark.parametrize(("content", "message"), [

@@ -53,7 +53,7 @@ HARNESS = (sys.executable, "-m", "tests.fuzz.harness")
 SECONDS = 20.0
 MEMORY_BYTES = 512 << 20
 """What a case may take beyond a process that imported everything; none of the inputs is larger than 20 MB."""
-MESSAGE_CHARACTERS = 1000
+MESSAGE_CHARACTERS = 1020
 KEEP = "TSOTSALLM_FUZZ_KEEP"
 """Environment variable: folders of cases stay."""
 SHARED_ONCE = ("words.txt", "tokens.yaml", "answers.yaml", "rows.jsonl")
@@ -324,7 +324,8 @@ def _environment(folder: Path) -> dict[str, str]:
     home = folder / "home"
     home.mkdir(parents=True, exist_ok=True)
     return os.environ | dict.fromkeys(("HOME", "HF_HOME", "MPLCONFIGDIR", "TSOTSALLM_CACHE"), str(home)) | {
-        "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+        "MPLBACKEND": "agg",
         "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
 
 

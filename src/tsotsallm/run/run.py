@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tsotsallm import __version__
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_json
-from tsotsallm.errors import ResumeError
+from tsotsallm.errors import CheckpointError, CorpusError, NumericsError, RecipeError, ResumeError
 from tsotsallm.journal import PUBLISHED, Kind, begun_threads, held_work, remove_work, scratch_path
 from tsotsallm.machine import fingerprint, peak_rss_bytes
 from tsotsallm.planning import Forecast
@@ -79,7 +80,8 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
     words = {"source": model_name or checkpoint.directory.name, "recipe": recipe.line(), "corpus": _in_words(corpus, asked),
              "samples": ", ".join(some.training.source for stage in samples for some in stage) or "none"}
     began = time.monotonic()
-    with held_work(partial, identity, UNFINISHED, words, restart=restart):
+    with (_kept_if_of_use(partial, scratch_path(out, scratch)),
+          held_work(partial, identity, UNFINISHED, words, restart=restart)):
         if restart:
             shutil.rmtree(scratch_path(out, scratch), ignore_errors=True)
         work = Work(checkpoint, recipe, partial, corpus, samples, forecast, torch.device(device), scratch_path(out, scratch),
@@ -99,6 +101,20 @@ def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None
     return Result(out, forecast.parameters, forecast.result_parameters, checkpoint.weight_bytes, written.weight_bytes,
                   round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages,
                   _trained(out, len((written.provenance or {})["training"])), forecast.warnings)
+
+
+@contextmanager
+def _kept_if_of_use(partial: Path, scratch: Path) -> Iterator[None]:
+    """Delete unfinished work when its inputs are at fault: they would be again, and others would be refused because of it.
+
+    What stopped a run from outside (a kill, a full disk, too little memory) leaves finished layers to go on from.
+    """
+    try:
+        yield
+    except (CheckpointError, CorpusError, NumericsError, RecipeError):
+        shutil.rmtree(scratch, ignore_errors=True)
+        remove_work(partial)
+        raise
 
 
 def _in_words(corpus: Corpus | None, asked: Mapping[str, Any] | None) -> str:
