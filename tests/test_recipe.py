@@ -115,6 +115,28 @@ def test_recipes_that_do_not_fit_the_model_are_refused(tiny: Path, recipe: str, 
         Recipe.parse(recipe).check(Checkpoint.open(tiny).spec)
 
 
+@pytest.mark.parametrize("recipe", [
+    "[" * 5000, "[{" + "x" * 9000 + ": {}}]", f"[{{quantize: {{bits: {'y' * 9000}}}}}]", "gptq:" + "9" * 5000, "z" * 9000,
+    f"[{{depth: {{remove: {'9' * 900}}}}}]", "[{quantize: {bits: 4}\n{\n\n", f"[{'[1], ' * 900}]",
+    f"[{{quantize: {{group: [{'1, ' * 4000}]}}}}]"])
+def test_refusals_are_short_and_of_one_line(recipe: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        Recipe.parse(recipe)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_recipe_file_may_begin_with_a_byte_order_mark_and_must_be_text(tmp_path: Path) -> None:
+    (tmp_path / "marked.yaml").write_bytes(b"\xef\xbb\xbf- quantize: {bits: 4}\n")
+    assert Recipe.parse(tmp_path / "marked.yaml") == Recipe.parse("gptq:4")
+    (tmp_path / "binary.yaml").write_bytes(b"- \xff\xfe")
+    with pytest.raises(RecipeError, match="not UTF-8 text"):
+        Recipe.parse(tmp_path / "binary.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(RecipeError, match="is a directory"):
+        Recipe.parse(tmp_path / "folder.yaml")
+
+
 def test_neighbouring_edits_share_a_sweep() -> None:
     recipe = Recipe.parse("depth:1, wanda:2:4, gptq:4, skip:1, rtn:3")
     assert [[stage.name for stage in (*sweep.choices, *sweep.edits)] for sweep in recipe.sweeps()] == [

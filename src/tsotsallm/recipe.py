@@ -27,6 +27,8 @@ from tsotsallm.stages.retraining import Retraining, Trained
 from tsotsallm.stages.sparsity import Sparsity
 from tsotsallm.stages.vocabulary import Vocabulary
 
+MOST_DIGITS = 12
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -257,7 +259,7 @@ def _stage(item: Any) -> Stage:
         raise RecipeError(f"a stage is written as {{name: {{options}}}}, but the recipe holds {quoted(item)}")
     name, fields = next(iter(item.items()))
     if name not in STAGES:
-        raise RecipeError(f"there is no stage {name!r}{nearest(str(name), STAGES)}")
+        raise RecipeError(f"there is no stage {quoted(name)}{nearest(str(name), STAGES)}")
     return STAGES[name].from_fields({} if fields is None else fields)
 
 
@@ -293,8 +295,8 @@ def _means(item: str | dict[str, Any], stage: Stage) -> bool:
 
 
 def _number(text: str, where: str) -> int:
-    if not text.isdecimal() or not text.isascii():
-        raise RecipeError(f"{where}: {text!r} is not a whole number")
+    if not text.isdecimal() or not text.isascii() or len(text) > MOST_DIGITS:
+        raise RecipeError(f"{where}: {quoted(text)} is not a whole number of at most {MOST_DIGITS} digits")
     return int(text)
 
 
@@ -369,11 +371,11 @@ _SHORT: dict[str, tuple[Callable[[list[str]], dict[str, Any]], str, int]] = {
 def _one_line(item: str) -> dict[str, Any]:
     word = item.strip().partition(":")[0].strip()
     if word not in _SHORT:
-        raise RecipeError(f"there is no short form {word!r}{nearest(word, _SHORT)}; packaged recipes: "
+        raise RecipeError(f"there is no short form {quoted(word)}{nearest(word, _SHORT)}; packaged recipes: "
                           f"{', '.join(packaged_recipes())}")
     read, form, most = _SHORT[word]
     # the last part may hold colons where it can be a file
     _, *values = (part.strip() for part in item.strip().split(":", most if word == "lora" else -1))
     if not 1 <= len(values) <= most or not all(values):
-        raise RecipeError(f"{item.strip()!r} is incomplete or has too many parts; it is written {form}")
+        raise RecipeError(f"{quoted(item.strip())} is incomplete or has too many parts; it is written {form}")
     return read(values)

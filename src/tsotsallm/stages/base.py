@@ -16,6 +16,7 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid
 from tsotsallm.streaming.corpus import Corpus
@@ -139,12 +140,12 @@ def _plain(value: Any) -> Any:
 
 def _build(cls: type[Any], fields: Mapping[str, Any], where: str) -> Any:
     if not isinstance(fields, Mapping):
-        raise RecipeError(f"{where} has the value {fields!r}; it takes keys and values, such as "
+        raise RecipeError(f"{where} has the value {quoted(fields)}; it takes keys and values, such as "
                           f"{{{', '.join(item.name for item in _options(cls))}}}")
     known = {item.name for item in _options(cls)}
     for key in fields:
         if key not in known:
-            raise RecipeError(f"{where} has no option {key!r}{nearest(str(key), known)}")
+            raise RecipeError(f"{where} has no option {quoted(key)}{nearest(str(key), known)}")
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in fields.items():
@@ -157,11 +158,13 @@ def _build(cls: type[Any], fields: Mapping[str, Any], where: str) -> Any:
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
     """Accept plain types, unions and literals; containers are checked by their stage."""
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise RecipeError(f"{where} is {quoted(value)}, which is too large for anything")
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         choices = typing.get_args(hint)
         if value not in choices:
-            raise RecipeError(f"{where} is {value!r}{nearest(str(value), map(str, choices))}")
+            raise RecipeError(f"{where} is {quoted(value)}{nearest(str(value), map(str, choices))}")
         return
     options = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
     for option in options:
@@ -176,7 +179,7 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
     names = " or ".join(" or ".join(map(str, typing.get_args(option))) if typing.get_origin(option) is typing.Literal
                         else "nothing" if option is type(None) else getattr(option, "__name__", str(option))
                         for option in options)
-    raise RecipeError(f"{where} is {value!r}, of type {type(value).__name__}; it takes {names}")
+    raise RecipeError(f"{where} is {quoted(value)}, of type {type(value).__name__}; it takes {names}")
 
 
 @dataclass(frozen=True)

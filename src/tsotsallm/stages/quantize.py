@@ -18,6 +18,7 @@ from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.tokens import vocabulary_bytes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError, RecipeError
+from tsotsallm.files import quoted
 from tsotsallm.machine import bytes_from_text
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.gptq import gptq, visiting_order
@@ -136,7 +137,7 @@ class Quantize(LinearEdit):
             raise RecipeError("quantize.grid_seconds and token_seconds go together, with a budget; give both, or "
                               "neither")
         if any(name not in (*LAYOUTS, DENSE) or not seconds > 0 for name, seconds in self.grid_seconds.items()):
-            raise RecipeError(f"quantize.grid_seconds is {self.grid_seconds!r}; it takes grids of GGUF's and f16 with "
+            raise RecipeError(f"quantize.grid_seconds is {quoted(self.grid_seconds)}; it takes grids of GGUF's and f16 with "
                               "seconds above 0")
         if self.on_gguf and (self.bits, self.group, self.symmetric, self.act_order) != (4, None, True, True):
             raise RecipeError(f"quantize.grid {self.grid} has its own bits, groups and order; leave bits, group, symmetric "
@@ -165,14 +166,14 @@ class Quantize(LinearEdit):
         if self.group is None and not self.on_gguf:
             object.__setattr__(self, "group", "auto")
         if self.group not in ("channel", "auto", None) and (not isinstance(self.group, int) or self.group < 1):
-            raise RecipeError(f"quantize.group is {self.group!r}; it takes a number of columns, `channel` or `auto`")
+            raise RecipeError(f"quantize.group is {quoted(self.group)}; it takes a number of columns, `channel` or `auto`")
         if self.grid == "nf4" and (self.bits, self.symmetric) != (4, True):
             raise RecipeError("quantize.grid nf4 has 4 bits and no zero points; leave bits and symmetric out")
         if self.keep:
             Selection(self.keep, "quantize.keep", also=("bits",))
             bits = self.keep.get("bits")
             if not isinstance(bits, int) or not self.bits < bits <= 8 or self.grid != "int":
-                raise RecipeError(f"quantize.keep.bits is {bits!r}; it takes more than the others' {self.bits}, at "
+                raise RecipeError(f"quantize.keep.bits is {quoted(bits)}; it takes more than the others' {self.bits}, at "
                                   "most 8, on the integer grid")
         if not 0 <= self.damp < math.inf:
             raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")

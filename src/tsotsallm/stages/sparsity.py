@@ -11,6 +11,7 @@ from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.files import quoted
 from tsotsallm.numerics.gptq import sparsegpt, visiting_order
 from tsotsallm.numerics.grids import require_divisible
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
@@ -51,10 +52,11 @@ class Sparsity(LinearEdit):
                                                for key, value in self.per_layer.items()})
         for layer, changes in self.per_layer.items():
             if not isinstance(layer, int) or not isinstance(changes, Mapping):
-                raise RecipeError(f"sparsity.per_layer has {layer!r}: {changes!r}; it takes {{layer: {{prune: 1}}}}")
+                raise RecipeError(f"sparsity.per_layer has {quoted(layer)}: {quoted(changes)}; it takes "
+                                  "{layer: {prune: 1}}")
             for key in changes:
                 if key not in ("prune", "group", "prune_fraction"):
-                    raise RecipeError(f"sparsity.per_layer.{layer} has no option {key!r}"
+                    raise RecipeError(f"sparsity.per_layer.{layer} has no option {quoted(key)}"
                                       f"{nearest(str(key), ('prune', 'group', 'prune_fraction'))}")
             self._numbers(layer)
 
@@ -68,7 +70,8 @@ class Sparsity(LinearEdit):
             prune, group, fraction = changes.get("prune", prune), changes.get("group", group), None
         if fraction is not None:
             if not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
-                raise RecipeError(f"sparsity of layer {layer} has prune_fraction {fraction!r}; it must lie between 0 and 1")
+                raise RecipeError(f"sparsity of layer {layer} has prune_fraction {quoted(fraction)}; it must lie "
+                                  "between 0 and 1")
             return 0, 0, float(fraction)
         if not isinstance(prune, int) or not isinstance(group, int) or not 0 <= prune < group:
             raise RecipeError(f"sparsity of layer {layer} prunes {prune} of every {group}; it must be fewer than the group")

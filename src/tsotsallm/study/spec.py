@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tsotsallm.errors import StudyError, nearest
+from tsotsallm.files import one_line, quoted, read_utf8
 from tsotsallm.machine import bytes_from_text
 from tsotsallm.study.space import Space
 from tsotsallm.study.trial import Setup
@@ -68,14 +69,15 @@ def read_content(source: str | Path) -> dict[str, Any]:
     """What the file of a study, or a packaged one, holds."""
     packaged = packaged_specs()
     try:
-        text = packaged[str(source)].read_text("utf-8") if str(source) in packaged else Path(source).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"the study {source} cannot be read ({getattr(error, 'strerror', None) or error}); packaged "
-                         f"studies: {', '.join(packaged)}") from None
+        text = (packaged[str(source)].read_text("utf-8") if str(source) in packaged else
+                read_utf8(Path(source), StudyError))
+    except OSError as error:
+        raise StudyError(f"the study {source} cannot be read ({error.strerror or error}); packaged studies: "
+                         f"{', '.join(packaged)}") from None
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise StudyError(f"{source} is not valid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise StudyError(f"{source} is not valid YAML: {one_line(error)}") from None
     if not isinstance(content, Mapping) or not content:
         raise StudyError(f"{source} is empty; a study has stages or recipes, and a strategy")
     return dict(content)
@@ -92,11 +94,11 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
         content = _rescaled(content, int(content["layers"]), layers)
     strategy = content.get("strategy", "all")
     if strategy not in STRATEGIES:
-        raise StudyError(f"there is no strategy {strategy!r}{nearest(str(strategy), STRATEGIES)}")
+        raise StudyError(f"there is no strategy {quoted(strategy)}{nearest(str(strategy), STRATEGIES)}")
     objectives = tuple(content.get("objectives", ("kl", "bytes")))
     for objective in objectives:
         if objective not in OBJECTIVES:
-            raise StudyError(f"there is no objective {objective!r}{nearest(str(objective), OBJECTIVES)}")
+            raise StudyError(f"there is no objective {quoted(objective)}{nearest(str(objective), OBJECTIVES)}")
     calibration, evaluation = content.get("calibration") or {}, dict(content.get("evaluation") or {})
     _known(calibration, CALIBRATION, "calibration")
     _known(evaluation, EVALUATION, "evaluation")
@@ -127,7 +129,7 @@ def _with_given(content: dict[str, Any], given: Mapping[str, str]) -> dict[str, 
             raise StudyError(f"this study needs {name}: {about}; give it with --set {name}=FILE")
     for name in given:
         if name not in needs:
-            raise StudyError(f"this study needs no {name!r}{nearest(name, needs)}")
+            raise StudyError(f"this study needs no {quoted(name)}{nearest(name, needs)}")
 
     def walk(value: Any) -> Any:
         if isinstance(value, str) and value.startswith("$") and value[1:] in given:
@@ -142,21 +144,21 @@ def _with_given(content: dict[str, Any], given: Mapping[str, str]) -> dict[str, 
 def _known(content: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
     for key in content:
         if key not in keys:
-            raise StudyError(f"{where} has no {key!r}{nearest(str(key), keys)}")
+            raise StudyError(f"{where} has no {quoted(key)}{nearest(str(key), keys)}")
 
 
 def _check_numbers(content: Mapping[str, Any], setup: Mapping[str, Any]) -> None:
     for name, least in (("trials", 1), ("cycle", 1)):
         value = content.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise StudyError(f"{name} is {value!r}; it takes a whole number, {least} or more")
+            raise StudyError(f"{name} is {quoted(value)}; it takes a whole number, {least} or more")
     hours = content.get("hours")
     if hours is not None and (not isinstance(hours, (int, float)) or isinstance(hours, bool) or hours <= 0):
-        raise StudyError(f"hours is {hours!r}; it takes a number above 0")
+        raise StudyError(f"hours is {quoted(hours)}; it takes a number above 0")
     cheap, full = setup.get("cheap", 8), setup.get("full", 60)
     if not isinstance(full, int) or full < 1 or (cheap is not None and not (isinstance(cheap, int) and 1 <= cheap <= full)):
-        raise StudyError(f"evaluation.cheap is {cheap!r} and full {full!r}; they are numbers of windows, the cheap one the "
-                         "smaller")
+        raise StudyError(f"evaluation.cheap is {quoted(cheap)} and full {quoted(full)}; they are numbers of windows, the "
+                         "cheap one the smaller")
 
 
 def _rescaled(content: dict[str, Any], source: int, layers: int) -> dict[str, Any]:
