@@ -135,15 +135,15 @@ def test_how_tokens_are_chosen(client: Any, models: Models, model: str) -> None:
     one = models.by_name[model].speaker
     ids = one.tokenize(PROMPT)
     banned = ids[-1]
-    plain = said(one, Question(PROMPT, 16))
+    plain = said(one, Question(PROMPT, 24))
     for sent, how in (({"presence_penalty": 1.5}, {}), ({"frequency_penalty": -1.5}, {}), ({"repetition_penalty": 1.4}, {}),
                       ({"repeat_penalty": 1.4}, {"repetition_penalty": 1.4}),
                       ({"repeat_penalty": 1.4, "repeat_last_n": -1}, {"repetition_penalty": 1.4,
                       "repeat_last_n": one.context}),
                       ({"logit_bias": {str(banned): 50}}, {"logit_bias": ((banned, 50.0),)})):
-        expected = said(one, Question(PROMPT, 16, Sampling(**(how or sent))))      # type: ignore[arg-type]
+        expected = said(one, Question(PROMPT, 24, Sampling(**(how or sent))))      # type: ignore[arg-type]
         assert expected != plain
-        found = client.completions.create(model=model, prompt=PROMPT, max_tokens=16, temperature=0, extra_body=sent)
+        found = client.completions.create(model=model, prompt=PROMPT, max_tokens=24, temperature=0, extra_body=sent)
         assert found.choices[0].text == expected
     drawn = {client.completions.create(model=model, prompt=PROMPT, max_tokens=6, temperature=5, seed=seed, extra_body={
         "min_p": 1}).choices[0].text for seed in range(3)}
