@@ -10,9 +10,10 @@ from typing import Any
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
-from tsotsallm.checkpoint.reader import PACKED_NAME, Checkpoint
-from tsotsallm.checkpoint.spec import EMBEDDING, HEAD
+from tsotsallm.checkpoint.reader import PACKED_NAME, PROVENANCE, Checkpoint
+from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, MOST_LAYERS
 from tsotsallm.errors import CheckpointError
+from tsotsallm.files import quoted
 from tsotsallm.stages.layers import Layers
 
 
@@ -105,6 +106,8 @@ def _layers_before(provenance: dict[str, Any] | None) -> int:
 def _runs(provenance: dict[str, Any]) -> list[int] | None:
     """Layers of the first ancestor in the order that a result runs them; None where an older result does not tell."""
     parent, count = provenance.get("ancestry"), provenance["measures"].get("source_layers")
+    if count is not None and not (type(count) is int and 0 < count <= MOST_LAYERS):
+        raise CheckpointError(f"{PROVENANCE} tells of a source with {quoted(count)} layers; restore it")
     runs = _runs(parent) if parent is not None else None if count is None else list(range(count))
     chosen = iter([choice["order"] for choice in provenance["choices"] if "order" in choice])
     for stage in provenance["recipe"] if runs is not None else ():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tsotsallm.engine.speaking import Sampling
 from tsotsallm.errors import ReportError, ResourceError
 from tsotsallm.evaluation.cost import check_fits
 from tsotsallm.evaluation.examination import examine, text_task
+from tsotsallm.files import one_line, read_json
 from tsotsallm.lab.texts import world_text
 from tsotsallm.report.document import Samples
 from tsotsallm.report.fitted import fit_document
@@ -51,11 +52,13 @@ def write_report(paths: Sequence[str | Path], out: str | Path, *, reference: str
     if alone and any((folder / name).exists() for name in ("ledger.sqlite", "trials.jsonl")):
         if reference or text or tasks or prompts or speed or country:
             raise ReportError("the report on a study is made from its ledger alone; give the folder and -o, nothing else")
-        return write_page(study_document(folder), Path(out))
+        with _understood(folder):
+            return write_page(study_document(folder), Path(out))
     fitted = alone and (folder / "fit.json").exists()
     models = [str(path) for path in paths]
     if fitted:
-        reference = reference or str(json.loads((folder / "fit.json").read_text("utf-8"))["model"])
+        with _understood(folder):
+            reference = reference or str(read_json(folder / "fit.json", ReportError)["model"])
         models = [str(folder / "model")]
     elif reference is None and (Checkpoint.open(models[0]).provenance or {}).get("source") == EMBEDDED:
         reference = EMBEDDED
@@ -77,9 +80,19 @@ def write_report(paths: Sequence[str | Path], out: str | Path, *, reference: str
         begun = [one for one in texts.read_text(prompts).splitlines() if one][:SAMPLES] if prompts is not None else (
             beginnings(texts.read_text(text) if text is not None else world_text(test=True, characters=60_000)))
         samples = samples_of(names, begun, tokens)
-    if fitted:
-        return write_page(fit_document(folder, found, samples), Path(out))
-    return write_page(result_document(names, found, samples), Path(out))
+    with _understood(folder if alone else folder.parent):
+        document = fit_document(folder, found, samples) if fitted else result_document(names, found, samples)
+        return write_page(document, Path(out))
+
+
+@contextmanager
+def _understood(folder: Path) -> Iterator[None]:
+    """Say that what is told of a result in a folder is damaged where a report cannot be made of it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, AssertionError) as error:
+        raise ReportError(f"no report can be made of {folder}: what its files tell of how it came about is damaged, or of "
+                          f"another version ({type(error).__name__}: {one_line(error)}); restore them from a copy") from None
 
 
 def _name(model: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tsotsallm.errors import ReportError
 from tsotsallm.evaluation.examination import Examination
+from tsotsallm.files import read_json
 from tsotsallm.machine import human_bytes
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Code, Document, Number, Paragraph, Samples, Section, Table
@@ -17,7 +18,7 @@ from tsotsallm.report.result import result_document
 
 def fit_document(folder: Path, examinations: Sequence[Examination], samples: Samples | None = None) -> Document:
     """A report on the folder of a fit."""
-    fit = json.loads((folder / "fit.json").read_text("utf-8"))
+    fit = read_json(folder / "fit.json", ReportError)
     best, target = fit["best"], fit["target"]
     inner = result_document({str(fit["model"]): str(fit["model"]), "fitted": str(folder / "model")}, examinations, samples)
     wanted = f"{target['bytes']:,} bytes" + (f" ({target['device']})" if target["device"] else "") + (
