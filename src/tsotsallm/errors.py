@@ -74,7 +74,7 @@ class MissingExtraError(TsotsallmError):
 
 
 def install_command(extra: str) -> str:
-    """What installs the packages of an extra into this very environment, within the checkout's constraints where it has any."""
+    """What installs the packages of an extra into this very environment, within the checkout's constraints if it has any."""
     import re
     import sys
     from importlib import metadata

@@ -18,7 +18,7 @@ TOKENIZER_BYTES = 200 << 20
 """Limit of tokenizer.json; the largest vocabularies in use take some 35 MB."""
 DATA_BYTES = 4 << 30
 """Limit of a data set or text that is read whole."""
-YAML_CHARACTERS, YAML_VALUES = 1 << 20, 100_000
+YAML_CHARACTERS, YAML_VALUES, YAML_NUMBER = 1 << 20, 100_000, 1 << 63
 """Limits of a recipe, a study or a task."""
 MOST_DEPTH = 100
 """Nesting of objects and lists in JSON."""
@@ -118,7 +118,7 @@ def parse_json(text: str, where: str, kind: type[TsotsallmError], *, unique: boo
 
 
 def parse_yaml(text: str, where: str, kind: type[TsotsallmError]) -> Any:
-    """YAML of bounded size and depth, what its aliases stand for counted each time; raises `kind`, naming `where`."""
+    """YAML of bounded size, depth and numbers, what its aliases stand for counted each time; raises `kind`, naming `where`."""
     import yaml
 
     if len(text) > YAML_CHARACTERS:
@@ -134,6 +134,8 @@ def parse_yaml(text: str, where: str, kind: type[TsotsallmError]) -> Any:
         level = [inner for outer in level if isinstance(outer, (dict, list, set))
                  for inner in (outer.values() if isinstance(outer, dict) else outer)]
         count += len(level)
+        if large := [one for one in level if isinstance(one, int) and abs(one) >= YAML_NUMBER]:
+            raise kind(f"{where} holds the number {quoted(large[0], 30)}, which is too large for anything")
         if not level:
             if "\\" in text and _has_half(content):
                 raise kind(f"{where} holds half of a surrogate pair (such as \\ud800), which is no character; remove it")

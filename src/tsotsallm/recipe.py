@@ -15,7 +15,7 @@ import yaml
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
-from tsotsallm.files import one_line, quoted, read_utf8
+from tsotsallm.files import parse_yaml, quoted, read_utf8
 from tsotsallm.numerics.grids import GRIDS
 from tsotsallm.stages import STAGES
 from tsotsallm.stages.base import LayerChoice, LinearEdit, Stage
@@ -27,7 +27,7 @@ from tsotsallm.stages.retraining import Retraining, Trained
 from tsotsallm.stages.sparsity import Sparsity
 from tsotsallm.stages.vocabulary import Vocabulary
 
-MOST_DIGITS = 12
+MOST_DIGITS, MOST_STAGES = 12, 100
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Recipe:
             content = content.get("stages") if set(content) == {"stages"} else [content]
         if not isinstance(content, Sequence) or isinstance(content, str):
             raise RecipeError(f"a recipe is a list of stages, but this is {quoted(content)}")
+        if len(content) > MOST_STAGES:
+            raise RecipeError(f"the recipe has {len(content)} stages; it takes {MOST_STAGES} at most")
         return cls(tuple(_stage(item) for item in content))
 
     @classmethod
@@ -236,10 +238,7 @@ def _inline(text: str) -> Any:
 
 
 def _yaml(content: str, text: str) -> Any:
-    try:
-        found = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"the recipe is not valid YAML: {one_line(error)}") from None
+    found = parse_yaml(content, "the recipe", RecipeError)
     if found is None:
         raise RecipeError(f"the recipe {quoted(text)} is empty; to copy a model without any stage write []")
     return found

@@ -198,6 +198,19 @@ def test_a_prefix_that_is_not_bos_is_kept(model: Path, tmp_path: Path) -> None:
 # -- conversations ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("template", [kinds.TEMPLATE, kinds.LLAMA2_TEMPLATE, "{{ messages | tojson(indent=2) }}{{ eos_token }}",
+                                      "{%- for m in messages -%}\n  {%- generation %}{{ m.content | trim }}{% endgeneration -%}\n"
+                                      "{% if loop.last %}{% break %}{% endif %}{%- endfor %}"])
+def test_conversations_are_rendered_as_transformers_renders_them(model: Path, template: str) -> None:
+    kinds.save(model, "bytes", template=template)
+    codec = Checkpoint.open(model).codec
+    for messages in kinds.conversations(30, 3, ["</s>"]):
+        assert codec.render(messages) == codec.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert codec.conversation(messages, answer=False) == codec.tokenizer.apply_chat_template(messages, return_dict=False)
+        more = [*messages, {"role": "assistant", "content": "the  old"}]
+        assert codec.render(more) == codec.tokenizer.apply_chat_template(more, tokenize=False, continue_final_message=True)
+
+
 def test_the_embedded_model_converses_alike_on_both_engines(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open("embedded")
     tsotsallm.to_gguf("embedded", tmp_path / "model.gguf", dense="f32")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 from tsotsallm.checkpoint.chat import ChatTemplate, pick
 from tsotsallm.checkpoint.gguf_file import GgufFile
 
-PREFIX, LEADING_SPACE = "tsotsallm.text_prefix", "tsotsallm.leading_space"
+PREFIX, LEADING_SPACE, COMPOSED = "tsotsallm.text_prefix", "tsotsallm.leading_space", "tsotsallm.composed"
 """Keys of ours: tokens that belong before a plain text where `add_bos_token` cannot say so, and `first` or `always` (the schemes
 of the tokenizers library's Metaspace) where `add_space_prefix` cannot."""
 CONTROL, USER_DEFINED = 3, 4
@@ -22,6 +23,7 @@ class TextRules:
     adds_bos       whether the file asks engines to put it before every text, conversations included
     prefix         tokens that belong before a plain text
     leading_space  `first` or `always`; empty where `add_space_prefix` says all there is
+    composed       whether accents are joined with their letters first (Unicode's NFC), which no key of GGUF says
     space_prefix   whether the engine puts a space before a text, and after every special token
     """
 
@@ -30,6 +32,7 @@ class TextRules:
     prefix: tuple[int, ...] = ()
     leading_space: str = ""
     space_prefix: bool = False
+    composed: bool = False
     special: tuple[str, ...] = ()
     chat: ChatTemplate | None = None
 
@@ -46,13 +49,18 @@ class TextRules:
         prefix = file.numbers(PREFIX) if PREFIX in file.fields else [bos] if cut.adds_bos else []
         return cls(
             bos, cut.adds_bos, tuple(one for one in prefix if 0 <= one < len(tokens)), file.text(LEADING_SPACE) or "",
-            bool(file.fields.get("tokenizer.ggml.add_space_prefix", cut.model == "llama")),
+            bool(file.fields.get("tokenizer.ggml.add_space_prefix", cut.model == "llama")), bool(file.fields.get(COMPOSED)),
             tuple(token for token, kind in zip(tokens, kinds, strict=False) if kind in (CONTROL, USER_DEFINED) and token),
             pick({} if template is None else {"default": template},
                  {f"{name}_token": token for name, token in named.items()}))
 
+    def normal(self, text: str) -> str:
+        """A text in the form that the tokenizer cuts."""
+        return unicodedata.normalize("NFC", text) if self.composed else text
+
     def as_cut(self, text: str) -> str:
         """The text that llama.cpp must be given so that it cuts a text as the tokenizer does that the file was made from."""
+        text = self.normal(text)
         if not self.leading_space or not text or text.startswith(self.special):
             return text
         begins_with_space = text[0] in (" ", SPACE)

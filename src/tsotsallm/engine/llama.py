@@ -60,7 +60,8 @@ class Llama:
         self.rules = TextRules.read(file)
         self.chat = self.rules.chat
         self.converses = self.chat is not None
-        self.notes, self.no_chat = (), "has no chat template"
+        self.notes: tuple[str, ...] = ()
+        self.no_chat = "has no chat template"
         self.file = file
         self.cache_bytes_per_token = (file.cache_elements_per_token or 0) * CACHE_BITS[kv] / 8
         self._adapter, self._threads, self._keep_prompt = adapter, threads or chosen_threads(), keep_prompt
@@ -131,7 +132,7 @@ class Llama:
         if self.chat is None:
             raise ConversationError(f"{self.path} has no chat template: it completes text, but does not converse; use "
                                     "`tsotsallm generate`")
-        ids = self._cut(self.chat.render([one for one in question.prompt if isinstance(one, dict)]))
+        ids = self._cut(self.rules.normal(self.chat.render([one for one in question.prompt if isinstance(one, dict)])))
         return [self.rules.bos, *ids] if self.rules.adds_bos and ids[:1] != [self.rules.bos] else ids
 
     def tokenize(self, text: str) -> list[int]:

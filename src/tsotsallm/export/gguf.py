@@ -20,7 +20,7 @@ from tsotsallm.checkpoint.codec import INFILL_ENDS, NAMED_ENDS
 from tsotsallm.checkpoint.packing import unpack_rows
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
-from tsotsallm.checkpoint.textrules import LEADING_SPACE, PREFIX
+from tsotsallm.checkpoint.textrules import COMPOSED, LEADING_SPACE, PREFIX
 from tsotsallm.errors import ExportError, MissingExtraError, ResourceError
 from tsotsallm.export.blocks import Packing, blocks_of, held, not_held, packing_of
 from tsotsallm.export.vocabulary import Vocabulary, read_vocabulary
@@ -391,6 +391,8 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
         writer.add_array(PREFIX, list(vocabulary.prefix))
     if vocabulary.leading_space:
         writer.add_string(LEADING_SPACE, vocabulary.leading_space)
+    if vocabulary.composed:
+        writer.add_bool(COMPOSED, True)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
 

@@ -35,6 +35,7 @@ class Vocabulary:
 
     ends           tokens that end an answer, EOS first
     prefix         tokens that belong before a plain text where `add_bos` cannot say so, else None
+    composed       whether the tokenizer joins accents with their letters first (NFC)
     leading_space  `first` or `always` where `add_space_prefix` is not all there is to say, else empty
     notes          what a user should know besides
     differences    which texts engines will cut otherwise than the checkpoint's tokenizer does, each a clause
@@ -55,6 +56,7 @@ class Vocabulary:
     chat_template: str | None
     prefix: tuple[int, ...] | None = None
     leading_space: str = ""
+    composed: bool = False
     differences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -102,6 +104,9 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
             "plain text that begins without a space (conversations are cut alike)" if not space_prefix else
             "text that begins with a space, and text after a special token" if scheme == "first" else
             "text that begins with a space, at the beginning and after special tokens")
+    composed = not pieces and content.get("normalizer") is not None
+    if composed:
+        differences.append("text whose accents are characters of their own (the tokenizer joins them with their letters first, NFC)")
     add_bos, prefix, unlike = _begin(codec)
     differences += unlike
     ends = codec.ends or tuple(place for place in (codec.padding, codec.bos, max(tokens)) if place is not None)[:1]
@@ -110,7 +115,7 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
         _scores(tokens, vocabulary, merges, size) if pieces else None,
         None if pieces else [f"{left} {right}" for left, right in merges],
         codec.bos, ends, unknown, codec.padding, add_bos, space_prefix, None if codec.chat is None else codec.chat.source,
-        prefix, leading_space, tuple(differences),
+        prefix, leading_space, composed, tuple(differences),
         (f"the tokenizer's tokens {quoted(beyond)} have no row in the embeddings; they are left out of the file",) if beyond else ())
 
 

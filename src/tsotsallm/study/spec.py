@@ -21,6 +21,13 @@ KEYS = ("about", "needs", "layers", "stages", "order", "conditions", "recipes", 
         "seed", "size_limit", "cycle", "calibration", "evaluation", "published")
 CALIBRATION = ("source", "windows", "window", "seed")
 EVALUATION = ("text", "context", "cheap", "full", "tasks", "data", "limit", "speed", "country")
+KINDS: dict[str, tuple[type, ...]] = {
+    "about": (str, int, float), "needs": (Mapping,), "layers": (int,), "stages": (list,), "order": (Mapping,), "conditions": (list,),
+    "recipes": (Mapping,), "strategy": (str,), "objectives": (list,), "trials": (int,), "hours": (int, float), "seed": (int,),
+    "size_limit": (str, int), "cycle": (int,), "calibration": (Mapping,), "evaluation": (Mapping,), "published": (Mapping,),
+    "source": (str,), "windows": (int,), "window": (int,), "text": (str,), "context": (int,), "cheap": (int,), "full": (int,),
+    "tasks": (str, list), "data": (str,), "limit": (int,), "speed": (bool,), "country": (str,)}
+_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", list: "a list", bool: "true or false", Mapping: "keys and values"}
 OBJECTIVES = ("kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode")
 
 
@@ -74,10 +81,7 @@ def read_content(source: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise StudyError(f"the study {source} cannot be read ({error.strerror or error}); packaged studies: "
                          f"{', '.join(packaged)}") from None
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise StudyError(f"{source} is not valid YAML: {one_line(error)}") from None
+    content = parse_yaml(text, str(source), StudyError)
     if not isinstance(content, Mapping) or not content:
         raise StudyError(f"{source} is empty; a study has stages or recipes, and a strategy")
     return dict(content)
@@ -87,6 +91,7 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
     """A study from plain data; `$NAME` anywhere in it stands for a value of `given`."""
     _known(content, KEYS, "a study")
     content = _with_given(content, given or {})
+    _check_kinds(content, KINDS, "a study")
     if ("stages" in content) == ("recipes" in content):
         raise StudyError("a study's space is either `stages` with open values or `recipes` by name; give one of them")
     told = content
@@ -102,6 +107,8 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
     calibration, evaluation = content.get("calibration") or {}, dict(content.get("evaluation") or {})
     _known(calibration, CALIBRATION, "calibration")
     _known(evaluation, EVALUATION, "evaluation")
+    _check_kinds(calibration, KINDS, "calibration")
+    _check_kinds(evaluation, KINDS, "evaluation")
     if "decode" in objectives and not evaluation.setdefault("speed", True):
         raise StudyError("the objective decode needs evaluation.speed; leave speed out, or the objective")
     tasks = evaluation.pop("tasks", ())
@@ -145,6 +152,16 @@ def _known(content: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Non
     for key in content:
         if key not in keys:
             raise StudyError(f"{where} has no {quoted(key)}{nearest(str(key), keys)}")
+
+
+def _check_kinds(content: Mapping[Any, Any], kinds: Mapping[str, tuple[type, ...]], where: str) -> None:
+    """Raise where a value is of no kind that its key takes; nothing stands for the default."""
+    for key, value in content.items():
+        allowed = kinds[key]
+        if value is None or (isinstance(value, allowed) and (not isinstance(value, bool) or bool in allowed)):
+            continue
+        names = " or ".join(_KIND_NAMES[kind] for kind in allowed)
+        raise StudyError(f"{key} of {where} is {quoted(value)}; it takes {names}")
 
 
 def _check_numbers(content: Mapping[str, Any], setup: Mapping[str, Any]) -> None:

@@ -9,18 +9,37 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from tsotsallm.errors import TablesError
+from tsotsallm.files import DATA_BYTES, one_line, read_bytes
 from tsotsallm.tables.words import is_literal
 
 SEPARATORS = ",;\t|"
+ONE_COLUMN = "\x1f"
+"""The separator of a table of one column with marks inside its cells: the unit separator, which nobody writes."""
+SAMPLE_LINES, SAMPLE_CHARACTERS = 60, 1 << 18
+CLOSE = 0.8
+"""Share of the best separator's likelihood from which another one is mentioned."""
+FEW_NULLS, LEAST_NULLS = 3, 0.02
+"""Null bytes that are left out of any text, and the share of a text's characters that have one in UTF-16 at least: those
+that are not of another script, separators and line feeds among them."""
+MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+         (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
 GOLD = "__URI"
 """End of the name of a column that holds the entities of the column before it (ToughTables): kept out of what is read."""
 LONGEST_CELL = 100_000
 """Characters of a cell; the library's own limit is one for the whole process, which others change."""
 _NUMBERED = re.compile(r"\d+")
+_SEPARATOR_LINE = re.compile(r'"?sep=(\\t|[^"\r\n])\1*"?\r?(?:\n|\Z)', re.IGNORECASE)
+"""Excel's first line of a file that another separator is used in."""
+_DAY = r"[^\W\d]{3,12}\.? \d{1,2}(?:st|nd|rd|th)?"
+_COMMA_DATE = re.compile(rf"\b(?:[^\W\d]+day, )?{_DAY}, ?\d{{4}}\b|\b[^\W\d]+day, {_DAY}\b")
+"""April 15, 2023; Saturday, April 15."""
+_COMMA_NUMBER = re.compile(r"(?<=\d),(?=\d)")
+_TIGHT_COMMA = re.compile(r"(?<!\d),(?=\S)|(?<=\S),(?=[^\s\d])")
 
 
 @dataclass(frozen=True)
@@ -65,52 +84,80 @@ def find_tables(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def decode(content: bytes, name: str) -> tuple[str, list[str]]:
-    """Text of a table, and notes: UTF-8 and UTF-16 by their marks or contents, else Windows-1252."""
-    for mark, encoding in ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
-        if content.startswith(mark):
-            try:
-                return content.decode(encoding), []
-            except UnicodeDecodeError as error:
-                raise TablesError(f"{name} begins like {encoding} but is not ({error.reason} at byte {error.start}); save "
-                                  "it again as UTF-8") from None
-    if b"\0" in content[:4096]:
-        even, odd = content[0:4096:2].count(0), content[1:4096:2].count(0)
-        encoding = "utf-16-le" if odd > even else "utf-16-be"
-        try:
-            text = content.decode(encoding)
-            if "\0" not in text:
-                return text, [f"{encoding.upper()} without a mark"]
-        except UnicodeDecodeError:
-            pass
-        raise TablesError(f"{name} holds null bytes and is no text; save the table as CSV in UTF-8")
+    """Text of a table, and notes: UTF-8, UTF-16 and UTF-32 by their marks or contents, else Windows-1252."""
+    notes: list[str] = []
+    marked = next((encoding for mark, encoding in MARKS if content.startswith(mark)), None)
+    encoding = marked or _utf16(content) or "utf-8"
+    if encoding.startswith("utf-16-"):
+        notes.append(f"{encoding.upper()} without a mark")
     try:
-        return content.decode("utf-8"), []
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        byte, place = content[error.start], error.start
+        if marked is not None:
+            raise TablesError(f"{name} begins like {encoding} but is not ({error.reason} at byte {error.start}); save it "
+                              "again as UTF-8") from None
+        text = _windows(content, name, error.start)
+        notes.append("not UTF-8: read as Windows-1252 (Latin-1)")
+    if nulls := text.count("\0"):
+        if nulls > max(FEW_NULLS, len(text) // 100):
+            raise TablesError(f"{name} holds null bytes and is no text; save the table as CSV in UTF-8")
+        notes.append(f"{nulls} null character{'s' * (nulls > 1)} left out")
+    return text.replace("\0", ""), notes
+
+
+def _utf16(content: bytes) -> str | None:
+    """UTF-16 without a mark: many null bytes at places of one kind, few at those of the other, and line feeds that are
+    characters of their own; a few null bytes in another encoding do not make it UTF-16."""
+    sample = content[:1 << 16]
+    even, odd = sample[0::2].count(0), sample[1::2].count(0)
+    for encoding, here, there in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
+        if here > FEW_NULLS and here >= LEAST_NULLS * (len(sample) // 2) and there <= here / 4:
+            try:
+                text = content.decode(encoding)
+            except UnicodeDecodeError:
+                continue
+            if text.count("\n") >= content.count(b"\n") / 2 and (b"\n" in content or here > len(sample) / 4):
+                return encoding
+    return None
+
+
+def _windows(content: bytes, name: str, place: int) -> str:
     try:
-        text = content.decode("cp1252")
+        return content.decode("cp1252")
     except UnicodeDecodeError as error:
         line = content[:place].count(b"\n") + 1
-        raise TablesError(f"{name}, line {line}: byte 0x{byte:02x} is not UTF-8, and 0x{content[error.start]:02x} at byte "
-                          f"{error.start} is not Windows-1252 either; save the table again as UTF-8") from None
-    return text, ["not UTF-8: read as Windows-1252 (Latin-1)"]
+        raise TablesError(f"{name}, line {line}: byte 0x{content[place]:02x} is not UTF-8, and 0x{content[error.start]:02x} "
+                          f"at byte {error.start} is not Windows-1252 either; save the table again as UTF-8") from None
 
 
 def read_table(path: Path) -> Table:
-    """A table of a file. Rows shorter than the widest are filled up, which is noted, as is a guessed encoding.
+    """A table of a file. Rows shorter than the widest are filled up, which is noted, as is what was guessed.
 
-    The first line is the header unless a number or a date stands in it. A table that was written with numbered rows and
-    columns (an empty cell first, then 0, 1, 2, ...) is read without these.
+    The first line is the header unless a number or a date stands in it; a first line `sep=;` only names the separator. A
+    table that was written with numbered rows and columns (an empty cell first, then 0, 1, 2, ...) is read without these.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TablesError(f"{path.name} cannot be read ({error.strerror}); mend its permissions") from None
+        content = read_bytes(path, TablesError, DATA_BYTES)
+    except FileNotFoundError:
+        raise TablesError(f"{path.name} is gone; give tables that stay until they are annotated") from None
     text, notes = decode(content, path.name)
+    named = _SEPARATOR_LINE.match(text)
+    if named is not None:
+        mark = "\t" if named[1] == "\\t" else named[1]
+        text = text[named.end():]
+        notes.append(f"cells are separated by {mark!r}, as the first line says")
+    else:
+        mark, other = separators(text)
+        if mark == ONE_COLUMN:
+            notes.append("one column: commas and the like stand inside its cells (guessed)")
+        elif mark != _usual(path) or other:
+            doubt = f", and {other!r} is nearly as likely" if other else ""
+            notes.append(f"cells are separated by {mark!r}: guessed{doubt}")
+    first = 1 if named is None else 2
     try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator(text)))
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark))
     except csv.Error as error:
-        raise TablesError(f"{path.name} is no table ({error}); give CSV or TSV") from None
+        raise TablesError(f"{path.name} is no table ({one_line(error)}); give CSV or TSV") from None
     while lines and not any(cell.strip() for cell in lines[-1]):
         lines.pop()
     if not lines:
@@ -120,7 +167,7 @@ def read_table(path: Path) -> Table:
         raise TablesError(f"{path.name} is no table (a cell has {longest} characters, as where a quotation mark is never "
                           "closed); give CSV or TSV")
     width = max(map(len, lines))
-    ragged = [number for number, line in enumerate(lines, 1) if len(line) != len(lines[0])]
+    ragged = [number for number, line in enumerate(lines, first) if len(line) != len(lines[0])]
     if ragged:
         few = ", ".join(map(str, ragged[:5])) + (", ..." if len(ragged) > 5 else "")
         notes.append(f"{len(ragged)} of {len(lines)} lines are longer or shorter than the first ({few}): filled up with "
@@ -130,25 +177,69 @@ def read_table(path: Path) -> Table:
         notes.append("numbered rows and columns: read without the numbers")
         return Table(path.stem, ("",) * (width - 1), tuple(line[1:] for line in full[1:]), 0, tuple(range(width - 1)),
                      tuple(notes))
-    if any(is_literal(cell) for cell in full[0]):
+    if any(is_literal(cell) or _COMMA_DATE.fullmatch(cell) for cell in full[0]):
         return Table(path.stem, ("",) * width, tuple(full), 0, tuple(range(width)), (*notes, "no header"))
     return _without_gold(Table(path.stem, full[0], tuple(full[1:]), 1, tuple(range(width)), tuple(notes)))
 
 
-def separator(text: str) -> str:
-    """The separator that cuts most of the first lines into equally many cells, more than one."""
-    sample = "\n".join(text.splitlines()[:60])
-    best, found = (0.0, 0), ","
-    for one in SEPARATORS:
-        try:
-            widths = [len(line) for line in csv.reader(io.StringIO(sample), delimiter=one) if line]
-        except csv.Error:
-            continue
-        if widths:
-            width, count = Counter(widths).most_common(1)[0]
-            if width > 1 and (count / len(widths), width) > best:
-                best, found = (count / len(widths), width), one
-    return found
+def _usual(path: Path) -> str:
+    return "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+
+
+def separators(text: str) -> tuple[str, str]:
+    """The likeliest separator, and another one that is nearly as likely, or nothing.
+
+    Both are judged by the first lines, see `_likelihood`; a text in which none makes sense is one column.
+    """
+    sample = text[:SAMPLE_CHARACTERS]
+    if len(sample) < len(text):
+        sample = sample[:sample.rfind("\n") + 1] or sample
+    found = sorted(((_likelihood(sample, mark), -place, mark) for place, mark in enumerate(SEPARATORS)), reverse=True)
+    (best, _, mark), (next_best, _, other) = found[:2]
+    return (mark if best else ONE_COLUMN if any(mark in sample for mark in SEPARATORS) else ","), (
+        other if next_best > CLOSE * best else "")
+
+
+def _likelihood(sample: str, mark: str) -> float:
+    """How well a separator cuts a sample: s·h·t²·(w − 1)/w·(1 − b/2).
+
+    s is the share of lines with the commonest number of cells w, h whether the header has as many (1/2 where it has one
+    alone), t the share of cells that are of one piece (no other separator or half of a quotation in them), b the share of
+    cells that begin with a space, as after a comma in running text. The first four weigh what van den Burg et al.
+    (doi:10.1007/s10618-019-00646-y) do: the pattern of the lines and the types of the cells.
+    """
+    try:
+        lines = [line for line in islice(csv.reader(io.StringIO(sample, newline=""), delimiter=mark), SAMPLE_LINES) if line]
+    except csv.Error:
+        return 0.0
+    if not lines:
+        return 0.0
+    width, count = Counter(map(len, lines)).most_common(1)[0]
+    cells = [cell for line in lines for cell in line if cell.strip()]
+    after = [cell for line in lines for cell in line[1:] if cell.strip()]
+    if width < 2 or not cells or _within_cells(sample, mark, alone=len(lines[0]) == 1, spaced=all(
+            cell.startswith(" ") for cell in after)):
+        return 0.0
+    header = 1.0 if len(lines[0]) == width else 0.8 if len(lines[0]) > 1 else 0.5
+    whole = sum(_is_whole(cell, mark) for cell in cells) / len(cells)
+    spaced = sum(cell.startswith(" ") for cell in after) / max(len(after), 1)
+    return count / len(lines) * header * whole ** 2 * (width - 1) / width * (1 - spaced / 2)
+
+
+def _within_cells(sample: str, mark: str, *, alone: bool, spaced: bool) -> bool:
+    """Whether a comma only stands inside dates, or under a header of one cell inside numbers or before spaces."""
+    if mark != ",":
+        return False
+    return (alone and spaced) or "," not in _COMMA_DATE.sub("", sample) or (
+        alone and "," not in _COMMA_NUMBER.sub("", sample))
+
+
+def _is_whole(cell: str, mark: str) -> bool:
+    text = cell.strip()
+    if is_literal(text):
+        return True
+    return text.count('"') % 2 == 0 and not any(other in text for other in SEPARATORS if other not in (mark, ",")) and (
+        mark == "," or not _TIGHT_COMMA.search(text))
 
 
 def _numbered(lines: Sequence[tuple[str, ...]]) -> bool:

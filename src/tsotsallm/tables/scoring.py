@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from tsotsallm.errors import TablesError
 from tsotsallm.evaluation.significance import Array, Difference, Measure, finite, paired_difference, standard_error
+from tsotsallm.files import DATA_BYTES, one_line, quoted, read_json, utf8_lines
 from tsotsallm.tables.reading import find_tables, read_table
 
 UP, FARTHEST_UP, DOWN, FARTHEST_DOWN = 0.8, 5, 0.7, 3
@@ -78,7 +78,7 @@ def read_gold(folder: str | Path, tables: Sequence[str | Path] = ()) -> Gold:
         raise TablesError(f"{path} is no folder; gold is a folder with cea_gt.csv, cta_gt.csv, cpa_gt.csv or some of them")
     targets: dict[str, dict[Target, frozenset[str]]] = {task: {} for task in WIDTH}
     for task in WIDTH:
-        files = sorted(one for one in path.iterdir() if one.suffix == ".csv" and task in one.stem.lower())
+        files = sorted(one for one in path.iterdir() if one.is_file() and one.suffix == ".csv" and task in one.stem.lower())
         if len(files) > 1:
             files = [one for one in files if "gt" in one.stem.lower()][:1] or files[:1]
         for file in files:
@@ -96,25 +96,30 @@ def read_gold(folder: str | Path, tables: Sequence[str | Path] = ()) -> Gold:
 def _steps(folder: Path, word: str) -> dict[str, dict[str, int]]:
     for path in sorted(folder.glob("*.json")):
         if word in path.stem.lower():
-            content = json.loads(path.read_text("utf-8"))
-            return {kind.lower(): {other.lower(): int(steps) for other, steps in others.items()}
-                    for kind, others in content.items()}
+            content = read_json(path, TablesError, DATA_BYTES)
+            try:
+                return {kind.lower(): {other.lower(): int(steps) for other, steps in others.items()}
+                        for kind, others in content.items()}
+            except (AttributeError, TypeError, ValueError):
+                raise TablesError(f"{path.name} does not map types to types and steps; it looks like "
+                                  '{"city": {"place": 1}}') from None
     return {}
 
 
 def _lines(path: Path, width: int) -> Iterable[tuple[int, list[str]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, line in enumerate(csv.reader(file), 1):
+    with path.open("rb") as file:
+        lines = csv.reader(f"{line}\n" for _, line in utf8_lines(file, path.name, TablesError))
+        try:
+            for number, line in enumerate(lines, 1):
                 if not line:
                     continue
                 if len(line) != width + 2:
-                    raise TablesError(f"{path.name}, line {number} has {len(line)} parts, {','.join(line)[:60]!r}; it takes "
-                                      f"{width + 2}: table, {'row, column' if width > 1 else 'column'}, answer")
+                    raise TablesError(f"{path.name}, line {lines.line_num} has {len(line)} parts, {quoted(','.join(line))}; "
+                                      f"it takes {width + 2}: table, {'row, column' if width > 1 else 'column'}, answer")
                 yield number, line
-    except UnicodeDecodeError as error:
-        raise TablesError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start}); convert it "
-                          "first") from None
+        except csv.Error as error:
+            raise TablesError(f"{path.name}, line {lines.line_num} cannot be read ({one_line(error)}); is a quotation mark "
+                              "never closed?") from None
 
 
 def _read_targets(path: Path, task: str) -> dict[Target, frozenset[str]]:
