@@ -18,8 +18,8 @@ TOKENIZER_BYTES = 200 << 20
 """Limit of tokenizer.json; the largest vocabularies in use take some 35 MB."""
 DATA_BYTES = 4 << 30
 """Limit of a data set or text that is read whole."""
-YAML_CHARACTERS, YAML_VALUES, YAML_NUMBER = 1 << 20, 100_000, 1 << 63
-"""Limits of a recipe, a study or a task."""
+YAML_CHARACTERS, YAML_VALUES, YAML_NUMBER = 1 << 17, 100_000, 1 << 63
+"""Limits of a recipe, a study or a task: such a file is read slowly, 100 kB in a second or two."""
 MOST_DEPTH = 100
 """Nesting of objects and lists in JSON."""
 QUOTED_CHARACTERS = 80
@@ -43,7 +43,7 @@ def one_line(message: object, most: int = MESSAGE_CHARACTERS) -> str:
         text = " ".join(str(message).split())
     except Exception:  # as above
         text = type(message).__name__
-    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in _HALVES.sub("\N{REPLACEMENT CHARACTER}", text))
+    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:10 * most])
     return text if len(text) <= most else f"{text[:most - 3]}..."
 
 
@@ -95,7 +95,7 @@ def read_utf8(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYT
 
 
 def read_json(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYTES) -> Any:
-    """The content of a JSON file from a stranger; raises `kind` with what is wrong, FileNotFoundError where there is none."""
+    """The content of a JSON file; raises `kind` with what is wrong, FileNotFoundError where there is none."""
     return parse_json(read_utf8(path, kind, limit), str(path), kind)
 
 
@@ -118,7 +118,8 @@ def parse_json(text: str, where: str, kind: type[TsotsallmError], *, unique: boo
 
 
 def parse_yaml(text: str, where: str, kind: type[TsotsallmError]) -> Any:
-    """YAML of bounded size, depth and numbers, what its aliases stand for counted each time; raises `kind`, naming `where`."""
+    """YAML of bounded size, depth and numbers, what its aliases stand for counted each time; raises `kind`, naming
+    `where`."""
     import yaml
 
     if len(text) > YAML_CHARACTERS:
@@ -131,17 +132,20 @@ def parse_yaml(text: str, where: str, kind: type[TsotsallmError]) -> Any:
         raise kind(f"{where} is not valid YAML ({one_line(error)})") from None
     count, level = 0, [content]
     for _ in range(MOST_DEPTH):
-        level = [inner for outer in level if isinstance(outer, (dict, list, set))
-                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
         count += len(level)
-        if large := [one for one in level if isinstance(one, int) and abs(one) >= YAML_NUMBER]:
-            raise kind(f"{where} holds the number {quoted(large[0], 30)}, which is too large for anything")
+        if count > YAML_VALUES:
+            break
+        for one in level:
+            if not isinstance(one, (str, int, float, dict, list, type(None))):
+                raise kind(f"{where} holds {quoted(one)}, a {type(one).__name__}; write it in quotes if it is text")
+            if isinstance(one, int) and abs(one) >= YAML_NUMBER:
+                raise kind(f"{where} holds the number {quoted(one, 30)}, which is too large for anything")
+        level = [inner for outer in level if isinstance(outer, (dict, list))
+                 for inner in ((*outer, *outer.values()) if isinstance(outer, dict) else outer)]
         if not level:
             if "\\" in text and _has_half(content):
                 raise kind(f"{where} holds half of a surrogate pair (such as \\ud800), which is no character; remove it")
             return content
-        if count > YAML_VALUES:
-            break
     raise kind(f"{where} holds more than {YAML_VALUES} values, or nests them more than {MOST_DEPTH} deep; it is damaged")
 
 

@@ -342,3 +342,23 @@ def test_a_single_file_that_cannot_be_opened_is_one_line(plain: Path, tmp_path: 
     (path / SINGLE).unlink()
     (path / SINGLE).mkdir()
     refused(path, "is a directory, where a regular file is expected")
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "{", '{"early_stopping": 7}', '{"to_dict": 5}', '{"watermarking_config": 7}',
+                                     "[" * 100_000])
+def test_a_generation_config_of_nonsense_is_one_line(model: Path, content: str) -> None:
+    (model / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json") as caught:
+        tsotsallm.load(model)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no devices here")
+@pytest.mark.usefixtures("half_a_minute")
+@pytest.mark.parametrize("name", ["generation_config.json", "LICENSE", "tokenizer.json"])
+def test_a_device_is_not_copied_into_a_result(model: Path, tmp_path: Path, name: str) -> None:
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="is a device, where a regular file is expected"):
+        tsotsallm.compress(model, "skip:1", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

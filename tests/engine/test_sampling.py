@@ -97,7 +97,7 @@ def test_repetition_penalty_and_bias_are_transformers_own(ours: Transformer) -> 
         new = ours.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False,
                                   pad_token_id=0, **theirs)[0, ids.shape[1]:].tolist()
         kept = [one for one in new if one not in ours.codec.ends]
-        assert said(ours, Question(PROMPT, TOKENS, Sampling(**how))) == ours.codec.continuation(kept)   # type: ignore[arg-type]
+        assert said(ours, Question(PROMPT, TOKENS, Sampling(**how))) == ours.codec.continuation(kept)
 
 
 def test_log_probabilities_are_told_before_bias_and_penalties(both: dict[str, Speaker], ours: Transformer) -> None:

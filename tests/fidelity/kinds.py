@@ -27,7 +27,9 @@ LLAMA2_TEMPLATE = (
     "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}")
 WORDS = ("the river runs through old town and children of village count boats Le fleuve est large les enfants comptent "
          "il était une fois 'em don't I'll we've hello world answer question was born in city name of town").split()
-SCRIPTS = ("привет мир", "你好，世界", "こんにちは", "مرحبا", "नमस्ते", "ሰላም", "🙂🚀", "e\u0301a\u0300", "ﬁ", "Ａ１", "\u00a0x", "ß")
+SCRIPTS = ("привет мир", "你好，世界", "こんにちは", "مرحبا", "नमस्ते", "ሰላም", "🙂🚀", "e\u0301a\u0300", "ﬁ", "Ａ１",
+           "\u00a0x",
+           "ß")
 
 
 def training_text(seed: int = 0) -> Iterator[str]:
@@ -41,7 +43,8 @@ def training_text(seed: int = 0) -> Iterator[str]:
 def strings(count: int, seed: int, specials: list[str]) -> list[str]:
     """Strings of words, spaces, line breaks, scripts, emoji and special tokens in every position."""
     rng = random.Random(seed)
-    pieces = [*WORDS, *SCRIPTS, *specials, " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", ".", ",", "!?", "1", "12345", "3.14",
+    pieces = [*WORDS, *SCRIPTS, *specials, " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", ".", ",", "!?", "1", "12345",
+              "3.14",
               "'s", "{}", "def f(x):\n    return x", "_", "-", "\u2028", "▁", "<", ">", "|"]
     return ["".join(rng.choice(pieces) + rng.choice(["", "", " "]) for _ in range(rng.randint(1, 12))) for _ in range(count)]
 
@@ -66,7 +69,8 @@ def bpe(kind: str) -> Tokenizer:
         if kind == "llama3":
             from tokenizers import Regex
 
-            pattern = ("(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+            pattern = ("(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| "
+                       "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
                        "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+")
             tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
                 pre_tokenizers.Split(Regex(pattern), "isolated"),

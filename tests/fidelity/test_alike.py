@@ -1,4 +1,5 @@
-"""The same text becomes the same tokens, and ends at the same tokens, in a checkpoint, its GGUF file and its cut vocabulary."""
+"""The same text becomes the same tokens, and ends at the same tokens, in a checkpoint, its GGUF file and its cut
+vocabulary."""
 
 from __future__ import annotations
 
@@ -51,12 +52,13 @@ def make(folder: Path, family: str, kind: str) -> Made:
     tokenizer = Checkpoint.open(directory).tokenizer()
     ends = tokenizer.convert_tokens_to_ids(ENDS)
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends[:2]}))
+    (directory / "config.json").write_text(json.dumps(config | {"bos_token_id": tokenizer.bos_token_id,
+                                                                "eos_token_id": ends[:2]}))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [ends[0], ends[2]]}))
     weights = load_file(directory / "model.safetensors")
     weights["lm_head.weight"][ends] *= 4
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    tsotsallm.to_gguf(directory, folder / "model.gguf", dense="f32", 
+    tsotsallm.to_gguf(directory, folder / "model.gguf", dense="f32",
                       accept_differences=family.startswith("qwen") or kind not in ("bytes", "llama3", "legacy", "never"))
     return Made(Checkpoint.open(directory), Llama(folder / "model.gguf", kv="f32", threads=1), kind)
 
@@ -84,12 +86,14 @@ def check(made: Made, count: int, folder: Path) -> None:
     talks = kinds.conversations(count // 10, 6, made.specials)
     asked = [(talk, Question(tuple(talk), 4)) for talk in talks]
     for talk, question in asked:
-        if made.kind not in ("always", "llama-old") or not any(hard_for("\n" + one["content"], made.specials) for one in talk):
+        if made.kind not in ("always", "llama-old") or not any(hard_for("\n" + one["content"],
+                                                                        made.specials) for one in talk):
             assert engine._ids(question) == codec.conversation(talk), talk
             assert engine.rules.composed or engine.raw_conversation(talk) == codec.conversation(talk), talk
-    kept = [text for text in texts[:200]] + [codec.render(talk, answer=True) for talk in talks[:20]]
+    kept = texts[:200] + [codec.render(talk, answer=True) for talk in talks[:20]]
     smaller = Vocabulary(keep=["x"]).applied(made.checkpoint, kept)
-    assert smaller.kept_tokens is not None and len(smaller.kept_tokens) < codec.size
+    assert smaller.kept_tokens is not None
+    assert len(smaller.kept_tokens) < codec.size
     for text in kept:
         assert [smaller.kept_tokens[token] for token in smaller.codec.encode(text)] == codec.encode(text), repr(text)
     for text in texts:
@@ -106,7 +110,8 @@ def check(made: Made, count: int, folder: Path) -> None:
     for question in questions:
         ours, theirs = said(speaker, question), said(engine, question)
         assert ours[1:] == theirs[1:], question
-        assert ours[0] == theirs[0] or HALF in ours[0] + theirs[0] or ours[1] == "stop", question   # bytes that are no character
+        # bytes that make no character: the libraries differ in how many signs stand for them, at the end in whether any does
+        assert ours[0] == theirs[0] or HALF in ours[0] + theirs[0] or theirs[0].startswith(ours[0]), question
         finishes.append(ours[1])
     assert "stop" in finishes
 
@@ -151,7 +156,8 @@ def test_unigram_is_refused_by_name(tmp_path: Path) -> None:
     tokenizer.train_from_iterator(kinds.training_text(), trainers.UnigramTrainer(
         vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False))
     directory = build(tmp_path / "model", "llama2", vocab_size=kinds.SIZE)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>").save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>",
+                            unk_token="<unk>").save_pretrained(directory)
     with pytest.raises(ExportError, match="type Unigram"):
         tsotsallm.to_gguf(directory, tmp_path / "model.gguf")
     with pytest.raises(CheckpointError, match="Unigram"):

@@ -47,7 +47,7 @@ def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
 class Scripted:
     """A speaker that says `word` until it is stopped; `held` keeps it from saying anything."""
 
-    context, converses = 4096, True
+    context, converses, notes, no_chat = 4096, True, (), ""
 
     def __init__(self, slots: int = 1) -> None:
         self.slots, self.said, self.ended = slots, 0, 0

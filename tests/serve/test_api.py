@@ -141,7 +141,7 @@ def test_how_tokens_are_chosen(client: Any, models: Models, model: str) -> None:
                       ({"repeat_penalty": 1.4, "repeat_last_n": -1}, {"repetition_penalty": 1.4,
                       "repeat_last_n": one.context}),
                       ({"logit_bias": {str(banned): 50}}, {"logit_bias": ((banned, 50.0),)})):
-        expected = said(one, Question(PROMPT, 24, Sampling(**(how or sent))))      # type: ignore[arg-type]
+        expected = said(one, Question(PROMPT, 24, Sampling(**(how or sent))))
         assert expected != plain
         found = client.completions.create(model=model, prompt=PROMPT, max_tokens=24, temperature=0, extra_body=sent)
         assert found.choices[0].text == expected

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+import tsotsallm
+from tsotsallm.engine.llama import Llama
+from tsotsallm.engine.speaking import Piece, Question, Sampling
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.serve.schema import RULES, checked, grammar_of
 
@@ -204,3 +207,22 @@ def test_hostile_schemas_are_refused_quickly() -> None:
 def test_every_rule_has_a_text() -> None:
     for name in RULES:
         assert expression("\n".join(f"{key} ::= {body}" for key, body in ({"root": name} | RULES).items())) is not None
+
+
+def test_llama_cpp_keeps_to_every_grammar(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Drawn wildly, what it ends by itself fits the schema; what is cut is the beginning of something that would."""
+    pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    tsotsallm.to_gguf("embedded", path, dense="f16", verify=False)
+    one, ended = Llama(path, threads=1), 0
+    for place, schema in enumerate(EXACT):
+        heard: list[str] = []
+
+        def hear(piece: Piece, heard: list[str] = heard) -> bool:
+            return bool(heard.append(piece.text))      # type: ignore[func-returns-value]
+
+        how = Sampling(1.5, seed=place, grammar=grammar_of(schema))
+        if one.speak(Question("Some JSON: ", 24, how), hear).finish == "stop":
+            ended += 1
+            assert valid(schema, json.loads("".join(heard))), (schema, heard)
+    assert ended > len(EXACT) / 2

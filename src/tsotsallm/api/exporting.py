@@ -27,8 +27,10 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
     """Write a checkpoint as GGUF; returns the paths, bytes and notes.
 
     Weights on no grid of GGUF are written as `dense`: f16, bf16 or f32. `ollama` adds a Modelfile. With `verify` the file is
-    read back and, where llama.cpp is installed, compared with it: texts must be cut into the same tokens, answers end at the same
-    tokens, and log-probabilities agree. A file that fails is not kept. `accept_differences` allows texts to be cut otherwise.
+    read back and, where llama.cpp is installed, compared with it: texts must be cut into the same tokens, answers end at
+    the same
+    tokens, and log-probabilities agree. A file that fails is not kept. `accept_differences` allows texts to be cut
+    otherwise.
     """
     if dense not in (None, *get_args(Dense)):
         raise ExportError(f"--dense is {dense!r}; it takes {', '.join(get_args(Dense))}")
@@ -49,7 +51,8 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
                                types=written.types, adapter=written.adapter, expected=written.differences,
                                accept_differences=accept_differences)
 
-    found = export_gguf(checkpoint, path, dense=cast("Dense | None", dense), name=name, accept_differences=accept_differences,
+    found = export_gguf(checkpoint, path, dense=cast("Dense | None", dense), name=name,
+                        accept_differences=accept_differences,
                         check=check if verify else None, tick=tick)
     answer: dict[str, Any] = {"gguf": str(path), **found.plain()}
     answer["notes"] = [*checkpoint.codec.notes, *answer["notes"]]

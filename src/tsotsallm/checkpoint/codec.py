@@ -97,8 +97,10 @@ class TextCodec:
     def _known(self, ids: list[int]) -> list[int]:
         if ids and max(ids) >= self.size:
             place = max(ids)
-            raise CheckpointError(f"{self.where}: the tokenizer numbers {quoted(self.tokenizer.convert_ids_to_tokens(place))} "
-                                  f"{place}, but the model has {self.size} tokens: tokenizer and weights do not belong together; "
+            raise CheckpointError(f"{self.where}: the tokenizer numbers "
+                                  f"{quoted(self.tokenizer.convert_ids_to_tokens(place))} "
+                                  f"{place}, but the model has {self.size} tokens: tokenizer and weights do not belong "
+                                  "together; "
                                   "copy the tokenizer files of the original model")
         return ids
 
@@ -145,7 +147,8 @@ class TextCodec:
         """The special token that the chat template puts after an answer."""
         def ids(answer: str) -> list[int]:
             assert self.chat is not None
-            text = self.chat.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}], answer=False)
+            text = self.chat.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}],
+                                    answer=False)
             return list(self._run(text, add_special_tokens=False)["input_ids"])
 
         try:
@@ -180,7 +183,8 @@ class TextCodec:
         found = []
         if self.suffix:
             tokens = " ".join(map(str, self.tokenizer.convert_ids_to_tokens(list(self.suffix))))
-            found.append(f"the tokenizer appends {tokens} to every text; it is left off prompts, which could not be continued "
+            found.append(f"the tokenizer appends {tokens} to every text; it is left off prompts, which could not be "
+                         "continued "
                          "otherwise")
         if len(self.templates) > 1 and self.chat is None:
             found.append(f"the tokenizer {self.no_chat}, so that the model does not converse")
@@ -193,7 +197,8 @@ class TextCodec:
         """The tokenizer as loaded, in the form of a tokenizer.json; CheckpointError where it has no such form."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise CheckpointError(f"{self.where} has a tokenizer that has no tokenizer.json form; save it with transformers' "
+            raise CheckpointError(f"{self.where} has a tokenizer that has no tokenizer.json form; save it with "
+                                  "transformers' "
                                   "save_pretrained first")
         found: dict[str, Any] = json.loads(backend.to_str())
         return found

@@ -25,7 +25,8 @@ class Merges:
         self.codec, content = codec, codec.content
         model = content.get("model") or {}
         if model.get("type") != "BPE" or not model.get("merges"):
-            raise CheckpointError(f"{codec.where} has no BPE tokenizer with merges (it is {model.get('type')}); its vocabulary "
+            raise CheckpointError(f"{codec.where} has no BPE tokenizer with merges (it is {model.get('type')}); its "
+                                  "vocabulary "
                                   "cannot be cut")
         self.content = content
         self.merged_ids: dict[str, int] = dict(model["vocab"])
@@ -40,7 +41,8 @@ class Merges:
 
     @property
     def always_kept(self) -> set[str]:
-        """Bytes, special and added tokens, those that begin or end a text, and the unknown one: whatever a text holds can still be encoded."""
+        """Bytes, special and added tokens, those that begin or end a text, and the unknown one: whatever a text holds can
+        still be encoded."""
         found = {token for token in self.vocabulary if len(token) == 6 and token.startswith("<0x") and token.endswith(">")}
         if self.byte_level:
             from tokenizers import pre_tokenizers
@@ -51,7 +53,8 @@ class Merges:
         return found | named | ({unknown} & self.vocabulary.keys()) | self.added_ids.keys()
 
     def merged(self, word: str) -> list[str]:
-        """Every token that merging some characters makes on its way, the characters first; those of its end result are the last."""
+        """Every token that merging some characters makes on its way, the characters first; those of its end result are the
+        last."""
         symbols: list[str | None] = list(word)
         made = [symbol for symbol in word if symbol in self.vocabulary]
         following, before = list(range(1, len(symbols) + 1)), list(range(-1, len(symbols) - 1))
@@ -77,7 +80,8 @@ class Merges:
         return made
 
     def needed(self, texts: Iterable[str]) -> Counter[str]:
-        """How often each token stands in some texts as the tokenizer itself cuts them, whole or as a step towards a longer one.
+        """How often each token stands in some texts as the tokenizer itself cuts them, whole or as a step towards a longer
+        one.
 
         What is merged on the way to a token lies inside it, so that its own characters tell all its steps.
         """

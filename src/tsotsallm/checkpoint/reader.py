@@ -6,7 +6,6 @@ import copy
 import glob
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from tsotsallm.checkpoint.shards import DTYPE_NAMES, Piece, TensorRecord
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.checkpoint.weights import SINGLE, files_to_fetch, read_weights, weight_files
 from tsotsallm.errors import CheckpointError
-from tsotsallm.files import one_line, quoted, read_bytes, read_json, regular_size
+from tsotsallm.files import TOKENIZER_BYTES, one_line, quoted, read_bytes, read_json, regular_size
 from tsotsallm.machine import quiet_stderr
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid, IntegerGrid
@@ -351,7 +350,7 @@ class Checkpoint:
         for path in self.kept_files:
             target = directory / path.relative_to(self.directory)
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)  # not its mode: it may be read-only
+            target.write_bytes(read_bytes(path, CheckpointError, TOKENIZER_BYTES))
         for name, content in self.token_files.items():
             (directory / name).write_bytes(content)
 

@@ -9,7 +9,8 @@ from tsotsallm.checkpoint.chat import ChatTemplate, pick
 from tsotsallm.checkpoint.gguf_file import GgufFile
 
 PREFIX, LEADING_SPACE, COMPOSED = "tsotsallm.text_prefix", "tsotsallm.leading_space", "tsotsallm.composed"
-"""Keys of ours: tokens that belong before a plain text where `add_bos_token` cannot say so, and `first` or `always` (the schemes
+"""Keys of ours: tokens that belong before a plain text where `add_bos_token` cannot say so, and `first` or `always` (the
+schemes
 of the tokenizers library's Metaspace) where `add_space_prefix` cannot."""
 CONTROL, USER_DEFINED = 3, 4
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"

@@ -74,8 +74,9 @@ def answers(as_json: bool = False) -> Iterator[None]:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        _fail(f"{error.filename or 'a file, or the output'}: {error.strerror or error}; check the path, its permissions and "
-              "the free space", type(error).__name__, as_json)
+        _fail(_unexpected(error) if error.errno is None else f"{error.filename or 'a file, or the output'}: "
+                                                             f"{error.strerror}; "
+              "check the path, its permissions and the free space", type(error).__name__, as_json)
     except BaseException as error:      # panics of Rust libraries are no Exceptions
         _fail(_unexpected(error), type(error).__name__, as_json)
 
@@ -86,11 +87,11 @@ def _unexpected(error: BaseException) -> str:
 
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    message = one_line(error) or "no more is known"
+    if isinstance(error, MemoryError) or "can't allocate memory" in message:
         return "memory ran out; close other programs, or take a smaller model or fewer windows"
-    name = type(error).__name__
-    return (f"internal error: {name}: {one_line(error) or 'no more is known'}; please report it with what was asked for; "
-            f"{TRACEBACK}=1 shows where it arose")
+    return (f"internal error: {type(error).__name__}: {message}; please report it with what was asked for; {TRACEBACK}=1 "
+            "shows where it arose")
 
 
 def _fail(message: str, kind: str, as_json: bool, code: int = 1) -> None:

@@ -19,9 +19,11 @@ def print_export(found: dict[str, Any]) -> None:
     if found.get("bytes_by_type"):
         print("weights: " + ", ".join(f"{human_bytes(size)} {kind}" for kind, size in found["bytes_by_type"].items()))
     if verified := found.get("verified"):
-        cut = (f"cuts {verified['different']} of {verified['texts']} texts otherwise, as accepted ({', '.join(verified['examples'])})"
+        cut = (f"cuts {verified['different']} of {verified['texts']} texts otherwise, as accepted "
+               f"({', '.join(verified['examples'])})"
                if verified["different"] else f"cuts {verified['texts']} texts into the same tokens")
-        print(f"llama.cpp {cut}, ends answers at the same tokens, and its log-probabilities of {verified['tokens']} tokens differ by "
+        print(f"llama.cpp {cut}, ends answers at the same tokens, and its log-probabilities of {verified['tokens']} "
+              "tokens differ by "
               f"{verified['mean']:.2g} nats on average ({verified['largest']:.2g} at most; {verified['bound']:g} allowed)")
     for note in found["notes"]:
         print(f"note: {note}")

@@ -219,7 +219,8 @@ class Llama:
         import torch
 
         answer: Any = self._server.handle_completions({
-            "prompt": list(ids), "max_tokens": 1, "logprobs": len(self.tokens), "logit_bias": [[self.first_letter, MOST_FORCED]]})
+            "prompt": list(ids), "max_tokens": 1, "logprobs": len(self.tokens), "logit_bias": [[self.first_letter,
+                                                                                                MOST_FORCED]]})
         if "error" in answer:
             raise TsotsallmError(f"llama.cpp could not score the text: {answer['error']['message']}")
         found = torch.full((len(self.tokens),), float("-inf"))

@@ -10,6 +10,8 @@ from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD
 from tsotsallm.checkpoint.view import View
 from tsotsallm.engine.packed import PackedLinear
+from tsotsallm.errors import CheckpointError
+from tsotsallm.files import one_line, read_json
 
 
 def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, device: str = "cpu", *,
@@ -46,9 +48,22 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
         first.setdefault(origin, layer)
     model.tie_weights()
     model.model.rotary_emb.to(device)
-    if (checkpoint.directory / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.directory)
+    model.generation_config = _generation(checkpoint, GenerationConfig) or model.generation_config
     return model.eval()
+
+
+def _generation(checkpoint: Checkpoint, kind: Any) -> Any:
+    """What the checkpoint says about generating; None where it says nothing."""
+    path = checkpoint.directory / "generation_config.json"
+    try:
+        return kind.from_dict(read_json(path, CheckpointError))
+    except FileNotFoundError:
+        return None
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers raises many types for a bad config
+        raise CheckpointError(f"{path} cannot be used ({type(error).__name__}: {one_line(error)}); delete it, or restore "
+                              "it") from None
 
 
 def _packed_linears(checkpoint: Checkpoint, stored: int) -> dict[str, PackedLinear]:

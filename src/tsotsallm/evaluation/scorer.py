@@ -211,7 +211,8 @@ class Examinee:
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str],
                  sink: Callable[[int, str], None]) -> None:
-        """Continue every prompt greedily up to a stop text, a token that ends an answer, or a number of tokens; `sink` gets (index, text)."""
+        """Continue every prompt greedily up to a stop text, a token that ends an answer, or a number of tokens; `sink`
+        gets (index, text)."""
         room = self.context - max_new_tokens
         if room < 1:
             raise TaskError(f"{max_new_tokens} new tokens do not fit the {self.context} positions that {self.name} knows")

@@ -36,7 +36,8 @@ PAIRED_HALVES = ("llama", "smollm3")
 
 _ATTENTION = frozenset(f"self_attn.{one}_proj" for one in "qkvo")
 _INPUTS = _ATTENTION - {"self_attn.o_proj"}
-BIASES = {"llama": _ATTENTION | {f"mlp.{one}_proj" for one in ("gate", "up", "down")}, "qwen2": _INPUTS, "qwen3": frozenset[str](),
+BIASES = {"llama": _ATTENTION | {f"mlp.{one}_proj" for one in ("gate", "up", "down")}, "qwen2": _INPUTS,
+          "qwen3": frozenset[str](),
           "smollm3": frozenset[str]()}
 """Architecture -> linears whose bias llama.cpp loads."""
 
@@ -68,7 +69,8 @@ class Exported:
 
 @dataclass(frozen=True)
 class Written:
-    """A complete file under its temporary name, for a check: its adapter, context, the types of its matrices, and which texts
+    """A complete file under its temporary name, for a check: its adapter, context, the types of its matrices, and which
+    texts
     are known to be cut otherwise."""
 
     path: Path
@@ -98,7 +100,8 @@ class _Piece:
         return GgmlGrid(self.type).stored_bytes(self.shape[0], self.shape[1])
 
 
-def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None, name: str = "", accept_differences: bool = True,
+def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None, name: str = "",
+                accept_differences: bool = True,
                 check: Check | None = None, tick: Tick = lambda _what, _share: None) -> Exported:
     """Write a checkpoint, ours or another, as GGUF; low-rank corrections go into an adapter file beside it.
 
@@ -121,8 +124,10 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     if vocabulary.differences:
         told = "; ".join(vocabulary.differences)
         if not accept_differences:
-            raise ExportError(f"GGUF has no means to say how this tokenizer treats {told}; engines would cut such text otherwise: "
-                              "export with --accept-differences if that is no matter (`tsotsallm` itself reads the file rightly "
+            raise ExportError(f"GGUF has no means to say how this tokenizer treats {told}; engines would cut such text "
+                              "otherwise: "
+                              "export with --accept-differences if that is no matter (`tsotsallm` itself reads the file "
+                              "rightly "
                               "where a beginning is concerned)")
         notes.append(f"other engines cut some text otherwise than the checkpoint's tokenizer: {told}")
     notes += vocabulary.notes
@@ -145,7 +150,8 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
         _write(writer, gguf, partial, pieces, tick)
         partial_adapter = _export_adapter(checkpoint, final.with_name(final.name + ".partial"), gguf, kind, tick)
         verified = None if check is None else check(Written(
-            partial, partial_adapter, exported_context(spec), frozenset(piece.type for piece in pieces if len(piece.shape) > 1),
+            partial, partial_adapter, exported_context(spec), frozenset(piece.type for piece in pieces
+                                                                        if len(piece.shape) > 1),
             vocabulary.differences))
         if partial_adapter is not None:
             partial_adapter.replace(final)
@@ -327,11 +333,14 @@ def _require_known(checkpoint: Checkpoint) -> None:
     """Refuse by name what the architecture does not have in llama.cpp."""
     spec, config = checkpoint.spec, checkpoint.spec.hf_config
     if config.hidden_act not in ("silu", "swish"):
-        raise ExportError(f"hidden_act is {quoted(config.hidden_act)}, but llama.cpp computes every {spec.family} with silu; "
+        raise ExportError(f"hidden_act is {quoted(config.hidden_act)}, but llama.cpp computes every {spec.family} with "
+                          "silu; "
                           "nothing is exported: run this model with transformers")
-    partial = (config.rope_parameters or {}).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1
+    partial = (config.rope_parameters or {}).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor",
+                                                                                     None) or 1
     if partial != 1:
-        raise ExportError(f"partial_rotary_factor is {quoted(partial)}, which llama.cpp does not know of {spec.family}; nothing is "
+        raise ExportError(f"partial_rotary_factor is {quoted(partial)}, which llama.cpp does not know of {spec.family}; "
+                          "nothing is "
                           "exported: run this model with transformers")
     if not 0 < spec.context < 1 << 31 or not 0 < spec.feed_forward < 1 << 31:
         raise ExportError(f"max_position_embeddings is {quoted(spec.context)}, which no engine takes; correct config.json")
@@ -339,7 +348,8 @@ def _require_known(checkpoint: Checkpoint) -> None:
     strange = sorted({name for stored in set(spec.layer_order) for name in checkpoint.layer_names(stored)
                       if name.endswith(".bias") and name.removesuffix(".bias") not in allowed})
     if strange:
-        raise ExportError(f"the model has {strange[0]}, which llama.cpp's {ARCHITECTURES[spec.family]} does not load; nothing is "
+        raise ExportError(f"the model has {strange[0]}, which llama.cpp's {ARCHITECTURES[spec.family]} does not load; "
+                          "nothing is "
                           "exported: run this model with transformers")
 
 
@@ -398,7 +408,8 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 
 
 def _end_keys(vocabulary: Vocabulary) -> dict[str, int]:
-    """Key -> token of all that ends an answer: EOS, end of turn, end of message, and the three of infilling, at which engines
+    """Key -> token of all that ends an answer: EOS, end of turn, end of message, and the three of infilling, at which
+    engines
     end as well. Tokens that llama.cpp knows by their names need none."""
     first, *more = vocabulary.ends
     found = {"eos": first}
@@ -410,7 +421,8 @@ def _end_keys(vocabulary: Vocabulary) -> dict[str, int]:
             waiting.remove(own)
     free = [key for key in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep") if key not in found]
     if len(waiting) > len(free):
-        raise ExportError(f"{len(vocabulary.ends)} tokens end an answer of this model, more than the {len(found) + len(free)} "
+        raise ExportError(f"{len(vocabulary.ends)} tokens end an answer of this model, more than the "
+                          f"{len(found) + len(free)} "
                           "that GGUF has keys for; name fewer under eos_token_id in generation_config.json")
     return found | dict(zip(free, waiting, strict=False))
 

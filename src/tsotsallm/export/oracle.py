@@ -24,8 +24,8 @@ LEAST_S, BYTES_PER_S = 900.0, 2e7
 def ask_llama_cpp(path: Path, request: dict[str, Any], adapter: Path | None = None) -> dict[str, Any]:
     """What llama.cpp answers about a file; ExportError where it cannot load it, aborts or hangs.
 
-    The request has `ids` (log-probabilities of these tokens are wanted), `texts` and `conversations` to be cut into tokens, and
-    `forced`, tokens of which each is made to come next, to see whether it ends the answer.
+    The request has `ids` (log-probabilities of these tokens are wanted), `texts` and `conversations` to be cut into tokens,
+    and `forced`, tokens of which each is made to come next, to see whether it ends the answer.
     """
     asked = {"path": str(path), "adapter": None if adapter is None else str(adapter), **request}
     limit = LEAST_S + path.stat().st_size / BYTES_PER_S
@@ -46,7 +46,8 @@ def ask_llama_cpp(path: Path, request: dict[str, Any], adapter: Path | None = No
     try:
         found: dict[str, Any] = json.loads(content)
     except ValueError:
-        raise ExportError(f"llama.cpp could not be asked about the file ({one_line(words[-300:])}); the file is not kept") from None
+        raise ExportError(f"llama.cpp could not be asked about the file ({one_line(words[-300:])}); the file is not "
+                          "kept") from None
     if "error" in found:
         raise ExportError(f"llama.cpp does not run the file ({one_line(found['error'])}); the file is not kept")
     return found

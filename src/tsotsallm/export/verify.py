@@ -35,13 +35,15 @@ SHOWN = 4
 SMALL_BYTES = 200 << 20
 """Smaller files gain nothing from a second thread."""
 BOUNDS = {"f32": 1e-4, "f16": 5e-3, "bf16": 0.04, "q8_0": 0.1, "q6_k": 0.1}
-"""Mean difference of log-probabilities in nats that an exact file stays below, by its coarsest type (docs/LOG.md has what was
-measured). Kernels of the types below 8 bits round what they multiply to 8 bits themselves."""
+"""Mean difference of log-probabilities in nats that an exact file stays below, by its coarsest type (docs/LOG.md has what
+was measured). Kernels of the types below 8 bits round what they multiply to 8 bits themselves."""
 BOUND_OF_GRIDS = 0.2
 
-PLAIN = ("a", " a", "  a", "a b", "a  b", "a   b", "a ", "a  ", "\n", "\n\n", "a\nb", "a\n\nb", "a \n b", "\ta", "a\tb", "\r\n", " \n",
-         "don't we'll I'VE", "x = f(y)[0] // 2;", "def f(x):\n    return x\n", "3.14 12345 1,000", "(a) {b} <c>", "a-b_c/d\\e",
-         "été naïve ç", "Привет, мир", "你好，世界", "こんにちは", "안녕", "مرحبا", "שלום", "नमस्ते", "ሰላም", "ไทย", "🙂", "👩‍👩‍👧 🇨🇲", "e\u0301",
+PLAIN = ("a", " a", "  a", "a b", "a  b", "a   b", "a ", "a  ", "\n", "\n\n", "a\nb", "a\n\nb", "a \n b", "\ta", "a\tb",
+         "\r\n", " \n", "don't we'll I'VE", "x = f(y)[0] // 2;", "def f(x):\n    return x\n", "3.14 12345 1,000",
+         "(a) {b} <c>", "a-b_c/d\\e",
+         "été naïve ç", "Привет, мир", "你好，世界", "こんにちは", "안녕", "مرحبا", "שלום", "नमस्ते", "ሰላም", "ไทย",
+         "🙂", "👩‍👩‍👧 🇨🇲", "e\u0301",
          "\u00a0a", "a\u2028b", "\u200b", "▁", "a▁b", "<", "|", "[INST] a [/INST]", "<s", "</", "ﬁ Ａ", "\x00", "a\x7fb")
 
 
@@ -86,7 +88,8 @@ def _finite(data: npt.NDArray[np.uint8], kind: str) -> bool:
 
 
 def probe_texts(codec: TextCodec) -> list[str]:
-    """Texts that tokenizers disagree on: spaces, line breaks, scripts, emoji, every special token before, after and between text,
+    """Texts that tokenizers disagree on: spaces, line breaks, scripts, emoji, every special token before, after and
+    between text,
     and what random tokens spell."""
     specials = [str(token) for place, token in sorted(codec.added.items()) if place < codec.size]
     if len(specials) > MOST_SPECIALS:
@@ -96,7 +99,8 @@ def probe_texts(codec: TextCodec) -> list[str]:
     spelled = [codec.decode([rng.randrange(known) for _ in range(8)], special=False) for _ in range(200)]
     around = [text for token in specials for text in (token, f"{token}a b", f"{token} a", f"a b{token}", f"a {token} b",
                                                       f"{token}\n\na", f"{token}{token}a")]
-    return [text for text in dict.fromkeys([*PLAIN, WORDS, *around, *spelled]) if text and "\N{REPLACEMENT CHARACTER}" not in text]
+    return [text for text in dict.fromkeys([*PLAIN, WORDS, *around,
+                                            *spelled]) if text and "\N{REPLACEMENT CHARACTER}" not in text]
 
 
 def probe_conversations(codec: TextCodec) -> list[list[dict[str, str]]]:
@@ -122,8 +126,10 @@ def verify_gguf(path: Path, checkpoint: Checkpoint, scratch: Path, *, context: i
                 adapter: Path | None = None, expected: Sequence[str] = (), accept_differences: bool = False) -> Verified:
     """Read a file back and compare it with llama.cpp's answers; ExportError with what differs.
 
-    `context` is the file's, `types` are those of its matrices. Differences that GGUF has no means to avoid are named in `expected`;
-    with `accept_differences` texts may be cut otherwise, and are counted. Log-probabilities and ends must agree all the same.
+    `context` is the file's, `types` are those of its matrices. Differences that GGUF has no means to avoid are named in
+    `expected`;
+    with `accept_differences` texts may be cut otherwise, and are counted. Log-probabilities and ends must agree all the
+    same.
     """
     read_back(path)
     codec = checkpoint.codec
@@ -140,14 +146,17 @@ def verify_gguf(path: Path, checkpoint: Checkpoint, scratch: Path, *, context: i
     if different and not accept_differences:
         shown = ", ".join(different[:SHOWN]) + (", ..." if len(different) > SHOWN else "")
         why = f" GGUF has no means to say: {'; '.join(expected)}." if expected else ""
-        raise ExportError(f"llama.cpp cuts {len(different)} of {len(texts) + len(conversations)} probed texts into other tokens "
-                          f"than the checkpoint's tokenizer ({shown}).{why} The file is not kept; --accept-differences writes it")
+        raise ExportError(f"llama.cpp cuts {len(different)} of {len(texts) + len(conversations)} probed texts into other "
+                          "tokens "
+                          f"than the checkpoint's tokenizer ({shown}).{why} The file is not kept; --accept-differences "
+                          "writes it")
     wrong = [place for place, token in enumerate(forced) if theirs["ends"][place] != (token in codec.ends)]
     if wrong:
         token = forced[wrong[0]]
         raise ExportError(f"llama.cpp {'goes on after' if token in codec.ends else 'ends an answer at'} token {token} "
                           f"({quoted(codec.decode([token]))}), the checkpoint does not; the file is not kept")
-    return _compared(checkpoint, ids, theirs["log_likelihoods"], scratch, bound_of({*types, *(("q8_0",) if adapter is not None else ())}), len(texts) + len(conversations),
+    return _compared(checkpoint, ids, theirs["log_likelihoods"], scratch,
+                     bound_of({*types, *(("q8_0",) if adapter is not None else ())}), len(texts) + len(conversations),
                      different)
 
 
@@ -165,10 +174,13 @@ def _compared(checkpoint: Checkpoint, ids: list[int], theirs: list[float], scrat
     ours = [-float(loss) for loss in token_losses(view, [states], corpus, cpu)[0]]
     states.remove()
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-    found = Verified(len(gaps), sum(gaps) / len(gaps), max(gaps), bound, sum(ours) / len(gaps), sum(theirs) / len(gaps), texts,
+    found = Verified(len(gaps), sum(gaps) / len(gaps), max(gaps), bound, sum(ours) / len(gaps), sum(theirs) / len(gaps),
+                     texts,
                      len(different), tuple(different[:SHOWN]))
     if not found.mean <= bound:
-        raise ExportError(f"llama.cpp computes something else from the file: log-probabilities of {found.tokens} tokens differ by "
-                          f"{found.mean:.2g} nats on average ({found.largest:.2g} at most), where {bound:g} is the most for its "
+        raise ExportError(f"llama.cpp computes something else from the file: log-probabilities of {found.tokens} tokens "
+                          "differ by "
+                          f"{found.mean:.2g} nats on average ({found.largest:.2g} at most), where {bound:g} is the most "
+                          "for its "
                           "types; the file is not kept")
     return found

@@ -62,11 +62,13 @@ class Vocabulary:
 
 
 def read_vocabulary(codec: TextCodec) -> Vocabulary:
-    """A tokenizer in the words of GGUF, filled up to the rows of the embeddings; ExportError where GGUF has no word for it."""
+    """A tokenizer in the words of GGUF, filled up to the rows of the embeddings; ExportError where GGUF has no word for
+    it."""
     content, where, size = codec.content, codec.where, codec.size
     model = content["model"]
     if model.get("type") != "BPE":
-        raise ExportError(f"{where} has a tokenizer of type {model.get('type')}, which llama.cpp has no vocabulary for that cuts "
+        raise ExportError(f"{where} has a tokenizer of type {model.get('type')}, which llama.cpp has no vocabulary for "
+                          "that cuts "
                           "text alike; what can be exported is BPE: SentencePiece's, Llama 3's, GPT-2's and their like")
     vocabulary = {str(token): int(place) for token, place in model["vocab"].items()}
     merges = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one) for one in model["merges"]]
@@ -75,10 +77,12 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
     added = {place: one for place, one in added.items() if place < size}
     tokens = {place: token for token, place in vocabulary.items()} | {place: one["content"] for place, one in added.items()}
     if tokens and max(tokens) >= size:
-        raise ExportError(f"{where}: the tokenizer numbers a token {max(tokens)}, but the model has {size}; tokenizer and weights "
+        raise ExportError(f"{where}: the tokenizer numbers a token {max(tokens)}, but the model has {size}; tokenizer and "
+                          "weights "
                           "do not belong together")
     if not merges:
-        raise ExportError(f"{where} has a tokenizer without merges, without which llama.cpp loads no vocabulary; it cannot be "
+        raise ExportError(f"{where} has a tokenizer without merges, without which llama.cpp loads no vocabulary; it "
+                          "cannot be "
                           "exported")
     if any("" in pair for pair in merges) or "" in tokens.values():
         raise ExportError(f"{where} has a tokenizer with an empty token, which llama.cpp has no place for; it is damaged")
@@ -106,9 +110,12 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
             "text that begins with a space, at the beginning and after special tokens")
     composed = not pieces and content.get("normalizer") is not None
     if composed:
-        differences.append("text whose accents are characters of their own (the tokenizer joins them with their letters first, NFC)")
+        differences.append("text whose accents are characters of their own (the tokenizer joins them with their letters "
+                           "first, NFC)")
     add_bos, prefix, unlike = _begin(codec)
     differences += unlike
+    notes = (f"the tokenizer's tokens {quoted(beyond)} have no row in the embeddings; they are left out of the file",
+             ) if beyond else ()
     ends = codec.ends or tuple(place for place in (codec.padding, codec.bos, max(tokens)) if place is not None)[:1]
     return Vocabulary(
         "llama" if pieces else "gpt2", pre, [tokens.get(place, f"[unused {place}]") for place in range(size)], types,
@@ -116,11 +123,12 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
         None if pieces else [f"{left} {right}" for left, right in merges],
         codec.bos, ends, unknown, codec.padding, add_bos, space_prefix, None if codec.chat is None else codec.chat.source,
         prefix, leading_space, composed, tuple(differences),
-        (f"the tokenizer's tokens {quoted(beyond)} have no row in the embeddings; they are left out of the file",) if beyond else ())
+        notes)
 
 
 def _leading_space(content: dict[str, Any], where: str) -> str:
-    """Where a SentencePiece tokenizer puts a space that the text does not have: `legacy` before every stretch of text, `always`
+    """Where a SentencePiece tokenizer puts a space that the text does not have: `legacy` before every stretch of text,
+    `always`
     the same unless it begins with one, `first` at the beginning alone, or `never`."""
     before = [*_flat(content.get("normalizer"), "normalizers"), *_flat(content.get("pre_tokenizer"), "pretokenizers")]
     known = {"Prepend", "Replace", "Metaspace"}
@@ -128,7 +136,8 @@ def _leading_space(content: dict[str, Any], where: str) -> str:
     replaced = [step for step in before if step.get("type") == "Replace" and step.get("pattern") != {"String": " "}]
     if strange or replaced:
         named = strange[0] if strange else f"Replace of {quoted(replaced[0].get('pattern'))}"
-        raise ExportError(f"{where} changes text by {named} before it is cut, which llama.cpp does not do with a SentencePiece "
+        raise ExportError(f"{where} changes text by {named} before it is cut, which llama.cpp does not do with a "
+                          "SentencePiece "
                           "vocabulary; nothing is exported")
     for step in before:
         if step["type"] == "Prepend":
@@ -158,7 +167,8 @@ def _begin(codec: TextCodec) -> tuple[bool, tuple[int, ...] | None, list[str]]:
             ids = []
         wanted = bool(ids) and ids[0] == codec.bos
         if by_bos and not wanted:
-            return False, plain, [f"plain text, before which {quoted(codec.tokenizer.bos_token)} belongs (the chat template writes "
+            return False, plain, [f"plain text, before which {quoted(codec.tokenizer.bos_token)} belongs (the chat "
+                                  "template writes "
                                   "none, and llama.cpp puts it before both or neither)"]
         if not plain and wanted:
             return False, None, []          # the template writes it itself

@@ -13,6 +13,7 @@ from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, RecipeError
+from tsotsallm.files import quoted
 from tsotsallm.stages.base import Stage, Workplace
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import Engine
@@ -61,7 +62,7 @@ class Retraining(Schedule, Stage):
         if not 0 < self.held_out < 1:
             raise RecipeError(f"{self.name}.held_out is {self.held_out}; it is a share of the samples, between 0 and 1")
         if isinstance(self.data, list) and not (self.data and all(isinstance(item, str) for item in self.data)):
-            raise RecipeError(f"{self.name}.data is {self.data!r}; it takes one source or a list of them")
+            raise RecipeError(f"{self.name}.data is {quoted(self.data)}; it takes one source or a list of them")
 
     @property
     def layerwise(self) -> bool:
@@ -141,9 +142,9 @@ def module_names(targets: list[Any], known: list[str], where: str) -> list[str]:
     found = []
     for target in targets:
         match = [name for name in known if target in (name, name.rpartition(".")[2])] or (
-            [by_short[target]] if target in by_short else [])
+            [by_short[target]] if isinstance(target, str) and target in by_short else [])
         if not match:
-            raise RecipeError(f"{where} names {target!r}, which is no linear of a layer"
+            raise RecipeError(f"{where} names {quoted(target)}, which is no linear of a layer"
                               f"{nearest(str(target), [*by_short, 'all'])}")
         found += match
     return [name for name in known if name in found]

@@ -49,7 +49,8 @@ class Vocabulary(Stage):
         kept = merges.kept(needed, self.size)
         most = checkpoint.shape_of(EMBEDDING)[0]
         if kept[-1] >= most:
-            raise CheckpointError(f"{checkpoint.directory}: the tokenizer numbers a token {kept[-1]}, but the model has {most}; "
+            raise CheckpointError(f"{checkpoint.directory}: the tokenizer numbers a token {kept[-1]}, but the model has "
+                                  f"{most}; "
                                   "tokenizer and weights do not belong together")
         files = {"tokenizer.json": json.dumps(merges.cut(kept), ensure_ascii=False).encode()}
         new = {old: place for place, old in enumerate(kept)}
@@ -79,7 +80,8 @@ def _require_same(before: TextCodec, after: TextCodec, kept: Sequence[int], text
         wanted, found = before.encode(text), after.encode(text)
         same = [kept[token] for token in found] == wanted if exact else after.decode(found) == before.decode(wanted)
         if not same:
-            raise CheckpointError(f"{before.where}: the smaller tokenizer would cut a text otherwise ({quoted(text)}); this kind "
+            raise CheckpointError(f"{before.where}: the smaller tokenizer would cut a text otherwise ({quoted(text)}); "
+                                  "this kind "
                                   "of tokenizer cannot be cut")
 
 

@@ -24,10 +24,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tsotsallm.errors import StudyError, nearest
+from tsotsallm.files import one_line, quoted
 from tsotsallm.recipe import Recipe
 from tsotsallm.store import key_of
 
 NONE = "none"
+MOST_CHOICES = 10_000
+"""Steps of a range."""
 DRAWS = 2000
 """Tries to draw a recipe that meets all conditions before the space is called empty."""
 
@@ -51,12 +54,16 @@ class Domain:
             choices = plain["one_of"]
             if set(plain) != {"one_of"} or not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
                 raise StudyError(f"{where}: one_of takes a list of at least one choice, and nothing beside it")
-            unique = list({json.dumps(choice, sort_keys=True): choice for choice in choices}.values())
+            try:
+                unique = list({json.dumps(choice, sort_keys=True): choice for choice in choices}.values())
+            except TypeError:
+                raise StudyError(f"{where}: one_of holds keys and values whose keys are of several kinds") from None
             return cls(tuple(unique))
         if unknown := set(plain) - {"from", "to", "step", "log"}:
-            raise StudyError(f"{where}: a range has from, to, and step or log, but here is {', '.join(sorted(unknown))}")
-        low, step, log = plain["from"], plain.get("step"), plain.get("log", False)
-        high: Any = plain.get("to")
+            raise StudyError(f"{where}: a range has from, to, and step or log, but here is "
+                             f"{one_line(', '.join(sorted(map(str, unknown))), 80)}")
+        values: list[Any] = [plain.get(key) for key in ("from", "to", "step", "log")]
+        low, high, step, log = values
         numbers = [low, high] + ([step] if step is not None else [])
         if any(isinstance(one, bool) or not isinstance(one, (int, float)) or not math.isfinite(one) for one in numbers):
             raise StudyError(f"{where}: from, to and step are numbers")
@@ -66,6 +73,8 @@ class Domain:
             step = 1
         if step is not None:
             count = math.floor((high - low) / step + 1e-9) + 1
+            if count > MOST_CHOICES:
+                raise StudyError(f"{where}: the range has {count:.3g} steps, more than {MOST_CHOICES}; take a wider step")
             return cls(tuple(round(low + place * step, 12) for place in range(count)))
         return cls(low=float(low), high=float(high), log=bool(log))
 
@@ -119,6 +128,9 @@ class Space:
             _collect(stage, place, domains)
         if "order" in plain:
             domains["order"] = Domain.read("order", plain["order"])
+            for order in domains["order"].choices:
+                if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+                    raise StudyError(f"order is {quoted(order)} for one; it takes lists of stages by name")
         conditions = tuple(_condition(one, domains) for one in plain.get("conditions") or ())
         space = cls(tuple(stages), domains, conditions)
         space._require_some()
@@ -190,16 +202,18 @@ def _collect(stage: Any, place: int, domains: dict[str, Domain]) -> None:
         Recipe.parse([stage])
         return
     if not isinstance(stage, Mapping) or len(stage) != 1:
-        raise StudyError(f"stage {place} is {stage!r}; a stage is NAME: {{options}}, a short form such as gptq:4, or "
+        raise StudyError(f"stage {place} is {quoted(stage)}; a stage is NAME: {{options}}, a short form such as gptq:4, or "
                          "{one_of: [stages or none]}")
     [(name, fields)] = stage.items()
     if name == "one_of":
         domain = Domain.read(f"stage {place}", stage)
-        _add(f"stage {place}", Domain(_labels(domain)), domains)
         for choice in domain.choices:
             if choice not in (NONE, None):
                 _collect(choice, place, domains)
+        _add(f"stage {place}", Domain(_labels(domain)), domains)
         return
+    if not isinstance(fields, Mapping | None):
+        raise StudyError(f"stage {place}: {quoted(name)} has the value {quoted(fields)}; it takes keys and values")
     for field, value in (fields or {}).items():
         if isinstance(value, Mapping) and ("one_of" in value or "from" in value):
             _add(f"{name}.{field}", Domain.read(f"{name}.{field}", value), domains)
@@ -239,18 +253,20 @@ def _name(stage: Any) -> str:
 def _condition(plain: Any, domains: Mapping[str, Domain]) -> Condition:
     if not isinstance(plain, Mapping) or set(plain) != {"when", "then"} or not all(
             isinstance(part, Mapping) for part in plain.values()):
-        raise StudyError(f"a condition is {{when: {{NAME: values}}, then: {{NAME: values}}}}, but here is {plain!r}")
+        raise StudyError(f"a condition is {{when: {{NAME: values}}, then: {{NAME: values}}}}, but here is "
+                         f"{quoted(plain)}")
     sides = []
     for part in (plain["when"], plain["then"]):
         found = {}
         for name, values in part.items():
             if name not in domains:
-                raise StudyError(f"a condition names {name!r}, which is no open value of the space{nearest(name, domains)}")
+                raise StudyError(f"a condition names {quoted(name)}, which is no open value of the space"
+                                 f"{nearest(str(name), domains)}")
             wanted = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
             choices = domains[name].choices
             if choices and not any(choice in wanted for choice in choices):
-                raise StudyError(f"a condition wants {name} to be {_short(wanted)}, which it can never be; it can be "
-                                 f"{_short(list(choices))}")
+                raise StudyError(f"a condition wants {name} to be {one_line(_short(wanted), 80)}, which it can never be; it "
+                                 f"can be {one_line(_short(list(choices)), 200)}")
             found[name] = wanted
         sides.append(found)
     return Condition(*sides)

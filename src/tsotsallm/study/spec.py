@@ -8,10 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tsotsallm.errors import StudyError, nearest
-from tsotsallm.files import one_line, quoted, read_utf8
+from tsotsallm.files import parse_yaml, quoted, read_utf8
 from tsotsallm.machine import bytes_from_text
 from tsotsallm.study.space import Space
 from tsotsallm.study.trial import Setup
@@ -22,12 +20,14 @@ KEYS = ("about", "needs", "layers", "stages", "order", "conditions", "recipes", 
 CALIBRATION = ("source", "windows", "window", "seed")
 EVALUATION = ("text", "context", "cheap", "full", "tasks", "data", "limit", "speed", "country")
 KINDS: dict[str, tuple[type, ...]] = {
-    "about": (str, int, float), "needs": (Mapping,), "layers": (int,), "stages": (list,), "order": (Mapping,), "conditions": (list,),
-    "recipes": (Mapping,), "strategy": (str,), "objectives": (list,), "trials": (int,), "hours": (int, float), "seed": (int,),
-    "size_limit": (str, int), "cycle": (int,), "calibration": (Mapping,), "evaluation": (Mapping,), "published": (Mapping,),
-    "source": (str,), "windows": (int,), "window": (int,), "text": (str,), "context": (int,), "cheap": (int,), "full": (int,),
-    "tasks": (str, list), "data": (str,), "limit": (int,), "speed": (bool,), "country": (str,)}
-_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", list: "a list", bool: "true or false", Mapping: "keys and values"}
+    **dict.fromkeys(("strategy", "source", "text", "data", "country"), (str,)),
+    **dict.fromkeys(("layers", "trials", "seed", "cycle", "windows", "window", "context", "cheap", "full", "limit"), (int,)),
+    **dict.fromkeys(("needs", "order", "recipes", "calibration", "evaluation", "published"), (Mapping,)),
+    **dict.fromkeys(("stages", "conditions", "objectives"), (list,)),
+    "about": (str, int, float), "hours": (int, float), "size_limit": (str, int), "tasks": (str, list), "speed": (bool,)}
+"""Key -> what it takes."""
+_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", list: "a list", bool: "true or false",
+               Mapping: "keys and values"}
 OBJECTIVES = ("kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode")
 
 
@@ -97,10 +97,10 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
     told = content
     if content.get("layers") not in (None, layers):
         content = _rescaled(content, int(content["layers"]), layers)
-    strategy = content.get("strategy", "all")
+    strategy = content.get("strategy") or "all"
     if strategy not in STRATEGIES:
         raise StudyError(f"there is no strategy {quoted(strategy)}{nearest(str(strategy), STRATEGIES)}")
-    objectives = tuple(content.get("objectives", ("kl", "bytes")))
+    objectives = tuple(content.get("objectives") or ("kl", "bytes"))
     for objective in objectives:
         if objective not in OBJECTIVES:
             raise StudyError(f"there is no objective {quoted(objective)}{nearest(str(objective), OBJECTIVES)}")
@@ -118,8 +118,8 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
     limit = content.get("size_limit")
     spec = Spec(name, str(content.get("about", "")),
                 Space.of_recipes(content["recipes"]) if "recipes" in content else Space.read(content), strategy, objectives,
-                content.get("trials"), content.get("hours"), content.get("seed", 0),
-                None if limit is None else bytes_from_text(str(limit), "size_limit"), content.get("cycle", 8), setup, told)
+                content.get("trials"), content.get("hours"), content.get("seed") or 0,
+                None if limit is None else bytes_from_text(str(limit), "size_limit"), content.get("cycle") or 8, setup, told)
     if strategy == "halving" and spec.size_limit is None:
         raise StudyError("the strategy halving compares by one measure under a size; give size_limit, such as 700MB")
     if strategy not in ("all", "halving") and spec.trials is None and spec.hours is None:

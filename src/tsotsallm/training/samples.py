@@ -165,7 +165,8 @@ def _templated(messages: Sequence[dict[str, str]], codec: TextCodec) -> tuple[li
 
 
 def _before(messages: Sequence[dict[str, str]], codec: TextCodec) -> list[int]:
-    """What stands before a response: the conversation so far, or the prefix of a text where the response is its first message."""
+    """What stands before a response: the conversation so far, or the prefix of a text where the response is its first
+    message."""
     return codec.conversation(messages, continued=False) if messages else list(codec.prefix)
 
 
