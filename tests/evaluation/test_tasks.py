@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def write(path: Path, content: Any) -> Path:
     ("piqa", {"query": "x", "choices": ["a", "b"], "gold": None}, "the label is None"),
     ("commonsense-qa", {"question": "q", "choices": {"text": list("abcde")}, "answerKey": ""}, "answer cannot be made"),
     ("nq-open", {"question": "q", "answer": None}, "has no answer"),
-    ("piqa", "{not json", "line 1 is not valid JSON"),
+    ("piqa", "{not json", "line 1, is not valid JSON"),
     ("piqa", "[1, 2]", "holds int where an object"),
     ("arc-easy", {"question": "x", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "Z"}, "answer cannot be made"),
     ("bbq", {"context": "c", "question": "q", "ans0": "a", "ans1": "b", "ans2": "c", "label": 0, "category": "x"},
@@ -138,11 +139,44 @@ def test_bad_data_is_refused_before_the_model_is_looked_for(task: str, content: 
     ('{kind: answers, judge: luck, layouts: [{prompt: "{{text}}", answers: text}]}', "known: first_integer"),
     ("{kind: [", "not valid YAML"),
     ('{kind: answers, layouts: [{prompt: "{{text.__class__.__mro__}}", answers: text}]}', "cannot be made"),
+    ('{kind: answers, layouts: [{prompt: "{{text * 999999999}}", answers: text}]}', "more text than a template should"),
+    ('{kind: answers, layouts: [{prompt: "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", '
+     'answers: text}]}', "more steps than a template should"),
+    ('{kind: choices, layouts: [{prompt: "{{text}}", choices: "7", answer: 0}]}', "choices cannot be made"),
+    ("{kind: answers, stop: [7], layouts: [{prompt: a, answers: text}]}", "a list of texts"),
+    ("{kind: answers, files: [../../x], layouts: [{prompt: a, answers: text}]}", "below the folder"),
+    ("{kind: answers, hub: {repository: 7, split: x}, layouts: [{prompt: a, answers: text}]}", "names a repository"),
+    ("a: &a [*a]", "nests them more than 100 deep"), ("kind: 2001-13-45", "month must be in"), ("[" * 100_000, "too deeply"),
 ])
 def test_bad_tasks_are_refused_before_the_model_is_looked_for(content: str, message: str, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", {"text": "x"})
     with pytest.raises(TaskError, match=message):
         tsotsallm.examine([tmp_path / "no-such-model"], [write(tmp_path / "own.yaml", content)], data=data)
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("data.csv", b"text\n\xe9", "line 2 is not UTF-8"), ("data.csv", b'text\na,b', "another number of fields"),
+    ("data.csv", b"text\na\0", "line 2|has no answer|items"), ("data.jsonl", b'{"text": "\\ud800"}', "half of a surrogate"),
+    ("data.jsonl", b"[" * 200 + b"]" * 200, "too deeply"), ("data.json", b'{"text": 1', "line 1, is not valid JSON")])
+def test_data_that_is_none_is_refused_in_one_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    task = read_task(write(tmp_path / "own.yaml", '{kind: answers, layouts: [{prompt: "{{text}}", answers: text}]}'))
+    (tmp_path / name).write_bytes(content)
+    try:
+        [item] = read_items(task, tmp_path / name)
+    except TaskError as error:
+        found = str(error)
+    else:
+        found = f"items {item.prompt}"
+    assert re.search(message, found)
+    assert "\n" not in found
+
+
+def test_lines_end_at_line_feeds_and_marks_are_left_out(tmp_path: Path) -> None:
+    task = read_task(write(tmp_path / "own.yaml", '{kind: answers, layouts: [{prompt: "{{text}}", answers: text}]}'))
+    (tmp_path / "x.jsonl").write_text('\ufeff{"text": "a\u2028b"}\r\n\n{"text": "c"}', "utf-8")
+    assert [item.prompt for item in read_items(task, tmp_path / "x.jsonl")] == ["a\u2028b", "c"]
+    (tmp_path / "x.csv").write_bytes('\ufefftext\r\n"a\r\nb"\r\nc'.encode())
+    assert [item.prompt for item in read_items(task, tmp_path / "x.csv")] == ["a\nb", "c"]
 
 
 def test_a_folder_gives_a_task_its_own_files_only(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from jinja2 import StrictUndefined, TemplateError, meta
 
 from tsotsallm.errors import MissingExtraError, TaskError, nearest
+from tsotsallm.files import DATA_BYTES, json_lines, one_line, parse_json, parse_yaml, quoted, read_json, read_utf8
+from tsotsallm.sandbox import Environment, bounded
 from tsotsallm.streaming.corpus import read_text
 
 Kind = Literal["perplexity", "choices", "answers", "bias", "summary"]
@@ -31,6 +33,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
 """The parts that a layout of each kind has: templates and expressions over an item's columns."""
 TEMPLATES = ("prompt", "text")
 LARGEST_CSV_FIELD = 10_000_000
+_NOT_MADE = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, SyntaxError,
+             MemoryError)
+"""What a template raises that its columns do not fit, or that no interpreter takes."""
 
 
 @dataclass(frozen=True)
@@ -87,39 +92,38 @@ def read_task(source: str | Path) -> Task:
     if path.suffix in (".yaml", ".yml"):
         if not path.exists():
             raise TaskError(f"{source} does not exist; give the name of a task or its YAML file")
-        name, text = path.stem, path.read_text("utf-8")
+        name, text = path.stem, read_utf8(path, TaskError)
     else:
         known, name = packaged_tasks(), str(source).replace("_", "-")
         if name not in known:
             raise TaskError(f"there is no task {str(source)!r}{nearest(name, known)}")
         text = known[name].read_text("utf-8")
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TaskError(f"task {name} is not valid YAML: {error}") from None
-    return _task(name, content)
+    return _task(name, parse_yaml(text, f"task {name}", TaskError))
 
 
 def _task(name: str, content: Any) -> Task:
     if not isinstance(content, dict) or str(content.get("kind")) not in NEEDS:
         found = content.get("kind") if isinstance(content, dict) else content
-        raise TaskError(f"task {name} has kind {found!r}{nearest(str(found), NEEDS)}")
+        raise TaskError(f"task {name} has kind {quoted(found)}{nearest(str(found), NEEDS)}")
     known = Task.__dataclass_fields__.keys() - {"name"}
     for key in content:
         if key not in known:
-            raise TaskError(f"task {name} has no option {key!r}{nearest(str(key), known)}")
+            raise TaskError(f"task {name} has no option {quoted(key)}{nearest(str(key), known)}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     for key, value in values.items():
         default = getattr(Task, key, {} if key == "hub" else "")
         if not isinstance(value, type(default)) or isinstance(value, bool):
-            raise TaskError(f"task {name}: {key} is {content[key]!r}; it takes {_TYPE_NAMES[type(default)]}")
+            raise TaskError(f"task {name}: {key} is {quoted(content[key])}; it takes {_TYPE_NAMES[type(default)]}")
+        if isinstance(value, tuple) and key != "layouts" and not all(isinstance(one, str) for one in value):
+            raise TaskError(f"task {name}: {key} is {quoted(content[key])}; it takes a list of texts")
     for key, allowed in _ALLOWED.items():
         if values.get(key) is not None and values[key] not in allowed:
-            raise TaskError(f"task {name}: {key} is {values[key]!r}{nearest(str(values[key]), allowed)}")
+            raise TaskError(f"task {name}: {key} is {quoted(values[key])}{nearest(str(values[key]), allowed)}")
     for key, least in (("max_new_tokens", 1), ("context", 2)):
         if values.get(key, least) < least:
             raise TaskError(f"task {name}: {key} is {values[key]}; it takes {least} or more")
-    if values.get("hub") and not {"repository", "split"} <= values["hub"].keys():
+    if values.get("hub") and not ({"repository", "split"} <= values["hub"].keys()
+                                  and all(isinstance(one, str) for one in values["hub"].values())):
         raise TaskError(f"task {name}: hub names a repository and a split, and may name a configuration")
     layouts = values.get("layouts", ())
     if not isinstance(layouts, tuple) or not all(isinstance(layout, dict) for layout in layouts):
@@ -130,14 +134,19 @@ def _task(name: str, content: Any) -> Task:
         extra = [part for part in layout if part not in (*NEEDS[content["kind"]], "group")]
         if missing or extra:
             raise TaskError(f"task {name}: a layout of kind {content['kind']} has {', '.join(NEEDS[content['kind']])} and "
-                            f"may have group; this one {'lacks ' + missing[0] if missing else 'also has ' + extra[0]}")
+                            "may have group; this one "
+                            f"{f'lacks {missing[0]}' if missing else f'also has {quoted(extra[0])}'}")
         for part in layout:
             if not isinstance(layout[part], (str, int)):
-                raise TaskError(f"task {name}: {part} is {layout[part]!r}; it is an expression over columns, so write it in "
-                                'quotes: "[right, wrong]"')
-            _compiled(part in TEMPLATES, layout[part], name)
+                raise TaskError(f"task {name}: {part} is {quoted(layout[part])}; it is an expression over columns, so write "
+                                'it in quotes: "[right, wrong]"')
+            _compiled(part in TEMPLATES, str(layout[part]), name)
     if not layouts and not values.get("world"):
         raise TaskError(f"task {name} has no layouts: nothing says how an item becomes a prompt")
+    values["layouts"] = tuple({part: str(text) for part, text in layout.items()} for layout in layouts)
+    if any(not one or one.startswith(("/", "\\")) or ".." in one for one in values.get("files", ())):
+        raise TaskError(f"task {name}: files is {quoted(content['files'])}; it takes patterns such as data/*.jsonl, below "
+                        "the folder that --data gives")
     return Task(name=name, **values)
 
 
@@ -146,10 +155,7 @@ def _task(name: str, content: Any) -> Task:
 
 @cache
 def _environment() -> Any:
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
-
-    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["wikihow"] = _without_wikihow_marks
     environment.filters["shortest"] = lambda texts: min(texts, key=len)
     return environment
@@ -171,20 +177,17 @@ class _Compiled:
 @cache
 def _compiled(is_template: bool, source: str, task: str) -> _Compiled:
     """A template that makes text, or an expression that makes a value, over the columns of an item."""
-    from jinja2 import TemplateSyntaxError, meta
-
     environment = _environment()
     try:
-        text = source if is_template else "{{ " + str(source) + " }}"
-        fields = frozenset(meta.find_undeclared_variables(environment.parse(text)))
-        if is_template:
-            template = environment.from_string(source)
-            return _Compiled(fields, lambda row: template.render(**row))
-        expression = environment.compile_expression(str(source), undefined_to_none=False)
-        return _Compiled(fields, lambda row: expression(**row))
-    except (TemplateSyntaxError, TypeError) as error:
-        raise TaskError(f"task {task}: {source!r} is not a valid template ({error}); write columns as {{{{column}}}} in "
-                        "prompts, and bare in choices, answer and group") from None
+        with bounded():
+            text = source if is_template else "{{ " + source + " }}"
+            fields = frozenset(meta.find_undeclared_variables(environment.parse(text)))
+            if is_template:
+                return _Compiled(fields, environment.from_string(source).render)
+            return _Compiled(fields, environment.compile_expression(source, undefined_to_none=False))
+    except _NOT_MADE as error:
+        raise TaskError(f"task {task}: {quoted(source)} is not a valid template ({one_line(error)}); write columns as "
+                        "{{column}} in prompts, and bare in choices, answer and group") from None
 
 
 def _layout_for(task: Task, columns: set[str], where: str) -> Mapping[str, str]:
@@ -248,31 +251,36 @@ def read_texts(task: Task, data: str | Path | None = None) -> list[Text]:
     else:
         rows = [{"file": path.stem, "text": read_text(path)} for path in data_files(task, Path(data))]
     layout = _layout_for(task, set(rows[0]), str(data))
-    return [Text(_compiled(True, layout["text"], task.name).render(row),
-                 str(_compiled(False, layout["group"], task.name).render(row)) if "group" in layout else "",
-                 row["file"]) for row in rows]
+    return [Text(str(_made(task, layout, "text", row, str(data))),
+                 str(_made(task, layout, "group", row, str(data))) if "group" in layout else "", row["file"])
+            for row in rows]
+
+
+def _made(task: Task, layout: Mapping[str, str], name: str, row: Mapping[str, Any], where: str) -> Any:
+    """A part of a layout, made from the columns of a row; TaskError where that cannot be."""
+    try:
+        with bounded(sum(len(str(value)) for value in row.values())):
+            found = _compiled(name in TEMPLATES, layout[name], task.name).render(row)
+            return [str(choice) for choice in found] if name == "choices" else found
+    except _NOT_MADE as error:
+        raise TaskError(f"{where}: {name} cannot be made from {quoted(layout[name])} ({one_line(error)}); mend the item or "
+                        "the task's layout") from None
 
 
 def _item(task: Task, layout: Mapping[str, str], row: Mapping[str, Any], number: int, where: str) -> Item:
-    from jinja2 import TemplateError
-
     def part(name: str) -> Any:
-        try:
-            return _compiled(name in TEMPLATES, layout[name], task.name).render(row)
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise TaskError(f"{where}, item {number}: {name} cannot be made from {layout[name]!r} ({error}); mend the item "
-                            "or the task's layout") from None
+        return _made(task, layout, name, row, f"{where}, item {number}")
 
     prompt, choices, gold, answers = str(part("prompt")), [], None, []
     if task.kind in ("choices", "bias"):
-        choices = [str(choice) for choice in part("choices")]
+        choices = part("choices")
         label = part("answer")
         try:
             gold = int(label)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             gold = -1
         if not 0 <= gold < len(choices):
-            raise TaskError(f"{where}, item {number}: the label is {label!r}, but there are {len(choices)} choices, "
+            raise TaskError(f"{where}, item {number}: the label is {quoted(label)}, but there are {len(choices)} choices, "
                             "numbered from 0; mend the item")
     elif task.kind in ("answers", "summary"):
         found = part("answers")
@@ -312,39 +320,35 @@ def data_files(task: Task, data: Path) -> list[Path]:
 
 
 def _file_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    text = read_utf8(path, TaskError, DATA_BYTES).replace("\r\n", "\n")
     if not text.strip():
         raise TaskError(f"{path} is empty; give a file with at least one item")
-    rows: Iterator[Any]
-    if path.suffix == ".csv":
-        csv.field_size_limit(LARGEST_CSV_FIELD)
-        rows = iter(csv.DictReader(io.StringIO(text, newline=""), fieldnames=list(columns) or None))
-    else:
-        rows = _json_rows(path, text)
+    rows = _csv_rows(path, text, columns) if path.suffix == ".csv" else _json_rows(path, text)
     for row in rows:
         if not isinstance(row, dict):
             raise TaskError(f"{path} holds {type(row).__name__} where an object with columns was expected")
-        if None in row or (path.suffix == ".csv" and None in row.values()):
-            raise TaskError(f"{path} has a line with another number of fields than columns "
-                            f"({', '.join(str(key) for key in row if key is not None)})")
         yield {"file": path.stem, **row}
+
+
+def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(LARGEST_CSV_FIELD)
+    rows = csv.DictReader(io.StringIO(text, newline=""), fieldnames=list(columns) or None)
+    try:
+        for row in rows:
+            if None in row or None in row.values():
+                names = one_line(", ".join(str(key) for key in row if key is not None), 80)
+                raise TaskError(f"{path}, line {rows.line_num} has another number of fields than columns ({names})")
+            yield row
+    except csv.Error as error:
+        raise TaskError(f"{path}, line {rows.line_num} is not valid CSV ({error}); correct it there") from None
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Any]:
     """The objects of a JSON list, of a JSON object's one list, or of a file with one object a line."""
     try:
-        content = json.loads(text)
-    except ValueError:
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise TaskError(f"{path}, line {number} is not valid JSON ({error}); one object a line is read, or a "
-                                    "JSON list of objects") from None
+        content = parse_json(text, str(path), TaskError)
+    except TaskError:
+        yield from (value for _, value in json_lines(text, str(path), TaskError))
         return
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
@@ -382,22 +386,22 @@ def _hub_rows(task: Task) -> Iterator[dict[str, Any]]:
 
 def big_bench_task(path: Path) -> Task:
     """A BIG-bench JSON task (Srivastava et al. 2022): multiple choice where it scores targets, answers otherwise."""
-    if not path.exists():
-        raise TaskError(f"{path} does not exist; give a BIG-bench task's JSON file")
     try:
-        content = json.loads(path.read_text("utf-8"))
-        examples = content["examples"]
-        first = examples[0]
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise TaskError(f"{path} is not a BIG-bench task: it has no list of examples") from None
+        content = read_json(path, TaskError, DATA_BYTES)
+    except FileNotFoundError:
+        raise TaskError(f"{path} does not exist; give a BIG-bench task's JSON file") from None
+    examples = content.get("examples") if isinstance(content, dict) else None
+    if not isinstance(examples, list) or not examples or not isinstance(examples[0], dict):
+        raise TaskError(f"{path} is not a BIG-bench task: it has no list of examples")
+    first = examples[0]
     before, after = content.get("example_input_prefix", "\nQ: "), content.get("example_output_prefix", "\nA: ")
     prompt = (f"{content.get('task_prefix', '')}{before}" "{{input}}" f"{after}").strip("\n ")
     if "target_scores" in first:
         if content.get("append_choices_to_input", True):
             listed = content.get("choice_prefix", "\n  choice: ")
             prompt = prompt.replace("{{input}}", "{{input}}{% for one in target_scores %}" f"{listed}" "{{one}}{% endfor %}")
-        return Task(path.stem, "choices", content.get("description", ""), files=(str(path),), layouts=({
+        return Task(path.stem, "choices", str(content.get("description", "")), files=(str(path),), layouts=({
             "prompt": prompt, "choices": "target_scores | list",
             "answer": "(target_scores.values() | list).index(target_scores.values() | max)"},))
-    return Task(path.stem, "answers", content.get("description", ""), files=(str(path),),
+    return Task(path.stem, "answers", str(content.get("description", "")), files=(str(path),),
                 layouts=({"prompt": prompt, "answers": "target"},))
