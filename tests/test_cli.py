@@ -62,7 +62,7 @@ def test_alone_it_shows_three_commands_to_begin_with() -> None:
     said = tsotsallm().stdout
     assert [line.strip() for line in said.splitlines() if line.startswith("  ")] == list(FIRST)
     assert len(FIRST) == 3
-    assert "tsotsallm --help lists all" in said
+    assert "tsotsallm --help lists all commands" in said
     assert max(map(len, said.splitlines())) <= 80
 
 
@@ -156,7 +156,7 @@ def test_wrong_options_are_one_line_and_exit_code_2(arguments: list[str], messag
     assert found.returncode == 2
     assert len(found.stderr.splitlines()) == 1
     assert message in found.stderr
-    assert "plan --help` says what there is" in found.stderr
+    assert "--help` says what there is" in found.stderr
     assert not found.stdout
 
 
@@ -264,7 +264,7 @@ def test_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None
 def test_a_console_that_lacks_letters_shows_others() -> None:
     found = subprocess.run([sys.executable, "-m", "tsotsallm", "evaluate", "--help"], capture_output=True,
                            env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True)
-    assert b"CO? as well" in b" ".join(found.stdout.split())
+    assert b"CO?" in found.stdout
 
 
 def test_a_closed_output_is_no_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from pathlib import Path
@@ -11,9 +12,20 @@ import pytest
 
 from tests.fuzz.texts import YAML_TRICKS
 from tsotsallm.errors import RecipeError
-from tsotsallm.files import json_lines, one_line, parse_json, parse_yaml, quoted, read_bytes, read_json, read_utf8
+from tsotsallm.files import (
+    json_lines,
+    lines,
+    one_line,
+    parse_json,
+    parse_yaml,
+    quoted,
+    read_bytes,
+    read_json,
+    read_utf8,
+    utf8_lines,
+)
 
-NO_FILES = ("a directory", "a FIFO", "/dev/zero", "/dev/urandom", "a link to itself", "a name that is too long", "\0")
+NO_FILES = ("a directory", "a FIFO", "/dev/zero", "/dev/urandom", "/proc/kmsg", "/proc/self/status", "a link to itself", "a name that is too long", "\0")
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
@@ -97,6 +109,18 @@ def test_lines_of_json_end_at_line_feeds_alone() -> None:
     assert list(json_lines(text, "x", RecipeError)) == [(1, {"a": "\u2028\u2029\x85"}), (3, [2])]
     with pytest.raises(RecipeError, match=r"x, line 2, is not valid JSON"):
         list(json_lines("1\n{", "x", RecipeError))
+
+
+def test_lines_of_text_end_at_line_feeds_alone() -> None:
+    inside = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"
+    text = f"\ufeff{inside}\r\n\n{inside}\n"
+    assert lines(text) == [inside, "", inside]
+    assert lines("") == []
+    assert lines("\n") == [""]
+    assert lines("a") == lines("a\n") == ["a"]
+    assert list(utf8_lines(io.BytesIO(text.encode()), "x", RecipeError)) == [(1, inside), (2, ""), (3, inside)]
+    with pytest.raises(RecipeError, match="x, line 2 is not UTF-8 text"):
+        list(utf8_lines(io.BytesIO(b"a\n\xff"), "x", RecipeError))
 
 
 def test_messages_are_short_and_printable() -> None:

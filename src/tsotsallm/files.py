@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from collections import Counter
@@ -22,6 +23,8 @@ YAML_CHARACTERS, YAML_VALUES, YAML_NUMBER = 1 << 17, 100_000, 1 << 63
 """Limits of a recipe, a study or a task: such a file is read slowly, 100 kB in a second or two."""
 MOST_DEPTH = 100
 """Nesting of objects and lists in JSON."""
+PSEUDO = ("/proc/", "/sys/")
+"""Where files say that they are empty, and may hold anything, or block."""
 QUOTED_CHARACTERS = 80
 MESSAGE_CHARACTERS = 300
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -62,6 +65,8 @@ def regular_size(path: Path, kind: type[TsotsallmError]) -> int:
         names = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
         raise kind(f"{path} is {names.get(stat.S_IFMT(facts.st_mode), 'a device')}, where a regular file is expected; "
                    "replace it")
+    if facts.st_size == 0 and os.path.realpath(path).startswith(PSEUDO):
+        raise kind(f"{path} is a file of the kernel, where one on a disk is expected; replace it")
     return facts.st_size
 
 

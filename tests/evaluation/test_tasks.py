@@ -157,7 +157,8 @@ def test_bad_tasks_are_refused_before_the_model_is_looked_for(content: str, mess
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("data.csv", b"text\n\xe9", "line 2 is not UTF-8"), ("data.csv", b'text\na,b', "another number of fields"),
     ("data.csv", b"text\na\0", "line 2|has no answer|items"), ("data.jsonl", b'{"text": "\\ud800"}', "half of a surrogate"),
-    ("data.jsonl", b"[" * 200 + b"]" * 200, "too deeply"), ("data.json", b'{"text": 1', "line 1, is not valid JSON")])
+    ("data.jsonl", b"[" * 200 + b"]" * 200, "too deeply"), ("data.json", b'{"text": 1', "line 1, is not valid JSON"),
+    ("data.json", b'[{"text": "a"},\n {"text": }]', r"is not valid JSON \(.*line 2 column 11")])
 def test_data_that_is_none_is_refused_in_one_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     task = read_task(write(tmp_path / "own.yaml", '{kind: answers, layouts: [{prompt: "{{text}}", answers: text}]}'))
     (tmp_path / name).write_bytes(content)

@@ -74,12 +74,13 @@ def test_numbers_that_no_engine_takes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dense", ["f32", "f16"])
-def test_a_file_that_computes_something_else_is_not_kept(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                          dense: str) -> None:
+    model = build(tmp_path / "model", "llama2")
     honest = exporting._rope
     monkeypatch.setattr(exporting, "_rope", lambda spec: honest(spec) | {"rope_theta": 3.0})
     with pytest.raises(ExportError, match="computes something else"):
-        tsotsallm.to_gguf(tiny, tmp_path / "model.gguf", dense=dense)
+        tsotsallm.to_gguf(model, tmp_path / "model.gguf", dense=dense)
     assert left(tmp_path) == []
 
 

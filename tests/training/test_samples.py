@@ -55,8 +55,33 @@ def test_every_known_shape_of_a_row_is_read(tmp_path: Path) -> None:
     assert [number for number, _ in found] == [1, 3, 4, 5]
     same = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]
     assert all(messages == same for _, messages in found)
-    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "p", "response": "r"}]))
+    (tmp_path / "rows.json").write_text("\ufeff" + json.dumps([{"prompt": "p", "response": "r"}]), "utf-8")
     assert len(read_conversations(str(tmp_path / "rows.json"))) == 1
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x7f", "\ufeff"])
+def test_lines_end_at_line_feeds_alone(tmp_path: Path, mark: str) -> None:
+    row = json.dumps({"prompt": f"a{mark}b", "response": f"{mark}c"}, ensure_ascii=False)
+    (tmp_path / "rows.jsonl").write_bytes(f"\ufeff{row}\r\n\r\n{row}".encode())
+    found = read_conversations(str(tmp_path / "rows.jsonl"))
+    assert [number for number, _ in found] == [1, 3]
+    assert [message["content"] for message in found[1][1]] == [f"a{mark}b", f"{mark}c"]
+
+
+@pytest.mark.parametrize("mark", ["\\u000b", "\\u000c", "\\u001c", "\\n", "\\r"])
+def test_escaped_line_ends_stay_in_their_text(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(f'{{"prompt": "a{mark}b", "response": "c"}}\r\n' * 2, "utf-8")
+    assert [messages[0]["content"] for _, messages in read_conversations(str(tmp_path / "rows.jsonl"))] == [
+        json.loads(f'"a{mark}b"')] * 2
+
+
+@pytest.mark.parametrize("content", [b'{"prompt": "a", "response": "\\ud800"}', b'{"prompt": "a", "response": "\xed\xa0\x80"}',
+                                     b'{"prompt": "a", "response": "\xff"}'])
+def test_half_a_surrogate_pair_and_other_bytes_are_refused_with_their_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a", "response": "b"}\n' + content)
+    with pytest.raises(CorpusError, match="line 2,? (is not UTF-8|holds half of a surrogate pair)") as error:
+        read_conversations(str(tmp_path / "rows.jsonl"))
+    assert "\n" not in str(error.value)
 
 
 def test_packed_text_holds_all_of_it_and_splits_by_the_seed(text: Path) -> None:
@@ -72,7 +97,7 @@ def test_packed_text_holds_all_of_it_and_splits_by_the_seed(text: Path) -> None:
 @pytest.mark.parametrize(("rows", "message"), [
     ([], "is empty"),
     ([{"promt": "p", "response": "r"}], r"line 1 has the fields promt, response; it takes one of prompt"),
-    ([{"prompt": "p", "response": "r"}, "{broken"], "line 2 is not valid JSON"),
+    ([{"prompt": "p", "response": "r"}, "{broken"], "line 2, is not valid JSON"),
     ([{"prompt": "p", "response": " "}], "line 1: response is empty"),
     ([{"prompt": 3, "response": "r"}], "line 1: prompt is 3; it takes text"),
     ([["p", "r"]], "line 1 holds list"),

@@ -82,7 +82,7 @@ def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED
     """
     content = study_content(spec)
     for part, name, value in (("evaluation", "text", text), ("calibration", "source", calibration)):
-        if value is not None:
+        if value is not None and isinstance(content.get(part), dict | None):       # else refused below
             content[part] = {**(content.get(part) or {}), name: str(value)}
     content |= {name: value for name, value in (("trials", trials), ("hours", hours)) if value is not None}
     layers = Checkpoint.open(model).spec.layers

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tsotsallm.api.talking import read_prompts
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
 from tsotsallm.engine.speakers import continuations
 from tsotsallm.engine.speaking import Sampling
@@ -77,7 +78,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path, *, reference: str
         names = {model: model for model in asked}
     samples = None
     if prompts is not None or text is not None or own_text:
-        begun = [one for one in texts.read_text(prompts).splitlines() if one][:SAMPLES] if prompts is not None else (
+        begun = [one for one in read_prompts(prompts) if one][:SAMPLES] if prompts is not None else (
             beginnings(texts.read_text(text) if text is not None else world_text(test=True, characters=60_000)))
         samples = samples_of(names, begun, tokens)
     with _understood(folder if alone else folder.parent):

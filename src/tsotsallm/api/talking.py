@@ -14,8 +14,8 @@ from tsotsallm.engine.llama import CacheType
 from tsotsallm.engine.speakers import continuations, speaker
 from tsotsallm.engine.speaking import Question, Sampling
 from tsotsallm.engine.speaking import texts as texts_of
-from tsotsallm.errors import ConversationError, TsotsallmError
-from tsotsallm.streaming import corpus as texts
+from tsotsallm.errors import ConversationError, CorpusError, TsotsallmError
+from tsotsallm.files import DATA_BYTES, lines, read_utf8
 
 PART = 16
 """Prompts that are continued in one job."""
@@ -28,12 +28,10 @@ def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, to
 
     What an interrupted attempt wrote is not done again.
     """
-    lines = texts.read_text(prompts).splitlines()
-    if not any(lines):
-        raise TsotsallmError(f"{prompts} holds no prompts; give a text file with one a line")
+    asked = read_prompts(prompts)
     path, sampling = Path(out), Sampling(temperature, top_p, top_k, seed)
-    done = _answered(path, lines)
-    left = lines[done:]
+    done = _answered(path, asked)
+    left = asked[done:]
     parts = [left[first:first + PART] for first in range(0, len(left), PART)]
     ready: dict[int, list[str]] = {}
     written = 0
@@ -50,8 +48,19 @@ def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, to
                     for prompt, answer in zip(parts[written], ready.pop(written), strict=True):
                         file.write(json.dumps({"prompt": prompt, "text": answer}, ensure_ascii=False) + "\n")
                 written += 1
-                say(f"{done + sum(map(len, parts[:written]))} of {len(lines)} prompts")
-    return len(lines)
+                say(f"{done + sum(map(len, parts[:written]))} of {len(asked)} prompts")
+    return len(asked)
+
+
+def read_prompts(source: str | Path) -> list[str]:
+    """The prompts of a text file, one a line."""
+    try:
+        found = lines(read_utf8(Path(source), CorpusError, DATA_BYTES))
+    except FileNotFoundError:
+        raise CorpusError(f"{source} does not exist; give a text file with one prompt a line") from None
+    if not any(found):
+        raise CorpusError(f"{source} holds no prompts; give a text file with one a line")
+    return found
 
 
 def _answered(path: Path, prompts: Sequence[str]) -> int:

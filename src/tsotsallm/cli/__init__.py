@@ -33,8 +33,9 @@ def begin(context: typer.Context,
                                                 help="Show the version and exit.")] = False) -> None:
     """Make LLaMA-family models small enough for the computer you have."""
     if context.invoked_subcommand is None:
-        print("To begin with, on the model that comes along:\n", *(f"  {line}" for line in FIRST),
-              "\nWith one of your own give its folder in place of 'embedded'. tsotsallm --help lists all.", sep="\n")
+        print("To begin with, on the model that comes along:", "", *(f"  {line}" for line in FIRST), "",
+              "With a model of your own give its folder in place of 'embedded'.", "tsotsallm --help lists all commands.",
+              sep="\n")
 
 
 def main() -> None:

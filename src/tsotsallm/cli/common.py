@@ -74,9 +74,9 @@ def answers(as_json: bool = False) -> Iterator[None]:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        _fail(_unexpected(error) if error.errno is None else f"{error.filename or 'a file, or the output'}: "
-                                                             f"{error.strerror}; "
-              "check the path, its permissions and the free space", type(error).__name__, as_json)
+        where = error.filename or "a file, or the output"
+        told = f"{where}: {error.strerror}; check the path, its permissions and the free space"
+        _fail(_unexpected(error) if error.errno is None else told, type(error).__name__, as_json)
     except BaseException as error:      # panics of Rust libraries are no Exceptions
         _fail(_unexpected(error), type(error).__name__, as_json)
 

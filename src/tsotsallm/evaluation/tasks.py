@@ -348,6 +348,8 @@ def _json_rows(path: Path, text: str) -> Iterator[Any]:
     try:
         content = parse_json(text, str(path), TaskError)
     except TaskError:
+        if text.lstrip()[:1] == "[":
+            raise                       # a list: the fault is where it says, and no line is an object
         yield from (value for _, value in json_lines(text, str(path), TaskError))
         return
     if isinstance(content, dict):

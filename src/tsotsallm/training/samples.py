@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import ConversationError, CorpusError, MissingExtraError
+from tsotsallm.files import DATA_BYTES, json_lines, one_line, parse_json, quoted, read_utf8
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.corpus import Corpus
 
@@ -65,12 +65,9 @@ def read_conversations(source: str) -> list[tuple[int, list[dict[str, str]]]]:
     """
     path = Path(source)
     try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise CorpusError(f"{source} cannot be read ({error.strerror or error}); give a .jsonl file of prompts and "
-                          "responses, or a text") from None
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+        text = read_utf8(path, CorpusError, DATA_BYTES)
+    except FileNotFoundError:
+        raise CorpusError(f"{source} does not exist; give a .jsonl file of prompts and responses, or a text") from None
     found = [(number, _conversation(row, f"{path.name}, line {number}")) for number, row in _rows(text, path)]
     if not found:
         raise CorpusError(f"{source} is empty; give one sample a line, such as {{\"prompt\": ..., \"response\": ...}}")
@@ -78,22 +75,14 @@ def read_conversations(source: str) -> list[tuple[int, list[dict[str, str]]]]:
 
 
 def _rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    if path.suffix.lower() == ".json":
-        try:
-            rows = json.loads(text) if text.strip() else []
-        except ValueError as error:
-            raise CorpusError(f"{path} is not valid JSON ({error})") from None
-        if not isinstance(rows, list):
-            raise CorpusError(f"{path} holds {type(rows).__name__}; it takes a list of samples, or one sample a line in a "
-                              ".jsonl file")
-        yield from enumerate(rows, 1)
+    if path.suffix.lower() != ".json":
+        yield from json_lines(text, path.name, CorpusError)
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise CorpusError(f"{path.name}, line {number} is not valid JSON ({error})") from None
+    rows = parse_json(text, str(path), CorpusError) if text.strip() else []
+    if not isinstance(rows, list):
+        raise CorpusError(f"{path} holds {type(rows).__name__}; it takes a list of samples, or one sample a line in a "
+                          ".jsonl file")
+    yield from enumerate(rows, 1)
 
 
 def _conversation(row: Any, where: str) -> list[dict[str, str]]:
@@ -105,12 +94,12 @@ def _conversation(row: Any, where: str) -> list[dict[str, str]]:
             return _messages(row[name], f"{where}, {name}")
     prompt, response = (next((name for name in names if name in row), None) for names in (PROMPTS, RESPONSES))
     if prompt is None or response is None:
-        raise CorpusError(f"{where} has the fields {', '.join(map(str, row)) or 'none'}; it takes one of "
+        raise CorpusError(f"{where} has the fields {one_line(', '.join(map(str, row))) or 'none'}; it takes one of "
                           f"{', '.join(PROMPTS)} with one of {', '.join(RESPONSES)}, or {' or '.join(CONVERSATIONS)}")
     context = next((row[name] for name in CONTEXTS if row.get(name)), "")
     for name, value in ((prompt, row[prompt]), (response, row[response]), ("context", context)):
         if not isinstance(value, str):
-            raise CorpusError(f"{where}: {name} is {value!r}; it takes text")
+            raise CorpusError(f"{where}: {name} is {quoted(value)}; it takes text")
     if not row[response].strip():
         raise CorpusError(f"{where}: {response} is empty, so that there is nothing to learn")
     asked = f"{context}\n\n{row[prompt]}" if context else row[prompt]
@@ -119,12 +108,12 @@ def _conversation(row: Any, where: str) -> list[dict[str, str]]:
 
 def _messages(value: Any, where: str) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
-        raise CorpusError(f"{where} is {value!r}; it takes a list of messages")
+        raise CorpusError(f"{where} is {quoted(value)}; it takes a list of messages")
     if all(isinstance(item, str) for item in value):
         value = [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(value)]
     for item in value:
         if not isinstance(item, Mapping) or not all(isinstance(item.get(key), str) for key in ("role", "content")):
-            raise CorpusError(f"{where} holds {item!r}; a message is {{\"role\": \"user\", \"content\": ...}}")
+            raise CorpusError(f"{where} holds {quoted(item)}; a message is {{\"role\": \"user\", \"content\": ...}}")
     if not any(item["role"] == "assistant" for item in value):
         raise CorpusError(f"{where} has no message of the assistant, so that there is nothing to learn")
     return [{"role": item["role"], "content": item["content"]} for item in value]
