@@ -25,7 +25,8 @@ from tsotsallm.files import (
     utf8_lines,
 )
 
-NO_FILES = ("a directory", "a FIFO", "/dev/zero", "/dev/urandom", "/proc/kmsg", "/proc/self/status", "a link to itself", "a name that is too long", "\0")
+NO_FILES = ("a directory", "a FIFO", "/dev/zero", "/dev/urandom", "/proc/kmsg", "/proc/self/status",
+            "a link to itself", "a name that is too long", "\0")
 
 
 @pytest.mark.parametrize("kind", NO_FILES)

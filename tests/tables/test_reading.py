@@ -203,3 +203,10 @@ def test_every_table_at_hand_can_be_read() -> None:
     folders = [shared("data", "semtab", *parts) for parts in (
         ("HardTablesR1-valid", "tables"), ("toughtables-dbpedia",), ("TSOTSATable", "tables"))]
     assert sum(bool(read_table(path).rows) for path in find_tables(folders)) == 479
+
+
+def test_a_table_has_no_more_columns_than_people_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n" + "1," * 1000 + "\n")
+    with pytest.raises(TablesError, match="1001 columns"):
+        read_table(path)

@@ -32,8 +32,8 @@ GOLD = "__URI"
 """End of the name of a column that holds the entities of the column before it (ToughTables): kept out of what is read."""
 LONGEST_CELL = 100_000
 """Characters of a cell; the library's own limit is one for the whole process, which others change."""
-MOST_COLUMNS = 300
-"""Every pair of columns is looked at."""
+MOST_COLUMNS = 1000
+"""Columns of a table; shorter rows are filled up to the widest."""
 _NUMBERED = re.compile(r"\d+")
 _SEPARATOR_LINE = re.compile(r'"?sep=(\\t|[^"\r\n])\1*"?\r?(?:\n|\Z)', re.IGNORECASE)
 """Excel's first line of a file that another separator is used in."""
@@ -170,8 +170,8 @@ def read_table(path: Path) -> Table:
                           "closed); give CSV or TSV")
     width = max(map(len, lines))
     if width > MOST_COLUMNS:
-        raise TablesError(f"{path.name} has {width} columns; tables of at most {MOST_COLUMNS} are read: leave those out that "
-                          "name nothing")
+        raise TablesError(f"{path.name} has {width} columns; tables of at most {MOST_COLUMNS} are read: leave out those "
+                          "that name nothing")
     ragged = [number for number, line in enumerate(lines, first) if len(line) != len(lines[0])]
     if ragged:
         few = ", ".join(map(str, ragged[:5])) + (", ..." if len(ragged) > 5 else "")
