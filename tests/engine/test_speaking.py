@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import tsotsallm
-from tsotsallm.api.talking import generate_many
+from tsotsallm.api.talking import generate_many, read_prompts
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.resident import resident
 from tsotsallm.engine.speaking import Piece, Question, Sampling, Speaker, said, texts
 from tsotsallm.engine.transformer import Transformer
-from tsotsallm.errors import TsotsallmError
+from tsotsallm.errors import CorpusError, TsotsallmError
 
 PROMPT = "Question: Where was Ada born? Answer:"
 
@@ -146,3 +146,16 @@ def test_many_prompts_go_on_after_a_line_that_was_cut_off(tiny: Path, tmp_path: 
         with pytest.raises(TsotsallmError, match="something else"):
             generate_many(tiny, prompts, cut, tokens=2, say=lambda _line: None)
         assert cut.read_bytes() == content
+
+
+def test_prompts_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffone\u2028two\x85three\x0bfour\x1cfive\r\n\r\nsix\rseven\n".encode())
+    assert read_prompts(path) == ["one\u2028two\x85three\x0bfour\x1cfive", "", "six\rseven"]
+    for content, message in ((b"\n\n", "holds no prompts"), (b"one\n\xff", "line 2 is not UTF-8"), (None, "does not exist")):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CorpusError, match=message):
+            read_prompts(path)
+        path.touch()

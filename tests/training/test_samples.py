@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import byte_tokenizer
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import CorpusError
 from tsotsallm.training.samples import instruction_windows, read_conversations, read_samples, split, text_windows
@@ -30,9 +31,9 @@ def test_only_what_the_assistant_says_is_learned(embedded: Checkpoint, tmp_path:
         {"role": "assistant", "content": "Nobody."}, {"role": "user", "content": "And now?"},
         {"role": "assistant", "content": "A friend."}]})
     tokenizer = embedded.tokenizer()
-    corpus = instruction_windows(read_conversations(source), tokenizer, 2048, "chat")
+    corpus = instruction_windows(read_conversations(source), embedded.codec, 2048, "chat")
     [ids], [learned] = corpus.windows, corpus.learned or ()
-    assert tokenizer.decode(ids) == ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho is it?<|im_end|>\n"
+    assert tokenizer.decode(ids) == ("<|begin_of_text|><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho is it?<|im_end|>\n"
                                      "<|im_start|>assistant\nNobody.<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n"
                                      "<|im_start|>assistant\nA friend.<|im_end|>\n")
     assert tokenizer.decode(ids[learned]) == "Nobody.<|im_end|>\nA friend.<|im_end|>\n"
@@ -41,7 +42,7 @@ def test_only_what_the_assistant_says_is_learned(embedded: Checkpoint, tmp_path:
 def test_a_tokenizer_without_a_template_gets_the_plain_form(tmp_path: Path) -> None:
     source = lines(tmp_path / "plain.jsonl", {"instruction": "Name it", "context": "A dog.", "response": "Dog"})
     tokenizer = byte_tokenizer()
-    corpus = instruction_windows(read_conversations(source), tokenizer, 256, "plain")
+    corpus = instruction_windows(read_conversations(source), TextCodec(tokenizer, 260, "bytes"), 256, "plain")
     [ids], [learned] = corpus.windows, corpus.learned or ()
     assert tokenizer.decode(ids[1:-1]) == "A dog.\n\nName it\nDog"
     assert tokenizer.decode(ids[learned][:-1]) == "Dog"
@@ -75,18 +76,18 @@ def test_escaped_line_ends_stay_in_their_text(tmp_path: Path, mark: str) -> None
         json.loads(f'"a{mark}b"')] * 2
 
 
-@pytest.mark.parametrize("content", [b'{"prompt": "a", "response": "\\ud800"}', b'{"prompt": "a", "response": "\xed\xa0\x80"}',
-                                     b'{"prompt": "a", "response": "\xff"}'])
+@pytest.mark.parametrize("content", [b'{"prompt": "a", "response": "\\ud800"}', b'{"prompt": "a", "response": "\xff"}',
+                                     b'{"prompt": "a", "response": "\xed\xa0\x80"}'])
 def test_half_a_surrogate_pair_and_other_bytes_are_refused_with_their_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a", "response": "b"}\n' + content)
-    with pytest.raises(CorpusError, match="line 2,? (is not UTF-8|holds half of a surrogate pair)") as error:
+    with pytest.raises(CorpusError, match=r"line 2,? (is not UTF-8|holds half of a surrogate pair)") as error:
         read_conversations(str(tmp_path / "rows.jsonl"))
     assert "\n" not in str(error.value)
 
 
 def test_packed_text_holds_all_of_it_and_splits_by_the_seed(text: Path) -> None:
     tokenizer = byte_tokenizer(bos=False)
-    corpus = text_windows(text.read_text(), tokenizer, 100, "words")
+    corpus = text_windows(text.read_text(), TextCodec(tokenizer, 260, "bytes"), 100, "words")
     assert "".join(tokenizer.decode(window) for window in corpus.windows) == text.read_text()
     one, same, other = (split(corpus, 0.05, seed) for seed in (1, 1, 2))
     assert one.fingerprint() == same.fingerprint() != other.fingerprint()
@@ -103,18 +104,18 @@ def test_packed_text_holds_all_of_it_and_splits_by_the_seed(text: Path) -> None:
     ([["p", "r"]], "line 1 holds list"),
     ([{"messages": [{"role": "user", "content": "p"}]}], "no message of the assistant"),
     ([{"messages": [{"from": "user", "content": "p"}]}], "a message is"),
-    ([{"prompt": "p", "response": "r"}, {"prompt": "long " * 3000, "response": "r"}], "line 2 has 6012 tokens, more than"),
+    ([{"prompt": "p", "response": "r"}, {"prompt": "long " * 3000, "response": "r"}], "line 2 has 6013 tokens, more than"),
     ([{"prompt": "p", "response": "r"}], "gives 1 sample; training takes at least two"),
 ])
 def test_what_cannot_be_learned_is_refused_with_its_line(embedded: Checkpoint, tmp_path: Path, rows: list[Any],
                                                          message: str) -> None:
     source = lines(tmp_path / "data.jsonl", *rows)
     with pytest.raises(CorpusError, match=message):
-        read_samples(source, embedded.tokenizer(), embedded.spec, 512, 0.05, 0)
+        read_samples(source, embedded.codec, embedded.spec, 512, 0.05, 0)
 
 
 def test_a_missing_file_and_other_bytes_are_refused(embedded: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes("{\"prompt\": \"caf\xe9\"}".encode("latin-1"))
     for source, message in ((tmp_path / "none.jsonl", "does not exist"), (tmp_path / "latin.jsonl", "not UTF-8")):
         with pytest.raises(CorpusError, match=message):
-            read_samples(str(source), embedded.tokenizer(), embedded.spec, 512, 0.05, 0)
+            read_samples(str(source), embedded.codec, embedded.spec, 512, 0.05, 0)
