@@ -33,7 +33,8 @@ def test_only_what_the_assistant_says_is_learned(embedded: Checkpoint, tmp_path:
     tokenizer = embedded.tokenizer()
     corpus = instruction_windows(read_conversations(source), embedded.codec, 2048, "chat")
     [ids], [learned] = corpus.windows, corpus.learned or ()
-    assert tokenizer.decode(ids) == ("<|begin_of_text|><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho is it?<|im_end|>\n"
+    assert tokenizer.decode(ids) == ("<|begin_of_text|><|im_start|>system\nBe brief.<|im_end|>\n"
+                                     "<|im_start|>user\nWho is it?<|im_end|>\n"
                                      "<|im_start|>assistant\nNobody.<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n"
                                      "<|im_start|>assistant\nA friend.<|im_end|>\n")
     assert tokenizer.decode(ids[learned]) == "Nobody.<|im_end|>\nA friend.<|im_end|>\n"
