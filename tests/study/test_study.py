@@ -104,6 +104,34 @@ def test_strategies_propose_the_same_after_a_stop(tiny: Path, text: Path, tmp_pa
         assert (tmp_path / "whole" / "optuna.sqlite").exists()
 
 
+@pytest.mark.parametrize("name", ["50% off", "a%20b", "100%", "a#b", "a?b=c&d", "{x} {{y}}", "日本é", "a'b;c:d@e", "%s+"])
+def test_a_study_lies_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    """Optuna and its storage take the file's name as a part of a URL and of a template."""
+    optuna = pytest.importorskip("optuna", reason="optuna is in the extra [study]")
+    from tsotsallm.study.strategies import _address
+
+    folder = tmp_path / name
+    ledger = Ledger(folder)
+    ledger.begin({"model": "m"})
+    ledger.close()
+    storage = _address(folder / "optuna.sqlite")
+    optuna.create_study(study_name="test", storage=storage)
+    assert [one.study_name for one in optuna.get_all_study_summaries(storage)] == ["test"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        name, f"{name}/ledger.sqlite", f"{name}/optuna.sqlite", f"{name}/trials.jsonl"]
+
+
+def test_a_study_runs_and_is_reported_in_such_a_folder(tiny: Path, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="optuna is in the extra [study]")
+    folder = tmp_path / "50%20 {of} #1?"
+    spec = spec_of(text, strategy="tpe", trials=2, seed=3, stages=[
+        {"quantize": {"method": "rtn", "bits": {"from": 2, "to": 8}, "group": "channel"}}])
+    found = run_study(spec, str(tiny), folder)
+    assert [trial.status for trial in found.trials] == ["done"] * 2
+    assert open_study(folder) == found
+    assert (folder / "optuna.sqlite").exists()
+
+
 def test_halving_gives_the_better_ones_more_text(tiny: Path, text: Path, tmp_path: Path) -> None:
     spec = spec_of(text, strategy="halving", trials=4, size_limit="1GB")
     found = run_study(spec, str(tiny), tmp_path / "study")

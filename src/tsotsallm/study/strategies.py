@@ -118,7 +118,7 @@ class BySampler(Strategy):
         optuna = _optuna()
         self.storage.unlink(missing_ok=True)
         study = optuna.create_study(directions=["minimize"] * len(self.objectives), study_name="tsotsallm",
-                                    storage=f"sqlite:///{self.storage}")
+                                    storage=_address(self.storage))
         study.set_user_attr("objectives", list(self.objectives))
         distributions = {name: _distribution(optuna, domain) for name, domain in self.space.domains.items()}
         for trial in trials:
@@ -136,6 +136,13 @@ def _optuna() -> Any:
         raise MissingExtraError("optuna", "study", "the strategies tpe and nsga2") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
+
+
+def _address(path: Path) -> str:
+    """The URL of an SQLite file whatever its name, as SQLAlchemy writes it and Optuna, which formats it, wants it."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(path)).render_as_string().replace("{", "{{").replace("}", "}}")
 
 
 def _distribution(optuna: Any, domain: Domain) -> Any:
