@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -57,12 +59,19 @@ def generate(model: GgufOrCheckpoint,
             return
         if prompt is None or out is not None or computers is not None:
             raise TsotsallmError("give a text to continue; -o and --workers are for many, given by --prompts FILE")
+        notes: list[str] = []
         answer = talking.generate(model, prompt, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
-                                  kv=kv, adapter=adapter, say=to_stderr)
-        print(prompt, end="", flush=True)
-        for piece in answer:
-            print(piece, end="", flush=True)
-        print()
+                                  kv=kv, adapter=adapter, say=notes.append)
+        _print_pieces(answer, notes, prompt)
+
+
+def _print_pieces(pieces: Iterable[str], notes: list[str], begun: str = "") -> None:
+    """Print an answer as it comes, notes before it; where none comes, the error is all that is printed."""
+    for piece in itertools.chain(pieces, ["\n"]):
+        while notes:
+            to_stderr(notes.pop(0))
+        print(begun + piece, end="", flush=True)
+        begun = ""
 
 
 @app.command()
@@ -72,8 +81,9 @@ def chat(model: GgufOrCheckpoint, tokens: Tokens = 256, temperature: Temperature
     with answers():
         from tsotsallm.api import talking
 
+        notes: list[str] = []
         conversation = talking.Conversation(model, tokens=tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-                                            seed=seed, kv=kv, adapter=adapter, say=to_stderr)
+                                            seed=seed, kv=kv, adapter=adapter, say=notes.append)
         interactive = sys.stdin.isatty()
         while True:
             if interactive:
@@ -81,6 +91,4 @@ def chat(model: GgufOrCheckpoint, tokens: Tokens = 256, temperature: Temperature
             line = sys.stdin.readline().strip()
             if not line:
                 break
-            for piece in conversation.answer(line):
-                print(piece, end="", flush=True)
-            print()
+            _print_pieces(conversation.answer(line), notes)

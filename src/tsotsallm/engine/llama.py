@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import secrets
 import shutil
 import time
@@ -210,9 +211,11 @@ class Llama:
 
     def log_likelihoods(self, ids: Sequence[int]) -> Iterator[float]:
         """log P of every token after the first, given those before it."""
-        for token in self.prompt_tokens(ids, 1, lambda: False):
-            if token.logprob is not None:
-                yield token.logprob
+        for token in itertools.islice(self.prompt_tokens(ids, 1, lambda: False), 1, None):
+            if token.logprob is None:
+                raise CheckpointError(f"{self.path}: the probability of a token is no number; its weights are damaged, "
+                                      "export or copy it again")
+            yield token.logprob
 
     def next_log_probabilities(self, ids: Sequence[int]) -> Tensor:
         """log P of every token of the vocabulary after the given ones, (vocabulary,)."""

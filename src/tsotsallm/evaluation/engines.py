@@ -10,8 +10,9 @@ from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import CacheType, Llama
-from tsotsallm.errors import CorpusError
+from tsotsallm.errors import CorpusError, NumericsError
 from tsotsallm.streaming.corpus import evaluation_windows
+from tsotsallm.streaming.score import MOST_NATS
 from tsotsallm.streaming.sweep import Tick, silent
 
 
@@ -51,6 +52,9 @@ def cache_perplexities(path: Path, tokens_of: Checkpoint, text: str, source: str
             losses += scored
             late += scored[len(scored) // 2:]
             tick(f"scoring with {kind}", (number + 1) / len(corpus.windows))
+        if (worst := max(sum(losses) / len(losses), sum(late) / len(late))) > MOST_NATS:
+            raise NumericsError(f"{path}: a token costs {worst:.3g} nats on average; its weights are damaged or far out of "
+                                "range")
         found.append(CachePerplexity(kind, math.exp(sum(losses) / len(losses)), math.exp(sum(late) / len(late)), len(losses),
                                      context, engine.cache_bytes_per_token, source))
         del engine

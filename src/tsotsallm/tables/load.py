@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.errors import TablesError
-from tsotsallm.files import one_line, parse_json, quoted, utf8_lines
+from tsotsallm.files import one_line, parse_json, quoted, regular_size, utf8_lines
 from tsotsallm.rdf import SUFFIXES, Skipped, Statements, opened, suffix_of
 from tsotsallm.rdf import library as rdf_library
 from tsotsallm.store import key_of
@@ -74,6 +74,7 @@ def key_of_sources(paths: Sequence[Path]) -> str:
     """A name for what some files hold, whatever their names are."""
     hashes = []
     for path in paths:
+        regular_size(path, TablesError)
         with path.open("rb") as file:
             hashes.append((hashlib.file_digest(file, "sha256").hexdigest(), suffix_of(path)))
     return key_of([FORMAT, hashes])
