@@ -14,6 +14,7 @@ import json
 import os
 import pkgutil
 import random
+import re
 import shutil
 import signal
 import stat
@@ -50,10 +51,12 @@ from tests.fuzz.process import Ended, forked, in_the_child
 
 ROOT = Path(__file__).parents[2]
 HARNESS = (sys.executable, "-m", "tests.fuzz.harness")
-SECONDS = 20.0
+SECONDS, BUILDING_SECONDS = 20.0, 300.0
 MEMORY_BYTES = 512 << 20
 """What a case may take beyond a process that imported everything; none of the inputs is larger than 20 MB."""
 MESSAGE_CHARACTERS = 1020
+FOLDERS = ("a b", "a%41?b=c&d#e", "é", "a\u2028b", "a\nb", "a'\"b", "a{b}c", "a\udcffb", "~a", "x" * 200, "a.yaml", "a.gguf")
+"""Names of folders that people, other systems or attackers give."""
 KEEP = "TSOTSALLM_FUZZ_KEEP"
 """Environment variable: folders of cases stay."""
 SHARED_ONCE = ("words.txt", "tokens.yaml", "answers.yaml", "rows.jsonl")
@@ -76,6 +79,7 @@ class Case:
     arguments: tuple[str, ...]
     spoken: str
     form: str
+    folder: str = "in"
 
     @property
     def again(self) -> str:
@@ -104,7 +108,9 @@ def case_of(seed: int, number: int, bases: Path) -> tuple[Case, random.Random]:
     known = targets(bases)
     [target] = rng.choices(known, [one.share for one in known])
     [verb] = rng.choices(target.verbs, [1 / one.cost for one in target.verbs])
-    return Case(seed, number, target.base, target.file, verb.name, arguments_of(target, verb), verb.spoken, target.form), rng
+    folder = rng.choice(FOLDERS) if rng.random() < 0.03 else "in"
+    arguments = tuple(re.sub(r"^in(?=/|$)", lambda _: folder, one) for one in arguments_of(target, verb))
+    return Case(seed, number, target.base, target.file, verb.name, arguments, verb.spoken, target.form, folder), rng
 
 
 def arguments_of(target: Target, verb: Verb) -> tuple[str, ...]:
@@ -135,17 +141,17 @@ def run_case(case: Case, rng: random.Random | None, bases: Path, work: Path, *, 
     (outside.parent / "config.json").write_text(json.dumps({"model_type": SECRET}))
     for name in ("tmp", "cache"):
         (box / name).mkdir(parents=True)
-    copied(bases / case.base, box / "in")
+    copied(bases / case.base, box / case.folder)
     for name in SHARED_ONCE:
         shutil.copyfile(bases / name, box / name)
     (box / "model").symlink_to(bases / "tied")
-    done = Damage(["nothing"]) if rng is None else damage(box / "in" / case.file, case.form, outside, rng)
+    done = Damage(["nothing"]) if rng is None else damage(box / case.folder / case.file, case.form, outside, rng)
     (box / "stdin").write_text(case.spoken)
     before = listing(work)
     ended = forked(lambda: in_the_child(case.arguments, box), SECONDS)
     errors = (box / "stderr").read_text("utf-8", "replace")
     after = listing(work)
-    what = f"{case.verb}: {case.base}/{case.file}: {'; '.join(done.steps)}"
+    what = f"{case.verb}: {case.base}/{case.file}: {'; '.join(done.steps)}" + f" ({case.folder!r})" * (case.folder != "in")
     memory = max(0, ended.memory - baseline)
     problems = judged(ended, errors, before, after, memory, refused=done.refused)
     if case.base in CHECKPOINTS and SECRET in errors:       # what the user names may be quoted, not what a link names
@@ -197,7 +203,7 @@ def judged(ended: Ended, errors: str, before: Listing, after: Listing, memory: i
         problems.append(f"written outside: {outside[0]}")
     if code != 0 and new:
         problems.append(f"new files: {', '.join(new[:3])}")
-    if code == 0 and [name for name in new if name.startswith(("box/tmp/", "box/in/")) or ".partial" in name]:
+    if code == 0 and [name for name in new if name.startswith("box/tmp/") or ".partial" in name]:
         problems.append(f"temporary files: {', '.join(new[:3])}")
     if changed or gone:
         problems.append(f"inputs changed: {', '.join((*changed, *gone)[:3])}")
@@ -278,6 +284,8 @@ def run_here(seed: int, numbers: Iterator[int] | range, bases: Path, work: Path,
              pristine: bool = False) -> Iterator[Outcome]:
     """Run cases one after another in this process; `pristine` leaves the inputs whole."""
     prepared()
+    if not bases.exists() and (built := forked(lambda: build_bases(bases) or 0, BUILDING_SECONDS)).code:
+        raise RuntimeError(f"the inputs cannot be built: exit code {built.code}")
     baseline = warmed(bases, work / "warm")
     whole = whole_cases(bases) if pristine else []
     for number in numbers:
@@ -291,7 +299,7 @@ def run_cases(seed: int, count: int, folder: Path, *, first: int = 0, workers: i
               tell: Callable[[Outcome], None] = lambda _outcome: None) -> list[Outcome]:
     """Run many cases in worker processes that take turns; all outcomes, in order."""
     bases = folder / "bases"
-    if not bases.exists():
+    if not bases.exists() and (workers > 1 or not count):
         _again(folder, "--build", bases)
     found: list[Outcome] = []
     running = []
