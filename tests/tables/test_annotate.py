@@ -276,3 +276,27 @@ def test_the_command_line(done: dict[str, Path], tmp_path: Path) -> None:
     assert bad.returncode == 1
     assert "Traceback" not in bad.stderr
     assert "no task 'cells'" in bad.stderr
+
+
+def test_bad_statements_are_told_at_the_end_and_refused_by_strict(tmp_path: Path) -> None:
+    from tests.tables.test_graph import dump
+
+    (tmp_path / "dump.nt").write_text(dump(300, '<http://x/a b> <http://x/p> "x" .'), "utf-8")
+    (tmp_path / "cells.csv").write_text("sep=;\nname;day\nthing 7;April 15, 2023\n", "utf-8")
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "tsotsallm", "annotate", "cells.csv", "--graph", "dump.nt", "-o", "out",
+                               *more], capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    for attempt in range(2):                    # loaded now, and found in the cache
+        refused = run("--strict")
+        assert refused.returncode == 1
+        assert "line 5" in refused.stderr
+        assert "leave out --strict" in refused.stderr
+        assert not (tmp_path / "out").exists()
+        shown = run()
+        assert "note   graph: dump.nt, line 5: Invalid IRI code point ' '" in shown.stdout.splitlines()
+        assert (tmp_path / "out" / "cea.csv").read_text("utf-8") == "cells,1,0,http://x/e7\n"
+        kept = json.loads((tmp_path / "out" / "tables.json").read_text("utf-8"))
+        assert kept["graph"]["notes"][0] == "dump.nt: 1 of 301 statements are not valid N-Triples and were skipped:"
+        (tmp_path / "out").rename(tmp_path / f"kept-{attempt}")
