@@ -75,6 +75,24 @@ def test_a_submission_that_is_none(tmp_path: Path, text: str, message: str) -> N
         read_gold(submission(tmp_path / "gold"))
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_lines_of_submissions_end_at_line_feeds_alone(tmp_path: Path, mark: str) -> None:
+    folder = submission(tmp_path / "s", cea=f"\ufefft{mark}t,1,0,A{mark}B\r\n")
+    assert read_answers(folder, "cea") == {(f"t{mark}t", "1", "0"): f"a{mark}b"}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("cea_gt.csv", b'"' + b"x" * 200_000, r"cea_gt\.csv, line 1 cannot be read"),
+    ("cea_gt.csv", b"t,1,0,A\nt,2,0,\xff\n", r"cea_gt\.csv, line 2 is not UTF-8"),
+    ("cta_ancestor.json", b"[1]", "does not map types"), ("cta_ancestor.json", b'{"a": {"b": "c"}}', "does not map types"),
+    ("cta_ancestor.json", b'{"a": ' * 200 + b"1" + b"}" * 200, "nests objects"), ("cta_ancestor.json", b'{"a\\ud800": {}}', "surrogate")])
+def test_a_gold_that_is_none_says_where(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / "cpa_gt.csv").write_text("t,0,1,http://x/p\n")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TablesError, match=message):
+        read_gold(tmp_path)
+
+
 def test_the_golds_at_hand() -> None:
     hard = read_gold(shared("data", "semtab", "HardTablesR1-valid", "gt"))
     assert {task: len(targets) for task, targets in hard.targets.items()} == {"cea": 1406, "cta": 240, "cpa": 319}
