@@ -85,7 +85,8 @@ def test_lines_of_submissions_end_at_line_feeds_alone(tmp_path: Path, mark: str)
     ("cea_gt.csv", b'"' + b"x" * 200_000, r"cea_gt\.csv, line 1 cannot be read"),
     ("cea_gt.csv", b"t,1,0,A\nt,2,0,\xff\n", r"cea_gt\.csv, line 2 is not UTF-8"),
     ("cta_ancestor.json", b"[1]", "does not map types"), ("cta_ancestor.json", b'{"a": {"b": "c"}}', "does not map types"),
-    ("cta_ancestor.json", b'{"a": ' * 200 + b"1" + b"}" * 200, "nests objects"), ("cta_ancestor.json", b'{"a\\ud800": {}}', "surrogate")])
+    ("cta_ancestor.json", b'{"a": ' * 200 + b"1" + b"}" * 200, "nests objects"),
+    ("cta_ancestor.json", b'{"a\\ud800": {}}', "surrogate")])
 def test_a_gold_that_is_none_says_where(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / "cpa_gt.csv").write_text("t,0,1,http://x/p\n")
     (tmp_path / name).write_bytes(content)
