@@ -245,6 +245,28 @@ def test_restarted_work_takes_the_threads_of_today(tiny: Path, text: Path, tmp_p
     assert json.loads((tmp_path / "out" / "tsotsallm.json").read_text())["inputs"]["machine"]["threads"] == 1
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_a_fit_goes_on_with_the_threads_it_was_begun_with(tiny: Path, text: Path, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    from tsotsallm.study import fit
+    from tsotsallm.study.units import Settings
+
+    monkeypatch.delenv(machine.THREADS, raising=False)
+    seen = []
+
+    def interrupted(_self: Any) -> None:
+        seen.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit._Fit, "run", interrupted)
+    for threads, restart in ((2, False), (1, False), (1, True), (2, False)):
+        torch.set_num_threads(threads)
+        with pytest.raises(KeyboardInterrupt):
+            fit.fit(str(tiny), fit.Target(100_000), tmp_path / "out", Settings(str(text), windows=2, window=32, compared=2),
+                    restart=restart)
+    assert seen == [2, 2, 1, 1]
+
+
 @pytest.mark.parametrize("noted", ["{", "[]", "{}", '{"machine": 3}', '{"machine": {"threads": true}}',
                                    '{"machine": {"threads": 1000000}}', '{"machine": {"threads": -1}}',
                                    '{"machine": {"threads": "2"}}'])
