@@ -315,8 +315,9 @@ def run_cases(seed: int, count: int, folder: Path, *, first: int = 0, workers: i
     for one in waiting:
         one.join()
     for place, process in enumerate(running):
-        if process.wait():
-            raise RuntimeError("a worker of the harness failed: " + (folder / f"worker-{place}.log").read_text()[-3000:])
+        if code := process.wait():
+            said = (folder / f"worker-{place}.log").read_text()[-3000:]
+            raise RuntimeError(f"worker {place} of the harness failed with exit code {code}: {said}")
     return sorted(found, key=lambda outcome: outcome.number)
 
 
