@@ -34,8 +34,9 @@ COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TSOTSALLM_THREADS")
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many busy loops."""
-    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """So many busy loops, which end with this process however it ends."""
+    loop = f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(100_000))"
+    started = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
     try:
         yield
     finally:
