@@ -211,6 +211,8 @@ def test_conversations_are_rendered_as_transformers_renders_them(model: Path, te
         assert codec.render(messages) == codec.tokenizer.apply_chat_template(messages, tokenize=False,
                                                                              add_generation_prompt=True)
         assert codec.conversation(messages, answer=False) == codec.tokenizer.apply_chat_template(messages, return_dict=False)
+        if "content" not in template:           # transformers continues no message of such a template
+            continue
         more = [*messages, {"role": "assistant", "content": "the  old"}]
         assert codec.render(more) == codec.tokenizer.apply_chat_template(more, tokenize=False, continue_final_message=True)
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import tsotsallm
 from tsotsallm.cli import app
 from tsotsallm.engine.llama import Llama
-from tsotsallm.errors import CheckpointError, ExportError, TsotsallmError
+from tsotsallm.errors import CheckpointError, ConversationError, ExportError, TsotsallmError
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_clear_errors(file: Path, stories: Path, tmp_path: Path) -> None:
     assert said.exit_code == 1
     assert "embedded is no GGUF file" in said.output
     for model in (stories, tmp_path / "stories.gguf"):
-        with pytest.raises(CheckpointError, match="no chat template"):
+        with pytest.raises(ConversationError, match="no chat template"):
             tsotsallm.Conversation(model)
 
 
