@@ -157,6 +157,8 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
                                     "tsotsallm.json is not valid JSON"),
     "damaged provenance": (lambda path: (path / "tsotsallm.json").write_text("{}"), "tsotsallm.json is damaged"),
     "pickled": (pickled, "pickle can run any code"),
+    "a token without end": (lambda path: (path / "special_tokens_map.json").write_text(
+        json.dumps({"additional_special_tokens": ["x" * 20_000], "eos_token": "y" * 20_000})), "token of 20000 characters"),
     "no tokenizer": (lambda path: [file.unlink() for file in path.glob("token*")], "no usable tokenizer"),
 }
 

@@ -29,6 +29,8 @@ from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid, IntegerGrid
 
 EMBEDDED = "embedded"
+LONGEST_TOKEN = 10_000
+"""Characters of an added token, which every text is searched for."""
 PROVENANCE = "tsotsallm.json"
 PACKED = packing.SUFFIXES
 KEPT_FILES = re.compile(
@@ -326,14 +328,20 @@ class Checkpoint:
         try:
             with self._token_directory() as directory, quiet_stderr():
                 for path in self.kept_files:
-                    regular_size(path, CheckpointError)
-                return AutoTokenizer.from_pretrained(directory, config=self.spec.hf_config, local_files_only=True,
-                                                     trust_remote_code=False)
+                    if (size := regular_size(path, CheckpointError)) > TOKENIZER_BYTES:
+                        raise CheckpointError(f"{path.name} has {size} bytes")
+                found = AutoTokenizer.from_pretrained(directory, config=self.spec.hf_config, local_files_only=True,
+                                                      trust_remote_code=False)
+            longest = max((len(str(token)) for token in found.added_tokens_decoder.values()), default=0)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
             raise
         except BaseException as error:  # transformers raises many types here, and panics of its Rust part are BaseExceptions
             raise CheckpointError(f"{self.directory} has no usable tokenizer ({type(error).__name__}: {one_line(error)}); "
                                   "copy tokenizer.json and tokenizer_config.json of the original model into it") from None
+        if longest > LONGEST_TOKEN:
+            raise CheckpointError(f"{self.directory} has an added token of {longest} characters, more than the "
+                                  f"{LONGEST_TOKEN} that one may have; copy the original model's tokenizer files into it")
+        return found
 
     @contextmanager
     def _token_directory(self) -> Iterator[Path]:
