@@ -179,6 +179,15 @@ def test_nan_is_found_even_when_layers_are_only_copied(source: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_of_damaged_weights_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    not_a_number(source)
+    (tmp_path / "there").mkdir()
+    for write, name in ((tsotsallm.to_huggingface, "out"), (tsotsallm.to_gguf, "out.gguf")):
+        with pytest.raises(CheckpointError, match="NaN"):
+            write(source, tmp_path / "there" / name)
+    assert not list((tmp_path / "there").iterdir())
+
+
 def test_inputs_at_fault_leave_no_work_that_would_refuse_whole_ones(source: Path, text: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(source, whole)

@@ -172,6 +172,18 @@ def test_data_that_is_none_is_refused_in_one_line(name: str, content: bytes, mes
     assert "\n" not in found
 
 
+def test_rows_that_lack_a_column_of_the_first_are_refused(tmp_path: Path) -> None:
+    parts = {"prompt": "'{{text}}'", "answers": "[text, other]", "group": "group"}
+    task = read_task(write(tmp_path / "own.yaml", "{kind: answers, layouts: [{" + ", ".join(
+        f"{name}: {value}" if name == "prompt" else f'{name}: "{value}"' for name, value in parts.items()) + "}]}"))
+    row = {"text": "a", "other": "b", "group": "g"}
+    for name, missing in (("prompt", "text"), ("answers", "other"), ("group", "group")):
+        rows = [row, {key: value for key, value in row.items() if key != missing}]
+        (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(TaskError, match=f"item 2: {name} cannot be made"):
+            read_items(task, tmp_path / "x.jsonl")
+
+
 def test_lines_end_at_line_feeds_and_marks_are_left_out(tmp_path: Path) -> None:
     task = read_task(write(tmp_path / "own.yaml", '{kind: answers, layouts: [{prompt: "{{text}}", answers: text}]}'))
     (tmp_path / "x.jsonl").write_text('\ufeff{"text": "a\u2028b"}\r\n\n{"text": "c"}', "utf-8")

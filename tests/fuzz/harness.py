@@ -272,8 +272,12 @@ def warmed(bases: Path, folder: Path) -> int:
         sys.stdout, sys.stderr = out, err
         os.chdir(here)
         shutil.rmtree(folder, ignore_errors=True)
-    threads = [(Path("/proc/self/task") / one / "comm").read_text().strip() for one in os.listdir("/proc/self/task")]
-    if len(threads) != 1:
+    for _ in range(20):
+        threads = [(Path("/proc/self/task") / one / "comm").read_text().strip() for one in os.listdir("/proc/self/task")]
+        if len(threads) == 1:
+            break
+        time.sleep(0.1)                                     # one that is about to end
+    else:
         raise RuntimeError(f"this process has {len(threads)} threads ({', '.join(threads)}): forked ones could hang")
     gc.collect()
     gc.freeze()

@@ -186,7 +186,7 @@ def change_value(content: Any, rng: random.Random, done: Damage) -> Any:
         holder[key] = Raw(rng.choice(("[" * DEEP + "]" * DEEP, '{"a":' * DEEP + "1" + "}" * DEEP, "[" * 150 + "]" * 150,
                                        "[" * 5000 + "]" * 5000)))
     elif way == "giant":
-        holder[key] = rng.choice("xÿ ▁\n") * rng.choice((10_000, 1_000_000, 3_000_000))
+        holder[key] = rng.choice("xÿ ▁\n") * rng.choice((10_000, 300_000, 1_000_000))
     elif way == "odd":
         text = str(old)[:2000]
         place = rng.randrange(len(text) + 1)

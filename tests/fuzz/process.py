@@ -75,6 +75,10 @@ def _kill(group: int) -> None:
 
 def _alive(group: int) -> bool:
     """Whether a process of the group still runs."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
     for one in Path("/proc").iterdir():
         if one.name.isdigit():
             try:
@@ -103,7 +107,8 @@ def in_the_child(arguments: tuple[str, ...], box: Path) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ADDRESS_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.addaudithook(_watch(box))
-    atexit._clear()                                         # what libraries of the parent registered belongs to the parent
+    atexit._clear()                                         # what the parent's libraries do in the end is the parent's
+    weakref.finalize._registry.clear()                      # type: ignore[attr-defined]
     atexit.register(weakref.finalize._exitfunc)             # type: ignore[attr-defined]
     sys.argv = ["tsotsallm", *arguments]
     code = _main()

@@ -49,7 +49,7 @@ _BOS_BY_PRE = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtr
 MOST_HEADER_BYTES = 256 << 20
 MOST_STRING_BYTES = 16 << 20
 MOST_KEYS, MOST_TENSORS, MOST_ELEMENTS = 1 << 16, 1 << 17, 1 << 21
-MOST_NUMBER = 2 ** 31 - 1
+MOST_NUMBER, LEAST_ALIGNMENT = 2 ** 31 - 1, 32
 CHUNK_BYTES = 32 << 20
 MERGES = "tokenizer.ggml.merges"
 HEADER = "its header"
@@ -367,6 +367,8 @@ class _Header:
         alignment = found.number("general.alignment", most=1 << 20) or 32
         if alignment & (alignment - 1):
             raise self.damaged(f"aligns its tensors to {alignment} bytes, which is no power of two")
+        if alignment < LEAST_ALIGNMENT:
+            raise self.damaged(f"aligns its tensors to {alignment} bytes, where llama.cpp needs {LEAST_ALIGNMENT}")
         entries = [self.entry(alignment) for _ in range(tensors)]
         data = -(-self.place // alignment) * alignment
         for name, kind, shape, offset, size in entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import secrets
 import shutil
 import time
@@ -75,6 +76,7 @@ class Llama:
             return HttpServer(self._program, self._options(), self._key)
         import xllamacpp
 
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")     # else it starts a debugger, for pages of text, where it aborts
         asked = xllamacpp.CommonParams()
         asked.model.path, asked.n_ctx, asked.n_parallel = str(self.path), self.context * self.slots, self.slots
         asked.verbosity, asked.warmup, asked.fit_params, asked.api_keys = -1, False, False, [self._key]

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import StrictUndefined, TemplateError, Undefined, meta
 
 from tsotsallm.errors import MissingExtraError, TaskError, nearest
 from tsotsallm.files import DATA_BYTES, json_lines, one_line, parse_json, parse_yaml, quoted, read_json, read_utf8
@@ -251,9 +251,8 @@ def read_texts(task: Task, data: str | Path | None = None) -> list[Text]:
     else:
         rows = [{"file": path.stem, "text": read_text(path)} for path in data_files(task, Path(data))]
     layout = _layout_for(task, set(rows[0]), str(data))
-    return [Text(str(_made(task, layout, "text", row, str(data))),
-                 str(_made(task, layout, "group", row, str(data))) if "group" in layout else "", row["file"])
-            for row in rows]
+    return [Text(_made(task, layout, "text", row, str(data)),
+                 _made(task, layout, "group", row, str(data)) if "group" in layout else "", row["file"]) for row in rows]
 
 
 def _made(task: Task, layout: Mapping[str, str], name: str, row: Mapping[str, Any], where: str) -> Any:
@@ -261,7 +260,11 @@ def _made(task: Task, layout: Mapping[str, str], name: str, row: Mapping[str, An
     try:
         with bounded(sum(len(str(value)) for value in row.values())):
             found = _compiled(name in TEMPLATES, layout[name], task.name).render(row)
-            return [str(choice) for choice in found] if name == "choices" else found
+            if name == "answers":
+                found = [answer for answer in (found if isinstance(found, (list, tuple)) else [found]) if answer is not None]
+            if name in ("choices", "answers"):
+                return [str(one) for one in found]
+            return found if name == "answer" and not isinstance(found, Undefined) else str(found)
     except _NOT_MADE as error:
         raise TaskError(f"{where}: {name} cannot be made from {quoted(layout[name])} ({one_line(error)}); mend the item or "
                         "the task's layout") from None
@@ -271,7 +274,7 @@ def _item(task: Task, layout: Mapping[str, str], row: Mapping[str, Any], number:
     def part(name: str) -> Any:
         return _made(task, layout, name, row, f"{where}, item {number}")
 
-    prompt, choices, gold, answers = str(part("prompt")), [], None, []
+    prompt, choices, gold, answers = part("prompt"), [], None, []
     if task.kind in ("choices", "bias"):
         choices = part("choices")
         label = part("answer")
@@ -283,12 +286,10 @@ def _item(task: Task, layout: Mapping[str, str], row: Mapping[str, Any], number:
             raise TaskError(f"{where}, item {number}: the label is {quoted(label)}, but there are {len(choices)} choices, "
                             "numbered from 0; mend the item")
     elif task.kind in ("answers", "summary"):
-        found = part("answers")
-        answers = [str(answer) for answer in (found if isinstance(found, (list, tuple)) else [found])
-                   if answer is not None and str(answer).strip()]
+        answers = [answer for answer in part("answers") if answer.strip()]
         if not answers:
             raise TaskError(f"{where}, item {number}: it has no answer; mend the item")
-    group = str(part("group")) if "group" in layout else ""
+    group = part("group") if "group" in layout else ""
     kept = dict(row) if task.kind == "bias" else {}         # its judge reads more columns
     digest = hashlib.sha256(json.dumps([prompt, choices, gold, answers, group, kept], default=str).encode()).hexdigest()[:16]
     return Item(digest, prompt, tuple(choices), gold, tuple(answers), group, kept)

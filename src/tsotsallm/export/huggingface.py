@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
@@ -40,10 +41,10 @@ def export_huggingface(checkpoint: Checkpoint, out: Path, tick: Tick = silent) -
         writer.finish(checkpoint, dict(spec.config), {}, None, list(range(spec.layers)), spec.layers)
         writer.remove_parts()
         publish(partial, out)
-    except OSError as error:
-        for path in sorted(partial.glob("*")):
-            path.unlink()
-        partial.rmdir()
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise ResourceError(f"{out.parent} could not take the checkpoint ({error.strerror or error}); free some space, or "
                             "choose another place: nothing half-written is left") from None
     notes = []
