@@ -296,6 +296,7 @@ CASES = {
     "an old type": (weights(tensor("a", 32, kind=4)), "as type 4, which is not known"),
     "beyond the end": (weights(tensor("a", 4, offset=1 << 40)), "cut short"),
     "not aligned": (weights(tensor("a", 4, offset=8)), "from byte 8 on"),
+    "a number in blocks": (weights(tensor("a", kind=2)), "in rows of 1"),
     "a tensor twice": (weights(tensor("a", 4), tensor("a", 4, offset=32)), "the tensor 'a' twice"),
     "overlap": (weights(tensor("a", 16), tensor("b", 16, offset=32)), "overlap"),
     "nothing at all": (header(), "has no general.architecture"),

@@ -235,6 +235,4 @@ def as_json(content: Any, indent: int | None = None) -> bytes:
         return [plain(part) for part in value] if isinstance(value, list) else value
 
     text = json.dumps(plain(content), indent=indent)
-    for number, value in enumerate(raw):
-        text = text.replace(f'"@raw{number}@"', value)
-    return text.encode()
+    return re.sub(r'"@raw(\d+)@"', lambda found: raw[int(found[1])], text).encode()

@@ -399,8 +399,8 @@ class _Header:
                                   "is damaged, or too old or too new for this version")
         kind, block, block_bytes = TYPES[number]
         elements = math.prod(sizes)
-        if (sizes[0] if sizes else 1) % block:
-            raise self.damaged(f"stores {quoted(name)} as {kind}, of which {block} stand in a block, in rows of {sizes[0]}")
+        if (row := sizes[0] if sizes else 1) % block:
+            raise self.damaged(f"stores {quoted(name)} as {kind}, of which {block} stand in a block, in rows of {row}")
         size = elements // block * block_bytes
         if size > self.size:
             raise self.too_short(f"{quoted(name)} alone has {quoted(size)}")
