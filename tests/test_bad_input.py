@@ -179,6 +179,14 @@ def test_nan_is_found_even_when_layers_are_only_copied(source: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="names of files are text here")
+def test_a_folder_whose_name_is_no_text_is_a_folder(source: Path, tmp_path: Path) -> None:
+    odd = source.rename(os.fsdecode(os.fsencode(tmp_path) + b"/a\xffb"))
+    tsotsallm.compress(odd, "rtn:8:32", tmp_path / "out")
+    assert tsotsallm.inspect(tmp_path / "out").layers == 4
+    assert json.loads((tmp_path / "out" / "tsotsallm.json").read_text("utf-8"))["source"] == "a?b"
+
+
 def test_an_export_of_damaged_weights_leaves_nothing(source: Path, tmp_path: Path) -> None:
     not_a_number(source)
     (tmp_path / "there").mkdir()

@@ -186,6 +186,9 @@ def test_strange_values_are_quoted(modern: Path, tmp_path: Path) -> None:
                                            "general__architecture": "x" * 300}.items()):
         message = refused(rewritten(modern, tmp_path / f"{number}.gguf", **{key: value}))
         assert "is expected" in message or "has no" in message
+    for number, (key, value) in enumerate({"attention__layer_norm_rms_epsilon": -1.0, "rope__freq_base": float("nan"),
+                                           "rope__scale_linear": float("inf")}.items()):
+        assert "a finite number" in refused(rewritten(modern, tmp_path / f"float-{number}.gguf", **{key: value}))
     assert "from 1 to 10000" in refused(rewritten(modern, tmp_path / "deep.gguf", block_count=4_000_000_000))
     assert "a list of texts" in refused(rewritten(modern, tmp_path / "words.gguf", tokenizer__ggml__tokens=[1, 2]))
 

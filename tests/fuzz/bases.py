@@ -4,6 +4,7 @@ tables, GGUF files; and the verbs that read each of their files."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import random
@@ -163,6 +164,7 @@ _SIDE = (("config.json", "json", READERS, 3.0), ("tokenizer.json", "tokenizer", 
          ("tokenizer.model", "text", SPEAKERS, 0.2))
 
 
+@functools.cache
 def targets(root: Path) -> list[Target]:
     """Every file that the built bases hold, in a fixed order."""
     found = []

@@ -200,7 +200,7 @@ def change_value(content: Any, rng: random.Random, done: Damage) -> Any:
     elif way == "empty" and isinstance(old, (dict, list, str)):
         holder[key] = type(old)()
     elif way == "many":
-        holder[key] = [old] * rng.choice((0, 2, 1000, 50_000))
+        holder[key] = [old] * min(rng.choice((0, 2, 1000, 50_000)), 2_000_000 // len(repr(old)) + 1)
     elif way == "number" or isinstance(old, (int, float)):
         holder[key] = rng.choice(NUMBERS)
         done.steps.append(f"{where} is {short(holder[key])}")

@@ -79,6 +79,7 @@ def test_the_same_seed_does_the_same_damage(form: str, tmp_path: Path) -> None:
     assert len({damaged(seed, "a")[0] for seed in range(60)}) > 20
 
 
+@pytest.mark.slow
 def test_cases_reach_every_base_and_verb(folder: Path) -> None:
     run_cases(0, 0, folder)
     cases = [case_of(7, number, folder / "bases")[0] for number in range(4000)]

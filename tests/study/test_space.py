@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tsotsallm.errors import StudyError
+from tsotsallm.errors import RecipeError, StudyError
 from tsotsallm.study.space import Space
 from tsotsallm.study.spec import packaged_specs, read_spec, spec_from
 
@@ -68,11 +68,28 @@ def test_draws_are_those_of_their_seed_and_stay_inside() -> None:
     ({"stages": ["gptq:4"], "evaluation": {"cheap": 9, "full": 4}}, "the smaller"),
     ({"stages": ["gptq:4"], "trials": 0}, "1 or more"),
     ({"stages": ["gptq:4"], "colour": "red"}, "no 'colour'"),
+    ({"stages": ["gptq:4"], "evaluation": [1, 2]}, "evaluation of a study is .* it takes keys and values"),
+    ({"stages": ["gptq:4"], "calibration": {"windows": "many"}}, "windows of calibration is 'many'; it takes a whole"),
+    ({"stages": ["gptq:4"], "seed": True}, "seed of a study is True"),
+    ({"stages": [{"quantize": {"bits": {"from": 1, "to": 10**15}}}]}, "more than 10000"),
+    ({"stages": [{"quantize": [1]}]}, "it takes keys and values"),
+    ({"stages": [{"one_of": [7]}]}, "stage 1 is 7"),
+    ({"stages": ["gptq:4"], "order": {"one_of": ["quantize"]}}, "lists of stages by name"),
+    ({"stages": ["gptq:4"], "order": {}}, "are numbers"),
     ({"stages": ["gptq:4"], "needs": {"questions": "a file"}}, "--set questions=FILE"),
 ])
 def test_what_makes_no_study_is_refused(content: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         spec_from("test", content, layers=4)
+
+
+def test_every_recipe_of_a_space_is_read_before_a_study_begins() -> None:
+    stages = [{"depth": {"remove": {"one_of": [0, 1]}, "protect": {"last": "many"}}}]      # wrong only where a layer goes
+    with pytest.raises(RecipeError, match="protect"):
+        spec_from("test", {"stages": stages}, layers=4)
+    wide = {"stages": [*stages, {"quantize": {"damp": {"from": 0.1, "to": 0.2}}}], "strategy": "random", "trials": 1}
+    with pytest.raises(RecipeError, match="protect"):
+        spec_from("test", wide, layers=4)
 
 
 @pytest.mark.parametrize(("name", "recipes"), [("reference-pruning", 43), ("reference-pipeline", 120),

@@ -204,6 +204,11 @@ class GgufFile:
         if missing:
             raise CheckpointError(f"{self.path} has no {missing[0]} in its header, without which no engine runs a language "
                                   "model; convert or download it again")
+        for key, found in self.fields.items():
+            if isinstance(found, float) and key.startswith(f"{self.architecture}."):
+                least = 0.0 if key.endswith(("epsilon", "freq_base")) else -math.inf
+                if not math.isfinite(found) or found < least:
+                    raise self._strange(key, found, "a finite number" + " from 0 on" * (least == 0))
         if not self.tensors:
             raise CheckpointError(f"{self.path} holds a vocabulary but no weights; give a language model's GGUF file")
 

@@ -28,7 +28,8 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON through a sibling file, flushed and renamed, so that it is never seen half written."""
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
+        # halves of surrogate pairs stand for bytes of file names that are no text, which no UTF-8 holds
+        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "replace"))
         sync(file)
     temporary.replace(path)
 

@@ -21,7 +21,7 @@ def write_modelfile(path: Path, gguf: Path, adapter: Path | None, context: int) 
     """A Modelfile beside a GGUF file; Ollama takes the chat template from the file itself."""
     lines = [f"FROM ./{gguf.name}", *([f"ADAPTER ./{adapter.name}"] if adapter is not None else []),
              f"PARAMETER num_ctx {context}"]
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    path.write_text("\n".join(lines) + "\n", "utf-8", errors="surrogateescape")     # the name as the disk has it
     return path
 
 

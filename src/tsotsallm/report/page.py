@@ -42,11 +42,11 @@ def write(document: Document, out: Path) -> list[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = out.with_name(f".{out.name}.draft")
-        draft.write_text(text, "utf-8")
+        draft.write_text(text, "utf-8", errors="replace")     # names of files may be no text
         for figure in document.figures:
             folder.mkdir(exist_ok=True)
             standing = figure.svg.replace("<svg", '<?xml version="1.0" encoding="utf-8"?>\n<svg', 1)
-            (folder / f"{figure.name}.svg").write_text(standing, "utf-8")
+            (folder / f"{figure.name}.svg").write_text(standing, "utf-8", errors="replace")
             (folder / f"{figure.name}.png").write_bytes(figure.png)
             written += [folder / f"{figure.name}.svg", folder / f"{figure.name}.png"]
         draft.replace(out)

@@ -147,7 +147,7 @@ class Work:
         for count, trained in enumerate(self.trained, 1):
             write_json(directory / f"training-{count}-{trained['stage']}.json", trained)
         card = model_card(provenance, own_container=output.writer.own_container)
-        (directory / "README.md").write_text(card, "utf-8")
+        (directory / "README.md").write_text(card, "utf-8", errors="replace")     # as in write_json
         self.journal.add(kind="finished", sweep=number)
 
 
