@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
@@ -33,7 +34,7 @@ def resident_losses(path: Path, corpus: Corpus, keep: list[int] | None = None) -
 def windows(text: Path) -> Corpus:
     from tests.conftest import byte_tokenizer
 
-    return evaluation_windows(text.read_text()[:900], byte_tokenizer(), 96, "words")
+    return evaluation_windows(text.read_text()[:900], TextCodec(byte_tokenizer(), 256, "words"), 96, "words")
 
 
 def test_streaming_loss_equals_the_resident_model(family_checkpoint: Path, windows: Corpus, tmp_path: Path) -> None:
