@@ -33,6 +33,8 @@ MOST_CHOICES = 10_000
 """Steps of a range."""
 DRAWS = 2000
 """Tries to draw a recipe that meets all conditions before the space is called empty."""
+SEEN = 50
+"""Recipes of a larger space that are read before a study begins."""
 
 Assignment = dict[str, Any]
 """Name of an open value -> what it is; choices are held by their place where they are no plain value."""
@@ -187,14 +189,13 @@ class Space:
         return ", ".join(f"{name} {_short(value)}" for name, value in values.items()) or "the only recipe"
 
     def _require_some(self) -> None:
-        """Raise where no recipe is left, or where one cannot be read."""
+        """Raise where no recipe is left, or where one cannot be read: of all recipes, or of some drawn from a large space."""
         if self.finite and (self.size or 0) <= DRAWS:
-            first = next(self.all(), None)
-            if first is None:
+            if not sum(1 for _ in self.all()):
                 raise StudyError("the conditions contradict each other: no recipe of the space meets them all")
         else:
-            first = self.draw(random.Random(0))
-        self.recipe(first)
+            for seed in range(SEEN):
+                self.recipe(self.draw(random.Random(seed)))
 
 
 def _collect(stage: Any, place: int, domains: dict[str, Domain]) -> None:
