@@ -73,7 +73,8 @@ def test_the_embedded_model_runs_alike(tmp_path: Path) -> None:
         assert engine.tokens_of(words) == len(tokenizer(words)["input_ids"])
 
 
-@pytest.mark.parametrize("grid", ["q4_k", pytest.param("q2_k", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", ["q4_k", "q2_k"])
 def test_the_embedded_model_is_the_same_on_its_grid(tmp_path: Path, grid: str) -> None:
     tsotsallm.compress("embedded", f"gptq:{grid}", tmp_path / "out", **SMALL)
     export_gguf(Checkpoint.open(tmp_path / "out"), tmp_path / "model.gguf", dense="f32")
