@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import time
@@ -13,6 +14,7 @@ import pytest
 from tests.fuzz.texts import YAML_TRICKS
 from tsotsallm.errors import RecipeError
 from tsotsallm.files import (
+    csv_rows,
     json_lines,
     lines,
     one_line,
@@ -122,6 +124,23 @@ def test_lines_of_text_end_at_line_feeds_alone() -> None:
     assert list(utf8_lines(io.BytesIO(text.encode()), "x", RecipeError)) == [(1, inside), (2, ""), (3, inside)]
     with pytest.raises(RecipeError, match="x, line 2 is not UTF-8 text"):
         list(utf8_lines(io.BytesIO(b"a\n\xff"), "x", RecipeError))
+
+
+@pytest.mark.parametrize("limit", [10, 1 << 30])
+def test_rows_of_csv_do_not_depend_on_what_others_allow(limit: int) -> None:
+    """The limit of Python's reader holds for the whole process, and other libraries change it."""
+    before = csv.field_size_limit()
+    try:
+        read = csv_rows(['a,"b\n', 'c"\n', "\n", "d" * 100 + "\n", "e" * 101], "x.csv", RecipeError, longest=100)
+        for expected in ((2, ["a", "b\nc"]), (3, []), (4, ["d" * 100])):
+            csv.field_size_limit(limit)
+            assert next(read) == expected
+        with pytest.raises(RecipeError, match=r"x\.csv, line 5 has a cell of 101 characters"):
+            next(read)
+    finally:
+        csv.field_size_limit(before)
+    with pytest.raises(RecipeError, match=r"x\.csv, line 1 cannot be read as CSV"):
+        next(csv_rows(["a\rb"], "x.csv", RecipeError))
 
 
 def test_messages_are_short_and_printable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -27,6 +28,8 @@ PSEUDO = ("/proc/", "/sys/")
 """Where files say that they are empty, and may hold anything, or block."""
 QUOTED_CHARACTERS = 80
 MESSAGE_CHARACTERS = 300
+CSV_CHARACTERS = 10_000_000
+"""Limit of a cell of CSV where a reader names none."""
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -178,6 +181,29 @@ def json_lines(text: str, where: str, kind: type[TsotsallmError]) -> Iterator[tu
     for number, line in enumerate(lines(text), 1):
         if line.strip():
             yield number, parse_json(line, f"{where}, line {number},", kind)
+
+
+def csv_rows(lines: Iterable[str], where: str, kind: type[TsotsallmError], *, delimiter: str = ",",
+             longest: int = CSV_CHARACTERS) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of its last line, cells) of every row of CSV, empty rows too; raises `kind` with the line.
+
+    A cell has at most `longest` characters. The library's own limit holds for the whole process, and whoever reads CSV may
+    change it, so that it is set anew for each row and every cell is counted here.
+    """
+    rows = csv.reader(lines, delimiter=delimiter)
+    while True:
+        csv.field_size_limit(CSV_CHARACTERS)
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise kind(f"{where}, line {rows.line_num} cannot be read as CSV ({one_line(error)}); is a quotation mark never "
+                       "closed?") from None
+        if max(map(len, row), default=0) > longest:
+            raise kind(f"{where}, line {rows.line_num} has a cell of {max(map(len, row))} characters, as where a quotation "
+                       f"mark is never closed; {longest} are read at most")
+        yield rows.line_num, row
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

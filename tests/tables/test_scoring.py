@@ -82,7 +82,7 @@ def test_lines_of_submissions_end_at_line_feeds_alone(tmp_path: Path, mark: str)
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("cea_gt.csv", b'"' + b"x" * 200_000, r"cea_gt\.csv, line 1 cannot be read"),
+    ("cea_gt.csv", b'"' + b"x" * 200_000, r"cea_gt\.csv, line 1 has a cell of 200001 characters"),
     ("cea_gt.csv", b"t,1,0,A\nt,2,0,\xff\n", r"cea_gt\.csv, line 2 is not UTF-8"),
     ("cta_ancestor.json", b"[1]", "does not map types"), ("cta_ancestor.json", b'{"a": {"b": "c"}}', "does not map types"),
     ("cta_ancestor.json", b'{"a": ' * 200 + b"1" + b"}" * 200, "nests objects"),

@@ -5,7 +5,6 @@ Everything is read and checked here, before any model is loaded.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from typing import Any, Literal
 from jinja2 import StrictUndefined, TemplateError, Undefined, meta
 
 from tsotsallm.errors import MissingExtraError, TaskError, nearest
-from tsotsallm.files import DATA_BYTES, json_lines, one_line, parse_json, parse_yaml, quoted, read_json, read_utf8
+from tsotsallm.files import DATA_BYTES, csv_rows, json_lines, one_line, parse_json, parse_yaml, quoted, read_json, read_utf8
 from tsotsallm.sandbox import Environment, bounded
 from tsotsallm.streaming.corpus import read_text
 
@@ -32,7 +31,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "bias": ("prompt", "choices", "answer"), "summary": ("prompt", "answers")}
 """The parts that a layout of each kind has: templates and expressions over an item's columns."""
 TEMPLATES = ("prompt", "text")
-LARGEST_CSV_FIELD = 10_000_000
 _NOT_MADE = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, SyntaxError,
              MemoryError)
 """What a template raises that its columns do not fit, or that no interpreter takes."""
@@ -332,16 +330,17 @@ def _file_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(LARGEST_CSV_FIELD)
-    rows = csv.DictReader(io.StringIO(text, newline=""), fieldnames=list(columns) or None)
-    try:
-        for row in rows:
-            if None in row or None in row.values():
-                names = one_line(", ".join(str(key) for key in row if key is not None), 80)
-                raise TaskError(f"{path}, line {rows.line_num} has another number of fields than columns ({names})")
-            yield row
-    except csv.Error as error:
-        raise TaskError(f"{path}, line {rows.line_num} is not valid CSV ({error}); correct it there") from None
+    names = list(columns)
+    for number, row in csv_rows(io.StringIO(text, newline=""), str(path), TaskError):
+        if not row:
+            continue
+        if not names:
+            names = row
+        elif len(row) != len(names):
+            raise TaskError(f"{path}, line {number} has another number of fields than columns "
+                            f"({one_line(', '.join(names), 80)})")
+        else:
+            yield dict(zip(names, row, strict=True))
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Any]:

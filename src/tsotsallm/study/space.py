@@ -189,7 +189,7 @@ class Space:
         return ", ".join(f"{name} {_short(value)}" for name, value in values.items()) or "the only recipe"
 
     def _require_some(self) -> None:
-        """Raise where no recipe is left, or where one cannot be read: of all recipes, or of some drawn from a large space."""
+        """Raise where no recipe is left or one cannot be read: all of a small space, some drawn ones of a large one."""
         if self.finite and (self.size or 0) <= DRAWS:
             if not sum(1 for _ in self.all()):
                 raise StudyError("the conditions contradict each other: no recipe of the space meets them all")

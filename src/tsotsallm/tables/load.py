@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 import sqlite3
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.errors import TablesError
-from tsotsallm.files import one_line, parse_json, quoted, regular_size, utf8_lines
+from tsotsallm.files import csv_rows, parse_json, quoted, regular_size, utf8_lines
 from tsotsallm.rdf import SUFFIXES, Skipped, Statements, opened, suffix_of
 from tsotsallm.rdf import library as rdf_library
 from tsotsallm.store import key_of
+from tsotsallm.tables.reading import LONGEST_CELL
 from tsotsallm.tables.words import normalise
 
 FORMAT = 4
@@ -304,19 +304,16 @@ def _of_json_lines(path: Path, skipped: Skipped) -> Iterator[Entry]:
 def _of_rows(path: Path, skipped: Skipped) -> Iterator[Entry]:
     with opened(path, TablesError) as file:
         lines = (f"{line}\n" for _, line in utf8_lines(file, path.name, TablesError))
-        rows = csv.reader(lines, delimiter="," if suffix_of(path) == ".csv" else "\t")
-        try:
-            for number, row in enumerate(rows, 1):
-                if not any(row) or (number == 1 and row[0].strip().lower() in ("id", "entity", "uri", "iri", "qid")):
-                    continue
-                if len(row) < 2 or not row[0].strip() or not row[1].strip():
-                    skipped.add(rows.line_num, f"{quoted(','.join(row))}; each line takes identifier, label and, if there "
-                                               "is one, description")
-                    continue
-                yield row[0].strip(), [row[1].strip()], row[2].strip() if len(row) > 2 else "", None
-        except csv.Error as error:
-            raise TablesError(f"{path.name}, line {rows.line_num} cannot be read ({one_line(error)}); is a quotation mark "
-                              "never closed?") from None
+        rows = csv_rows(lines, path.name, TablesError, delimiter="," if suffix_of(path) == ".csv" else "\t",
+                        longest=LONGEST_CELL)
+        for place, (number, row) in enumerate(rows):
+            if not any(row) or (place == 0 and row[0].strip().lower() in ("id", "entity", "uri", "iri", "qid")):
+                continue
+            if len(row) < 2 or not row[0].strip() or not row[1].strip():
+                skipped.add(number, f"{quoted(','.join(row))}; each line takes identifier, label and, if there is one, "
+                                    "description")
+                continue
+            yield row[0].strip(), [row[1].strip()], row[2].strip() if len(row) > 2 else "", None
 
 
 _READERS: dict[str, Callable[[Path, Skipped], Iterator[Entry]]] = {

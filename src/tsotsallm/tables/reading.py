@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import io
 import re
 from collections import Counter
@@ -13,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from tsotsallm.errors import TablesError
-from tsotsallm.files import DATA_BYTES, one_line, read_bytes
+from tsotsallm.files import DATA_BYTES, csv_rows, read_bytes
 from tsotsallm.tables.words import is_literal
 
 SEPARATORS = ",;\t|"
@@ -31,7 +30,7 @@ SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
 GOLD = "__URI"
 """End of the name of a column that holds the entities of the column before it (ToughTables): kept out of what is read."""
 LONGEST_CELL = 100_000
-"""Characters of a cell; the library's own limit is one for the whole process, which others change."""
+"""Characters of a cell."""
 MOST_COLUMNS = 1000
 """Columns of a table; shorter rows are filled up to the widest."""
 _NUMBERED = re.compile(r"\d+")
@@ -156,18 +155,12 @@ def read_table(path: Path) -> Table:
             doubt = f", and {other!r} is nearly as likely" if other else ""
             notes.append(f"cells are separated by {mark!r}: guessed{doubt}")
     first = 1 if named is None else 2
-    try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark))
-    except csv.Error as error:
-        raise TablesError(f"{path.name} is no table ({one_line(error)}); give CSV or TSV") from None
+    lines = [row for _, row in csv_rows(io.StringIO(text, newline=""), path.name, TablesError, delimiter=mark,
+                                        longest=LONGEST_CELL)]
     while lines and not any(cell.strip() for cell in lines[-1]):
         lines.pop()
     if not lines:
         raise TablesError(f"{path.name} is empty; a table has a row at least")
-    longest = max(len(cell) for line in lines for cell in line)
-    if longest > LONGEST_CELL:
-        raise TablesError(f"{path.name} is no table (a cell has {longest} characters, as where a quotation mark is never "
-                          "closed); give CSV or TSV")
     width = max(map(len, lines))
     if width > MOST_COLUMNS:
         raise TablesError(f"{path.name} has {width} columns; tables of at most {MOST_COLUMNS} are read: leave out those "
@@ -214,8 +207,9 @@ def _likelihood(sample: str, mark: str) -> float:
     (doi:10.1007/s10618-019-00646-y) do: the pattern of the lines and the types of the cells.
     """
     try:
-        lines = [line for line in islice(csv.reader(io.StringIO(sample, newline=""), delimiter=mark), SAMPLE_LINES) if line]
-    except csv.Error:
+        rows = csv_rows(io.StringIO(sample, newline=""), "the sample", TablesError, delimiter=mark)
+        lines = [row for _, row in islice(rows, SAMPLE_LINES) if row]
+    except TablesError:
         return 0.0
     if not lines:
         return 0.0

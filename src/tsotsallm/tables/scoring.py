@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import numpy as np
 
 from tsotsallm.errors import TablesError
 from tsotsallm.evaluation.significance import Array, Difference, Measure, finite, paired_difference, standard_error
-from tsotsallm.files import DATA_BYTES, one_line, quoted, read_json, utf8_lines
-from tsotsallm.tables.reading import find_tables, read_table
+from tsotsallm.files import DATA_BYTES, csv_rows, quoted, read_json, utf8_lines
+from tsotsallm.tables.reading import LONGEST_CELL, find_tables, read_table
 
 UP, FARTHEST_UP, DOWN, FARTHEST_DOWN = 0.8, 5, 0.7, 3
 """A type n steps above the right one scores 0.8ⁿ up to five steps, n below it 0.7ⁿ up to three, any other 0
@@ -108,18 +107,14 @@ def _steps(folder: Path, word: str) -> dict[str, dict[str, int]]:
 
 def _lines(path: Path, width: int) -> Iterable[tuple[int, list[str]]]:
     with path.open("rb") as file:
-        lines = csv.reader(f"{line}\n" for _, line in utf8_lines(file, path.name, TablesError))
-        try:
-            for number, line in enumerate(lines, 1):
-                if not line:
-                    continue
-                if len(line) != width + 2:
-                    raise TablesError(f"{path.name}, line {lines.line_num} has {len(line)} parts, {quoted(','.join(line))}; "
-                                      f"it takes {width + 2}: table, {'row, column' if width > 1 else 'column'}, answer")
-                yield number, line
-        except csv.Error as error:
-            raise TablesError(f"{path.name}, line {lines.line_num} cannot be read ({one_line(error)}); is a quotation mark "
-                              "never closed?") from None
+        lines = (f"{line}\n" for _, line in utf8_lines(file, path.name, TablesError))
+        for place, (number, row) in enumerate(csv_rows(lines, path.name, TablesError, longest=LONGEST_CELL), 1):
+            if not row:
+                continue
+            if len(row) != width + 2:
+                raise TablesError(f"{path.name}, line {number} has {len(row)} parts, {quoted(','.join(row))}; it takes "
+                                  f"{width + 2}: table, {'row, column' if width > 1 else 'column'}, answer")
+            yield place, row
 
 
 def _read_targets(path: Path, task: str) -> dict[Target, frozenset[str]]:
