@@ -15,12 +15,14 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from typer.testing import CliRunner
 
 from tsotsallm import __version__, errors
-from tsotsallm.cli import FIRST
+from tsotsallm.cli import FIRST, app
 from tsotsallm.cli.common import TRACEBACK, answers
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +32,14 @@ def tsotsallm(*arguments: object, check: bool = True) -> subprocess.CompletedPro
     found = subprocess.run([sys.executable, "-m", "tsotsallm", *map(str, arguments)], capture_output=True, text=True)
     if check:
         assert found.returncode == 0, found.stderr
+    return found
+
+
+def within(*arguments: object, check: bool = True) -> Any:
+    """As `tsotsallm`, in this process, where the libraries are loaded already."""
+    found = CliRunner().invoke(app, list(map(str, arguments)))
+    if check:
+        assert found.exit_code == 0, found.stderr
     return found
 
 
@@ -78,13 +88,7 @@ def test_the_commands_to_begin_with_run_one_after_another(tmp_path: Path) -> Non
     ["compress"], ["plan"], ["evaluate"], ["fit"], ["study", "run"], ["analyze"], ["franken"], ["report"], ["generate"],
     ["chat"], ["serve"], ["studio"], ["annotate"], ["export"], ["worker"]])
 def test_what_computes_takes_a_number_of_threads(arguments: list[str]) -> None:
-    import typer
-    from typer.testing import CliRunner
-
-    from tsotsallm.cli import app
-
-    assert isinstance(app, typer.Typer)
-    said = CliRunner().invoke(app, [*arguments, "--help"]).stdout
+    said = within(*arguments, "--help").stdout
     assert "--threads" in said
     assert "TSOTSALLM_THREADS" in said
 
@@ -92,22 +96,22 @@ def test_what_computes_takes_a_number_of_threads(arguments: list[str]) -> None:
 def test_compress_evaluate_inspect_plan_speak_json(tiny: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--calibration", text, "--windows", 4, "--window", 64, "--json"]
-    result = json.loads(tsotsallm("compress", tiny, "wanda:2:4, gptq:4:32", "-o", out, *options).stdout)
+    result = json.loads(within("compress", tiny, "wanda:2:4, gptq:4:32", "-o", out, *options).stdout)
     assert result["path"] == str(out)
-    assert json.loads(tsotsallm("inspect", out, "--json").stdout)["layers"] == 4
-    assert json.loads(tsotsallm("plan", tiny, "gptq:4:32", "--json").stdout)["result_bytes"] > 0
-    found = json.loads(tsotsallm("evaluate", out, "--text", text, "--context", 64, "--limit", 5, "--reference", tiny,
+    assert json.loads(within("inspect", out, "--json").stdout)["layers"] == 4
+    assert json.loads(within("plan", tiny, "gptq:4:32", "--json").stdout)["result_bytes"] > 0
+    found = json.loads(within("evaluate", out, "--text", text, "--context", 64, "--limit", 5, "--reference", tiny,
                                  "--json").stdout)
     assert found["kl"] > 0
     assert found["protocol"]["context"] == 64
-    assert "gptq4" in json.loads(tsotsallm("recipes", "--json").stdout)
+    assert "gptq4" in json.loads(within("recipes", "--json").stdout)
 
 
 def test_tables_are_printed_for_people(tiny: Path, text: Path, tmp_path: Path) -> None:
-    assert "floor of time" in tsotsallm("plan", tiny, "gptq:4:32").stdout
-    assert "embeddings" in tsotsallm("inspect", tiny).stdout
-    assert "model   " in tsotsallm("compress", tiny, "", "-o", tmp_path / "o").stdout
-    assert "perplexity" in tsotsallm("evaluate", tiny, "--text", text, "--context", 64, "--limit", 3).stdout
+    assert "floor of time" in within("plan", tiny, "gptq:4:32").stdout
+    assert "embeddings" in within("inspect", tiny).stdout
+    assert "model   " in within("compress", tiny, "", "-o", tmp_path / "o").stdout
+    assert "perplexity" in within("evaluate", tiny, "--text", text, "--context", 64, "--limit", 3).stdout
 
 
 def test_a_table_after_every_stage(tiny: Path, text: Path, tmp_path: Path) -> None:
@@ -116,16 +120,16 @@ def test_a_table_after_every_stage(tiny: Path, text: Path, tmp_path: Path) -> No
     adapt = "{adapt: {steps: 2, batch: 2, window: 48, rank: 2}}"
     recipe = f"['wanda:1:4', {adapt}, 'gptq:4:32', 'eora:2']"
     common = ["--calibration", text, "--windows", 4, "--window", 48, "--task", task, "--data", text, "--limit", 3]
-    shown = tsotsallm("compress", tiny, recipe, "-o", tmp_path / "out", *common).stdout
+    shown = within("compress", tiny, recipe, "-o", tmp_path / "out", *common).stdout
     assert "held-out loss" in shown
     assert all(name in shown for name in ("After every stage", "1-sparsity", "2-adapt", "3-quantize", "perplexity", "bytes"))
     assert (tmp_path / "out" / "training-1-adapt.png").exists()
-    found = json.loads(tsotsallm("compress", tiny, recipe, "-o", tmp_path / "again", *common, "--json").stdout)
+    found = json.loads(within("compress", tiny, recipe, "-o", tmp_path / "again", *common, "--json").stdout)
     assert len(found["examination"]["models"]) == 5
     assert found["training"][0]["stage"] == "adapt"
-    refused = tsotsallm("compress", tiny, recipe, "-o", tmp_path / "x", "--limit", 3, check=False)
+    refused = within("compress", tiny, recipe, "-o", tmp_path / "x", "--limit", 3, check=False)
     assert "belong to --task" in refused.stderr
-    assert "adapt, resident" in tsotsallm("plan", tiny, recipe).stdout
+    assert "adapt, resident" in within("plan", tiny, recipe).stdout
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -140,8 +144,8 @@ def test_a_table_after_every_stage(tiny: Path, text: Path, tmp_path: Path) -> No
 def test_a_users_error_is_one_line_and_exit_code_1(tiny: Path, text: Path, tmp_path: Path, arguments: list[str],
                                                    message: str) -> None:
     places = {"TINY": str(tiny), "TEXT": str(text), "OUT": str(tmp_path / "out")}
-    found = tsotsallm(*[places.get(argument, argument) for argument in arguments], check=False)
-    assert found.returncode == 1
+    found = within(*[places.get(argument, argument) for argument in arguments], check=False)
+    assert found.exit_code == 1
     assert "Traceback" not in found.stderr
     assert found.stderr.startswith("tsotsallm: ")
     assert len(found.stderr.splitlines()) == 1

@@ -18,7 +18,7 @@ import pytest
 
 import tsotsallm
 from tests.test_compress import SMALL, same_bytes
-from tsotsallm import compression
+from tsotsallm import compression, hub
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import ModelSpec
@@ -146,7 +146,7 @@ def no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(compression, "version", missing)
+    monkeypatch.setattr(hub, "version", missing)
 
 
 @pytest.mark.parametrize(("recipe", "instead"), [
@@ -198,7 +198,7 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Something that answers in the hub's place."""
     with HTTPServer(("127.0.0.1", 0), _Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -209,13 +209,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*compression.OFFLINE, "http_proxy", "HTTP_PROXY"):
+    for name in (*hub.OFFLINE, "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(compression, "version", lambda _name: "4.0")
+    monkeypatch.setattr(hub, "version", lambda _name: "4.0")
 
 
-def test_a_hub_that_answers_is_taken_at_its_word(hub: None, extra: None, tiny: Path) -> None:
-    assert compression.hub_obstacle() is None
+def test_a_hub_that_answers_is_taken_at_its_word(answering: None, extra: None, tiny: Path) -> None:
+    assert hub.obstacle() is None
     assert not any("calibration text" in one for one in tsotsallm.plan(tiny, "gptq:4").warnings)
 
 
@@ -223,11 +223,11 @@ def test_a_hub_out_of_reach_is_found_out_in_a_moment(extra: None, monkeypatch: p
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
-        monkeypatch.setattr(compression, "HUB_SECONDS", 0.3)
-        assert "connect to the internet (" in str(compression.hub_obstacle())
-    assert "refused" in str(compression.hub_obstacle())
+        monkeypatch.setattr(hub, "SECONDS", 0.3)
+        assert "connect to the internet (" in str(hub.obstacle())
+    assert "refused" in str(hub.obstacle())
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert compression.hub_obstacle() == "unset HF_HUB_OFFLINE"
+    assert hub.obstacle() == "unset HF_HUB_OFFLINE"
 
 
 def test_on_the_command_line_it_is_one_line(tiny: Path, tmp_path: Path) -> None:

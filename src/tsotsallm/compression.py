@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tsotsallm import hub
 from tsotsallm.checkpoint.reader import Checkpoint, embedded_directory
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
-from tsotsallm.errors import CorpusError, TsotsallmError, install_command
+from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.files import one_line
 from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import Forecast, make_plan, whole_spec
@@ -27,9 +23,6 @@ from tsotsallm.streaming import corpus as texts
 from tsotsallm.training.samples import Samples
 
 DEFAULT_TEXT = "allenai/c4"
-HUB_SECONDS = 3.0
-"""How long the hub may take to answer before it counts as out of reach."""
-OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 @dataclass(frozen=True)
@@ -58,10 +51,10 @@ def calibration_text(checkpoint: Checkpoint, calibration: Calibration, recipe: R
     source = calibration.source
     if source is None and _is_embedded(checkpoint):
         return world_text(test=False, characters=5_000_000 if to_train else 400_000), "the embedded world"
-    if source is not None and not _on_hub(source):
+    if source is not None and not hub.is_name(source):
         return texts.read_text(source), source
     source = source or DEFAULT_TEXT
-    if (obstacle := hub_obstacle()) is not None:
+    if (obstacle := hub.obstacle()) is not None:
         raise CorpusError(_without_text(calibration, recipe, source, obstacle))
     try:
         return texts.hub_text(source), source
@@ -72,9 +65,9 @@ def calibration_text(checkpoint: Checkpoint, calibration: Calibration, recipe: R
 def text_obstacle(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe) -> str | None:
     """Why a recipe would be refused for want of text, and what can be done; None where there is text. Reads none."""
     source = calibration.source
-    if not recipe.needs_text or (not _on_hub(source) if source is not None else _is_embedded(checkpoint)):
+    if not recipe.needs_text or (not hub.is_name(source) if source is not None else _is_embedded(checkpoint)):
         return None
-    obstacle = hub_obstacle()
+    obstacle = hub.obstacle()
     return None if obstacle is None else _without_text(calibration, recipe, source or DEFAULT_TEXT, obstacle)
 
 
@@ -88,38 +81,6 @@ def _without_text(calibration: Calibration, recipe: Recipe | None, source: str, 
     ways += [f"with a text of your own: --calibration FILE or DIR, about {size} kB of ordinary prose in the languages that "
              "matter to you", f"with {source} from the hub: {obstacle}"]
     return f"calibration text is needed, and {found}; {'; '.join(ways)}"
-
-
-def hub_obstacle() -> str | None:
-    """What must be done before a data set of the hub can be read; None where nothing seems in the way."""
-    try:
-        version("datasets")
-    except PackageNotFoundError:
-        return install_command("hub")
-    for name in OFFLINE:
-        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
-            return f"unset {name}"
-    found = [f"no answer within {HUB_SECONDS:.0f} s"]
-
-    def ask() -> None:
-        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass                        # it answers
-        except (OSError, ValueError) as error:
-            found.append(one_line(getattr(error, "reason", error)))
-            return
-        found.clear()
-
-    asking = threading.Thread(target=ask, daemon=True)      # looking a name up has no time limit of its own
-    asking.start()
-    asking.join(HUB_SECONDS)
-    return f"connect to the internet ({found[-1]})" if found else None
-
-
-def _on_hub(source: str) -> bool:
-    return not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~"
 
 
 def _is_embedded(checkpoint: Checkpoint) -> bool:
@@ -150,7 +111,7 @@ def plan(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path 
     forecast = make_plan(checkpoint, parsed, Path(out), windows=windows, window=window, device=check_device(device),
                          keep_stages=keep_stages)
     asked = Calibration(None if calibration is None else str(calibration), windows, forecast.window)
-    if parsed.needs_text and asked.source is not None and not _on_hub(asked.source):
+    if parsed.needs_text and asked.source is not None and not hub.is_name(asked.source):
         texts.read_text(asked.source)
     obstacle = text_obstacle(checkpoint, asked, parsed)
     return forecast if obstacle is None else replace(forecast, warnings=[*forecast.warnings, obstacle])

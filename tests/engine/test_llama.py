@@ -35,6 +35,15 @@ def test_both_engines_say_the_same(file: Path) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_a_file_alone_cuts_the_text_as_its_checkpoint_does(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Ada was born in Paris.\n\nWho was born there? Ada, they say, and others.\n" * 9)
+    said = CliRunner().invoke(app, ["evaluate", str(file), "--text", str(tmp_path / "text.txt"), "--context", "64",
+                                    "--limit", "2", "--kv", "f32", "--json"])
+    [alone] = json.loads(said.output)
+    expected = tsotsallm.evaluate("embedded", tmp_path / "text.txt", context=64, limit=2)
+    assert alone["perplexity"] == pytest.approx(expected.perplexity, rel=1e-4)
+
+
 def test_caches_are_compared(file: Path) -> None:
     from tsotsallm.api.measuring import evaluate_gguf
 

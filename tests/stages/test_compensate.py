@@ -187,9 +187,12 @@ def test_an_adapter_that_is_scaled_is_refused(tiny: Path, text: Path, tmp_path: 
         Checkpoint.open(tmp_path / "out")
 
 
-def test_an_automatic_rank_spends_its_budget_where_it_takes_off_most(tiny: Path, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "method"), [(QUANTISED, "eora"),
+                                                ("{quantize: {bits: 4, group: 32, method: rtn}}", "svd")])
+def test_an_automatic_rank_spends_its_budget_where_it_takes_off_most(tiny: Path, text: Path, tmp_path: Path, before: str,
+                                                                     method: str) -> None:
     budget = 20_000
-    recipe = f"[{QUANTISED}, {{compensate: {{rank: auto, budget: {budget}}}}}]"
+    recipe = f"[{before}, {{compensate: {{rank: auto, budget: {budget}, method: {method}}}}}]"
     out = tmp_path / "auto"
     result = tsotsallm.compress(tiny, recipe, out, calibration=text, **SMALL)
     assert result.result_bytes <= tsotsallm.plan(tiny, recipe, tmp_path / "x", **SMALL).result_bytes

@@ -56,19 +56,16 @@ def evaluate(model: str | Path, text: str | Path | None = None, *, context: int 
         reference_name=str(reference or ""), scratch=None if scratch is None else Path(scratch), limit=limit, tick=tick)
 
 
-def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, *, reference: str | Path | None,
+def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, *, reference: str | Path | None = None,
                   kv: Sequence[str] = ("f16",), context: int = 512, limit: int | None = None, task: str | None = None,
                   tick: Tick = silent) -> list[CachePerplexity]:
     """Perplexity of one GGUF file in llama.cpp with each type of key-value cache.
 
-    `reference` is the checkpoint that the file was made from: its tokenizer cuts the text.
+    `reference` is the checkpoint that the file was made from, if there is one: its tokenizer cuts the text, else the file's.
     """
     if len(models) != 1 or Path(models[0]).suffix != ".gguf" or task is not None:
         raise TsotsallmError("--kv compares caches of one GGUF file on a text, and a GGUF file is scored on a text only; "
                              "give one GGUF file with --text, or its checkpoint for tasks")
-    if reference is None:
-        raise TsotsallmError("name the checkpoint that the GGUF file was made from with --reference: its tokenizer cuts the "
-                             "text")
     for kind in kv:
         if kind not in get_args(CacheType):
             raise TsotsallmError(f"--kv has {kind!r}; it takes {', '.join(get_args(CacheType))}, with commas between")
@@ -76,7 +73,7 @@ def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, 
         raise CorpusError("give the text to evaluate on with --text FILE; only the embedded model brings its own")
     content = world_text(test=True, characters=60_000) if text is None else texts.read_text(text)
     source = "the embedded world, test" if text is None else Path(text).name
-    return cache_perplexities(Path(models[0]), Checkpoint.open(reference), content, source,
+    return cache_perplexities(Path(models[0]), None if reference is None else Checkpoint.open(reference), content, source,
                               [cast(CacheType, kind) for kind in kv], context=context, limit=limit, tick=tick)
 
 

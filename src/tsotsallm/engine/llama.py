@@ -140,9 +140,16 @@ class Llama:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text as the checkpoint's tokenizer cuts it, with what belongs before it."""
-        rules = self.rules
-        ids = self._cut(rules.as_cut(text))
-        return [*rules.prefix, *ids]
+        return [*self.prefix, *self.encode_with_offsets(text)[0]]
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Tokens that are put before a text."""
+        return self.rules.prefix
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], None]:
+        """Token ids of a text without what belongs before it; llama.cpp does not tell which characters they stand for."""
+        return self._cut(self.rules.as_cut(text)), None
 
     def _cut(self, text: str) -> list[int]:
         return [int(one) for one in self._raw("/tokenize", {"content": text, "add_special": False,

@@ -32,16 +32,18 @@ class CachePerplexity:
         return asdict(self)
 
 
-def cache_perplexities(path: Path, tokens_of: Checkpoint, text: str, source: str, kinds: Sequence[CacheType], *,
+def cache_perplexities(path: Path, tokens_of: Checkpoint | None, text: str, source: str, kinds: Sequence[CacheType], *,
                        context: int, limit: int | None, adapter: Path | None = None,
                        tick: Tick = silent) -> list[CachePerplexity]:
     """Score windows of a text with each type of cache, token by token as a conversation grows, none scored twice.
 
-    `tokens_of` is the checkpoint that the file was made from: its tokenizer cuts the text.
+    `tokens_of` is the checkpoint that the file was made from: its tokenizer cuts the text. Without one the file's own does.
     """
-    corpus = evaluation_windows(text, tokens_of.codec, context, source).first(limit)
-    if context > tokens_of.spec.context or context < 4:
-        raise CorpusError(f"--context is {context}; it takes 4 tokens to the {tokens_of.spec.context} that the model knows")
+    known = Llama(path).context if tokens_of is None else tokens_of.spec.context
+    if context > known or context < 4:
+        raise CorpusError(f"--context is {context}; it takes 4 tokens to the {known} that the model knows")
+    corpus = evaluation_windows(text, Llama(path, context=context) if tokens_of is None else tokens_of.codec, context,
+                                source).first(limit)
     found = []
     for kind in kinds:
         engine = Llama(path, kv=kind, adapter=adapter, context=context + 8)

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError, Undefined, meta
 
-from tsotsallm.errors import MissingExtraError, TaskError, nearest
+from tsotsallm import hub
+from tsotsallm.errors import TaskError, nearest
 from tsotsallm.files import DATA_BYTES, csv_rows, json_lines, one_line, parse_json, parse_yaml, quoted, read_json, read_utf8
 from tsotsallm.sandbox import Environment, bounded
 from tsotsallm.streaming.corpus import read_text
@@ -370,17 +371,10 @@ def _hub_rows(task: Task) -> Iterator[dict[str, Any]]:
     """The rows of a hub data set."""
     if not task.hub:
         raise TaskError(f"task {task.name} brings no data; give some with --data FILE")
-    repository = task.hub["repository"]
-    try:
-        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise MissingExtraError("datasets", "hub", f"without --data FILE, task {task.name}") from None
-    try:
-        for row in load_dataset(repository, task.hub.get("configuration"), split=task.hub["split"], streaming=True):
-            yield {"file": task.hub.get("configuration", task.name), **row}
-    except Exception as error:  # the hub client raises many types
-        raise TaskError(f"the data of task {task.name}, {repository} on the hub, cannot be had ({type(error).__name__}); "
-                        "give them as a local file with --data FILE") from None
+    configuration = task.hub.get("configuration")
+    for row in hub.rows(task.hub["repository"], configuration, split=task.hub["split"], kind=TaskError,
+                        instead=f"give the data of task {task.name} as a local file with --data FILE"):
+        yield {"file": configuration or task.name, **row}
 
 
 # -- BIG-bench ------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import ResourceError, ServeError
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.export.verify import read_back
+from tsotsallm.files import lines, read_utf8
 from tsotsallm.machine import human_bytes
 from tsotsallm.serve.served import name_of
 
@@ -86,11 +87,11 @@ def verify(folder: Path) -> int:
     """Check every file of a bundle against its checksum; the number of files. Raises ServeError on the first fault."""
     listed = folder / SUMS
     try:
-        lines = listed.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise ServeError(f"{folder} is no bundle: it has no {SUMS} that can be read") from None
+        content = read_utf8(listed, ServeError)
+    except FileNotFoundError:
+        raise ServeError(f"{folder} is no bundle: it has no {SUMS}") from None
     known: dict[str, str] = {}
-    for line in lines:
+    for line in lines(content):
         digest, _, name = line.partition("  ")
         parts = Path(name).parts
         if len(digest) != 64 or not parts or ".." in parts or Path(name).is_absolute():

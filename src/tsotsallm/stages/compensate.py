@@ -61,6 +61,10 @@ class Compensate(LinearEdit):
     def needs_gram(self) -> bool:
         return self.method == "eora"
 
+    @property
+    def needs_corpus(self) -> bool:
+        return self.needs_gram or self.surveys      # ranks are measured in a sweep, whatever they are of
+
     def without_text(self) -> Compensate | None:
         return None if self.surveys else replace(self, method="svd")
 

@@ -7,13 +7,15 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from tsotsallm import hub
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.errors import CorpusError
-from tsotsallm.files import DATA_BYTES, read_utf8
+from tsotsallm.files import DATA_BYTES, lines, read_utf8
 
 ENCODED_CHARACTERS = 100_000
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".raw")
@@ -111,7 +113,18 @@ def calibration(text: str, codec: TextCodec, *, windows: int, length: int, seed:
     return Corpus(tuple(torch.cat([first, ids[start:start + body]]) for start in starts), source)
 
 
-def evaluation_windows(text: str, codec: TextCodec, context: int, source: str) -> Corpus:
+class Cutter(Protocol):
+    """What cuts a text into tokens: the codec of a checkpoint, or a GGUF file in llama.cpp."""
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Tokens that are put before a text."""
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Tokens without prefix, and the characters [start, end) of each; None where these are not known."""
+
+
+def evaluation_windows(text: str, codec: Cutter, context: int, source: str) -> Corpus:
     """Protocol `windows`: the whole text in windows of `context` tokens without overlap, one BOS each where added."""
     ids, offsets = codec.encode_with_offsets(text)
     bos = list(codec.prefix)
@@ -148,7 +161,7 @@ def _evaluation_corpus(windows: Sequence[Tensor], sizes: Sequence[int | None], s
 def evaluation_rows(text: str, codec: TextCodec, context: int, source: str) -> Corpus:
     """Protocol `rows`: each non-empty line by itself, with what the tokenizer puts before it, cut at `context` tokens."""
     windows, sizes = [], []
-    for line in text.splitlines():
+    for line in lines(text):
         if line.strip():
             ids, offsets = codec.encode_with_offsets(line)
             kept = ids[:context - len(codec.prefix)]
@@ -177,21 +190,14 @@ def _encode(text: str, codec: TextCodec) -> Tensor:
 
 def hub_text(repository: str, characters: int = 8_000_000) -> str:
     """Text of a hub data set, streamed until there is enough of it."""
-    from tsotsallm.errors import MissingExtraError
-
-    try:
-        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise MissingExtraError("datasets", "hub", f"reading the hub data set {repository}") from None
     configuration, split, column = HUB_DATASETS.get(repository, (None, "train", "text"))
     texts, size = [], 0
-    try:
-        for row in load_dataset(repository, configuration, split=split, streaming=True):
-            texts.append(row[column])
-            size += len(row[column])
-            if size >= characters:
-                break
-    except Exception as error:  # the hub client raises many types
-        raise CorpusError(f"the hub data set {repository} cannot be read ({type(error).__name__}); "
-                          "give a local text with --calibration FILE") from None
+    instead = "give a local text with --calibration FILE"
+    for row in hub.rows(repository, configuration, split=split, kind=CorpusError, instead=instead):
+        if not isinstance(row.get(column), str):
+            raise CorpusError(f"the data set {repository} of the hub has no column {column!r} of text; {instead}")
+        texts.append(row[column])
+        size += len(row[column])
+        if size >= characters:
+            break
     return "\n\n".join(texts)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from tsotsallm import hub
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.spec import ModelSpec
-from tsotsallm.errors import ConversationError, CorpusError, MissingExtraError
+from tsotsallm.errors import ConversationError, CorpusError
 from tsotsallm.files import DATA_BYTES, json_lines, one_line, parse_json, quoted, read_utf8
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.corpus import Corpus
@@ -181,31 +182,21 @@ def _plain(messages: Sequence[dict[str, str]], codec: TextCodec) -> tuple[list[i
 
 def hub_conversations(repository: str) -> list[tuple[int, list[dict[str, str]]]] | None:
     """Rows of an instruction data set of the hub; None where it is plain text."""
-    try:
-        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise MissingExtraError("datasets", "hub", f"reading the hub data set {repository}") from None
-    try:
-        rows = load_dataset(repository, split="train", streaming=True)
-        found = []
-        for number, row in enumerate(rows, 1):
-            if number == 1 and not any(name in row for name in (*PROMPTS, *CONVERSATIONS)):
-                return None
-            found.append((number, _conversation(row, f"{repository}, row {number}")))
-            if number >= HUB_ROWS:
-                break
-    except CorpusError:
-        raise
-    except Exception as error:  # the hub client raises many types
-        raise CorpusError(f"the hub data set {repository} cannot be read ({type(error).__name__}); give a local file "
-                          "as `data`") from None
+    found = []
+    rows = hub.rows(repository, split="train", kind=CorpusError, instead="give a local file as `data`")
+    for number, row in enumerate(rows, 1):
+        if number == 1 and not any(name in row for name in (*PROMPTS, *CONVERSATIONS)):
+            return None
+        found.append((number, _conversation(row, f"{repository}, row {number}")))
+        if number >= HUB_ROWS:
+            break
     return found
 
 
 def read_samples(source: str, codec: TextCodec, spec: ModelSpec, window: int, held_out: float, seed: int) -> Samples:
     """Samples of a file, a folder of texts, or a hub data set."""
     window = min(window, spec.context)
-    if not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~":
+    if hub.is_name(source):
         conversations = hub_conversations(source)
         if conversations is None:
             return split(text_windows(texts.hub_text(source), codec, window, source), held_out, seed)
