@@ -90,7 +90,8 @@ def bpe(kind: str) -> Tokenizer:
     learned = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)),
              *(token for token, place in learned if place > 2)]
-    content["model"]["vocab"] = {token: place for place, token in enumerate(names)}
+    vocabulary = content["model"]["vocab"] = {token: place for place, token in enumerate(names)}
+    content["model"]["merges"] = all_merges(vocabulary, names[259:])
     tokenizer = Tokenizer.from_str(json.dumps(content))
     if kind != "legacy":
         tokenizer.normalizer = None
@@ -98,6 +99,16 @@ def bpe(kind: str) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
                                            decoders.Strip(" ", 1, 0)])
     return tokenizer
+
+
+def all_merges(vocabulary: dict[str, int], tokens: list[str]) -> list[list[str]]:
+    """Every pair of pieces that makes a token, as tokenizers have them that were converted from SentencePiece's files."""
+    def pairs(token: str) -> list[list[str]]:
+        found = [[token[:cut], token[cut:]] for cut in range(1, len(token))]
+        return sorted((pair for pair in found if vocabulary.keys() >= set(pair)),
+                      key=lambda pair: [vocabulary[one] for one in pair])
+
+    return [pair for token in tokens for pair in pairs(token)]
 
 
 def save(directory: Path, kind: str, *, bos: bool = True, eos: bool = False, template: str | None = TEMPLATE,

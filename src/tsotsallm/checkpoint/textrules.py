@@ -10,9 +10,9 @@ from tsotsallm.checkpoint.gguf_file import GgufFile
 
 PREFIX, LEADING_SPACE, COMPOSED = "tsotsallm.text_prefix", "tsotsallm.leading_space", "tsotsallm.composed"
 """Keys of ours: tokens that belong before a plain text where `add_bos_token` cannot say so, and `first` or `always` (the
-schemes
-of the tokenizers library's Metaspace) where `add_space_prefix` cannot."""
-CONTROL, USER_DEFINED = 3, 4
+schemes of the tokenizers library's Metaspace) where `add_space_prefix` cannot."""
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
+"""Types of tokens that are found in a text before it is cut."""
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
@@ -51,7 +51,8 @@ class TextRules:
         return cls(
             bos, cut.adds_bos, tuple(one for one in prefix if 0 <= one < len(tokens)), file.text(LEADING_SPACE) or "",
             bool(file.fields.get("tokenizer.ggml.add_space_prefix", cut.model == "llama")), bool(file.fields.get(COMPOSED)),
-            tuple(token for token, kind in zip(tokens, kinds, strict=False) if kind in (CONTROL, USER_DEFINED) and token),
+            tuple(token for token, kind in zip(tokens, kinds, strict=False) if
+                  kind in (UNKNOWN, CONTROL, USER_DEFINED) and token),
             pick({} if template is None else {"default": template},
                  {f"{name}_token": token for name, token in named.items()}))
 

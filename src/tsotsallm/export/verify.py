@@ -15,9 +15,12 @@ import torch
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.textrules import SPACE
+from tsotsallm.checkpoint.tokens import is_sentencepiece
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ConversationError, ExportError
 from tsotsallm.export.oracle import ask_llama_cpp
+from tsotsallm.export.vocabulary import unlisted_pairs
 from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid, decode
 from tsotsallm.streaming.corpus import Corpus
@@ -30,6 +33,8 @@ CHECKED_ROWS = 64
 """Rows of a matrix in blocks that are decoded to see whether they are finite."""
 FLOATS = {"f32": "<f4", "f16": "<f2", "f64": "<f8"}
 MOST_SPECIALS = 400
+MOST_PAIRS = 400
+"""Pairs of pieces that SentencePiece merges and a tokenizer does not, each probed as a word."""
 MOST_FORCED = 24
 SHOWN = 4
 SMALL_BYTES = 200 << 20
@@ -88,9 +93,8 @@ def _finite(data: npt.NDArray[np.uint8], kind: str) -> bool:
 
 
 def probe_texts(codec: TextCodec) -> list[str]:
-    """Texts that tokenizers disagree on: spaces, line breaks, scripts, emoji, every special token before, after and
-    between text,
-    and what random tokens spell."""
+    """Texts that tokenizers disagree on: spaces, line breaks, scripts, emoji, every special token before, after and between
+    text, pieces that only SentencePiece merges, and what random tokens spell."""
     specials = [str(token) for place, token in sorted(codec.added.items()) if place < codec.size]
     if len(specials) > MOST_SPECIALS:
         specials = specials[:MOST_SPECIALS // 2] + specials[-MOST_SPECIALS // 2:]
@@ -99,8 +103,10 @@ def probe_texts(codec: TextCodec) -> list[str]:
     spelled = [codec.decode([rng.randrange(known) for _ in range(8)], special=False) for _ in range(200)]
     around = [text for token in specials for text in (token, f"{token}a b", f"{token} a", f"a b{token}", f"a {token} b",
                                                       f"{token}\n\na", f"{token}{token}a")]
-    return [text for text in dict.fromkeys([*PLAIN, WORDS, *around,
-                                            *spelled]) if text and "\N{REPLACEMENT CHARACTER}" not in text]
+    pairs = unlisted_pairs(codec.content) if is_sentencepiece(codec.content) else []
+    met = ["".join(pair).replace(SPACE, " ").removeprefix(" ") for pair in pairs[::-(-len(pairs) // MOST_PAIRS) or 1]]
+    return [text for text in dict.fromkeys([*PLAIN, WORDS, *around, *met, *spelled])
+            if text and "\N{REPLACEMENT CHARACTER}" not in text]
 
 
 def probe_conversations(codec: TextCodec) -> list[list[dict[str, str]]]:

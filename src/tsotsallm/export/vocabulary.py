@@ -112,6 +112,9 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
     if composed:
         differences.append("text whose accents are characters of their own (the tokenizer joins them with their letters "
                            "first, NFC)")
+    if not pieces and (lacking := missing_bytes(vocabulary)):
+        differences.append(f"text with one of {len(lacking)} bytes that the vocabulary lacks, such as "
+                           f"0x{lacking[-1]:02X} (the tokenizer drops them and joins what stands around them)")
     add_bos, prefix, unlike = _begin(codec)
     differences += unlike
     notes = (f"the tokenizer's tokens {quoted(beyond)} have no row in the embeddings; they are left out of the file",
@@ -201,6 +204,37 @@ def _scores(tokens: dict[int, str], vocabulary: dict[str, int], merges: list[Any
     for rank, (left, right) in enumerate(merges):
         first.setdefault(vocabulary[left + right], rank)
     return [-float(first.get(place, len(merges))) if place in tokens else 0.0 for place in range(size)]
+
+
+def missing_bytes(vocabulary: Iterable[str]) -> list[int]:
+    """Bytes that a byte-level vocabulary has no token for; those that no UTF-8 text holds do not count."""
+    known = set(vocabulary)
+    symbols, spare = {}, 256
+    for byte in range(256):             # GPT-2's own alphabet: what does not print is moved up
+        prints = 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255
+        symbols[byte], spare = (chr(byte), spare) if prints else (chr(spare), spare + 1)
+    return [byte for byte, symbol in symbols.items() if symbol not in known and byte not in (0xC0, 0xC1) and byte < 0xF5]
+
+
+def unlisted_pairs(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of pieces that SentencePiece, as GGUF has it, merges and a tokenizer does not, or not at that time.
+
+    SentencePiece merges whatever two pieces make a token, the earliest token of the list first. A tokenizer converted from
+    its files lists all such pairs in that order; one that was trained by the tokenizers library lists those that it met.
+    """
+    vocabulary = content["model"]["vocab"]
+    merges = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one) for one in content["model"]["merges"]]
+    added = {one["content"] for one in content.get("added_tokens", [])}
+    listed = set(merges)
+    found = [(token[:cut], token[cut:]) for token in vocabulary if token not in added for cut in range(1, len(token))
+             if token[:cut] in vocabulary and token[cut:] in vocabulary and (token[:cut], token[cut:]) not in listed]
+    first: dict[str, int] = {}
+    latest = -1
+    for rank, pair in enumerate(merges):
+        if first.setdefault("".join(pair), rank) < latest:
+            found.append((pair[0], pair[1]))
+        latest = max(latest, first["".join(pair)])
+    return found
 
 
 def _split_rule(content: dict[str, Any], where: str) -> str:
