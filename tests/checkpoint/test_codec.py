@@ -318,3 +318,13 @@ def test_a_panic_of_the_tokenizers_library_is_an_error_in_words(model: Path, cap
     with pytest.raises(CheckpointError, match="no usable tokenizer"):
         _ = Checkpoint.open(model).codec
     assert capfd.readouterr().err == ""
+
+
+def test_a_special_token_that_is_none_is_an_error_in_words(model: Path) -> None:
+    """transformers asks for the unknown token's number by the unknown token."""
+    kinds.save(model, "bytes", config={"unk_token": ""})
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["unk_token"] = None
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match=r"no usable tokenizer \(RecursionError"):
+        _ = Checkpoint.open(model).codec

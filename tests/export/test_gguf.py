@@ -15,7 +15,8 @@ from tests.conftest import build
 from tests.llama import Llama
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.errors import ExportError, RecipeError
+from tsotsallm.engine.llama import Llama as Engine
+from tsotsallm.errors import CheckpointError, ExportError, RecipeError
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.export.vocabulary import read_vocabulary
 from tsotsallm.lab.texts import world_text
@@ -105,6 +106,31 @@ def test_corrections_become_an_adapter(tiny: Path, text: Path, tmp_path: Path, b
     with_it = compare(out, tmp_path / "model.gguf", IDS, 0.5, adapter=found.adapter)
     assert with_it < 0.01
     assert with_it < 0.2 * compare(out, tmp_path / "model.gguf", IDS, 5.0)
+    require_refusals(found.adapter, tmp_path / "model.gguf", tmp_path / "changed.gguf")
+
+
+def require_refusals(adapter: Path, model: Path, changed: Path) -> None:
+    """llama.cpp aborts the process where a field of an adapter has another type."""
+    reader = gguf.GGUFReader(adapter)
+    for key, value, kind, message in (
+            ("general.architecture", "qwen2", gguf.GGUFValueType.STRING, "is an adapter for 'qwen2'"),
+            ("adapter.type", "dora", gguf.GGUFValueType.STRING, "is no adapter of low-rank factors"),
+            ("adapter.lora.alpha", 16.0, gguf.GGUFValueType.FLOAT64, "a finite number in 32 bits is expected"),
+            ("adapter.lora.alpha", "16", gguf.GGUFValueType.STRING, "a finite number in 32 bits is expected")):
+        writer = gguf.GGUFWriter(changed, value if key == "general.architecture" else "llama")
+        for name, field in reader.fields.items():
+            if not name.startswith("GGUF.") and name not in ("general.architecture", key):
+                writer.add_key_value(name, field.contents(), field.types[0])
+        if key != "general.architecture":
+            writer.add_key_value(key, value, kind)
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with pytest.raises(CheckpointError, match=message):
+            Engine(model, adapter=changed)
 
 
 def test_llama_3_tokenizers_are_told_by_their_rule(tiny: Path, tmp_path: Path) -> None:

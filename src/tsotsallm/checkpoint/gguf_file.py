@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -53,9 +53,10 @@ MOST_NUMBER, LEAST_ALIGNMENT = 2 ** 31 - 1, 32
 CHUNK_BYTES = 32 << 20
 MERGES = "tokenizer.ggml.merges"
 HEADER = "its header"
+ALPHA = "adapter.lora.alpha"
 
 _NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "u1", 10: "<u8", 11: "<i8", 12: "<f8"}
-_BOOL, _STRING, _ARRAY = 7, 8, 9
+_FLOAT, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,14 @@ class GgufTokenizer:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """An open file: its fields by key (of merges, only how many), and its tensors by name."""
+    """An open file: its fields by key (of merges, only how many) with the numbers of their types, its tensors by name."""
 
     path: Path
     version: int
     size: int
     fields: dict[str, Any]
     tensors: dict[str, GgufTensor]
+    types: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path) -> GgufFile:
@@ -211,6 +213,19 @@ class GgufFile:
                     raise self._strange(key, found, "a finite number" + " from 0 on" * (least == 0))
         if not self.tensors:
             raise CheckpointError(f"{self.path} holds a vocabulary but no weights; give a language model's GGUF file")
+
+    def require_adapter_of(self, model: GgufFile) -> None:
+        """Raise CheckpointError unless the header is that of an adapter for a model: llama.cpp aborts where a field of an
+        adapter has another type than it expects."""
+        if self.text("general.type") != "adapter" or self.text("adapter.type") != "lora":
+            raise CheckpointError(f"{self.path} is no adapter of low-rank factors; give the file that `tsotsallm export` "
+                                  "wrote beside the model's")
+        if self.architecture != model.architecture:
+            raise CheckpointError(f"{self.path} is an adapter for {quoted(self.architecture)}, but {model.path} is a model "
+                                  f"of {quoted(model.architecture)}; give the adapter that was made for it")
+        alpha = self.fields.get(ALPHA)
+        if self.types.get(ALPHA) != _FLOAT or not math.isfinite(alpha or 0.0):
+            raise self._strange(ALPHA, alpha, "a finite number in 32 bits")
 
     @property
     def split(self) -> tuple[int, int]:
@@ -363,12 +378,14 @@ class _Header:
                                   f"{'convert it again' if version < 2 else 'a newer tsotsallm may read it'}")
         tensors, keys = self.count("tensors", MOST_TENSORS, 24), self.count("keys", MOST_KEYS, 13)
         fields: dict[str, Any] = {}
+        types: dict[str, int] = {}
         for _ in range(keys):
             key = self.string("a key")
             if not key or key in fields:
                 raise self.damaged(f"names {quoted(key)} twice" if key else "has a key without a name")
-            fields[key] = self.value(key, self.integer(4))
-        found = GgufFile(self.path, version, self.size, fields, {})
+            types[key] = self.integer(4)
+            fields[key] = self.value(key, types[key])
+        found = GgufFile(self.path, version, self.size, fields, {}, types)
         alignment = found.number("general.alignment", most=1 << 20) or 32
         if alignment & (alignment - 1):
             raise self.damaged(f"aligns its tensors to {alignment} bytes, which is no power of two")

@@ -332,6 +332,7 @@ class Checkpoint:
                         raise CheckpointError(f"{path.name} has {size} bytes")
                 found = AutoTokenizer.from_pretrained(directory, config=self.spec.hf_config, local_files_only=True,
                                                       trust_remote_code=False)
+            _ = found.all_special_ids           # where a special token is none, transformers asks itself for ever
             longest = max((len(str(token)) for token in found.added_tokens_decoder.values()), default=0)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
             raise

@@ -56,7 +56,7 @@ class Llama:
         file = GgufFile.open(path)
         file.require_language_model()
         if adapter is not None:
-            GgufFile.open(adapter)
+            GgufFile.open(adapter).require_adapter_of(file)
         self.path, self.kv, self.slots, self.tokens = path, kv, slots, file.tokens
         self.context = context or file.context or 0
         self.rules = TextRules.read(file)
