@@ -24,7 +24,7 @@ from tsotsallm.numerics import rounding
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.gptq import reversed_factor
 
-LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", machine.THREADS)
+LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", machine.THREADS)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -61,6 +61,7 @@ def neighbours(count: int) -> Iterator[None]:
 def test_the_command_line_waits_passively_and_takes_the_threads_it_is_given() -> None:
     found = openmp_of("--threads", "1")
     assert found["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert found["GOMP_SPINCOUNT"] == machine.SPINS         # GNU's OpenMP, as torch and xllamacpp bring it
     assert found["OMP_NUM_THREADS"] == "1"
     found = openmp_of(OMP_WAIT_POLICY="active", TSOTSALLM_THREADS="2")
     assert found["OMP_WAIT_POLICY"] == "ACTIVE"
