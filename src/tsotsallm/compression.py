@@ -127,10 +127,9 @@ def _opened(model: str | Path, recipe: str | Path | Sequence[Any]) -> tuple[Chec
 def with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     """The source with the tokens that a recipe keeps."""
     recipe.check(whole_spec(checkpoint), sparse=checkpoint.is_sparse)
-    stage = recipe.vocabulary
-    if stage is None:
-        return checkpoint
-    return stage.applied(checkpoint, [texts.read_text(name) for name in stage.keep])
+    for stage in recipe.source_edits:
+        checkpoint = stage.applied(checkpoint, [texts.read_text(name) for name in stage.reads])
+    return checkpoint
 
 
 def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path, *,
@@ -169,13 +168,13 @@ def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
     check_windows(checkpoint, calibration)
     if not recipe.needs_text and not recipe.trainings:
         return None, []
-    to_train = any(stage.needs_text for stage in recipe.trainings)
+    to_train = recipe.needs.training_text
     text, source = calibration_text(checkpoint, calibration, recipe, to_train=to_train) if recipe.needs_text else (None, "")
     codec = checkpoint.codec
     for stage in recipe.trainings:
         stage.check_source(View.of(checkpoint))
     samples = [stage.read(codec, checkpoint.spec, text, source) for stage in recipe.trainings]
-    if not recipe.needs_corpus:
+    if not recipe.needs.text:
         return None, samples
     assert text is not None
     return texts.calibration(text, codec, windows=calibration.windows, length=calibration.window, seed=calibration.seed,

@@ -10,7 +10,7 @@ import torch
 
 from tsotsallm.checkpoint.anatomy import input_groups
 from tsotsallm.checkpoint.view import View
-from tsotsallm.stages.base import Workplace
+from tsotsallm.stages.contract import Workplace
 from tsotsallm.stages.depth import IMPORTANCES
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.sweep import Tick, TwoStates, embed_corpus, silent, sweep

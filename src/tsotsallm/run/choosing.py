@@ -7,10 +7,10 @@ from typing import Any
 
 from tsotsallm.checkpoint.view import View
 from tsotsallm.run.work import Work, plain_stages
-from tsotsallm.stages.base import LayerChoice, Workplace
+from tsotsallm.stages.contract import LayerChoice, LayerEdit, Workplace
 
 
-def choose(work: Work, number: int, place: int, choice: LayerChoice, view: View) -> list[int]:
+def choose(work: Work, number: int, place: int, choice: LayerChoice | LayerEdit, view: View) -> list[int]:
     """The order of layers that a choice makes of a view, now or before an interruption."""
     for entry in work.journal.find("choice", number):
         if entry["place"] == place:
@@ -32,5 +32,6 @@ def choose(work: Work, number: int, place: int, choice: LayerChoice, view: View)
             shutil.rmtree(scratch)
         entry = {"order": made.order, "reasons": made.reasons}
         work.journal.add(kind="choice", sweep=number, place=place, **entry)
-    work.reasons.append({"stage": choice.name, "order": entry["order"], **entry["reasons"]})
+    if isinstance(choice, LayerChoice) or entry["reasons"]:
+        work.reasons.append({"stage": choice.name, "order": entry["order"], **entry["reasons"]})
     return list(entry["order"])

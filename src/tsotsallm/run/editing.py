@@ -19,8 +19,8 @@ from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.recipe import Sweep
 from tsotsallm.run.output import Output
 from tsotsallm.run.work import Work, plain_stages
-from tsotsallm.stages.base import LinearEdit, Workplace
-from tsotsallm.stages.ends import head_gram, packed_ends
+from tsotsallm.stages.contract import LinearEdit, Workplace
+from tsotsallm.stages.ends import head_gram
 from tsotsallm.store import link_tree
 from tsotsallm.streaming.sensitivity import token_weights, weights_of
 from tsotsallm.streaming.statistics import Gram
@@ -56,9 +56,9 @@ def edit_layers(work: Work, number: int, one: Sweep, view: View, origin: View) -
             output.repeat(index, first_visit[index], by_name=last)
 
     if one.edits and current < layers:
-        states = work.states(work.corpus, view, current) if one.observes else None
-        originals = work.states(work.corpus, view, current, "original") if one.follows_original else None
-        for visit in sweep(view, states, observe=one.observes, device=work.device, start=current, load=load,
+        states = work.states(work.corpus, view, current) if one.needs.gram else None
+        originals = work.states(work.corpus, view, current, "original") if one.needs.original_inputs else None
+        for visit in sweep(view, states, observe=one.needs.gram, device=work.device, start=current, load=load,
                            settled=output.settled, beyond=bool(end_grids), originals=originals,
                            weights=_weights(work, number, one, view), tick=tick):
             current = visit.index
@@ -72,9 +72,10 @@ def edit_layers(work: Work, number: int, one: Sweep, view: View, origin: View) -
         output.settled(index)
     ends: dict[str, Tensor] = {}
     if end_grids:
-        outputs = work.states(work.corpus, view, layers).inputs_of(layers) if one.observes else None
+        outputs = work.states(work.corpus, view, layers).inputs_of(layers) if one.needs.gram else None
         gram = head_gram(view, outputs, work.device) if outputs is not None else None
-        ends = packed_ends(view, end_grids, gram, max(getattr(edit, "passes", 0) for edit in one.edits), tick)
+        for edit in one.edits:
+            ends |= edit.round_ends(view, gram, tick)
     work.complete(number, output, view, first_visit if last else None, ends, end_grids)
     if work.corpus is not None:
         work.states_files(work.corpus, view).remove()
@@ -88,7 +89,7 @@ def _survey(work: Work, number: int, one: Sweep, place: int, view: View, origin:
         return found
     assert work.corpus is not None
     probe, notes = one.edits[place].probe(sparse=work.sparse or any(
-        edit.name == "sparsity" for edit in one.edits[:place]))
+        edit.leaves_zeros for edit in one.edits[:place]))
     layers, weights = view.spec.layers, _weights(work, number, one, view)
     shared = work.key(plain_stages(one.choices), plain_stages(one.edits[:place]), one.edits[place].measured_by,
                       sweeps=number)
@@ -99,7 +100,7 @@ def _survey(work: Work, number: int, one: Sweep, place: int, view: View, origin:
             notes |= entry["notes"]
     current = len({key.partition(".")[0] for key in notes})
     states = work.states(work.corpus, view, current, "survey")
-    originals = work.states(work.corpus, view, current, "survey/original") if one.follows_original else None
+    originals = work.states(work.corpus, view, current, "survey/original") if one.needs.original_inputs else None
     tick = work.tick(number, layers, lambda: current)
 
     def settled(index: int) -> None:
@@ -126,8 +127,8 @@ def edit_layer(work: Work, edits: tuple[LinearEdit, ...], visit: Visit, view: Vi
     edited: dict[str, Linear] = {}
     if not active:
         return Learned()
-    only_factor = sum(edit.uses_factor for edit in active) <= 1
-    again = any(edit.observes_again for edit in active)
+    only_factor = sum(edit.needs.factor for edit in active) <= 1
+    again = any(edit.needs.second_observation for edit in active)
     groups = input_groups(names)
     if again:
         groups.sort(key=lambda group: group[0].rpartition(".")[2] in REOBSERVED)
@@ -171,7 +172,7 @@ def _first_visits(work: Work, origin: View) -> list[int]:
 
 def _weights(work: Work, number: int, one: Sweep, view: View) -> Callable[[int], dict[str, Tensor]]:
     """How much each token counts at each linear of a layer: found before the first layer of a sweep is edited."""
-    if not one.weighs_tokens:
+    if not one.needs.token_weights:
         return lambda _index: {}
     assert work.corpus is not None
     kept = work.partial / f"weights-{number + 1}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from tsotsallm.checkpoint.view import View
 from tsotsallm.run.output import Output
 from tsotsallm.run.work import Work
-from tsotsallm.stages.base import Workplace
+from tsotsallm.stages.contract import Workplace
 from tsotsallm.stages.retraining import Retraining
 from tsotsallm.streaming.sweep import sweep
 from tsotsallm.training.engines import Engine, ResidentEngine, StreamedEngine

@@ -24,8 +24,8 @@ from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe
 from tsotsallm.run.choosing import choose
 from tsotsallm.run.editing import edit_layers
-from tsotsallm.run.narrowing import narrow
 from tsotsallm.run.retraining import imitate, retrain
+from tsotsallm.run.rewriting import rewrite
 from tsotsallm.run.work import Progress, Work, summary
 from tsotsallm.store import Store, link_tree
 from tsotsallm.streaming.corpus import Corpus
@@ -149,17 +149,19 @@ def _execute(work: Work) -> None:
             train = imitate if one.training.layerwise else retrain
             train(work, number, one.training, next(samples), view, kept)
             retrained, order = number, list(range(len(order)))
-        elif one.narrowing is not None:
+        elif one.rewriting is not None:
+            chosen = choose(work, number, len(one.choices), one.rewriting, view)
+            kept = [kept[index] for index in chosen]
             if not finished:
-                narrow(work, number, one.narrowing, view)
-            retrained, order = number, list(range(len(order)))
+                rewrite(work, number, one.rewriting, view, chosen)
+            retrained, order = number, list(range(len(kept)))
         elif not finished:
             source = work.checkpoint if retrained is None else Checkpoint(work.directory(retrained))
             edit_layers(work, number, one, view, View.of(source).reordered(order))
         Writer(work.directory(number)).remove_parts()
         if not finished:
             _keep_in_store(work, number, retrained)
-        work.sparse = work.sparse or any(edit.name == "sparsity" for edit in one.edits)
+        work.sparse = work.sparse or any(edit.leaves_zeros for edit in one.edits)
         for old in range(number):
             if old != retrained and not work.keep_stages and work.directory(old).exists():
                 shutil.rmtree(work.directory(old))

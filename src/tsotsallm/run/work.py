@@ -20,7 +20,7 @@ from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.run.output import Output
-from tsotsallm.stages.base import Stage
+from tsotsallm.stages.contract import Stage
 from tsotsallm.store import Store, key_of
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.sweep import TwoStates, embed_corpus

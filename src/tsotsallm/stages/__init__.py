@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tsotsallm.stages.adapt import Adapt
-from tsotsallm.stages.base import Stage
 from tsotsallm.stages.compensate import Compensate
+from tsotsallm.stages.contract import Stage
 from tsotsallm.stages.depth import Depth
 from tsotsallm.stages.distill import Distill
 from tsotsallm.stages.layers import Layers

@@ -15,12 +15,16 @@ from tsotsallm.checkpoint.reader import layer_prefix
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
-from tsotsallm.stages.base import Workplace, decided_later
-from tsotsallm.stages.retraining import Retraining, Trained, module_names
+from tsotsallm.stages.contract import Model, Needs, Short, Workplace, decided_later, whole_number
+from tsotsallm.stages.retraining import Retraining, module_names
 from tsotsallm.stages.selection import Selection, places_of
 from tsotsallm.training.domain import graph_text
 from tsotsallm.training.lora import Adapted, Dropout, Factors, Place, Trainee
 from tsotsallm.training.samples import Samples
+
+
+def _short(values: list[str]) -> dict[str, Any]:
+    return {"rank": whole_number(values[0], "lora")} | ({"data": values[1]} if len(values) == 2 else {})
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Adapt(Retraining):
     """
 
     name: ClassVar[str] = "adapt"
+    shorts: ClassVar[dict[str, Short]] = {"lora": Short(_short, "lora:RANK or lora:RANK:FILE", 2, file_last=True)}
     rank: int = 8
     alpha: float | None = None
     targets: list[Any] = field(default_factory=lambda: ["q", "k", "v", "o"])
@@ -62,16 +67,14 @@ class Adapt(Retraining):
             raise RecipeError("adapt.targets is empty; it takes some of q, k, v, o, gate, up, down, or all")
 
     @property
-    def needs_corpus(self) -> bool:
-        return bool(self.select) and Selection(self.select, "adapt.select").by_saliency
+    def needs(self) -> Needs:
+        selects = bool(self.select)
+        return Needs(text=selects and Selection(self.select, "adapt.select").by_saliency, gradients=True,
+                     training_text=not self.sources and not selects)
 
     @property
     def surveys(self) -> bool:
         return bool(self.select)
-
-    @property
-    def needs_text(self) -> bool:
-        return super().needs_text and not self.select
 
     def read(self, codec: TextCodec, spec: ModelSpec, text: str | None, source: str) -> list[Samples]:
         if not self.select:
@@ -85,17 +88,16 @@ class Adapt(Retraining):
     def decided(self, decision: Mapping[str, Any]) -> Self:
         return replace(self, chosen=places_of(decision))
 
-    def check(self, spec: ModelSpec) -> None:
-        module_names(self.targets, list(linear_shapes(spec, 0)), "adapt.targets")
-
-    def check_base(self, found: Trained) -> None:
-        if self.init == "zero" and found.corrected and not found.packed:
+    def check(self, model: Model) -> None:
+        module_names(self.targets, list(linear_shapes(model.spec, 0)), "adapt.targets")
+        super().check(model)
+        if self.init == "zero" and model.corrected and not model.packed:
             raise RecipeError("adapt would merge the correction that compensate left beside dense weights, and fill their "
                               "zeros; start from it with `init: eora`, or merge it in compensate")
-        if self.init == "eora" and found.corrected is False:
+        if self.init == "eora" and model.corrected is False:
             raise RecipeError("adapt.init is eora, but the stage before leaves no correction beside the linears; put a "
                               "compensate stage right before adapt")
-        if found.packed and self.merge:
+        if model.packed and self.merge:
             raise RecipeError("adapt.merge adds to dense weights, but the base is quantised; leave merge out, or put adapt "
                               "before quantize")
 

@@ -9,15 +9,21 @@ from typing import Any, ClassVar, Literal, Self
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
-from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.machine import bytes_from_text, human_bytes
 from tsotsallm.numerics.lowrank import low_rank_correction
-from tsotsallm.stages.base import LinearEdit, decided_later
+from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Short, decided_later, whole_number
+from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
 from tsotsallm.streaming.statistics import Gram
 
 MOST_RANK = 128
+
+
+def _short(values: list[str]) -> dict[str, Any]:
+    if values[0] == "auto":
+        return {"rank": "auto", "budget": values[1] if len(values) == 2 else None}
+    return {"rank": whole_number(values[0], "eora")}
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Compensate(LinearEdit):
     """
 
     name: ClassVar[str] = "compensate"
+    shorts: ClassVar[dict[str, Short]] = {"eora": Short(_short, "eora:RANK or eora:auto:BYTES", 2)}
     rank: int | Literal["auto"] = 32
     budget: int | str | None = None
     method: Literal["eora", "svd"] = "eora"
@@ -57,13 +64,13 @@ class Compensate(LinearEdit):
     def budget_bytes(self) -> int:
         return bytes_from_text(str(self.budget), "compensate.budget")
 
-    @property
-    def needs_gram(self) -> bool:
-        return self.method == "eora"
+    def short(self) -> str | None:
+        return None if self.method == "svd" else f"eora:{self.rank}" + ("" if self.budget is None else f":{self.budget}")
 
     @property
-    def needs_corpus(self) -> bool:
-        return self.needs_gram or self.surveys      # ranks are measured in a sweep, whatever they are of
+    def needs(self) -> Needs:
+        """Ranks are measured in a sweep, whatever they are of."""
+        return Needs(text=self.method == "eora" or self.surveys, gram=self.method == "eora")
 
     def without_text(self) -> Compensate | None:
         return None if self.surveys else replace(self, method="svd")
@@ -85,13 +92,31 @@ class Compensate(LinearEdit):
         return sum(shape) * element if self.bits == 16 else sum(shape) + 2 * element
 
     def adapter_bytes(self, shapes: Mapping[str, tuple[int, int]], layers: int, element: int) -> int:
+        """Bytes of the corrections of a layer at most; `element` are those of a number in storage."""
         if self.merge:
             return 0
         if self.rank == "auto":
             return -(-self.budget_bytes // layers)
         return sum(min(self.highest, *shape) * self.rank_bytes(shape, element) for shape in shapes.values())
 
-    def check(self, spec: ModelSpec) -> None:
+    def layer_after(self, model: Model, index: int) -> LayerFile:
+        shapes = linear_shapes(model.spec, index)
+        beside = self.adapter_bytes(shapes, model.spec.layers, model.element)
+        headers = 4 * HEADER_BYTES_PER_TENSOR * len(shapes) if beside else 0
+        return replace(model.layers[index], size=model.layers[index].size + beside + headers)
+
+    def shape(self, model: Model) -> Model:
+        after = super().shape(model)
+        added = sum(new.size - old.size for new, old in zip(after.layers, model.layers, strict=True))
+        return replace(after, corrected=not self.merge, beside=not self.merge,
+                       most_bytes=None if model.most_bytes is None else model.most_bytes + added)
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if not model.edits:
+            raise RecipeError("compensate corrects what the stages before it did to the linears; put it right after "
+                              "sparsity or quantize")
+        spec = model.spec
         if self.rank == "auto":
             smallest = min(self.rank_bytes(shape, 2) for shape in linear_shapes(spec, 0).values())
             if self.budget_bytes < smallest:

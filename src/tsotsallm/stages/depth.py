@@ -11,13 +11,21 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
-from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
-from tsotsallm.stages.base import Choice, LayerChoice, Protect, Workplace
+from tsotsallm.stages.contract import Choice, LayerChoice, Model, Needs, Protect, Short, Workplace, whole_number
+from tsotsallm.stages.costs import Conditions, Cost, activation_bytes, forward_flops, widest_layer_bytes
 from tsotsallm.streaming.backward import backward_sweep
+from tsotsallm.streaming.hidden import BATCH_TOKENS
 from tsotsallm.streaming.score import leave_one_out_losses
 from tsotsallm.streaming.sweep import TwoStates, embed_corpus, sweep
+
+HEAD_ROWS = 8192
+"""Rows of the head that are in memory at a time."""
+
+
+def _short(values: list[str]) -> dict[str, Any]:
+    return {"remove": whole_number(values[0], "depth")} | ({"importance": values[1]} if len(values) == 2 else {})
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Depth(LayerChoice):
     """
 
     name: ClassVar[str] = "depth"
+    shorts: ClassVar[dict[str, Short]] = {"depth": Short(_short, "depth:N or depth:N:importance", 2)}
     remove: int = 1
     importance: Literal["perplexity", "taylor", "magnitude", "cosine"] = "perplexity"
     protect: Protect = field(default_factory=lambda: Protect(4, 2))
@@ -43,14 +52,18 @@ class Depth(LayerChoice):
     def measured_by(self) -> list[Any]:
         return [self.name, self.fields() | {"remove": None}]
 
+    def short(self) -> str:
+        return f"depth:{self.remove}" + ("" if self.importance == "perplexity" else f":{self.importance}")
+
     @property
-    def needs_corpus(self) -> bool:
-        return self.importance != "magnitude" and self.remove > 0
+    def needs(self) -> Needs:
+        return Needs(text=self.importance != "magnitude" and self.remove > 0)
 
     def without_text(self) -> Depth:
         return replace(self, importance="magnitude")
 
-    def check(self, spec: ModelSpec) -> None:
+    def check(self, model: Model) -> None:
+        spec = model.spec
         free = len(self.protect.open_layers(spec.layers))
         if self.remove > free or self.remove >= spec.layers:
             raise RecipeError(f"depth removes {self.remove} of {spec.layers} layers, but with the first "
@@ -59,6 +72,26 @@ class Depth(LayerChoice):
 
     def layers_after(self, layers: int) -> int:
         return layers - self.remove
+
+    def forecast(self, model: Model, conditions: Conditions) -> Cost:
+        if self.remove == 0:
+            return Cost()
+        spec, tokens, window = model.spec, conditions.tokens, conditions.window
+        layer_bytes, state_bytes = widest_layer_bytes(spec), 4 * tokens * spec.hidden
+        candidates = self.protect.open_layers(spec.layers)
+        rounds = self.remove if self.iterative else 1
+        head_flops = 2.0 * tokens * spec.vocabulary * spec.hidden
+        forward = [forward_flops(spec, layer, tokens, window) for layer in range(spec.layers)]
+        ram = int(layer_bytes * 1.25) + activation_bytes(spec, window) + 4 * HEAD_ROWS * (spec.hidden + 2 * BATCH_TOKENS)
+        if self.importance == "magnitude":
+            return Cost(layer_bytes)
+        if self.importance == "cosine":
+            return Cost(ram, 2 * state_bytes, rounds * 2 * sum(forward))
+        if self.importance == "taylor":
+            return Cost(ram + layer_bytes, (spec.layers + 3) * state_bytes, rounds * (4 * sum(forward) + 3 * head_flops))
+        branches = [sum(candidate < layer for candidate in candidates) for layer in range(spec.layers)]
+        flops = sum(cost * (1 + count) for cost, count in zip(forward, branches, strict=True))
+        return Cost(ram, (2 + len(candidates)) * state_bytes, rounds * (flops + (1 + len(candidates)) * head_flops))
 
     def choose(self, view: View, workplace: Workplace) -> Choice:
         kept = list(range(view.spec.layers))

@@ -15,7 +15,7 @@ from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.stages.adapt import Adapt
-from tsotsallm.stages.retraining import Trained
+from tsotsallm.stages.contract import Model, Short
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import Engine
 from tsotsallm.training.imitation import Imitation
@@ -41,6 +41,8 @@ class Distill(Adapt):
     """
 
     name: ClassVar[str] = "distill"
+    shorts: ClassVar[dict[str, Short]] = {
+        "distill": Short(lambda values: {"mode": values[0]}, "distill:layers or distill:logits")}
     targets: list[Any] = field(default_factory=lambda: ["all"])
     mode: Literal["layers", "logits"] = "layers"
     teacher: str = TEACHER
@@ -69,12 +71,12 @@ class Distill(Adapt):
     def check_source(self, original: View) -> None:
         self.teacher_of(original)
 
-    def check_base(self, found: Trained) -> None:
-        super().check_base(found)
-        if self.layerwise and not found.in_order:
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if self.layerwise and not model.in_order:
             raise RecipeError("distill imitates the original layer by layer, but the layers do not stand in its order, each "
                               "once; use mode logits for repeated or reordered layers")
-        if found.packed and self.layerwise and self.weights == "all":
+        if model.packed and self.layerwise and self.weights == "all":
             raise RecipeError("distill trains all weights of a layer, but quantize made codes of them; put distill before "
                               "quantize, or train low-rank factors with `weights: lora`")
 

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tsotsallm.checkpoint.spec import MOST_LAYERS, ModelSpec
+from tsotsallm.checkpoint.spec import MOST_LAYERS
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
-from tsotsallm.stages.base import Choice, LayerChoice, Workplace
+from tsotsallm.stages.contract import Choice, LayerChoice, Model, Short, Workplace
 
 
 def expand(items: Any, where: str) -> list[int]:
@@ -34,6 +34,9 @@ class Layers(LayerChoice):
     """Run the layers in `order`, or all but `skip` with those of `repeat` several times (FRANKEN-LLAMA)."""
 
     name: ClassVar[str] = "layers"
+    shorts: ClassVar[dict[str, Short]] = {
+        "layers": Short(lambda values: {"order": values[0].split("+")}, "layers:0-3+5+6"),
+        "skip": Short(lambda values: {"skip": values[0].split("+")}, "skip:3+7-9")}
     order: list[Any] | None = None
     skip: list[Any] | int | str | None = None
     repeat: dict[Any, int] | None = None
@@ -73,11 +76,18 @@ class Layers(LayerChoice):
             raise RecipeError("layers leaves no layer; keep at least one")
         return order
 
-    def check(self, spec: ModelSpec) -> None:
-        self.resolve(spec.layers)
+    @property
+    def shares_repeats(self) -> bool:
+        return self.shared
+
+    def check(self, model: Model) -> None:
+        self.resolve(model.spec.layers)
 
     def layers_after(self, layers: int) -> int:
         return len(self.resolve(layers))
+
+    def known(self, layers: int) -> list[int]:
+        return self.resolve(layers)
 
     def choose(self, view: View, workplace: Workplace) -> Choice:
         return Choice(self.resolve(view.spec.layers))

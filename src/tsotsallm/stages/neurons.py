@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import NumericsError, RecipeError
-from tsotsallm.stages.base import Stage
+from tsotsallm.stages.contract import LayerEdit, LayerFile, Model, Needs
+from tsotsallm.stages.costs import Conditions, Cost, dense_bytes
 from tsotsallm.streaming.sweep import Visit
 
 READ_BY = {"feed_forward": "mlp.down_proj", "kv_groups": "self_attn.o_proj"}
 
 
 @dataclass(frozen=True)
-class Neurons(Stage):
+class Neurons(LayerEdit):
     """Remove neurons and head groups, the same number in every layer, and let what reads the others make up for them.
 
     A neuron's saliency is ‖W[:, j]‖²·Σ x_j² of the linear that reads it (of a group the sum over its heads' numbers). The
@@ -45,8 +46,8 @@ class Neurons(Stage):
             raise RecipeError(f"neurons.multiple is {self.multiple}; it takes 1 or more")
 
     @property
-    def needs_corpus(self) -> bool:
-        return True
+    def needs(self) -> Needs:
+        return Needs(text=True, gram=True)
 
     def kept_neurons(self, spec: ModelSpec) -> int:
         """Feed-forward neurons that every layer keeps."""
@@ -63,7 +64,9 @@ class Neurons(Stage):
                                 "num_attention_heads": groups * (spec.heads // spec.kv_heads), "head_dim": spec.head_dim}
         return ModelSpec(config, None, spec.layer_order)
 
-    def check(self, spec: ModelSpec) -> None:
+    def check(self, model: Model) -> None:
+        super().check(model)
+        spec = model.spec
         if self.kv_groups >= spec.kv_heads:
             raise RecipeError(f"neurons.kv_groups is {self.kv_groups}, but the model has {spec.kv_heads} key-value heads "
                               "and needs one; remove fewer")
@@ -79,12 +82,18 @@ class Neurons(Stage):
             raise RecipeError(f"neurons.feed_forward {self.feed_forward} of {spec.feed_forward} neurons leaves all of them "
                               "when rounded to the multiple that grids need; remove more, or set multiple: 32")
 
-    def flops(self, spec: ModelSpec) -> float:
-        """Operations of the updates of a layer."""
-        neurons, heads = self.kept_neurons(spec), (spec.kv_heads - self.kv_groups) * spec.head_dim
-        return sum(width ** 3 / 3 + 2.0 * spec.hidden * width ** 2 for width in (neurons, heads))
+    def shape(self, model: Model) -> Model:
+        spec = self.spec_after(model.spec)
+        return replace(super().shape(model), spec=spec, packed=False, layers=tuple(
+            LayerFile(layer.source, dense_bytes(spec, index, model.element)) for index, layer in enumerate(model.layers)))
 
-    def reshape(self, visit: Visit, spec: ModelSpec) -> dict[str, Tensor]:
+    def forecast(self, model: Model, conditions: Conditions) -> Cost:
+        """The updates of what is left."""
+        spec = model.spec
+        widths = self.kept_neurons(spec), (spec.kv_heads - self.kv_groups) * spec.head_dim
+        return Cost(flops=spec.layers * sum(width ** 3 / 3 + 2.0 * spec.hidden * width ** 2 for width in widths))
+
+    def reshape(self, visit: Visit, spec: ModelSpec, prepared: Any = None) -> dict[str, Tensor]:
         """Narrow a layer: its tensors in storage type, by name. In memory what was removed becomes zero, so that the layer,
         as it runs on, gives what the narrower one will give."""
         layer = {name: tensor.detach() for name, tensor in visit.frame.layer.state_dict().items()}

@@ -22,15 +22,17 @@ from tsotsallm.files import quoted
 from tsotsallm.machine import bytes_from_text
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.gptq import gptq, visiting_order
-from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
+from tsotsallm.numerics.grids import GRIDS, Grid, IntegerGrid, grid_from, require_divisible
 from tsotsallm.numerics.rounding import OUTPUTS, block_order, round_plainly, round_to_blocks
 from tsotsallm.stages.allocation import DENSE, MIXED, Probe, allocate, allocate_within, candidates, token_seconds
-from tsotsallm.stages.base import LinearEdit, Workplace, decided_later
-from tsotsallm.stages.ends import end_losses, end_modules, head_gram
+from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Short, Workplace, decided_later, whole_number
+from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
+from tsotsallm.stages.ends import end_losses, end_modules, head_gram, packed_ends
 from tsotsallm.stages.selection import Selection, places_of
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.statistics import Gram
+from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.lora import Place
 
 HEADER_BYTES = 4 << 10
@@ -58,6 +60,19 @@ def _other_values(spec: ModelSpec) -> int:
     """Numbers in norms and biases."""
     return spec.hidden + sum(math.prod(shape) for layer in range(spec.layers)
                              for shape in layer_shapes(spec, layer).values() if len(shape) == 1)
+
+
+def _short(method: str, values: list[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"method": method}
+    if values[0] == "mixed":
+        try:
+            return fields | {"bits_per_weight": float(values[1] if len(values) == 2 else "")}
+        except ValueError:
+            raise RecipeError(f"{method}:mixed takes bits a weight, such as {method}:mixed:4.2") from None
+    fields |= {"grid": values[0]} if values[0] in GRIDS else {"bits": whole_number(values[0], method)}
+    if len(values) == 2:
+        fields["group"] = values[1] if values[1] in ("channel", "auto") else whole_number(values[1], method)
+    return fields
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,10 @@ class Quantize(LinearEdit):
     """
 
     name: ClassVar[str] = "quantize"
+    shorts: ClassVar[dict[str, Short]] = {
+        method: Short(partial(_short, method), f"{method}:BITS, {method}:BITS:GROUP, {method}:GRID or "
+                      f"{method}:mixed:BITS", 2)
+        for method in ("gptq", "rtn")}
     method: Literal["gptq", "rtn"] = "gptq"
     grid: Literal["int", "nf4", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k",
                   "mixed"] = "int"
@@ -177,6 +196,11 @@ class Quantize(LinearEdit):
                                   "most 8, on the integer grid")
         if not 0 <= self.damp < math.inf:
             raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
+
+    def short(self) -> str:
+        group = "" if self.group in ("auto", None) else f":{self.group}"
+        kind = f"mixed:{self.bits_per_weight}" if self.mixed else self.bits if self.grid == "int" else self.grid
+        return f"{self.method}:{kind}{group}"
 
     @property
     def mixed(self) -> bool:
@@ -264,6 +288,9 @@ class Quantize(LinearEdit):
         fits = GgmlGrid(self.ends).fitting(view.spec.hidden) if self.ends is not None else None
         return dict.fromkeys(end_modules(view), fits) if fits is not None else {}
 
+    def round_ends(self, view: View, gram: Gram | None, tick: Tick) -> dict[str, Tensor]:
+        return packed_ends(view, self.end_grids(view), gram, self.passes, tick)
+
     def remarks(self, spec: ModelSpec) -> list[str]:
         if not isinstance(self.levels, GgmlGrid) or self.mixed:
             return []
@@ -310,28 +337,30 @@ class Quantize(LinearEdit):
         return share * (self.keep["bits"] - self.bits) if self.keep else 0.0
 
     @property
-    def needs_corpus(self) -> bool:
-        return self.needs_gram or (bool(self.keep) and self.keep.get("by", "saliency") == "saliency")
+    def needs(self) -> Needs:
+        knows_inputs = self.method == "gptq"
+        return Needs(text=knows_inputs or (bool(self.keep) and self.keep.get("by", "saliency") == "saliency"),
+                     gram=knows_inputs, factor=knows_inputs, token_weights=bool(self.weigh), output_metric=bool(self.couple),
+                     original_inputs=bool(self.follow), second_observation=self.sequential and knows_inputs)
 
-    @property
-    def needs_gram(self) -> bool:
-        return self.method == "gptq"
+    def layer_after(self, model: Model, index: int) -> LayerFile:
+        size, packed = 0, False
+        linears = linear_shapes(model.spec, index)
+        for name, shape in layer_shapes(model.spec, index).items():
+            linear = linears.get(name.removesuffix(".weight"))
+            grid = self.grid_for(linear[1]) if linear is not None else None
+            packed = packed or grid is not None
+            if grid is not None and linear is not None:
+                size += grid.stored_bytes(*linear, model.element) + 3 * HEADER_BYTES_PER_TENSOR
+            else:
+                size += math.prod(shape) * model.element + HEADER_BYTES_PER_TENSOR
+        if packed:
+            size += math.ceil(self.extra_bits / 8 * sum(math.prod(shape) for shape in linears.values()))
+        return LayerFile(model.layers[index].source, size, packed)
 
-    @property
-    def uses_factor(self) -> bool:
-        return self.method == "gptq"
-
-    @property
-    def weighs_tokens(self) -> bool:
-        return bool(self.weigh)
-
-    @property
-    def follows_original(self) -> bool:
-        return bool(self.follow)
-
-    @property
-    def observes_again(self) -> bool:
-        return self.sequential and self.method == "gptq"
+    def shape(self, model: Model) -> Model:
+        return replace(super().shape(model), packed=True, quantized=True, regridded=True,
+                       ends=self.end_bytes(model.spec, model.ends), most_bytes=self.model_bytes(model.spec))
 
     def grid_for(self, d_in: int) -> Grid | None:
         return self.levels.fitting(d_in) if isinstance(self.levels, GgmlGrid) else self.levels
@@ -348,10 +377,14 @@ class Quantize(LinearEdit):
             return None
         plain = Quantize(method="rtn", grid=self.grid, bits=self.bits, group=self.group, symmetric=self.symmetric,
                          ends=self.ends, lose_zeros=self.lose_zeros, keep=self.keep)
-        return None if plain.needs_corpus else plain
+        return None if plain.needs.text else plain
 
-    def check(self, spec: ModelSpec) -> None:
-        widths = {name: d_in for name, (_, d_in) in linear_shapes(spec, 0).items()}
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if model.regridded:
+            raise RecipeError("the recipe quantizes twice in a row, and the first would be lost; keep one of them")
+        self.require_zeros(pruned=model.sparse)
+        widths = {name: d_in for name, (_, d_in) in linear_shapes(model.spec, 0).items()}
         if isinstance(self.levels, IntegerGrid) and self.levels.group is not None:
             require_divisible(widths, self.levels.group, ", or channel for one scale a row, or auto")
         if not any(self.grid_for(d_in) for d_in in widths.values()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,28 +14,27 @@ from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, RecipeError
 from tsotsallm.files import quoted
-from tsotsallm.stages.base import Stage, Workplace
+from tsotsallm.stages.contract import Model, Needs, Stage, Workplace
+from tsotsallm.stages.costs import (
+    HEADER_BYTES_PER_TENSOR,
+    Conditions,
+    Cost,
+    forward_flops,
+    gradient_bytes_per_token,
+    widest_layer_bytes,
+)
+from tsotsallm.streaming.hidden import BATCH_TOKENS
 from tsotsallm.streaming.sweep import Tick
-from tsotsallm.training.engines import Engine
+from tsotsallm.training.engines import HEAD_ROWS, MICRO_TOKENS, Engine
 from tsotsallm.training.imitation import Imitation
 from tsotsallm.training.loop import Curve, Schedule, train
 from tsotsallm.training.lora import Trainee
 from tsotsallm.training.objectives import Predicting
-from tsotsallm.training.samples import Samples, read_samples, split, text_windows
+from tsotsallm.training.samples import MOST_HELD_OUT, Samples, read_samples, split, text_windows
 
+RESIDENT_SHARE = 0.8
+"""A whole model is trained in memory when it takes at most this share of what is free."""
 EngineChoice = Literal["auto", "resident", "streamed"]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a stage that trains finds: packed linears, layers in the original's order, corrections right beside them.
-
-    Whether a recipe's source has corrections is not known before it is read.
-    """
-
-    packed: bool = False
-    in_order: bool = True
-    corrected: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,54 @@ class Retraining(Schedule, Stage):
         return list(self.data) if isinstance(self.data, list) else [self.data] if self.data is not None else []
 
     @property
-    def needs_text(self) -> bool:
-        """Whether it trains on the text that the recipe is calibrated on."""
-        return not self.sources
+    def needs(self) -> Needs:
+        return Needs(gradients=True, training_text=not self.sources)
 
-    def check_base(self, found: Trained) -> None:
-        """Raise RecipeError where the stage cannot train what it will find."""
+    def check(self, model: Model) -> None:
+        if model.shares_repeats:
+            raise RecipeError(f"{self.name} trains every layer by itself, but `shared` keeps repeated layers as one; leave "
+                              "shared out")
+
+    def shape(self, model: Model) -> Model:
+        """The layers with the factors that stay beside them."""
+        layers = []
+        for index, layer in enumerate(model.layers):
+            kept = self.kept_values(model.spec, index, packed=layer.packed)
+            layers.append(replace(layer, size=layer.size + model.element * sum(kept)
+                                  + 2 * HEADER_BYTES_PER_TENSOR * len(kept)))
+        return replace(super().shape(model), layers=tuple(layers))
+
+    def forecast(self, model: Model, conditions: Conditions) -> Cost:
+        """Resident it is forward and backward through frozen weights; streamed, every layer is computed once more.
+
+        Both pass the head by three times. Factors are kept with their gradient, two moments and their best values.
+        """
+        spec = model.spec
+        tokens, window = self.tokens_a_step(spec), min(self.window, spec.context)
+        dense, a_layer = widest_layer_bytes(spec), gradient_bytes_per_token(spec, window)
+        ends = 4 * spec.vocabulary * spec.hidden * (1 if spec.tied else 2)
+        state = 5 * 4 * self.trained_values(spec)
+        head = 4 * HEAD_ROWS * (spec.hidden + 3 * BATCH_TOKENS)
+        weights = sum(layer.size if layer.packed else dense for layer in model.layers)
+        resident = weights + ends + state + head + spec.layers * a_layer * min(tokens, max(MICRO_TOKENS, window))
+        streamed = int(1.25 * dense) + state + head + a_layer * max(BATCH_TOKENS, window)
+        forward = sum(forward_flops(spec, layer, tokens, window) for layer in range(spec.layers))
+        evaluations = -(-self.steps // self.look_every) + 1
+        if self.layerwise:
+            seen = self.samples_seen * window
+            passes = 2 * seen + 3 * self.steps * tokens + evaluations * min(MOST_HELD_OUT, self.samples_seen) * window
+            return Cost(int(1.25 * dense) + state + a_layer * window, 4 * 4 * seen * spec.hidden, forward * passes / tokens,
+                        "layer by layer")
+        engine: str = self.engine
+        if engine == "auto":
+            engine = "resident" if resident < RESIDENT_SHARE * conditions.free_ram_bytes else "streamed"
+        past_head = 2.0 * tokens * spec.vocabulary * spec.hidden
+        evaluation = MOST_HELD_OUT * window * (forward + past_head) / tokens
+        step = (2 if engine == "resident" else 3) * forward + 3 * past_head
+        flops = max(1, len(self.sources)) * (self.steps * step + evaluations * evaluation)
+        if engine == "resident":
+            return Cost(resident, 0, flops, engine)
+        return Cost(streamed, (spec.layers + 4) * 4 * max(tokens, MOST_HELD_OUT * window) * spec.hidden, flops, engine)
 
     def check_source(self, original: View) -> None:
         """Raise TsotsallmError where the stage cannot work on a recipe's source."""

@@ -11,7 +11,7 @@ import torch
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError, nearest
-from tsotsallm.stages.base import Workplace
+from tsotsallm.stages.contract import Workplace
 from tsotsallm.training.domain import chosen_places, contrast, read_graph, saliency
 from tsotsallm.training.lora import Place
 from tsotsallm.training.samples import text_windows

@@ -9,16 +9,26 @@ from typing import Any, ClassVar, Literal
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
-from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.files import quoted
 from tsotsallm.numerics.gptq import sparsegpt, visiting_order
 from tsotsallm.numerics.grids import require_divisible
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
-from tsotsallm.stages.base import LinearEdit, Protect
+from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Protect, Short, whole_number
+from tsotsallm.stages.costs import dense_bytes
 from tsotsallm.streaming.statistics import Gram
 
 SPARSEGPT_DAMP = 0.01
+
+
+def _short(method: str, values: list[str]) -> dict[str, Any]:
+    if len(values) == 2:
+        return {"method": method, "prune": whole_number(values[0], method), "group": whole_number(values[1], method)}
+    try:
+        return {"method": method, "prune_fraction": float(values[0])}
+    except ValueError:
+        raise RecipeError(f"{method}:{values[0]}: give a fraction such as {method}:0.5, or N:M such as {method}:2:4 (prunes "
+                          "2 of every 4)") from None
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,9 @@ class Sparsity(LinearEdit):
     """
 
     name: ClassVar[str] = "sparsity"
+    shorts: ClassVar[dict[str, Short]] = {
+        method: Short(partial(_short, method), f"{method}:N:M (prunes N of every M) or {method}:FRACTION", 2)
+        for method in ("wanda", "sparsegpt", "magnitude")}
     method: Literal["wanda", "sparsegpt", "magnitude"] = "wanda"
     prune: int | None = None
     group: int | None = None
@@ -77,13 +90,18 @@ class Sparsity(LinearEdit):
             raise RecipeError(f"sparsity of layer {layer} prunes {prune} of every {group}; it must be fewer than the group")
         return prune, group, 0.0
 
-    @property
-    def needs_gram(self) -> bool:
-        return self.method != "magnitude"
+    def short(self) -> str:
+        numbers = self.prune_fraction if self.prune is None else f"{self.prune}:{self.group}"
+        return f"{self.method}:{numbers}"
 
     @property
-    def uses_factor(self) -> bool:
-        return self.method == "sparsegpt"
+    def needs(self) -> Needs:
+        knows_inputs = self.method != "magnitude"
+        return Needs(text=knows_inputs, gram=knows_inputs, factor=self.method == "sparsegpt")
+
+    @property
+    def leaves_zeros(self) -> bool:
+        return True
 
     def without_text(self) -> Sparsity:
         return replace(self, method="magnitude")
@@ -92,7 +110,18 @@ class Sparsity(LinearEdit):
         prune, _, fraction = self._numbers(layer)
         return layer in self.protect.open_layers(layers) and (prune > 0 or fraction > 0)
 
-    def check(self, spec: ModelSpec) -> None:
+    def layer_after(self, model: Model, index: int) -> LayerFile:
+        return LayerFile(model.layers[index].source, dense_bytes(model.spec, index, model.element))
+
+    def shape(self, model: Model) -> Model:
+        return replace(super().shape(model), packed=False)
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if model.quantized:
+            raise RecipeError("sparsity comes after quantize, which would make the weights dense again; put sparsity "
+                              "first: quantize keeps its zeros and compensates for them")
+        spec = model.spec
         for layer in self.per_layer:
             if not 0 <= layer < spec.layers:
                 raise RecipeError(f"sparsity.per_layer names layer {layer}, but there are layers 0 to {spec.layers - 1} "
@@ -106,7 +135,7 @@ class Sparsity(LinearEdit):
                     require_divisible({name: d_in for name, (_, d_in) in linear_shapes(spec, layer).items()}, group)
 
     def flops(self, d_out: int, d_in: int) -> float:
-        return float(d_out) * d_in ** 2 if self.uses_factor else 0.0
+        return float(d_out) * d_in ** 2 if self.needs.factor else 0.0
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
         prune, group, fraction = self._numbers(layer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tsotsallm.checkpoint.codec import TextCodec
@@ -14,7 +14,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING
 from tsotsallm.errors import CheckpointError, RecipeError
 from tsotsallm.files import quoted, read_json
-from tsotsallm.stages.base import Stage
+from tsotsallm.stages.contract import Model, SourceEdit
 
 TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens")
 PROBED = 2
@@ -23,7 +23,7 @@ REPLACED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
-class Vocabulary(Stage):
+class Vocabulary(SourceEdit):
     """Drop the tokens that the given texts do not need; the same text is cut into the same tokens, numbered anew.
 
     keep  files or directories of text in the languages that matter: their tokens stay, with every merge on the way to them;
@@ -40,6 +40,13 @@ class Vocabulary(Stage):
             raise RecipeError(f"vocabulary.keep is {self.keep!r}; it takes a list of text files in the languages to keep")
         if self.size is not None and self.size < 1:
             raise RecipeError(f"vocabulary.size is {self.size}; it takes a number of tokens")
+
+    @property
+    def reads(self) -> list[str]:
+        return [str(name) for name in self.keep]
+
+    def shape(self, model: Model) -> Model:
+        return replace(super().shape(model), corrected=model.corrected)     # the source is read with fewer tokens already
 
     def applied(self, checkpoint: Checkpoint, texts: Sequence[str]) -> Checkpoint:
         """The same model with fewer tokens: nothing is written, rows are read by their old numbers."""
