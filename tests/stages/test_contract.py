@@ -28,6 +28,7 @@ CONFIGURATIONS: dict[str, list[list[dict[str, Any]]]] = {
     "depth": [[{"depth": {"remove": 1, "importance": kind, "protect": {"first": 1, "last": 0}}}]
               for kind in ("perplexity", "taylor", "magnitude", "cosine")],
     "neurons": [[{"neurons": {"feed_forward": 0.34, "kv_groups": 1}}]],
+    "replace": [[{"replace": {"remove": 1, "importance": kind}}] for kind in ("cosine", "perplexity")],
     "sparsity": [[PRUNED], [{"sparsity": {"method": "sparsegpt", "prune_fraction": 0.5}}]],
     "adapt": [[{"adapt": {"steps": 2, "batch": 2, "window": 48, "rank": 2}}],
               [Q4, {"adapt": {"steps": 2, "batch": 2, "window": 48, "rank": 2}}]],
@@ -43,6 +44,7 @@ CONFIGURATIONS: dict[str, list[list[dict[str, Any]]]] = {
 """Stage -> small recipes that end with it; TEXT stands for a file of text."""
 WRONG: dict[str, dict[str, Any]] = {
     "vocabulary": {"keep": 3}, "layers": {"order": "many"}, "depth": {"remove": "one"}, "neurons": {"feed_forward": "half"},
+    "replace": {"remove": "one"},
     "sparsity": {"prune": "two", "group": 4}, "adapt": {"steps": "many"}, "distill": {"samples": "all"},
     "quantize": {"bits": "four"}, "compensate": {"rank": [4]}}
 """Stage -> fields of a wrong type."""

@@ -10,9 +10,10 @@ from tsotsallm.stages.distill import Distill
 from tsotsallm.stages.layers import Layers
 from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import Quantize
+from tsotsallm.stages.replace import Replace
 from tsotsallm.stages.sparsity import Sparsity
 from tsotsallm.stages.vocabulary import Vocabulary
 
 STAGES: dict[str, type[Stage]] = {
-    "vocabulary": Vocabulary, "layers": Layers, "depth": Depth, "neurons": Neurons, "sparsity": Sparsity, "adapt": Adapt,
-    "distill": Distill, "quantize": Quantize, "compensate": Compensate}
+    "vocabulary": Vocabulary, "layers": Layers, "depth": Depth, "replace": Replace, "neurons": Neurons, "sparsity": Sparsity,
+    "adapt": Adapt, "distill": Distill, "quantize": Quantize, "compensate": Compensate}
