@@ -11,7 +11,7 @@ import pytest
 
 import tsotsallm
 from tests.cluster.computers import computers
-from tsotsallm.api.annotating import write_world_tables
+from tsotsallm.api.tables import write_world_tables
 from tsotsallm.api.computers import Computers
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.worker import Failure

@@ -1,4 +1,4 @@
-"""Tables and moving lines on the terminal."""
+"""Tables, notes and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table, its first column to the left and the others to the right."""
     from rich.console import Console
     from rich.table import Table
 
@@ -22,7 +23,7 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Notes on stderr, so that they reach whoever keeps only the table."""
+    """Print notes on stderr, so that they reach whoever keeps only the table."""
     import sys
 
     for note in notes:
@@ -43,7 +44,7 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         return
 
-    def tell(self, step: str, share: float) -> None:
+    def report(self, step: str, share: float) -> None:
         import json
         import sys
         import time
@@ -53,7 +54,8 @@ class _Lines:
             print(json.dumps({"step": step, "share": round(share, 4)}), file=sys.stderr, flush=True)
 
 
-def _told_to_programs() -> bool:
+def _for_programs() -> bool:
+    """Whether a program reads the progress."""
     import os
 
     from tsotsallm.machine import PROGRESS
@@ -61,16 +63,22 @@ def _told_to_programs() -> bool:
     return bool(os.environ.get(PROGRESS))
 
 
+def _place(now: Progress) -> tuple[str, float]:
+    """(what a run is doing, the share of the sweep that is done)."""
+    done = (now.layer + 0.9 * now.share) / now.layers if now.layers else now.share
+    where = f" {min(now.layer + 1, now.layers)}/{now.layers}" if now.layers else ""
+    return f"{now.stages}{where} {now.step}", min(done, 1.0)
+
+
 def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
-    """A progress bar with layer, stage, ETA, current and peak memory."""
-    if _told_to_programs():
+    """A progress bar with layer, stage, remaining time, current and peak memory, and what moves it."""
+    if _for_programs():
         lines = _Lines()
 
-        def tell(now: Progress) -> None:
-            done = (now.layer + 0.9 * now.share) / now.layers if now.layers else now.share
-            where = f" {min(now.layer + 1, now.layers)}/{now.layers}" if now.layers else ""
-            lines.tell(f"{now.stages}{where} {now.step}", min(1.0, (now.sweep + min(done, 1.0)) / max(now.sweeps, 1)))
-        return lines, tell
+        def report(now: Progress) -> None:
+            step, done = _place(now)
+            lines.report(step, min(1.0, (now.sweep + done) / max(now.sweeps, 1)))
+        return lines, report
 
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -87,18 +95,17 @@ def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
     def show(now: Progress) -> None:
         if now.sweep not in tasks:
             tasks[now.sweep] = bar.add_task("", total=1.0, memory="")
-        done = (now.layer + 0.9 * now.share) / now.layers if now.layers else now.share
-        where = f" {min(now.layer + 1, now.layers)}/{now.layers}" if now.layers else ""
-        bar.update(tasks[now.sweep], completed=min(done, 1.0), description=f"{now.stages}{where} {now.step}",
+        step, done = _place(now)
+        bar.update(tasks[now.sweep], completed=done, description=step,
                    memory=f"{human_bytes(rss_bytes())}, peak {human_bytes(peak_rss_bytes())}")
     return bar, show
 
 
 def step_bar(quiet: bool) -> tuple[Any, Callable[[str, float], None]]:
-    """A progress bar for passes over a model, one after another."""
-    if _told_to_programs():
+    """A progress bar for passes over a model, one after another, and what moves it."""
+    if _for_programs():
         lines = _Lines()
-        return lines, lines.tell
+        return lines, lines.report
 
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn

@@ -1,4 +1,4 @@
-"""Models for other engines and for the hub."""
+"""Models in forms that other engines run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tsotsallm.errors import ExportError, install_command
 from tsotsallm.export.gguf import Dense, Written, export_gguf
 from tsotsallm.export.huggingface import export_huggingface
 from tsotsallm.export.publish import modelfile_path, write_modelfile
-from tsotsallm.export.publish import push as push_result
 from tsotsallm.export.verify import Verified, read_back, verify_gguf
 from tsotsallm.streaming.sweep import Tick, silent
 
@@ -26,11 +25,11 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
             accept_differences: bool = False, tick: Tick = silent) -> dict[str, Any]:
     """Write a checkpoint as GGUF; returns the paths, bytes and notes.
 
-    Weights on no grid of GGUF are written as `dense`: f16, bf16 or f32. `ollama` adds a Modelfile. With `verify` the file is
-    read back and, where llama.cpp is installed, compared with it: texts must be cut into the same tokens, answers end at
-    the same
-    tokens, and log-probabilities agree. A file that fails is not kept. `accept_differences` allows texts to be cut
-    otherwise.
+    Weights that are on no grid of GGUF are written as `dense`: f16, bf16 or f32. `ollama` adds a Modelfile. With `verify`
+    the file is read back and, where llama.cpp is installed, compared with it: texts must be split into the same tokens,
+    answers end at the same tokens, and log-probabilities agree. A file that fails is not kept. `accept_differences` keeps a
+    file although llama.cpp splits some text into other tokens.
+    Raises ExportError where the checkpoint cannot be written, or the file fails.
     """
     if dense not in (None, *get_args(Dense)):
         raise ExportError(f"--dense is {dense!r}; it takes {', '.join(get_args(Dense))}")
@@ -63,8 +62,3 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
     elif verify:
         answer["notes"].append(f"not compared with llama.cpp, which is not installed: {install_command('llama')}")
     return answer
-
-
-def push(result: str | Path, repository: str, *, upload: bool = False, public: bool = False) -> dict[str, Any]:
-    """Upload a result to the hub; a dry run unless `upload`."""
-    return push_result(Path(result), repository, upload=upload, public=public)

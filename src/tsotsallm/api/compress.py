@@ -1,4 +1,4 @@
-"""Make a model smaller; look at one; load one."""
+"""A model made smaller by a recipe."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 from tsotsallm import compression
 from tsotsallm.analysis import pictures
-from tsotsallm.checkpoint.gguf_file import begins_as_gguf
-from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.compression import check_device
 from tsotsallm.errors import MissingExtraError
-from tsotsallm.inspection import Anatomy, FileAnatomy, inspect_checkpoint, inspect_file
 from tsotsallm.run.run import Result
 
 Given = ParamSpec("Given")
@@ -45,21 +41,3 @@ def _drawn(compress: Callable[Given, Result]) -> Callable[Given, Result]:
 
 
 compress = _drawn(compression.compress)
-
-
-def inspect(model: str | Path) -> Anatomy | FileAnatomy:
-    """Anatomy of a checkpoint or a GGUF file: widths, parameters, bytes by part, cache and work per token."""
-    path = Path(model)
-    if not path.is_dir() and (path.suffix == ".gguf" or begins_as_gguf(path)):
-        return inspect_file(path)
-    return inspect_checkpoint(Checkpoint.open(model))
-
-
-def load(model: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
-    """A checkpoint, ours included, as a transformers model and its tokenizer."""
-    import torch
-
-    from tsotsallm.engine.resident import resident
-
-    checkpoint = Checkpoint.open(model)
-    return resident(checkpoint, getattr(torch, dtype), check_device(device)), checkpoint.tokenizer()
