@@ -56,3 +56,12 @@ def test_what_the_package_offers_stays_callable_whatever_was_imported_before() -
             "print(all(callable(getattr(tsotsallm, name)) for _ in range(2) for name in tsotsallm.__all__))")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "True"
+
+
+def test_a_subpackage_that_is_called_like_a_function_does_not_take_its_place() -> None:
+    code = ("import types, tsotsallm\n"
+            "for name in tsotsallm.__all__:\n"
+            "    setattr(tsotsallm, name, types.ModuleType(f'tsotsallm.{name}'))      # as an import does\n"
+            "print(all(callable(getattr(tsotsallm, name)) for name in tsotsallm.__all__))")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "True"

@@ -63,8 +63,8 @@ def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, to
 
     Answers that an interrupted attempt wrote are kept. With `workers` the prompts are split over a cluster.
     """
-    asked = read_prompts(prompts)
-    path, drawn = Path(out), amended(sampling or Sampling(), keywords, generate_many)
+    sampling = amended(sampling or Sampling(), keywords, generate_many)
+    asked, path = read_prompts(prompts), Path(out)
     done = _answered(path, asked)
     left = asked[done:]
     jobs = [left[first:first + TOGETHER] for first in range(0, len(left), TOGETHER)]
@@ -73,9 +73,9 @@ def generate_many(model: str | Path, prompts: str | Path, out: str | Path, *, to
     with contextlib.ExitStack() as stack:
         if workers is None:
             results: Iterator[tuple[int, list[str]]] = (
-                (number, continuations(str(model), job, tokens, drawn)) for number, job in enumerate(jobs))
+                (number, continuations(str(model), job, tokens, sampling)) for number, job in enumerate(jobs))
         else:
-            results = continuations_on(stack.enter_context(workers.cluster(say)), str(model), jobs, tokens, drawn)
+            results = continuations_on(stack.enter_context(workers.cluster(say)), str(model), jobs, tokens, sampling)
         for number, answers in results:
             ready[number] = answers
             while written in ready:
