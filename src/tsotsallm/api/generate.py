@@ -107,7 +107,7 @@ def _answered(path: Path, prompts: Sequence[str]) -> int:
     except (ValueError, TypeError, KeyError):
         begun = [None]
     if begun != list(prompts[:len(begun)]) or (not whole and content and not content.startswith(b"{")):
-        raise TsotsallmError(f"{path} holds something other than answers to these prompts; choose another name with -o, or "
+        raise TsotsallmError(f"{path} holds something else, not answers to these prompts; choose another name with -o, or "
                              "delete it first")
     if len(whole) < len(content):
         with path.open("r+b") as file:

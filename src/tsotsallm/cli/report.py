@@ -35,7 +35,7 @@ def report(paths: Annotated[list[str], typer.Argument(help="What to report on: a
            as_json: AsJson = False) -> None:
     """Write an HTML page about results, a fit or a study.
 
-    What was done, what was lost, what it costs; with pictures, and without a connection.
+    It shows what was done, what was lost and what it costs, with pictures, and works offline.
     """
     with answers(as_json):
         from tsotsallm.api.report import write_report

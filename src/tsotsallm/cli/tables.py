@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="tables", rich_markup_mode=None,
                   help="Score annotated tables, or write the embedded world's tables.")
-Gold: Any = typer.Option(help="Right annotations: a folder with cea_gt.csv and the like, or of tables with X__URI columns, "
+Gold: Any = typer.Option(help="Correct annotations: a folder with cea_gt.csv and the like, or of tables with X__URI columns, "
                               "or 'embedded'.")
 
 
@@ -40,7 +40,7 @@ def score(submissions: Annotated[list[str], typer.Argument(help="Folders that `a
 def world(out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write; must not exist.")],
           count: Annotated[int, typer.Option(help="Number of tables.")] = 60,
           seed: Annotated[int, typer.Option(help="Random seed of the tables.")] = 0) -> None:
-    """Write the embedded world's graph, tables, and right annotations."""
+    """Write the embedded world's graph, tables, and correct annotations."""
     with answers():
         from tsotsallm.api.tables import write_world_tables
 
