@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="tables", rich_markup_mode=None,
                   help="Score annotated tables, or write the embedded world's tables.")
-Gold: Any = typer.Option(help="Correct annotations: a folder with cea_gt.csv and the like, or of tables with X__URI columns, "
-                              "or 'embedded'.")
+Gold: Any = typer.Option(help="Correct annotations: a folder with cea_gt.csv and the like, or of tables with X__URI "
+                              "columns, or 'embedded'.")
 
 
 @app.command("score")
