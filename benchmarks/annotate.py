@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tsotsallm
-from tsotsallm.api.annotating import write_world_tables
+from tsotsallm.api.tables import write_world_tables
 from tsotsallm.evaluation.cost import bytes_of
 from tsotsallm.tables.load import label_from_address
 from tsotsallm.tables.reading import find_tables, read_table

@@ -20,7 +20,7 @@ import gguf
 import torch
 
 import tsotsallm
-from tsotsallm.api.exporting import to_gguf
+from tsotsallm.api.export import to_gguf
 from tsotsallm.engine.llama import Llama
 from tsotsallm.evaluation.cost import measure_gguf_speed
 

@@ -12,7 +12,7 @@ import pytest
 ORDER = ["errors", "files", "sandbox", "rdf", "machine", "hub", "numerics", "checkpoint", "engine", "lab", "streaming",
          "training", "stages", "recipes", "tasks", "recipe", "planning", "journal", "store", "run", "compression",
          "inspection", "evaluation", "cluster", "analysis", "export", "study", "tables", "report", "serve", "api",
-         "console", "cli", "__main__"]
+         "cli", "__main__"]
 ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
 
 
@@ -52,7 +52,16 @@ def test_families_and_stages_are_documented() -> None:
 
 
 def test_what_the_package_offers_stays_callable_whatever_was_imported_before() -> None:
-    code = ("import tsotsallm, tsotsallm.api.finding, tsotsallm.cli, tsotsallm.planning, tsotsallm.run.run\n"
+    code = ("import tsotsallm, tsotsallm.api.fit, tsotsallm.cli, tsotsallm.planning, tsotsallm.run.run\n"
             "print(all(callable(getattr(tsotsallm, name)) for _ in range(2) for name in tsotsallm.__all__))")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "True"
+
+
+def test_a_subpackage_that_is_called_like_a_function_does_not_take_its_place() -> None:
+    code = ("import types, tsotsallm\n"
+            "for name in tsotsallm.__all__:\n"
+            "    setattr(tsotsallm, name, types.ModuleType(f'tsotsallm.{name}'))      # as an import does\n"
+            "print(all(callable(getattr(tsotsallm, name)) for name in tsotsallm.__all__))")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "True"

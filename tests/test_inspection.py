@@ -14,8 +14,8 @@ import torch
 
 import tsotsallm
 from tests.checkpoint.test_gguf_file import rewritten
+from tests.cli.running import tsotsallm as command
 from tests.conftest import build
-from tests.test_cli import tsotsallm as command
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tsotsallm.api.annotating import annotate, score_tables
-    from tsotsallm.api.exporting import push, to_gguf, to_huggingface
-    from tsotsallm.api.finding import fit, run_study
-    from tsotsallm.api.measuring import analyze, evaluate, franken, harness
-    from tsotsallm.api.reducing import compress, inspect, load
-    from tsotsallm.api.reporting import write_report
-    from tsotsallm.api.talking import Conversation, generate
+    from tsotsallm.api.analyze import analyze
+    from tsotsallm.api.annotate import annotate
+    from tsotsallm.api.chat import Conversation
+    from tsotsallm.api.compress import compress
+    from tsotsallm.api.evaluate import evaluate, harness
+    from tsotsallm.api.export import to_gguf, to_huggingface
+    from tsotsallm.api.fit import fit
+    from tsotsallm.api.franken import franken
+    from tsotsallm.api.generate import generate
+    from tsotsallm.api.inspect import inspect
+    from tsotsallm.api.load import load
+    from tsotsallm.api.push import push
+    from tsotsallm.api.report import write_report
+    from tsotsallm.api.study import run_study
+    from tsotsallm.api.tables import score_tables
     from tsotsallm.compression import plan
     from tsotsallm.evaluation.examination import examine, plan_examination
 
 _HOMES = {
-    "api.annotating": ("annotate", "score_tables"), "api.exporting": ("push", "to_gguf", "to_huggingface"),
-    "api.finding": ("fit", "run_study"), "api.measuring": ("analyze", "evaluate", "franken", "harness"),
-    "api.reducing": ("compress", "inspect", "load"), "api.reporting": ("write_report",),
-    "api.talking": ("Conversation", "generate"), "compression": ("plan",),
-    "evaluation.examination": ("examine", "plan_examination")}
+    "analyze": "api.analyze", "annotate": "api.annotate", "Conversation": "api.chat", "compress": "api.compress",
+    "evaluate": "api.evaluate", "harness": "api.evaluate", "to_gguf": "api.export", "to_huggingface": "api.export",
+    "fit": "api.fit", "franken": "api.franken", "generate": "api.generate", "inspect": "api.inspect", "load": "api.load",
+    "push": "api.push", "write_report": "api.report", "run_study": "api.study", "score_tables": "api.tables",
+    "plan": "compression", "examine": "evaluation.examination", "plan_examination": "evaluation.examination"}
 
 __all__ = ["Conversation", "analyze", "annotate", "compress", "evaluate", "examine", "fit", "franken", "generate", "harness",
            "inspect", "load", "plan", "plan_examination", "push", "run_study", "score_tables", "to_gguf", "to_huggingface",
@@ -32,7 +42,17 @@ __all__ = ["Conversation", "analyze", "annotate", "compress", "evaluate", "exami
 
 def __getattr__(name: str) -> Any:
     # heavy libraries are imported when a function is first asked for, not when the package is
-    for home, offered in _HOMES.items():
-        if name in offered:
-            return getattr(import_module(f"tsotsallm.{home}"), name)
+    if name in _HOMES:
+        return getattr(import_module(f"tsotsallm.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'tsotsallm' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """This package: a subpackage that is called like one of its functions does not take the function's place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -17,8 +17,8 @@ import tsotsallm
 from tests.cluster.computers import Computers, computers
 from tests.study.test_study import spec_of
 from tsotsallm.api.computers import Computers as Cluster_
-from tsotsallm.api.measuring import examine_on_cluster
-from tsotsallm.api.talking import generate_many
+from tsotsallm.api.evaluate import examine_on_cluster
+from tsotsallm.api.generate import generate_many
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.worker import parse_tls
 from tsotsallm.errors import ClusterError

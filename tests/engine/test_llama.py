@@ -45,7 +45,7 @@ def test_a_file_alone_cuts_the_text_as_its_checkpoint_does(file: Path, tmp_path:
 
 
 def test_caches_are_compared(file: Path) -> None:
-    from tsotsallm.api.measuring import evaluate_gguf
+    from tsotsallm.api.evaluate import evaluate_gguf
 
     found = evaluate_gguf([file], reference="embedded", kv=("f32", "q4_0"), context=64, limit=2)
     expected = tsotsallm.evaluate("embedded", context=64, limit=2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tsotsallm
-from tsotsallm.api.talking import generate_many, read_prompts
+from tsotsallm.api.generate import generate_many, read_prompts
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.resident import resident

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import tsotsallm
+from tests.cli.running import tsotsallm as command
 from tests.conftest import build
 from tests.export.test_gguf import IDS, compare
 from tests.llama import dequantise
-from tests.test_cli import tsotsallm as command
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import ExportError

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tsotsallm
-from tsotsallm.api.serving import make_bundle, verify_bundle
+from tsotsallm.api.bundle import make_bundle, verify_bundle
 from tsotsallm.errors import CheckpointError, ServeError
 from tsotsallm.serve import bundle as bundles
 

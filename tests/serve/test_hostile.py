@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.serve.running import Scripted, serving, until, with_scripted
-from tsotsallm.api.serving import serve
+from tsotsallm.api.serve import serve
 from tsotsallm.errors import ServeError, TsotsallmError
 from tsotsallm.serve.guard import Rules, is_local
 

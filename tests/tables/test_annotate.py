@@ -14,7 +14,7 @@ import pytest
 
 import tsotsallm
 from tests.tables.test_graph import TURTLE, made
-from tsotsallm.api.annotating import write_world_tables
+from tsotsallm.api.tables import write_world_tables
 from tsotsallm.errors import ResumeError, TablesError
 from tsotsallm.lab.graph import BASE, gold_files, world_tables, world_turtle
 from tsotsallm.lab.world import build_world

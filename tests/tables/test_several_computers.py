@@ -11,8 +11,8 @@ import pytest
 
 import tsotsallm
 from tests.cluster.computers import computers
-from tsotsallm.api.annotating import write_world_tables
 from tsotsallm.api.computers import Computers
+from tsotsallm.api.tables import write_world_tables
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.worker import Failure
 from tsotsallm.errors import TablesError

@@ -1,4 +1,4 @@
-"""The whole look inside: numbers in one JSON file, and the pictures drawn from them."""
+"""A view inside models: numbers in one JSON file, and the pictures drawn from them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tsotsallm.analysis.attention import Inside, attention_spectrum, look_inside
 from tsotsallm.analysis.layers import importances, outliers
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, TsotsallmError
+from tsotsallm.evaluation.options import RunOptions
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.sweep import Tick, silent
 
 Format = Literal["png", "svg"]
 
@@ -30,17 +30,27 @@ class Analysis:
     numbers: dict[str, Any]
 
     def plain(self) -> dict[str, Any]:
+        """Files and numbers, as JSON takes them."""
         return {"files": [str(path) for path in self.files], **self.numbers}
 
 
-def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Path, *, layers: Sequence[int] | None = None,
-            heads: Sequence[int] | None = None, picture: Format = "png", device: torch.device, scratch: Path | None = None,
-            tick: Tick = silent) -> Analysis:
-    """Look inside the first of `models`, beside the others where they are given; pictures and analysis.json go to `out`.
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn: layers (None: the first and the last), heads (None: the first eight), the format of the pictures."""
 
-    Attention and states are those of the text `ids`, of the first and the last layer unless `layers` says otherwise;
-    importance and outliers are of `corpus`.
+    layers: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    picture: Format = "png"
+
+
+def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Path, drawn: Drawn,
+            run: RunOptions) -> Analysis:
+    """Draw the first of `models`, beside the others where they are given; pictures and analysis.json go to `out`.
+
+    Attention and states are those of the token ids `ids`, 8 or more; importance and outliers are of `corpus`.
+    Raises CorpusError where the text is too short, TsotsallmError where the model has no such layer or head.
     """
+    layers, heads, device = drawn.layers, drawn.heads, torch.device(run.device)
     pictures.pyplot()
     first = next(iter(models.values()))
     if len(ids) < 8:
@@ -50,9 +60,9 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
     shown = _chosen(heads, first.spec.heads, "head") if heads else list(range(min(first.spec.heads, pictures.MOST_HEADS)))
     out.mkdir(parents=True, exist_ok=True)
     inside = {name: look_inside(view, ids, chosen[name], device) for name, view in models.items()}
-    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
-        measured = importances(first, corpus, Path(folder), device, tick)
-        found = outliers(first, corpus, Path(folder), device, tick)
+    with tempfile.TemporaryDirectory(dir=run.scratch, ignore_cleanup_errors=True) as folder:
+        measured = importances(first, corpus, Path(folder), device, run.tick)
+        found = outliers(first, corpus, Path(folder), device, run.tick)
     of_attention = {f"{name}, layer {layer}": attention_spectrum(maps.mean(0))
                     for name, one in inside.items() for layer, maps in one.attention.items()}
     of_states = {f"{name}, layer {layer}": state_spectrum(states)
@@ -64,7 +74,7 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
         "outliers": [one.plain() for one in found],
         "corpus": {"source": corpus.source, "windows": len(corpus.windows), "tokens": corpus.tokens}}
     def file(name: str) -> Path:
-        return out / f"{name}.{picture}"
+        return out / f"{name}.{drawn.picture}"
 
     files = [
         pictures.attention_maps({name: one.attention for name, one in inside.items()}, shown, file("attention")),

@@ -1,4 +1,4 @@
-"""The computers of a cluster, as one names them."""
+"""The computers of a cluster, as a caller names them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class Computers:
 
     @contextlib.contextmanager
     def cluster(self, say: Callable[[str], None]) -> Iterator[Cluster]:
-        found = Cluster(self.scheduler, parse_tls(self.tls_ca, self.tls_cert, self.tls_key), say)
+        """The cluster, connected; `say` hears of workers that come and go. Raises ClusterError where it is out of reach."""
+        connected = Cluster(self.scheduler, parse_tls(self.tls_ca, self.tls_cert, self.tls_key), say)
         try:
-            yield found
+            yield connected
         finally:
-            found.close()
+            connected.close()

@@ -1,22 +1,81 @@
-"""The command line: parse, print, exit code. The only place with handlers, progress bars and exits."""
+"""The command line: parse, print, exit code. The only place with handlers, progress bars and exits.
+
+Every verb has a file, which holds the command and its printing.
+"""
 
 from __future__ import annotations
 
 import io
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from tsotsallm.cli import annotating, exporting, finding, measuring, reducing, serving, talking
+from tsotsallm.cli import (
+    analyze,
+    annotate,
+    bundle,
+    chat,
+    compress,
+    devices,
+    evaluate,
+    export,
+    fit,
+    franken,
+    generate,
+    inspect,
+    plan,
+    push,
+    recipes,
+    report,
+    serve,
+    studio,
+    study,
+    tables,
+    tasks,
+    worker,
+)
 from tsotsallm.cli.common import answers, close_output
 from tsotsallm.machine import wait_passively
 
 FIRST = ("tsotsallm inspect embedded", "tsotsallm compress embedded gptq:4:64 -o small --windows 16 --window 256",
          "tsotsallm evaluate small --reference embedded --limit 20")
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for part in (reducing, measuring, finding, exporting, talking, serving, annotating):
-    app.add_typer(part.app)
+"""What to try first."""
+SECTIONS: dict[str, tuple[Any, ...]] = {
+    "Reduce": (compress.compress, plan.plan, recipes.recipes),
+    "Measure": (inspect.inspect, evaluate.evaluate, tasks.tasks, analyze.analyze),
+    "Search": (fit.fit, devices.devices, study.app, worker.worker),
+    "Use": (generate.generate, chat.chat, serve.serve, studio.studio),
+    "Share": (export.export, report.report, bundle.app, push.push),
+    "Lab": (franken.franken, annotate.annotate, tables.app)}
+"""Heading in the help -> its commands: functions, and groups of commands."""
+
+
+class Sections(TyperGroup):
+    """Commands that the help lists under headings, each in one whole line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the headings of SECTIONS with their commands below; all descriptions begin in the same column."""
+        width = max(map(len, self.commands))
+        with formatter.section("Commands"):
+            for heading, commands in SECTIONS.items():
+                with formatter.section(heading):
+                    formatter.write_dl([(name.ljust(width), self.commands[name].get_short_help_str(formatter.width))
+                                        for name in map(name_of, commands)])
+
+
+def name_of(command: Any) -> str:
+    """What a user types for a command or a group of commands."""
+    return str(command.info.name if isinstance(command, typer.Typer) else command.__name__)
+
+
+app = typer.Typer(cls=Sections, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+for command in (one for commands in SECTIONS.values() for one in commands):
+    if isinstance(command, typer.Typer):
+        app.add_typer(command)
+    else:
+        app.command()(command)
 
 
 def _show_version(asked: bool) -> None:
@@ -33,12 +92,13 @@ def begin(context: typer.Context,
                                                 help="Show the version and exit.")] = False) -> None:
     """Make LLaMA-family models small enough for the computer you have."""
     if context.invoked_subcommand is None:
-        print("To begin with, on the model that comes along:", "", *(f"  {line}" for line in FIRST), "",
-              "With a model of your own give its folder in place of 'embedded'.", "tsotsallm --help lists all commands.",
+        print("To get started, with the small model that is included:", "", *(f"  {line}" for line in FIRST), "",
+              "To use your own model, give its folder instead of 'embedded'.", "tsotsallm --help lists all commands.",
               sep="\n")
 
 
 def main() -> None:
+    """Run the command line of this process, and exit."""
     wait_passively()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")        # a console that lacks a letter shows another

@@ -29,12 +29,12 @@ class CachePerplexity:
     source: str
 
     def plain(self) -> dict[str, Any]:
+        """The fields, as JSON takes them."""
         return asdict(self)
 
 
 def cache_perplexities(path: Path, tokens_of: Checkpoint | None, text: str, source: str, kinds: Sequence[CacheType], *,
-                       context: int, limit: int | None, adapter: Path | None = None,
-                       tick: Tick = silent) -> list[CachePerplexity]:
+                       context: int, limit: int | None, tick: Tick = silent) -> list[CachePerplexity]:
     """Score windows of a text with each type of cache, token by token as a conversation grows, none scored twice.
 
     `tokens_of` is the checkpoint that the file was made from: its tokenizer cuts the text. Without one the file's own does.
@@ -46,7 +46,7 @@ def cache_perplexities(path: Path, tokens_of: Checkpoint | None, text: str, sour
                                 source).first(limit)
     found = []
     for kind in kinds:
-        engine = Llama(path, kv=kind, adapter=adapter, context=context + 8)
+        engine = Llama(path, kv=kind, context=context + 8)
         losses: list[float] = []
         late: list[float] = []
         for number, window in enumerate(corpus.windows):

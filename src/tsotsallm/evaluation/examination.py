@@ -1,4 +1,4 @@
-"""Several models asked several tasks on the same items, side by side."""
+"""Several models evaluated on several tasks with the same items, side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from tsotsallm.compression import check_device
 from tsotsallm.errors import TsotsallmError
@@ -24,9 +24,9 @@ from tsotsallm.evaluation.examine import (
 )
 from tsotsallm.evaluation.examine import examine as ask
 from tsotsallm.evaluation.forecast import TaskForecast, forecast
+from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
 from tsotsallm.evaluation.perplexity import Kind
 from tsotsallm.evaluation.tasks import Task, read_task
-from tsotsallm.streaming.sweep import Tick, silent
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,52 @@ class Examination:
     costs: tuple[Cost, ...]
 
     def plain(self) -> dict[str, Any]:
+        """Models, results, comparisons and costs, as JSON takes them."""
         return {"models": list(self.models), "results": [[result.plain() for result in row] for row in self.results],
                 "comparisons": [one.plain() for one in self.comparisons], "costs": [cost.plain() for cost in self.costs]}
 
 
+@dataclass(frozen=True)
+class ExaminationOptions(RunOptions):
+    """How an evaluation on tasks runs, and what it measures besides the scores.
+
+    speed      measure speed and memory as well
+    country    ISO code of the country (CMR, KEN, ...) whose electricity the energy is converted with; implies `speed`
+    by_sweeps  True generates by sweeps although the model fits in memory; None decides by the memory that is free
+    """
+
+    speed: bool = False
+    country: str | None = None
+    by_sweeps: bool | None = None
+
+
+class ExaminationKeywords(RunKeywords, total=False):
+    """The fields of ExaminationOptions, as keywords."""
+
+    speed: bool
+    country: str | None
+    by_sweeps: bool | None
+
+
 def examine(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,
-            limit: int | None = None, seed: int = 0, reference: str | Path | None = None, device: str = "cpu",
-            speed: bool = False, country: str | None = None, by_sweeps: bool | None = None,
-            scratch: str | Path | None = None, tick: Tick = silent) -> Examination:
-    """Ask every model every task on the same items; differences are to the first model.
+            limit: int | None = None, seed: int = 0, reference: str | Path | None = None,
+            options: ExaminationOptions | None = None, **keywords: Unpack[ExaminationKeywords]) -> Examination:
+    """Evaluate every model on every task with the same items; differences are to the first model.
 
     Tasks are packaged names, YAML files or BIG-bench JSON files; `data` is a file for one task or a folder that the tasks
     find theirs in. Everything is read and checked before a model is opened. `limit` items are drawn by `seed`.
+    How it runs is given as `options` or as keywords: device, scratch, tick, speed, country, by_sweeps.
     """
+    options = amended(options or ExaminationOptions(), keywords, examine)
+    speed, country = options.speed, options.country
     prepared = _prepared(models, tasks, data, limit, seed)
     if country is not None:
         check_country(country)
-    where = check_device(device)
-    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+    where = check_device(options.device)
+    with tempfile.TemporaryDirectory(dir=options.scratch, ignore_cleanup_errors=True) as folder:
         compared = open_examinee(reference, Path(folder), device=where) if reference is not None else None
-        asked = [open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps, tick=tick) for model in models]
+        asked = [open_examinee(model, Path(folder), device=where, by_sweeps=options.by_sweeps, tick=options.tick)
+                 for model in models]
         protocols = [[protocol_of(examinee, one, compared) for one in prepared] for examinee in asked]
         for others in protocols[1:]:
             for one, first, other in zip(prepared, protocols[0], others, strict=True):
@@ -78,7 +104,7 @@ def examine(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *,
 
 
 def check_tasks(tasks: Sequence[str | Path], *, data: str | Path | None = None, limit: int | None = None) -> None:
-    """Read tasks and their data, so that what is wrong with them is told before a long job starts."""
+    """Read tasks and their data, so that their errors are reported before a long job starts."""
     _prepared(["any"], tasks, data, limit, 0)
 
 

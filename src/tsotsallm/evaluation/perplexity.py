@@ -8,7 +8,7 @@ import tempfile
 import uuid
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import fits
+from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
 from tsotsallm.evaluation.significance import Measure, ratio, standard_error
 from tsotsallm.streaming.corpus import Corpus, evaluation_rows, evaluation_windows
 from tsotsallm.streaming.hidden import HiddenStates
@@ -68,6 +69,7 @@ class Perplexity:
     notes: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
+        """The fields, as JSON takes them."""
         return asdict(self)
 
 
@@ -78,11 +80,12 @@ MEASURES = (Measure("perplexity", ("loss", "tokens"), lambda sums: np.exp(ratio(
 
 
 def evaluation_corpus(text: str, codec: TextCodec, context: int, kind: Kind, source: str) -> Corpus:
+    """The token windows of a text, or its lines with `rows`, each of at most `context` tokens."""
     return (evaluation_rows if kind == "rows" else evaluation_windows)(text, codec, context, source)
 
 
 def check_context(checkpoint: Checkpoint, context: int) -> None:
-    """Raise unless windows of so many tokens fit the model."""
+    """Raise unless the model knows windows of `context` tokens."""
     if context < 2:
         raise CorpusError(f"--context is {context}; it takes 2 tokens or more")
     if context > checkpoint.spec.context:
@@ -122,15 +125,35 @@ def same_segmentation(checkpoint: Checkpoint, reference: Checkpoint, text: str, 
                               "token the models do not compare; compare bits per byte of two separate evaluations")
 
 
-def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, context: int = 512, kind: Kind = "windows",
-                        reference: Checkpoint | None = None, device: str = "cpu", scratch: Path | None = None,
-                        name: str = "", reference_name: str = "", limit: int | None = None, kept: Path | None = None,
-                        tick: Tick = silent) -> Perplexity:
+@dataclass(frozen=True)
+class PerplexityOptions(RunOptions):
+    """How a text is scored: in windows (or rows) of at most `context` tokens, only the first `limit` of them."""
+
+    context: int = 512
+    kind: Kind = "windows"
+    limit: int | None = None
+
+
+class PerplexityKeywords(RunKeywords, total=False):
+    """The fields of PerplexityOptions, as keywords."""
+
+    context: int
+    kind: Kind
+    limit: int | None
+
+
+def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, reference: Checkpoint | None = None,
+                        name: str = "", reference_name: str = "", kept: Path | None = None,
+                        options: PerplexityOptions | None = None, **keywords: Unpack[PerplexityKeywords]) -> Perplexity:
     """Score a text with a checkpoint, one layer in memory; with a reference, compare token by token as well.
+
+    `source` is the text's name in the protocol, `name` and `reference_name` those of the models in the result.
 
     Where the checkpoint kept only some of the reference's tokens, the reference is renormalised over those. The final states
     of the reference stay in the folder `kept`, where the next evaluation against it on the same text finds them.
     """
+    options = amended(options or PerplexityOptions(), keywords, evaluate_perplexity)
+    context, kind, limit, tick = options.context, options.kind, options.limit, options.tick
     check_context(checkpoint, context)
     if limit is not None and limit < 1:
         raise CorpusError(f"--limit is {limit}; it takes 1 or more windows")
@@ -140,8 +163,8 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, conte
         reference = reference.with_tokens_of(checkpoint)
         same_segmentation(checkpoint, reference, text, corpus, context, kind)
     corpus = corpus.first(limit)
-    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as temporary:
-        folder, where = Path(temporary), torch.device(device)
+    with tempfile.TemporaryDirectory(dir=options.scratch, ignore_cleanup_errors=True) as temporary:
+        folder, where = Path(temporary), torch.device(options.device)
         original = View.of(reference) if reference is not None else None
         compared = None if original is None else (original, kept_states(original, corpus, kept or folder, where, tick))
         sums = window_features(View.of(checkpoint), corpus, compared, where, folder, tick)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ TOGETHER, TOGETHER_BYTES = 8, 1 << 20
 ROOM = 400_000_000
 """Memory that a job takes besides its model: candidates, the graph's caches, hidden states of a batch."""
 NO_MODEL = "none"
-SUBMISSIONS = ("cea", "cta", "cpa")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Work:
 
 @dataclass
 class Annotations:
-    """What a run did: where it lies, how many annotations of each task, which tables failed or had nothing to annotate."""
+    """What a run did: its folder, how many annotations of each task, which tables failed or had nothing to annotate."""
 
     folder: Path
     tables: int
@@ -69,28 +68,28 @@ class Annotations:
     seconds: float = 0.0
 
     def plain(self) -> dict[str, Any]:
+        """The fields, as JSON takes them."""
         return {"folder": str(self.folder), **{name: value for name, value in self.__dict__.items() if name != "folder"}}
 
 
-def annotate(tables: Sequence[str | Path], graph: Sequence[str | Path], out: Path, *, model: str | None = None,
-             smaller: str | None = None, tasks: Sequence[str] = SUBMISSIONS, device: str = "cpu", strict: bool = False,
-             cluster: Cluster | None = None, say: Callable[[str], None] = lambda _line: None) -> Annotations:
+def annotate(tables: Sequence[str | Path], work: Work, out: Path, *, cluster: Cluster | None = None,
+             say: Callable[[str], None] = lambda _line: None) -> Annotations:
     """Annotate tables and write `out`: cea.csv, cta.csv and cpa.csv as SemTab takes them, annotations.jsonl and tables.json.
 
     Jobs of some tables each are done one after another, or on a cluster; what an interrupted run had finished is kept in
     `OUT.partial`. The files are the same however the work was done, as long as every worker could take the same model.
     """
     started = time.monotonic()
-    work = Work(tuple(map(str, graph)), model, smaller, check_tasks(tasks), device, strict)
+    work = replace(work, tasks=check_tasks(work.tasks))
     if not work.graph:
         raise TablesError("no graph is given; give RDF or label files, or 'embedded'")
-    if smaller is not None and (model is None or cluster is None):
+    if work.smaller is not None and (work.model is None or cluster is None):
         raise TablesError("a smaller model is for workers of a cluster that have no memory for the model; give both, or "
                           "leave it out")
     if out.exists():
         raise TablesError(f"{out} exists; choose another name with -o, or delete it first")
     paths = _paths(tables)
-    for one in (model, smaller):
+    for one in (work.model, work.smaller):
         if one not in (None, NO_MODEL):
             Checkpoint.open(one)
     opened = open_sources(work.graph, cache_root() / "graphs", say, strict=work.strict)

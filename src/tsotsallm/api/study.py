@@ -1,0 +1,94 @@
+"""Studies of many recipes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from tsotsallm.api.computers import Computers
+from tsotsallm.api.fit import if_possible
+from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
+from tsotsallm.errors import StudyError
+from tsotsallm.evaluation.options import amended
+from tsotsallm.report.page import write as write_page
+from tsotsallm.report.studied import study_document
+from tsotsallm.study.ledger import Ledger, Trial
+from tsotsallm.study.spec import read_content, spec_from
+from tsotsallm.study.study import Found, open_study
+from tsotsallm.study.study import run_study as try_all
+from tsotsallm.study.workers import OnCluster
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What replaces values of a study's file.
+
+    text         text file to evaluate on
+    calibration  text to calibrate on
+    trials       run at most this number of trials
+    hours        hours after which no further trial is begun
+    """
+
+    text: str | Path | None = None
+    calibration: str | Path | None = None
+    trials: int | None = None
+    hours: float | None = None
+
+
+class StudyKeywords(TypedDict, total=False):
+    """The fields of StudyOptions, as keywords."""
+
+    text: str | Path | None
+    calibration: str | Path | None
+    trials: int | None
+    hours: float | None
+
+
+def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED, given: Mapping[str, str] | None = None,
+              workers: Computers | None = None, say: Callable[[str], None] = print, options: StudyOptions | None = None,
+              **keywords: Unpack[StudyKeywords]) -> Found:
+    """Run a study of recipes, or resume it; its ledger and its report go to `out`.
+
+    `spec` is a YAML file or a packaged name, `given` the values that it leaves open. With `workers`, trials run on a
+    cluster. More options are fields of StudyOptions, or keywords.
+    """
+    options = amended(options or StudyOptions(), keywords, run_study)
+    content = read_content(spec)
+    for part, name, value in (("evaluation", "text", options.text), ("calibration", "source", options.calibration)):
+        if value is not None and isinstance(content.get(part), dict | None):       # else refused below
+            content[part] = {**(content.get(part) or {}), name: str(value)}
+    content |= {name: value for name, value in (("trials", options.trials), ("hours", options.hours)) if value is not None}
+    layers = Checkpoint.open(model).spec.layers
+    study = spec_from(Path(spec).stem, content, layers=layers, given=given)
+    with workers.cluster(say) if workers is not None else contextlib.nullcontext() as cluster:
+        tried = try_all(study, str(model), Path(out), OnCluster(cluster) if cluster is not None else None, say)
+    with if_possible(say, "the report"):
+        write_page(study_document(Path(out)), Path(out) / "report.html")
+    return tried
+
+
+def trials_of(folder: str | Path, numbers: Sequence[int]) -> list[Trial]:
+    """Some trials of a study, by their numbers. Raises StudyError for one that it does not have."""
+    known = {trial.number: trial for trial in open_study(Path(folder)).trials}
+    for number in numbers:
+        if number not in known:
+            raise StudyError(f"the study has no trial {number}; it has {min(known, default=0)} to {max(known, default=0)}")
+    return [known[number] for number in numbers]
+
+
+def notebook(folder: str | Path) -> list[dict[str, Any]]:
+    """The lab notebook of a study: what was planned, done, learned, and done next."""
+    open_study(Path(folder))
+    with closing(Ledger(Path(folder))) as ledger:
+        return ledger.notes()
+
+
+def export_study(folder: str | Path, csv: str | Path) -> int:
+    """Write a study's ledger as a table; returns the number of trials."""
+    open_study(Path(folder))
+    with closing(Ledger(Path(folder))) as ledger:
+        return ledger.export_csv(Path(csv))

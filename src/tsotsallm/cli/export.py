@@ -1,0 +1,64 @@
+"""tsotsallm export: models in forms that other engines run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tsotsallm.cli.common import AsJson, Model, Threads, answers, print_json
+
+
+def export(model: Model,
+           gguf: Annotated[Path | None, typer.Option(help="Write this GGUF file, for llama.cpp and Ollama.")] = None,
+           hf: Annotated[Path | None, typer.Option(help="Write a plain Hugging Face checkpoint, all weights dense, to this "
+                                                        "directory.")] = None,
+           dense: Annotated[str | None, typer.Option(help="Number type (f16, bf16 or f32) for weights that are on no grid "
+                                                          "of GGUF.")] = None,
+           ollama: Annotated[bool, typer.Option(help="Write a Modelfile for Ollama as well.")] = False,
+           verify: Annotated[bool, typer.Option(help="Read the file back, and compare it with llama.cpp where that is "
+                                                     "installed.")] = True,
+           accept_differences: Annotated[bool, typer.Option(
+               "--accept-differences", help="Write the file although llama.cpp splits texts into other tokens.")] = False,
+           threads: Threads = None, as_json: AsJson = False) -> None:
+    """Write a checkpoint as GGUF or as plain Hugging Face.
+
+    One layer at a time is in memory.
+    """
+    with answers(as_json):
+        from tsotsallm.api.export import to_gguf, to_huggingface
+        from tsotsallm.cli.lines import step_bar
+        from tsotsallm.errors import ExportError
+
+        if (gguf is None) == (hf is None):
+            raise ExportError("choose what to write: either --gguf OUT.gguf or --hf DIRECTORY")
+        if hf is not None and (dense or ollama or accept_differences):
+            raise ExportError("--dense, --ollama and --accept-differences belong to --gguf")
+        bar, show = step_bar(as_json)
+        with bar:
+            written = to_huggingface(model, hf, tick=show) if hf is not None else to_gguf(
+                model, str(gguf), dense=dense, ollama=ollama, verify=verify, accept_differences=accept_differences,
+                tick=show)
+        print_json(written) if as_json else print_export(written)
+
+
+def print_export(written: dict[str, Any]) -> None:
+    """Print what was written, its size, how it compares with llama.cpp, and notes for its reader."""
+    from tsotsallm.machine import human_bytes
+
+    for name in ("gguf", "adapter", "modelfile", "hf"):
+        if written.get(name):
+            size = f" ({human_bytes(written['bytes'])})" if name == "gguf" else ""
+            print(f"{written[name]}{size}")
+    if written.get("bytes_by_type"):
+        print("weights: " + ", ".join(f"{human_bytes(size)} {kind}" for kind, size in written["bytes_by_type"].items()))
+    if verified := written.get("verified"):
+        split = (f"splits {verified['different']} of {verified['texts']} texts differently, as accepted "
+                 f"({', '.join(verified['examples'])})"
+                 if verified["different"] else f"splits {verified['texts']} texts into the same tokens")
+        print(f"llama.cpp {split}, ends answers at the same tokens, and its log-probabilities of {verified['tokens']} "
+              f"tokens differ by {verified['mean']:.2g} nats on average ({verified['largest']:.2g} at most; "
+              f"{verified['bound']:g} allowed)")
+    for note in written["notes"]:
+        print(f"note: {note}")

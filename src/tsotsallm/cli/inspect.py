@@ -1,0 +1,84 @@
+"""tsotsallm inspect: what a model consists of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tsotsallm.cli.common import AsJson, answers, print_json
+
+if TYPE_CHECKING:
+    from tsotsallm.inspection import Anatomy, FileAnatomy
+
+
+def inspect(model: Annotated[str, typer.Argument(help="Model to read: a checkpoint directory, a hub id (NAME/MODEL), a GGUF "
+                                                      "file, or 'embedded' for the small model that is included.")],
+            as_json: AsJson = False) -> None:
+    """Show what a checkpoint or a GGUF file consists of.
+
+    Widths, parameters, bytes by part, cache and work per token.
+    """
+    with answers(as_json):
+        from tsotsallm.api.inspect import inspect
+
+        anatomy = inspect(model)
+        print_json(anatomy.plain()) if as_json else print_anatomy(str(model), anatomy)
+
+
+def print_anatomy(name: str, found: Anatomy | FileAnatomy) -> None:
+    """Print one row per part, then widths, storage and costs; of a GGUF file also its tokenizer and origin."""
+    from tsotsallm.cli.lines import print_notes, table
+    from tsotsallm.inspection import Anatomy
+    from tsotsallm.machine import human_bytes
+
+    rows = [[part, f"{found.parameters_by_part[part]:,}", human_bytes(size), f"{size / max(found.bytes, 1):.1%}"]
+            for part, size in found.bytes_by_part.items()]
+    rows.append(["all", f"{found.parameters:,}", human_bytes(found.bytes), "100%"])
+    table(name, ["part", "parameters", "bytes", "share"], rows)
+    stored = f" ({found.stored_layers} stored)" if isinstance(found, Anatomy) and found.stored_layers != found.layers else ""
+    cache = "unknown" if found.kv_cache_bytes_per_token is None else human_bytes(found.kv_cache_bytes_per_token)
+    layers, hidden, width, heads, head_dim, kv_heads, vocabulary, context = (
+        "unknown" if value is None else value for value in (
+            found.layers, found.hidden, found.feed_forward, found.heads, found.head_dim, found.kv_heads, found.vocabulary,
+            found.context))
+    print(f"{found.family or 'unknown'}: {layers} layers{stored}, hidden {hidden}, feed-forward {width}, {heads} heads of "
+          f"{head_dim}, {kv_heads} KV heads, vocabulary {vocabulary}, context {context}, "
+          f"{'tied' if found.tied_embeddings else 'untied'} embeddings")
+    print(f"stored as {found.storage}, {found.bits_per_linear_weight:.2f} bits per linear weight; KV cache {cache} per "
+          f"token (16 bit); {found.macs_per_token / 1e6:.1f} million multiply-accumulates per token")
+    if not isinstance(found, Anatomy):
+        _print_file(found)
+    print_notes(found.notes)
+
+
+def _print_file(found: FileAnatomy) -> None:
+    """Print what a GGUF file has that a checkpoint does not show: types, tokenizer, origin."""
+    import json
+
+    from tsotsallm.cli.lines import table
+    from tsotsallm.files import one_line
+    from tsotsallm.machine import human_bytes
+
+    table("types", ["type", "parameters", "bytes", "share"], [
+        [kind, f"{found.parameters_by_type[kind]:,}", human_bytes(size), f"{size / max(found.bytes, 1):.1%}"]
+        for kind, size in found.bytes_by_type.items()])
+    print(f"{human_bytes(found.file_bytes)} in the file, of GGUF version {found.version}; {found.bits_per_weight:.2f} bits "
+          "per weight")
+    tokenizer = found.tokenizer
+    if tokenizer is None:
+        print("no tokenizer")
+    else:
+        kind = f"{tokenizer['kind']} ({tokenizer['model']}{', ' * bool(tokenizer['pre'])}{tokenizer['pre'] or ''})"
+        added = " and ".join(name.upper() for name in ("bos", "eos") if tokenizer[f"adds_{name}"]) or "neither"
+        print(f"tokenizer: {one_line(kind)}, {tokenizer['tokens']:,} tokens, {tokenizer['merges']:,} merges")
+        print(f"BOS {_token(tokenizer['bos'])}, EOS {_token(tokenizer['eos'])}; {added} put around text; "
+              f"{'a' if tokenizer['chat_template'] else 'no'} chat template")
+    for key, value in found.made_from.items():
+        print(f"{key}: {one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}")
+
+
+def _token(token: dict[str, Any] | None) -> str:
+    from tsotsallm.files import quoted
+
+    return "none" if token is None else f"{token['number']} ({quoted(token['text'])})"
