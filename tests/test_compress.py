@@ -378,7 +378,7 @@ def test_gptq_leaves_less_error_than_rounding_on_every_linear_of_a_real_model(st
     for visit in sweep(view, states, observe=True, device=torch.device("cpu")):
         for name in visit.names:
             gram = visit.gram_of(name)
-            matrix = gram.matrix.double()  # type: ignore[union-attr]
+            matrix = gram.matrix.double()
             errors = {}
             for method, stage in stages.items():
                 linear = visit.linear(name)

@@ -83,7 +83,6 @@ def test_a_weighed_and_following_sweep_is_the_naive_one(tiny: Path, text: Path, 
             gram = visit.gram_of("mlp.down_proj")
             break
     now, weighed = inputs["damaged"], inputs["damaged"] * weights.double()[:, None]
-    assert gram.matrix is not None
     assert gram.lag is not None
     matrix, lag = weighed.mT @ now, (inputs["original"] - now).mT @ weighed
     torch.testing.assert_close(gram.matrix.double(), matrix, rtol=1e-3, atol=1e-3)
@@ -105,3 +104,17 @@ def test_following_answers_the_least_squares_question() -> None:
     gram.factor(0.0, "falling", lambda diagonal: visiting_order(diagonal, True))
     best = torch.linalg.lstsq(now, before @ weight.mT).solution.mT
     torch.testing.assert_close(weight + gram.followed(weight, 0.0, "falling"), best, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("damp", [0.0, 0.01, 0.3])
+def test_products_do_not_depend_on_who_asked_before(damp: float) -> None:
+    """A factor of another damping may have taken the matrix's memory."""
+    generator = torch.Generator().manual_seed(4)
+    inputs, columns = torch.randn(200, 24, generator=generator), torch.randn(24, 5, generator=generator)
+    matrix = inputs.double().mT @ inputs.double()
+    expected = (matrix + damp * matrix.diagonal().mean() * torch.eye(24, dtype=torch.float64)) @ columns.double()
+    for last in (False, True):
+        gram = Gram(24, CPU)
+        gram.add(inputs)
+        assert gram.factor(0.05, "falling", lambda diagonal: visiting_order(diagonal, True), last=last).damping > 0
+        torch.testing.assert_close(gram.times(columns, damp).double(), expected, rtol=1e-4, atol=1e-3)

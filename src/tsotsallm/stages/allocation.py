@@ -51,10 +51,11 @@ class Probe(LinearEdit):
         losses = []
         for grid in candidates(linear.d_in, zeros=self.zeros):
             layout = grid.layout
-            factor, order = gram.factor(self.damp, f"blocks of {layout.block} in parts of {layout.part}",
+            factor = gram.factor(self.damp, f"blocks of {layout.block} in parts of {layout.part}",
                                         partial(block_order, grid=grid))
             keep = linear.mask if grid.holds_zeros else None
-            errors = linear.dense - round_to_blocks(linear.dense, factor, order, grid, passes=0, keep=keep).dequantise()
+            rounded = round_to_blocks(linear.dense, factor.upper, factor.order, grid, passes=0, keep=keep)
+            errors = linear.dense - rounded.dequantise()
             losses.append(0.5 * gram.squares[linear.name] * gram.tokens * float((gram.times(errors.mT).mT * errors).sum()))
         self.notes[f"{layer}.{linear.name}"] = losses
 

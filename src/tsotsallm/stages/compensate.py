@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor
 
 from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
@@ -18,6 +21,8 @@ from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
 from tsotsallm.streaming.statistics import Gram
 
 MOST_RANK = 128
+DAMP = 0.01
+"""Raises the Gram's diagonal by this share of its mean, whatever edits came before."""
 
 
 def _short(values: list[str]) -> dict[str, Any]:
@@ -156,6 +161,9 @@ class Compensate(LinearEdit):
     def decided(self, decision: Mapping[str, Any]) -> Self:
         return replace(self, ranks=dict(decision["ranks"]))
 
+    def _metric(self, gram: Gram | None) -> Callable[[Tensor], Tensor] | None:
+        return None if self.method == "svd" or gram is None else partial(gram.times, damp=DAMP)
+
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
         rank = self.highest if self.ranks is None else self.ranks[f"{layer}.{linear.name}"]
         if not rank:
@@ -163,7 +171,7 @@ class Compensate(LinearEdit):
         delta = linear.reference - linear.effective()
         if not bool(delta.any()):           # nothing was done to it
             return
-        left, right, _ = low_rank_correction(delta, None if self.method == "svd" or gram is None else gram.times, rank)
+        left, right, _ = low_rank_correction(delta, self._metric(gram), rank)
         if not self.merge:
             linear.compensate(left, right, self.bits)
             return
@@ -184,7 +192,7 @@ class _Probe(LinearEdit):
     notes: dict[str, list[float]] = field(default_factory=dict)
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
-        times = None if self.method == "svd" or gram is None else gram.times
+        times = None if self.method == "svd" or gram is None else partial(gram.times, damp=DAMP)
         _, _, removed = low_rank_correction(linear.reference - linear.effective(), times, MOST_RANK)
         outputs = linear.reference if times is None else times(linear.reference.mT).mT
         whole = float((outputs * linear.reference).sum(dtype=linear.reference.dtype))

@@ -47,9 +47,9 @@ def rounded(view: View, module: str, first: int, last: int, grid: GgmlGrid, gram
     if gram is None or not _reads_head(view, module):
         return round_plainly(rows, grid)
     layout = grid.layout
-    factor, order = gram.factor(DAMP, f"blocks of {layout.block} in parts of {layout.part}",
-                                lambda diagonal: block_order(diagonal, grid))
-    return round_to_blocks(rows, factor, order, grid, passes=passes)
+    factor = gram.factor(DAMP, f"blocks of {layout.block} in parts of {layout.part}",
+                         lambda diagonal: block_order(diagonal, grid))
+    return round_to_blocks(rows, factor.upper, factor.order, grid, passes=passes)
 
 
 def packed_ends(view: View, grids: Mapping[str, GgmlGrid], gram: Gram | None, passes: int, tick: Tick) -> dict[str, Tensor]:
@@ -77,7 +77,6 @@ def end_losses(view: View, corpus: Corpus, gram: Gram, candidates: Mapping[str, 
     vocabulary, tokens = view.spec.vocabulary, corpus.tokens
     counts = torch.bincount(torch.cat(corpus.windows), minlength=vocabulary).float()
     shares = (counts + 1) / (tokens + vocabulary)
-    assert gram.matrix is not None
     metric = gram.matrix / tokens
     losses: dict[str, list[float]] = {module: [0.0] * len(grids) for module, grids in candidates.items()}
     for module, grids in candidates.items():

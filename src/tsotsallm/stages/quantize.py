@@ -421,15 +421,16 @@ class Quantize(LinearEdit):
             visit, order_of = ("falling" if self.act_order else "as stored",
                                partial(visiting_order, act_order=self.act_order))
         try:
-            factor, order = gram.factor(self.damp, visit, order_of, last=last and not self.mixed)
+            factor = gram.factor(self.damp, visit, order_of, last=last and not self.mixed)
         except NumericsError as error:
             raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
         aim = linear.reference
         if self.follow:
             aim = aim + self.follow * gram.followed(linear.reference, self.damp, visit)
         outputs = self._metric(gram.outputs[linear.name]) if self.couple and isinstance(grid, GgmlGrid) else None
-        linear.quantise(round_to_blocks(aim, factor, order, grid, passes=self.passes, keep=keep, outputs=outputs)
-                        if isinstance(grid, GgmlGrid) else gptq(aim, factor, order, grid, linear.storage, keep))
+        upper, order = factor.upper, factor.order
+        linear.quantise(round_to_blocks(aim, upper, order, grid, passes=self.passes, keep=keep, outputs=outputs)
+                        if isinstance(grid, GgmlGrid) else gptq(aim, upper, order, grid, linear.storage, keep))
 
     @staticmethod
     def _metric(outputs: Tensor) -> Tensor:

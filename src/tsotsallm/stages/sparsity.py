@@ -141,8 +141,8 @@ class Sparsity(LinearEdit):
         prune, group, fraction = self._numbers(layer)
         if self.method == "sparsegpt":
             assert gram is not None
-            factor, _ = gram.factor(SPARSEGPT_DAMP, "as stored", partial(visiting_order, act_order=False), last=last)
-            values, keep = sparsegpt(linear.dense, factor, prune, group, fraction)
+            factor = gram.factor(SPARSEGPT_DAMP, "as stored", partial(visiting_order, act_order=False), last=last)
+            values, keep = sparsegpt(linear.dense, factor.upper, prune, group, fraction)
             linear.prune(keep, values)
             return
         saliency = linear.dense.abs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,32 +11,66 @@ from torch import Tensor
 from tsotsallm.numerics.gptq import reversed_factor
 
 
+@dataclass(frozen=True)
+class Factor:
+    """What rounding column by column works with: H + damping = UᵀU in reverse order.
+
+    upper    the reversed Cholesky factor, (d_in, d_in) float32 upper triangular, of columns in the order of `order` reversed
+    order    the order in which columns are visited, (d_in,) int64
+    damping  what was added to the diagonal of H
+    """
+
+    upper: Tensor
+    order: Tensor
+    damping: float
+
+    def times(self, columns: Tensor) -> Tensor:
+        """(H + damping·I)·M for M (d_in, k)."""
+        backwards = self.order.flip(0)
+        product = torch.empty_like(columns)
+        product[backwards] = self.upper.mT @ (self.upper @ columns[backwards])
+        return product
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """R·(H + damping·I)⁻¹ for R (k, d_in)."""
+        backwards = self.order.flip(0)
+        answer = torch.empty_like(rows)
+        answer[:, backwards] = torch.cholesky_solve(rows[:, backwards].mT, self.upper, upper=True).mT
+        return answer
+
+
 class Gram:
     """H = Xᵀ W X over all calibration tokens, (d_in, d_in) float32; linears that read the same input share it.
 
-    W weighs the tokens, all alike by default. With what the original model's linear reads of the same tokens, X₀, the
-    Gram also knows the lag X₀ᵀ W X − H: how the inputs have moved since.
+    W weights the tokens, all alike by default. With what the original model's linear reads of the same tokens, X₀, the Gram
+    also knows the lag X₀ᵀ W X − H: how the inputs have moved since. What it answers never depends on who asked before: a
+    factor may take the matrix's memory, and the matrix's products are then worked out from the factor.
     """
 
     def __init__(self, width: int, device: torch.device, *, follows: bool = False) -> None:
-        self.matrix: Tensor | None = torch.zeros(width, width, device=device)
+        self._matrix: Tensor | None = torch.zeros(width, width, device=device)
         self.lag: Tensor | None = torch.zeros(width, width, device=device) if follows else None
         self.tokens = 0
         self.squares: dict[str, float] = {}     # linear -> mean square of the loss's gradient by its outputs
         self.outputs: dict[str, Tensor] = {}    # linear -> the metric of its outputs (see `sensitivity.weights_of`)
         self._diagonal: Tensor | None = None
-        self._factors: dict[tuple[float, str], tuple[Tensor, Tensor]] = {}
+        self._factors: dict[tuple[float, str], Factor] = {}
 
     def add(self, inputs: Tensor, weights: Tensor | None = None, original: Tensor | None = None) -> None:
         """Add the inputs of some tokens, (..., d_in), with their weights (tokens,) and the original's inputs."""
         rows = inputs.reshape(-1, inputs.shape[-1])
-        weighed = rows if weights is None else rows * weights.to(rows)[:, None]
-        assert self.matrix is not None
-        self.matrix.addmm_(weighed.mT, rows)
+        weighted = rows if weights is None else rows * weights.to(rows)[:, None]
+        self.matrix.addmm_(weighted.mT, rows)
         if self.lag is not None:
             assert original is not None
-            self.lag.addmm_((original.reshape(rows.shape) - rows).mT, weighed)
+            self.lag.addmm_((original.reshape(rows.shape) - rows).mT, weighted)
         self.tokens += len(rows)
+
+    @property
+    def matrix(self) -> Tensor:
+        """H itself, (d_in, d_in); only before a factor has taken its memory."""
+        assert self._matrix is not None, "a factor has taken the Gram's memory"
+        return self._matrix
 
     def followed(self, weight: Tensor, damp: float, visit: str) -> Tensor:
         """What to add to a weight W, (d_out, d_in), so that its outputs on today's inputs are those on the original's.
@@ -43,22 +78,17 @@ class Gram:
         W·(lag)·(H + damping)⁻¹: the least-squares answer (arXiv:2504.02692, eq. 5), by the factor made before.
         """
         assert self.lag is not None
-        factor, order = self._factors[damp, visit]
-        backwards = order.flip(0)
-        wanted = (weight @ self.lag)[:, backwards]
-        found = torch.empty_like(wanted)
-        found[:, backwards] = torch.cholesky_solve(wanted.mT, factor, upper=True).mT
-        return found
+        return self._factors[damp, visit].solve(weight @ self.lag)
 
     @property
     def width(self) -> int:
+        """d_in."""
         return len(self.diagonal)
 
     @property
     def diagonal(self) -> Tensor:
         """Sums of squares of every input, (d_in,)."""
         if self._diagonal is None:
-            assert self.matrix is not None
             self._diagonal = self.matrix.diagonal().clone()
         return self._diagonal
 
@@ -67,29 +97,27 @@ class Gram:
         """‖X_j‖₂ of every input j, (d_in,)."""
         return self.diagonal.sqrt()
 
-    def times(self, columns: Tensor) -> Tensor:
-        """H·M for M (d_in, k); by its factor where the Gram itself has made room for it, damping included."""
-        if self.matrix is not None:
-            return self.matrix @ columns
-        factor, order = next(iter(self._factors.values()))
-        backwards = order.flip(0)
-        found = torch.empty_like(columns)
-        found[backwards] = factor.mT @ (factor @ columns[backwards])
-        return found
+    def times(self, columns: Tensor, damp: float = 0.0) -> Tensor:
+        """(H + damp·mean(diag H)·I)·M for M (d_in, k): the same whether the matrix or only a factor of it is left."""
+        damping = damp * float(self.diagonal.mean())
+        if self._matrix is not None:
+            product = self._matrix @ columns
+        else:
+            factor = next(iter(self._factors.values()))
+            product, damping = factor.times(columns), damping - factor.damping
+        return product if damping == 0.0 else product.add_(columns, alpha=damping)
 
-    def factor(self, damp: float, visit: str, order_of: Callable[[Tensor], Tensor], *,
-               last: bool = False) -> tuple[Tensor, Tensor]:
-        """Reversed Cholesky factor and visiting order; computed once for each damp and kind of order.
+    def factor(self, damp: float, visit: str, order_of: Callable[[Tensor], Tensor], *, last: bool = False) -> Factor:
+        """The factor of H + damp·mean(diag H)·I; computed once for each damp and kind of order.
 
-        `visit` names the kind of order and `order_of` makes it from the Gram's diagonal. `last` says that nobody needs the
-        matrix afterwards, so that its memory is reused.
+        `visit` names the kind of order and `order_of` makes it from the Gram's diagonal. With `last` the factor takes the
+        matrix's memory: no other factor can be made afterwards. Raises NumericsError where it is not positive definite.
         """
         key = (damp, visit)
         if key not in self._factors:
-            order = order_of(self.diagonal)
-            matrix = self.matrix
-            assert matrix is not None
+            order, matrix = order_of(self.diagonal), self.matrix
+            damping = damp * float(self.diagonal.mean()) or 1.0         # as `reversed_factor` has it
             if last:
-                self.matrix = None
-            self._factors[key] = (reversed_factor(matrix, order, damp, overwrite=last), order)
+                self._matrix = None
+            self._factors[key] = Factor(reversed_factor(matrix, order, damp, overwrite=last), order, damping)
         return self._factors[key]
