@@ -35,7 +35,7 @@ from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.planning import whole_spec
 from tsotsallm.stages.allocation import MIXED
 from tsotsallm.stages.neurons import Neurons
-from tsotsallm.stages.quantize import other_bytes
+from tsotsallm.stages.quantize.sizes import other_bytes
 from tsotsallm.store import Store
 from tsotsallm.streaming.corpus import read_text
 from tsotsallm.study.fit import target_of

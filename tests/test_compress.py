@@ -366,7 +366,7 @@ def test_gptq_leaves_less_error_than_rounding_on_every_linear_of_a_real_model(st
                                                                               tmp_path: Path) -> None:
     from tsotsallm.checkpoint.view import View
     from tsotsallm.compression import Calibration, calibration_corpus
-    from tsotsallm.stages.quantize import Quantize
+    from tsotsallm.stages.quantize import IntegerQuantize
     from tsotsallm.streaming.sweep import TwoStates, embed_corpus, sweep
 
     checkpoint = Checkpoint.open(stories)
@@ -374,7 +374,7 @@ def test_gptq_leaves_less_error_than_rounding_on_every_linear_of_a_real_model(st
     corpus = calibration_corpus(checkpoint, Calibration(str(prose), windows=16, window=256))
     states = TwoStates(tmp_path, [256] * 16, view.spec.hidden)
     embed_corpus(view, corpus, states.inputs_of(0))
-    stages = {method: Quantize(method=method, bits=4, group="channel") for method in ("gptq", "rtn")}  # type: ignore[arg-type]
+    stages = {method: IntegerQuantize(method=method, bits=4, group="channel") for method in ("gptq", "rtn")}  # type: ignore[arg-type]
     for visit in sweep(view, states, observe=True, device=torch.device("cpu")):
         for name in visit.names:
             gram = visit.gram_of(name)

@@ -136,7 +136,7 @@ def test_short_forms_are_written_where_they_can_be() -> None:
     assert Recipe.parse([{"quantize": {"bits": 4}}]).line() == "gptq:4"
     assert Recipe.parse([{"quantize": {"bits": 4, "group": 64}}]).line() == "gptq:4:64"
     assert Recipe.parse("[{sparsity: {prune: 2, group: 4}}, {quantize: {bits: 3, damp: 0.05}}]").line() == (
-        "['wanda:2:4', {quantize: {bits: 3, damp: 0.05}}]")
+        "['wanda:2:4', {quantize: {damp: 0.05, bits: 3}}]")
 
 
 # -- no text ----------------------------------------------------------------------------------------------------------

@@ -136,9 +136,14 @@ def short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
+DEEPEST = 40
+
+
 def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths to all values below one; long lists by their ends."""
+    """Paths to all values below one; long lists by their ends, deep ones by their tops (YAML can hold itself)."""
     found = [path] if path else []
+    if len(path) >= DEEPEST:
+        return found
     if isinstance(value, dict):
         for key in value:
             found += places_in(value[key], (*path, key))

@@ -18,7 +18,7 @@ from tsotsallm.checkpoint.tokens import vocabulary_bytes
 from tsotsallm.errors import CheckpointError, RecipeError
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.lab.texts import world_text
-from tsotsallm.stages.quantize import other_bytes
+from tsotsallm.stages.quantize.sizes import other_bytes
 
 
 @pytest.fixture(scope="module")

@@ -188,6 +188,11 @@ class Stage:
         stage: Self = _build(cls, fields, cls.name)
         return stage
 
+    @classmethod
+    def options(cls) -> list[str]:
+        """The names of the keys that a recipe can set."""
+        return [item.name for item in _options(cls)]
+
     def fields(self) -> dict[str, Any]:
         """The configuration as plain data, defaults written out (a later version may have others), empty ones left out."""
         plain = {item.name: _plain(getattr(self, item.name)) for item in _options(type(self))}

@@ -13,7 +13,7 @@ from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from tsotsallm.errors import RecipeError
 from tsotsallm.stages.allocation import allocate, allocate_within, candidates, on_grid, token_seconds
 from tsotsallm.stages.neurons import Neurons
-from tsotsallm.stages.quantize import other_bytes
+from tsotsallm.stages.quantize.sizes import other_bytes
 
 BIT = 4.0
 """How many times as much is lost with a bit less, where a grid was not measured."""

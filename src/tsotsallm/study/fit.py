@@ -22,7 +22,7 @@ from tsotsallm.export.verify import read_back
 from tsotsallm.journal import Kind, begun_threads, held_work
 from tsotsallm.machine import fingerprint, human_bytes
 from tsotsallm.run.work import Progress
-from tsotsallm.stages.quantize import other_bytes
+from tsotsallm.stages.quantize.sizes import other_bytes
 from tsotsallm.study.budget import (
     Corrections,
     Limits,

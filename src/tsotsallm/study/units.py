@@ -29,7 +29,7 @@ from tsotsallm.recipe import Recipe
 from tsotsallm.run.work import Progress
 from tsotsallm.stages.allocation import DENSE, MIXED, candidates
 from tsotsallm.stages.neurons import Neurons
-from tsotsallm.stages.quantize import matrix_weights
+from tsotsallm.stages.quantize.sizes import matrix_weights
 from tsotsallm.store import Store, key_of
 from tsotsallm.streaming.corpus import Corpus, read_text
 from tsotsallm.streaming.corpus import calibration as windows_of

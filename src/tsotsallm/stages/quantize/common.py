@@ -1,0 +1,220 @@
+"""What the kinds of quantisation share: the method, the metric, and how a linear is put on a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
+from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.errors import NumericsError, RecipeError, nearest
+from tsotsallm.files import quoted
+from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
+from tsotsallm.numerics.gptq import gptq, visiting_order
+from tsotsallm.numerics.grids import GRIDS, Grid
+from tsotsallm.numerics.rounding import OUTPUTS, block_order, round_plainly, round_to_blocks
+from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Short, whole_number
+from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
+from tsotsallm.streaming.statistics import Gram
+from tsotsallm.training.lora import Place
+
+COUPLING_DAMP = 0.5
+"""Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
+
+
+def _short(method: str, values: list[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"method": method}
+    if values[0] == "mixed":
+        try:
+            return fields | {"bits_per_weight": float(values[1] if len(values) == 2 else "")}
+        except ValueError:
+            raise RecipeError(f"{method}:mixed takes bits a weight, such as {method}:mixed:4.2") from None
+    fields |= {"grid": values[0]} if values[0] in GRIDS else {"bits": whole_number(values[0], method)}
+    if len(values) == 2:
+        fields["group"] = values[1] if values[1] in ("channel", "auto") else whole_number(values[1], method)
+    return fields
+
+
+@dataclass(frozen=True)
+class Quantize(LinearEdit):
+    """Store linears on a grid; zeros that `sparsity` made stay zero where the grid holds them.
+
+    Which kind it is follows from the options: `bits_per_weight` or `file_bytes` make it a mixture of grids, a grid of GGUF's
+    one of these, and anything else integers or nf4.
+
+    `what` says in messages which kind it is, `named` which options of other kinds it refuses by itself.
+
+    method      gptq (arXiv:2210.17323), which knows the inputs, or rtn: round to nearest
+    damp        raises the Gram's diagonal by this share of its mean
+    sequential  observe o_proj and down_proj again after the linears before them were edited
+    weigh       weight every token by the loss gradient at the linear's outputs, found in a sweep back through the model
+                first (on GGUF's grids by default)
+    follow      how far, 0 to 1, a linear compensates for the errors of the layers before it: it aims at the outputs that it
+                has on the original's inputs (arXiv:2504.02692; on GGUF's grids 0.5 by default, else 0)
+    """
+
+    name: ClassVar[str] = "quantize"
+    kinds: ClassVar[list[tuple[Callable[[Mapping[str, Any]], bool], type[Quantize]]]] = []
+    what: ClassVar[str] = "quantisation"
+    named: ClassVar[tuple[str, ...]] = ()
+    shorts: ClassVar[dict[str, Short]] = {
+        method: Short(partial(_short, method), f"{method}:BITS, {method}:BITS:GROUP, {method}:GRID or "
+                      f"{method}:mixed:BITS", 2)
+        for method in ("gptq", "rtn")}
+    method: Literal["gptq", "rtn"] = "gptq"
+    damp: float = 0.01
+    sequential: bool = False
+    weigh: bool | None = None
+    follow: float | None = None
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """The kind of quantisation that the options mean."""
+        if cls is Quantize and isinstance(fields, Mapping):
+            known = ("int", "nf4", *LAYOUTS, "mixed")
+            if (grid := fields.get("grid", "int")) not in known:
+                raise RecipeError(f"quantize.grid is {quoted(grid)}{nearest(str(grid), known)}")
+            kind = next(kind for means, kind in cls.kinds if means(fields))
+            every = {name for _, other in cls.kinds for name in other.options()}
+            for key in fields:
+                if key not in every:
+                    raise RecipeError(f"quantize has no option {quoted(key)}{nearest(str(key), every)}")
+                if key not in {*kind.options(), *kind.named}:
+                    raise RecipeError(f"quantize.{key} does not apply to {kind.what}; leave it out")
+            stage: Self = kind.from_fields(fields)      # type: ignore[assignment]
+            return stage
+        return super().from_fields(fields)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.damp < math.inf:
+            raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
+        if not 0 <= float(self.follow or 0) <= 1 or (self.method == "rtn" and (self.weigh or self.follow)):
+            raise RecipeError(f"quantize.follow is {self.follow} with method {self.method}; it takes 0 to 1, and it and "
+                              "weigh are for gptq, which knows the inputs")
+        if self.follow and self.sequential:
+            raise RecipeError("quantize.sequential observes linears again after others were edited, where `follow` needs "
+                              "the layer as it was; take one of them")
+
+    def _set(self, **values: Any) -> None:
+        """Write out what a missing option means."""
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    # -- its grids ----------------------------------------------------------------------------------------------
+
+    def grid_for(self, d_in: int) -> Grid | None:
+        """The grid that a linear with rows so long is stored on; None where it stays in 16 bits."""
+        raise RecipeError(f"{type(self).__name__} has no grid")
+
+    def grid_at(self, place: Place, d_in: int) -> Grid | None:
+        """The grid of one linear, decisions included."""
+        return self.grid_for(d_in)
+
+    @property
+    def extra_bits(self) -> float:
+        """Bits a weight of the whole model that some linears take beyond `grid_for`, at most."""
+        return 0.0
+
+    def ends_after(self, spec: ModelSpec, before: int) -> int:
+        """What embeddings, final norm and head take afterwards, `before` bytes before."""
+        return before
+
+    def budget_bytes(self, spec: ModelSpec) -> int | None:
+        """What all weights of the model take afterwards at most, where the stage keeps to a budget."""
+        return None
+
+    # -- the contract -------------------------------------------------------------------------------------------
+
+    @property
+    def needs(self) -> Needs:
+        knows_inputs = self.method == "gptq"
+        return Needs(text=knows_inputs, gram=knows_inputs, factor=knows_inputs, token_weights=bool(self.weigh),
+                     original_inputs=bool(self.follow), second_observation=self.sequential and knows_inputs)
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if model.regridded:
+            raise RecipeError("the recipe quantizes twice in a row, and the first would be lost; keep one of them")
+
+    def layer_after(self, model: Model, index: int) -> LayerFile:
+        size, packed = 0, False
+        linears = linear_shapes(model.spec, index)
+        for name, shape in layer_shapes(model.spec, index).items():
+            linear = linears.get(name.removesuffix(".weight"))
+            grid = self.grid_for(linear[1]) if linear is not None else None
+            packed = packed or grid is not None
+            if grid is not None and linear is not None:
+                size += grid.stored_bytes(*linear, model.element) + 3 * HEADER_BYTES_PER_TENSOR
+            else:
+                size += math.prod(shape) * model.element + HEADER_BYTES_PER_TENSOR
+        if packed:
+            size += math.ceil(self.extra_bits / 8 * sum(math.prod(shape) for shape in linears.values()))
+        return LayerFile(model.layers[index].source, size, packed)
+
+    def shape(self, model: Model) -> Model:
+        return replace(super().shape(model), packed=True, quantized=True, regridded=True,
+                       ends=self.ends_after(model.spec, model.ends), most_bytes=self.budget_bytes(model.spec))
+
+    def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        grid = self.grid_at((layer, linear.name), linear.d_in)
+        if grid is None:
+            return
+        keep = linear.mask if grid.holds_zeros else None
+        if self.method == "rtn":
+            linear.quantise(round_plainly(linear.dense, grid, keep) if isinstance(grid, GgmlGrid) else
+                            grid.round(linear.dense, linear.storage, keep))
+            return
+        assert gram is not None
+        visit, order_of = self._visiting(grid)
+        try:
+            factor = gram.factor(self.damp, visit, order_of, last=last and not self.surveyed_by_loss)
+        except NumericsError as error:
+            raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
+        aim = linear.reference
+        if self.follow:
+            aim = aim + self.follow * gram.followed(linear.reference, self.damp, visit)
+        if isinstance(grid, GgmlGrid):
+            linear.quantise(round_to_blocks(aim, factor.upper, factor.order, grid, passes=self.passes_over_blocks, keep=keep,
+                                            outputs=self._metric(gram, linear)))
+        else:
+            linear.quantise(gptq(aim, factor.upper, factor.order, grid, linear.storage, keep))
+
+    @property
+    def passes_over_blocks(self) -> int:
+        """How often scales and codes of GGUF's grids are chosen again with all others as they stand."""
+        return 0
+
+    @property
+    def surveyed_by_loss(self) -> bool:
+        """Whether a survey measures every grid by the Gram, whose memory no factor may take then."""
+        return False
+
+    @property
+    def falling(self) -> bool:
+        """Whether columns are visited by falling diagonal of the Gram."""
+        return True
+
+    def _visiting(self, grid: Grid) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """The name of the order in which columns are visited, and what makes it of the Gram's diagonal."""
+        if isinstance(grid, GgmlGrid):
+            layout = grid.layout
+            return f"blocks of {layout.block} in parts of {layout.part}", partial(block_order, grid=grid)
+        return "falling" if self.falling else "as stored", partial(visiting_order, act_order=self.falling)
+
+    def _metric(self, gram: Gram, linear: Linear) -> Tensor | None:
+        """The metric of the outputs, damped: what little text tells of how outputs belong together is half believed."""
+        if not self.needs.output_metric:
+            return None
+        outputs = gram.outputs[linear.name]
+        rows = torch.arange(len(outputs))
+        damped = outputs.float()
+        damped[rows, rows % OUTPUTS] += COUPLING_DAMP
+        return damped

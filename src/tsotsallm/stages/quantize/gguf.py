@@ -1,0 +1,139 @@
+"""Linears on one of GGUF's grids, which llama.cpp computes with as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor
+
+from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import RecipeError
+from tsotsallm.numerics.ggml import GgmlGrid
+from tsotsallm.numerics.grids import Grid
+from tsotsallm.stages.contract import Model, Needs
+from tsotsallm.stages.ends import end_modules, packed_ends
+from tsotsallm.stages.quantize.common import Quantize
+from tsotsallm.streaming.statistics import Gram
+from tsotsallm.streaming.sweep import Tick
+
+GgufGrid = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"]
+OWN = ("bits", "group", "symmetric", "act_order")
+"""Options of integers that GGUF's grids have of their own."""
+
+
+@dataclass(frozen=True)
+class BlockQuantize(Quantize):
+    """What quantisation onto GGUF's grids has in common.
+
+    couple      rows compensate for each other's errors, by how the loss couples their outputs; needs `weigh`, whose sweep
+                back finds that too (by default with gptq)
+    passes      how often scales and codes are chosen again with all others as they stand
+    lose_zeros  take a grid with a minimum for a pruned model, although it does not hold all zeros
+    """
+
+    named: ClassVar[tuple[str, ...]] = OWN
+    couple: bool | None = None
+    passes: int = 2
+    lose_zeros: bool = False
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        if isinstance(fields, Mapping) and any(name in fields for name in OWN):
+            raise RecipeError(f"quantize.grid {fields.get('grid', 'mixed')} has its own bits, groups and order; leave bits, "
+                              "group, symmetric and act_order out")
+        return super().from_fields(fields)
+
+    def __post_init__(self) -> None:
+        knows_inputs = self.method == "gptq"
+        self._set(weigh=knows_inputs, follow=0.5 if knows_inputs and not self.sequential else 0.0)
+        self._set(couple=knows_inputs and self.weigh)
+        if self.couple and not (knows_inputs and self.weigh):
+            raise RecipeError("quantize.couple is for gptq on GGUF's grids, and needs the sweep back that weigh makes; "
+                              "leave couple out")
+        super().__post_init__()
+        if self.passes < 0:
+            raise RecipeError(f"quantize.passes is {self.passes}; it takes 0 or more")
+
+    @property
+    def needs(self) -> Needs:
+        return super().needs | Needs(output_metric=bool(self.couple))
+
+    @property
+    def passes_over_blocks(self) -> int:
+        return self.passes
+
+    def end_grids(self, view: View) -> dict[str, GgmlGrid]:
+        raise NotImplementedError
+
+    def round_ends(self, view: View, gram: Gram | None, tick: Tick) -> dict[str, Tensor]:
+        return packed_ends(view, self.end_grids(view), gram, self.passes, tick)
+
+    def flops(self, d_out: int, d_in: int) -> float:
+        return 0.0 if self.method == "rtn" else float(d_out) * d_in ** 2 * (2 * self.passes + 2)
+
+    def _require_blocks(self, model: Model) -> None:
+        """Raise RecipeError where no linear's rows are whole blocks."""
+        widths = {name: d_in for name, (_, d_in) in linear_shapes(model.spec, 0).items()}
+        if not any(self.grid_for(d_in) for d_in in widths.values()):
+            found = ", ".join(f"{name} has {d_in}" for name, d_in in widths.items())
+            raise RecipeError(f"quantize.grid {getattr(self, 'grid', 'mixed')} stands in blocks of 32 or 256 input columns, "
+                              f"which divide no linear: {found}; take an integer grid, such as gptq:4:channel")
+
+
+@dataclass(frozen=True)
+class GgufQuantize(BlockQuantize):
+    """Put linears on a grid of GGUF's, kept in the project's own container and written to GGUF as they are.
+
+    Where a block of the grid does not divide a row, the next grid that does is taken, or the linear stays in 16 bits.
+
+    ends  a grid of GGUF's for embeddings and head as well
+    """
+
+    what: ClassVar[str] = "GGUF's grids"
+    grid: GgufGrid = "q4_0"
+    ends: GgufGrid | None = None
+
+    def short(self) -> str:
+        return f"{self.method}:{self.grid}"
+
+    def without_text(self) -> GgufQuantize | None:
+        return GgufQuantize(method="rtn", grid=self.grid, ends=self.ends, lose_zeros=self.lose_zeros)
+
+    @property
+    def levels(self) -> GgmlGrid:
+        """The grid that linears are put on where its blocks divide their rows."""
+        return GgmlGrid(self.grid)
+
+    def grid_for(self, d_in: int) -> Grid | None:
+        return self.levels.fitting(d_in)
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if model.sparse and not self.levels.holds_zeros and not self.lose_zeros:
+            raise RecipeError(f"quantize.grid {self.grid} gives every part a minimum of its own and does not hold the zeros "
+                              "of a pruned model; take q4_0, q5_0, q8_0, q3_k or q6_k, or write lose_zeros: true")
+        self._require_blocks(model)
+
+    def remarks(self, spec: ModelSpec) -> list[str]:
+        elsewhere: dict[str, list[str]] = {}
+        for name, (_, d_in) in linear_shapes(spec, 0).items():
+            fits = self.levels.fitting(d_in)
+            if fits != self.levels:
+                place = f"on {fits.type}" if fits is not None else "in 16 bits"
+                elsewhere.setdefault(place, []).append(f"{name.rpartition('.')[2]} ({d_in} columns)")
+        return [f"blocks of {self.grid} do not divide {', '.join(names)}, which will lie {place}"
+                for place, names in elsewhere.items()]
+
+    def end_grids(self, view: View) -> dict[str, GgmlGrid]:
+        fits = GgmlGrid(self.ends).fitting(view.spec.hidden) if self.ends is not None else None
+        return dict.fromkeys(end_modules(view), fits) if fits is not None else {}
+
+    def ends_after(self, spec: ModelSpec, before: int) -> int:
+        fits = GgmlGrid(self.ends).fitting(spec.hidden) if self.ends is not None else None
+        if fits is None:
+            return before
+        return fits.stored_bytes(spec.vocabulary, spec.hidden) * (1 if spec.tied else 2) + 4 * spec.hidden + 4 * 200

@@ -1,0 +1,131 @@
+"""Linears as integers of 2 to 8 bits, or on the sixteen levels of QLoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
+
+from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
+from tsotsallm.errors import RecipeError
+from tsotsallm.files import quoted
+from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
+from tsotsallm.stages.contract import Model, Needs, Workplace, decided_later
+from tsotsallm.stages.quantize.common import Quantize
+from tsotsallm.stages.selection import Selection, places_of
+from tsotsallm.training.lora import Place
+
+AUTO_GROUPS = (128, 96, 64, 48, 32)
+"""What `group: auto` chooses among; on nf4 from 64 on, as QLoRA has it."""
+
+
+@dataclass(frozen=True)
+class IntegerQuantize(Quantize):
+    """Store linears as integers of `bits` bits, or on nf4 (arXiv:2305.14314), in groups of columns that share a scale.
+
+    bits        2 to 8
+    group       columns that share a scale; `channel` for whole rows; `auto` for the largest of 128, 96, 64, 48, 32 (on nf4
+                from 64 on) that divides the input width of every linear when the stage runs, or else whole rows
+    symmetric   no zero points; asymmetric results load in transformers through `dequantize`
+    act_order   GPTQ visits columns by falling Gram diagonal; scales stay those of the stored order
+    keep        {graph: FILE, share: 0.2, bits: 8}: linears that a domain needs most keep more bits (see `adapt.select`)
+    """
+
+    what: ClassVar[str] = "integers and nf4"
+    grid: Literal["int", "nf4"] = "int"
+    bits: int = 4
+    group: int | Literal["channel", "auto"] = "auto"
+    symmetric: bool = True
+    act_order: bool = True
+    keep: dict[Any, Any] = field(default_factory=dict)
+    chosen: tuple[Place, ...] | None = decided_later()
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        if isinstance(fields, Mapping) and fields.get("grid") == "nf4":
+            given = [name for name, value in (("bits", 4), ("symmetric", True)) if fields.get(name, value) != value]
+            if given:
+                raise RecipeError("quantize.grid nf4 has 4 bits and no zero points; leave bits and symmetric out")
+        return super().from_fields(fields)
+
+    def __post_init__(self) -> None:
+        self._set(weigh=False, follow=0.0)
+        super().__post_init__()
+        if not 2 <= self.bits <= 8:
+            raise RecipeError(f"quantize.bits is {self.bits}; it takes 2 to 8")
+        if self.group not in ("channel", "auto") and (not isinstance(self.group, int) or self.group < 1):
+            raise RecipeError(f"quantize.group is {quoted(self.group)}; it takes a number of columns, `channel` or `auto`")
+        if self.keep:
+            Selection(self.keep, "quantize.keep", also=("bits",))
+            bits = self.keep.get("bits")
+            if not isinstance(bits, int) or not self.bits < bits <= 8 or self.grid != "int":
+                raise RecipeError(f"quantize.keep.bits is {quoted(bits)}; it takes more than the others' {self.bits}, at "
+                                  "most 8, on the integer grid")
+
+    def short(self) -> str:
+        group = "" if self.group == "auto" else f":{self.group}"
+        return f"{self.method}:{self.bits if self.grid == 'int' else self.grid}{group}"
+
+    def resolved(self, spec: ModelSpec) -> IntegerQuantize:
+        if self.group != "auto":
+            return self
+        widths = {d_in for _, d_in in linear_shapes(spec, 0).values()}
+        groups = AUTO_GROUPS[AUTO_GROUPS.index(64):] if self.grid == "nf4" else AUTO_GROUPS
+        return replace(self, group=next((size for size in groups if all(d_in % size == 0 for d_in in widths)), "channel"))
+
+    def without_text(self) -> IntegerQuantize | None:
+        plain = replace(self, method="rtn", weigh=False, follow=0.0, sequential=False)
+        return None if plain.needs.text else plain
+
+    @property
+    def needs(self) -> Needs:
+        by_saliency = bool(self.keep) and self.keep.get("by", "saliency") == "saliency"
+        return super().needs | Needs(text=by_saliency)
+
+    @property
+    def surveys(self) -> bool:
+        return bool(self.keep)
+
+    def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
+        places = [(layer, name) for layer in range(view.spec.layers) for name in linear_shapes(view.spec, layer)]
+        return Selection(self.keep, "quantize.keep", also=("bits",)).survey(view, workplace, places, 0)
+
+    def decided(self, decision: Mapping[str, Any]) -> Self:
+        return replace(self, chosen=places_of(decision))
+
+    @property
+    def extra_bits(self) -> float:
+        share = Selection(self.keep, "quantize.keep", also=("bits",)).share if self.keep else 0.0
+        return share * (self.keep["bits"] - self.bits) if self.keep else 0.0
+
+    @property
+    def falling(self) -> bool:
+        return self.act_order
+
+    @property
+    def levels(self) -> Grid:
+        """The grid that linears are put on."""
+        assert self.group != "auto", "a recipe is resolved before grids are asked for"
+        return grid_from({"type": self.grid, "bits": self.bits, "group": None if self.group == "channel" else self.group,
+                          "symmetric": self.symmetric})
+
+    def grid_for(self, d_in: int) -> Grid:
+        return self.levels
+
+    def grid_at(self, place: Place, d_in: int) -> Grid:
+        grid = self.levels
+        if isinstance(grid, IntegerGrid) and self.chosen is not None and place in self.chosen:
+            return replace(grid, bits=self.keep["bits"])
+        return grid
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if isinstance(self.levels, IntegerGrid) and self.levels.group is not None:
+            widths = {name: d_in for name, (_, d_in) in linear_shapes(model.spec, 0).items()}
+            require_divisible(widths, self.levels.group, ", or channel for one scale a row, or auto")
+
+    def flops(self, d_out: int, d_in: int) -> float:
+        return 0.0 if self.method == "rtn" else float(d_out) * d_in ** 2
+
