@@ -19,12 +19,12 @@ from tsotsallm.compression import check_device
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
-from tsotsallm.evaluation.engines import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.examination import Examination, examine, text_task
-from tsotsallm.evaluation.examine import open_examinee, prepare
 from tsotsallm.evaluation.franken import OrderResult
 from tsotsallm.evaluation.franken import study as study_orders
+from tsotsallm.evaluation.kv_cache import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
+from tsotsallm.evaluation.task_run import open_examinee, prepare
 from tsotsallm.evaluation.tasks import Task, read_task
 from tsotsallm.lab.texts import world_text
 from tsotsallm.run.run import Result

@@ -17,7 +17,7 @@ from tsotsallm.evaluation.cost import check_fits
 from tsotsallm.evaluation.examination import examine, text_task
 from tsotsallm.files import one_line, read_json
 from tsotsallm.lab.texts import world_text
-from tsotsallm.report.document import Samples
+from tsotsallm.report.document import TextSamples
 from tsotsallm.report.fitted import fit_document
 from tsotsallm.report.page import write as write_page
 from tsotsallm.report.result import result_document
@@ -29,14 +29,14 @@ SAMPLES, WORDS = 4, 8
 """Prompts of a report, and words of each where they are taken from a text."""
 
 
-def samples_of(models: Mapping[str, str], prompts: Sequence[str], tokens: int = 40) -> Samples | None:
+def samples_of(models: Mapping[str, str], prompts: Sequence[str], tokens: int = 40) -> TextSamples | None:
     """What models make of prompts; None where one is larger than memory."""
     try:
         for model in models.values():
             check_fits(model)
     except ResourceError:
         return None
-    return Samples(prompts, {name: continuations(model, prompts, tokens, Sampling()) for name, model in models.items()})
+    return TextSamples(prompts, {name: continuations(model, prompts, tokens, Sampling()) for name, model in models.items()})
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path, *, reference: str | Path | None = None,

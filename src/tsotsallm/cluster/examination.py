@@ -15,7 +15,7 @@ from tsotsallm.cluster.worker import Failure
 from tsotsallm.errors import ClusterError
 from tsotsallm.evaluation.cost import bytes_of, cost_of
 from tsotsallm.evaluation.examination import Examination, check_tasks, examine
-from tsotsallm.evaluation.examine import TaskResult, compare
+from tsotsallm.evaluation.results import TaskResult, compare
 
 
 def examine_on(cluster: Cluster, models: Sequence[str], tasks: Sequence[str], *, data: str | None = None,

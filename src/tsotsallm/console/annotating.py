@@ -8,7 +8,7 @@ from tsotsallm.console.lines import table
 
 if TYPE_CHECKING:
     from tsotsallm.tables.jobs import Annotations
-    from tsotsallm.tables.scoring import Score
+    from tsotsallm.tables.scoring import AnnotationScore
 
 
 def print_annotations(found: Annotations) -> None:
@@ -33,7 +33,7 @@ def print_annotations(found: Annotations) -> None:
     print(f"result {found.folder}")
 
 
-def print_table_scores(folders: list[str], scores: list[Score]) -> None:
+def print_table_scores(folders: list[str], scores: list[AnnotationScore]) -> None:
     """One row a task, measure and domain; differences to the first submission with their paired intervals."""
     rows = []
     for one in scores:

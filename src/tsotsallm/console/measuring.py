@@ -8,12 +8,12 @@ from tsotsallm.console.lines import print_notes, table
 
 if TYPE_CHECKING:
     from tsotsallm.evaluation.cost import Cost, Speed
-    from tsotsallm.evaluation.engines import CachePerplexity
     from tsotsallm.evaluation.examination import Examination
-    from tsotsallm.evaluation.examine import Comparison
     from tsotsallm.evaluation.forecast import TaskForecast
     from tsotsallm.evaluation.franken import OrderResult
+    from tsotsallm.evaluation.kv_cache import CachePerplexity
     from tsotsallm.evaluation.perplexity import Perplexity
+    from tsotsallm.evaluation.results import Comparison
 
 
 def print_speeds(speeds: dict[str, Speed]) -> None:

@@ -12,19 +12,10 @@ from tsotsallm.compression import check_device
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.evaluation.cost import Cost, check_fits, cost_of, measure_speed
 from tsotsallm.evaluation.energy import check_country
-from tsotsallm.evaluation.examine import (
-    Comparison,
-    PreparedTask,
-    TaskResult,
-    comparable,
-    compare,
-    open_examinee,
-    prepare,
-    protocol_of,
-)
-from tsotsallm.evaluation.examine import examine as ask
 from tsotsallm.evaluation.forecast import TaskForecast, forecast
 from tsotsallm.evaluation.perplexity import Kind
+from tsotsallm.evaluation.results import Comparison, TaskResult, comparable, compare
+from tsotsallm.evaluation.task_run import PreparedTask, open_examinee, prepare, protocol_of, run_task
 from tsotsallm.evaluation.tasks import Task, read_task
 from tsotsallm.streaming.sweep import Tick, silent
 
@@ -69,7 +60,7 @@ def examine(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *,
         costs = []
         for model, examinee, own in zip(models, asked, protocols, strict=True):
             for row, one, protocol in zip(rows, prepared, own, strict=True):
-                row.append(ask(examinee, one, compared, protocol))
+                row.append(run_task(examinee, one, compared, protocol))
             examinee.forget_model()
             measured = measure_speed(model, device=where, country=country) if speed or country else None
             costs.append(cost_of(examinee.checkpoint, str(model), speed=measured))

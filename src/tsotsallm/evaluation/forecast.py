@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tsotsallm.checkpoint.anatomy import work_of
-from tsotsallm.evaluation.examine import PreparedTask
-from tsotsallm.evaluation.scorer import Examinee
+from tsotsallm.evaluation.examinee import Examinee
+from tsotsallm.evaluation.task_run import PreparedTask
 from tsotsallm.machine import gemm_flops_per_second
 from tsotsallm.streaming.generate import turns
 from tsotsallm.streaming.likelihood import CHUNK_BYTES, Tree, chunks

@@ -15,9 +15,10 @@ from tsotsallm.checkpoint.anatomy import work_of
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError, nearest
 from tsotsallm.evaluation.cost import bytes_of, parameters_of
-from tsotsallm.evaluation.examine import PreparedTask, TaskResult, examine
-from tsotsallm.evaluation.scorer import Examinee
+from tsotsallm.evaluation.examinee import Examinee
+from tsotsallm.evaluation.results import TaskResult
 from tsotsallm.evaluation.speed import lengths, median_times, round_of
+from tsotsallm.evaluation.task_run import PreparedTask, run_task
 from tsotsallm.stages.layers import expand
 from tsotsallm.streaming.sweep import Tick, silent
 
@@ -94,8 +95,8 @@ def study(view: View, name: str, text: PreparedTask, choices: PreparedTask | Non
     for number, one in enumerate(chosen):
         order = rescale(one.order, source, view.spec.layers)
         examinee = Examinee(view.reordered(order), f"{name}, {one.name}", scratch, device=device)
-        measured = {score.measure: score.value for score in examine(examinee, text, whole).scores if not score.group}
-        scored: TaskResult | None = examine(examinee, choices) if choices is not None else None
+        measured = {score.measure: score.value for score in run_task(examinee, text, whole).scores if not score.group}
+        scored: TaskResult | None = run_task(examinee, choices) if choices is not None else None
         accuracy = next((score for score in scored.scores if not score.group), None) if scored else None
         told: list[str] = []
         examinee.generate([PROMPT], NEW_TOKENS, (), lambda _index, reply, told=told: told.append(reply))  # type: ignore[misc]

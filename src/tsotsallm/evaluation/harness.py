@@ -11,7 +11,7 @@ from typing import Any
 from tsotsallm.errors import MissingExtraError, TaskError
 from tsotsallm.evaluation.cache import ItemCache
 from tsotsallm.evaluation.cost import fits
-from tsotsallm.evaluation.scorer import Examinee
+from tsotsallm.evaluation.examinee import Examinee
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -230,7 +230,7 @@ def read_items(task: Task, data: str | Path | None = None, *, limit: int | None 
 
 
 @dataclass(frozen=True)
-class Text:
+class TaskText:
     """A text to take the perplexity of, and the group that it belongs to."""
 
     content: str
@@ -238,19 +238,19 @@ class Text:
     source: str
 
 
-def read_texts(task: Task, data: str | Path | None = None) -> list[Text]:
+def read_texts(task: Task, data: str | Path | None = None) -> list[TaskText]:
     """The texts of a perplexity task, one a group."""
     if task.world:
         from tsotsallm.lab.texts import world_text
 
-        return [Text(world_text(test=True, characters=60_000), "", "the embedded world, test")]
+        return [TaskText(world_text(test=True, characters=60_000), "", "the embedded world, test")]
     rows: list[dict[str, Any]]
     if data is None:
         rows = [{"file": task.name, "text": "".join(row["text"] for row in _hub_rows(task))}]
     else:
         rows = [{"file": path.stem, "text": read_text(path)} for path in data_files(task, Path(data))]
     layout = _layout_for(task, set(rows[0]), str(data))
-    return [Text(_made(task, layout, "text", row, str(data)),
+    return [TaskText(_made(task, layout, "text", row, str(data)),
                  _made(task, layout, "group", row, str(data)) if "group" in layout else "", row["file"]) for row in rows]
 
 

@@ -33,7 +33,7 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Table:
+class DataTable:
     """The first cell of a row is its heading; `marks` are rows to stand out."""
 
     caption: str
@@ -67,7 +67,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Samples:
+class TextSamples:
     """Continuations of some prompts, by model."""
 
     prompts: Sequence[str]
@@ -75,7 +75,7 @@ class Samples:
     kind: str = "samples"
 
 
-Block = Paragraph | Table | Figure | Code | Samples
+Block = Paragraph | DataTable | Figure | Code | TextSamples
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from tsotsallm.evaluation.examination import Examination
 from tsotsallm.files import read_json
 from tsotsallm.machine import human_bytes
 from tsotsallm.report import drawings
-from tsotsallm.report.document import Block, Code, Document, Number, Paragraph, Samples, Section, Table
+from tsotsallm.report.document import Block, Code, DataTable, Document, Number, Paragraph, Section, TextSamples
 from tsotsallm.report.result import result_document
 
 
-def fit_document(folder: Path, examinations: Sequence[Examination], samples: Samples | None = None) -> Document:
+def fit_document(folder: Path, examinations: Sequence[Examination], samples: TextSamples | None = None) -> Document:
     """A report on the folder of a fit."""
     fit = read_json(folder / "fit.json", ReportError)
     best, target = fit["best"], fit["target"]
@@ -47,14 +47,14 @@ def _rounds(fit: Mapping[str, Any]) -> list[Block]:
     off = fit["corrections"]
     return [drawings.predictions("rounds", rounds, "Loss that was expected of each candidate, and that it has, on held-out "
                                  "text."),
-            Table("Candidates; KL divergence in nats a token", header, rows, frozenset([best])),
+            DataTable("Candidates; KL divergence in nats a token", header, rows, frozenset([best])),
             Paragraph(f"Measured losses of structure were {off['structure']:.2f} times the sums of their units, those of "
                       f"grids {off['grids']:.2f} times. The prediction for the "
                       f"best, made with {fit['settings']['windows']} windows of calibration text, "
                       f"{'holds' if fit['holds'] else 'does not hold'} within 15%.")]
 
 
-def _held_out(found: Mapping[str, Any]) -> Table:
+def _held_out(found: Mapping[str, Any]) -> DataTable:
     """The best on all the text that candidates were compared on, beside the original."""
     protocol = found["protocol"]
     rows = [["perplexity", Number.of(found["perplexity"]), Number.of(found["reference_perplexity"])],
@@ -62,8 +62,9 @@ def _held_out(found: Mapping[str, Any]) -> Table:
             ["bits a byte", Number.of(found["bits_per_byte"]), ""],
             ["KL divergence from the original", Number.of(found["kl"], error=found["kl_standard_error"]), ""],
             ["same likeliest token", Number.of(found["same_top_token"], ".1%"), ""]]
-    return Table(f"{protocol['kind']} of {protocol['context']} tokens, {protocol['predicted_tokens']} predicted; nothing "
-                 "was calibrated on this text, but candidates were chosen by it", ["", "fitted", "original"], rows)
+    return DataTable(f"{protocol['kind']} of {protocol['context']} tokens, {protocol['predicted_tokens']} predicted; "
+                     "nothing was calibrated on this text, but candidates were chosen by it", ["", "fitted", "original"],
+                     rows)
 
 
 def _units(measured: Mapping[str, Any]) -> list[Block]:

@@ -14,7 +14,7 @@ from tsotsallm.evaluation.examination import Examination
 from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
 from tsotsallm.machine import human_bytes
 from tsotsallm.report import drawings
-from tsotsallm.report.document import Block, Cell, Code, Document, Number, Paragraph, Samples, Section, Table
+from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Number, Paragraph, Section, TextSamples
 
 PROTOCOL = {"protocol": "text in", "context": "tokens of a window", "shots": "examples before each question",
             "max_new_tokens": "new tokens at most", "limit": "limit", "seed": "seed", "data_sha256": "data",
@@ -23,7 +23,7 @@ PROTOCOL = {"protocol": "text in", "context": "tokens of a window", "shots": "ex
 
 
 def result_document(models: Mapping[str, str], examinations: Sequence[Examination],
-                    samples: Samples | None = None) -> Document:
+                    samples: TextSamples | None = None) -> Document:
     """A report on models by the names to show; where there are several, differences are to the first."""
     checkpoints = {name: Checkpoint.open(model) for name, model in models.items()}
     results = {name: one for name, one in checkpoints.items() if one.provenance is not None}
@@ -87,8 +87,8 @@ def lost_blocks(models: Sequence[str], examinations: Sequence[Examination]) -> l
     header = ["measure", "items", models[0]]
     for name in models[1:]:
         header += [name, f"{name} − {models[0]}"]
-    blocks.append(Table("Scores with standard errors; differences with paired 95% intervals, ≈ where within noise", header,
-                        rows))
+    blocks.append(DataTable("Scores with standard errors; differences with paired 95% intervals, ≈ where within noise",
+                            header, rows))
     for found in examinations:
         for row_of_task in found.results:
             protocol = row_of_task[0].protocol
@@ -124,7 +124,7 @@ def _costs(checkpoints: Mapping[str, Checkpoint], costs: Sequence[Cost]) -> list
                  line("Wh, 1000 new tokens", [one.decode_wh_per_1000_tokens if one else None for one in energies])]
     rows.append(["fits", *(", ".join(name for name, holds in one.fits.items() if holds) or "none of the target devices"
                            for one in costs)])
-    blocks.append(Table("What each costs", ["", *checkpoints], rows))
+    blocks.append(DataTable("What each costs", ["", *checkpoints], rows))
     for energy in [one for one in energies if one is not None][:1]:
         blocks.append(Paragraph(f"Energy is {energy.label}; electricity of {energy.country}: "
                                 f"{energy.carbon_g_per_kwh:.0f} g CO₂ a kWh."))

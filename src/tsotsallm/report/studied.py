@@ -14,7 +14,7 @@ from tsotsallm.errors import ReportError
 from tsotsallm.inspection import LayerMap
 from tsotsallm.machine import human_bytes, human_seconds
 from tsotsallm.report import drawings
-from tsotsallm.report.document import Block, Cell, Code, Document, Number, Paragraph, Section, Table
+from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Number, Paragraph, Section
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.study import Found, open_study
 from tsotsallm.study.trial import values_of
@@ -72,8 +72,8 @@ def _verdict(found: Found, size: str) -> list[Block]:
                      "" if rival is None else _number(rival, "kl"), "" if rival is None else "yes" if one.sure else "no"])
     return [Paragraph("The best recipe in each class of sizes, and the best of another approach there. It is sure where the "
                       "difference is larger than twice its standard error."),
-            Table("Which approach is best at which size", [size.replace("_", " "), "best", "KL, nats a token", "perplexity",
-                                                           "next best approach", "its KL", "sure"], rows)]
+            DataTable("Which approach is best at which size", [size.replace("_", " "), "best", "KL, nats a token",
+                                                               "perplexity", "next best approach", "its KL", "sure"], rows)]
 
 
 def _size(value: float, size: str) -> str:
@@ -101,7 +101,7 @@ def _front(found: Found, study: Mapping[str, Any], size: str, loss: str) -> list
                      Number.of(trial.measure("bytes"), ",.0f"), Number.of(trial.measure("nonzero_parameters"), ",.0f")])
         if any(one.measure("decode_tokens_per_s") for one in found.front):
             rows[-1].append(Number.of(trial.measure("decode_tokens_per_s"), ".1f"))
-    blocks.append(Table(f"The front, from the smallest; hypervolume {found.hypervolume:.6g} up to "
+    blocks.append(DataTable(f"The front, from the smallest; hypervolume {found.hypervolume:.6g} up to "
                         f"{', '.join(f'{one:.4g}' for one in found.reference)}",
                         ["trial", "KL", "perplexity", "bytes", "not zero", "tokens/s"][:len(rows[0])], rows))
     return blocks + _published(found, study, size)
@@ -145,7 +145,7 @@ def _done(found: Found) -> list[Block]:
     return blocks or [Paragraph("No recipe of the front is noted with its layers.")]
 
 
-def _trials(found: Found, loss: str) -> Table:
+def _trials(found: Found, loss: str) -> DataTable:
     best = {trial.number for trial in found.front}
     marks, rows = set(), []
     for place, trial in enumerate(found.trials):
@@ -158,7 +158,7 @@ def _trials(found: Found, loss: str) -> Table:
                            Number.of(trial.facts.get("seconds"), ".0f"), trial.reason]
         rows.append(row)
     header = ["trial", "evaluation", "KL", "perplexity", "bytes", "seconds", "why"]
-    return Table(f"All {len(rows)} trials; those of the front are marked", header, rows, frozenset(marks), True)
+    return DataTable(f"All {len(rows)} trials; those of the front are marked", header, rows, frozenset(marks), True)
 
 
 def _importance(trials: Sequence[Trial]) -> list[Block]:
@@ -175,7 +175,7 @@ def _importance(trials: Sequence[Trial]) -> list[Block]:
 
 def _notebook(notes: Sequence[Mapping[str, Any]]) -> list[Block]:
     rows: list[list[Cell]] = [[f"{note['cycle']}, {note['phase']}", note["text"]] for note in notes]
-    return [Table("Plan, implement, revise, re-implement, cycle by cycle", ["cycle and phase", "what was noted"], rows)]
+    return [DataTable("Plan, implement, revise, re-implement, cycle by cycle", ["cycle and phase", "what was noted"], rows)]
 
 
 def _again(study: Mapping[str, Any]) -> list[Block]:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from tsotsallm import __version__
 from tsotsallm.errors import ServeError, TsotsallmError
 from tsotsallm.files import one_line
-from tsotsallm.serve import openai, pages, process, studio
+from tsotsallm.serve import helm, openai, pages, studio
 from tsotsallm.serve.answering import MOST_TOLD, Gone, Refused, Service, failure
 from tsotsallm.serve.guard import App, Guard, Message, Receive, Rules, Scope, Send, is_local
 from tsotsallm.serve.jobs import Jobs
@@ -51,7 +51,7 @@ def create_app(models: Models, rules: Rules, *, most_tokens: int = 1024, jobs: J
     app = FastAPI(title="tsotsallm", version=__version__, docs_url=None, redoc_url=None, lifespan=life,
                   responses={status: {"model": Refusal, "description": about} for status, about in FAULTS.items()})
     app.include_router(openai.routes(service))
-    app.include_router(process.routes(service))
+    app.include_router(helm.routes(service))
     app.include_router(pages.routes(service, rules, jobs is not None))
     if jobs is not None:
         app.include_router(studio.routes(service, jobs, how))

@@ -27,7 +27,7 @@ PATIENCE_S = 15.0
 
 
 @dataclass
-class Job:
+class StudioJob:
     """A run of the command line; `out` is where it writes."""
 
     id: str
@@ -62,7 +62,7 @@ class Jobs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.record = folder / RECORD
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, StudioJob] = {}
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._running: str | None = None
@@ -71,7 +71,7 @@ class Jobs:
         if self.record.exists():
             try:
                 for plain in json.loads(self.record.read_text("utf-8")):
-                    job = Job(**plain)
+                    job = StudioJob(**plain)
                     if job.state in ("waiting", "running"):
                         job.state = "stopped"
                     job.served = None
@@ -80,20 +80,20 @@ class Jobs:
                 raise ServeError(f"{self.record} cannot be read; move it away, and the studio begins a new list of jobs; "
                                  "models that were made are not touched") from None
 
-    def get(self, key: str) -> Job | None:
+    def get(self, key: str) -> StudioJob | None:
         return self.jobs.get(key)
 
-    def add(self, title: str, arguments: Sequence[str], out: Path) -> Job:
+    def add(self, title: str, arguments: Sequence[str], out: Path) -> StudioJob:
         """A new job; it starts as soon as none other runs."""
         with self._lock:
             number = max((int(one) for one in self.jobs), default=0) + 1
-            job = Job(str(number), title, list(arguments), str(out))
+            job = StudioJob(str(number), title, list(arguments), str(out))
             self.jobs[job.id] = job
             self._keep()
         self._start_next()
         return job
 
-    def resume(self, job: Job) -> None:
+    def resume(self, job: StudioJob) -> None:
         """Go on with a job that was stopped or failed: the same command again."""
         with self._lock:
             if job.state not in ("stopped", "failed"):
@@ -103,7 +103,7 @@ class Jobs:
             self._keep()
         self._start_next()
 
-    def stop(self, job: Job) -> None:
+    def stop(self, job: StudioJob) -> None:
         """End a job; what it finished is kept."""
         with self._lock:
             if job.state == "waiting":
@@ -139,7 +139,7 @@ class Jobs:
             self._keep()
         threading.Thread(target=self._run, args=(job,), daemon=True).start()
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: StudioJob) -> None:
         began, before = time.monotonic(), job.seconds
         extra: Mapping[str, Any] = {"start_new_session": True} if os.name != "nt" else {
             "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
@@ -167,7 +167,7 @@ class Jobs:
             self._keep()
         self._start_next()
 
-    def _hear(self, job: Job, line: str) -> None:
+    def _hear(self, job: StudioJob, line: str) -> None:
         """A line of progress, or one to show."""
         if line.startswith('{"step"'):
             with contextlib.suppress(ValueError):

@@ -63,7 +63,7 @@ def routes(service: Service) -> APIRouter:
                           "/v1/completions", "no_chat_template", param="model")
         messages = tuple(message.plain() for message in body.messages)
         questions = _questions(service, one, body, messages, body.likeliest)
-        return await _answered(service, one, body, request, questions, Chat(one, body.likeliest is not None))
+        return await _answered(service, one, body, request, questions, ChatReply(one, body.likeliest is not None))
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Any:
@@ -76,7 +76,7 @@ def routes(service: Service) -> APIRouter:
                           "answers; ask in several requests", "too_many_answers", param="n")
         questions = [question for prompt in several
                      for question in _questions(service, one, body, prompt, body.logprobs)]
-        return await _answered(service, one, body, request, questions, Text(one, body.logprobs is not None))
+        return await _answered(service, one, body, request, questions, TextReply(one, body.logprobs is not None))
 
     @router.get("/v1/models")
     async def models() -> ModelList:
@@ -111,7 +111,7 @@ def _questions(service: Service, one: Served, body: Generation, prompt: Any, lik
             for number in range(body.n or 1)]
 
 
-class Chat:
+class ChatReply:
     """The forms of a conversation's answer."""
 
     kind = "chat.completion.chunk"
@@ -139,7 +139,7 @@ class Chat:
                               timings=timings(self.one, ends))
 
 
-class Text:
+class TextReply:
     """The forms of a continuation."""
 
     kind = "text_completion"
@@ -171,7 +171,7 @@ class Text:
 
 
 async def _answered(service: Service, one: Served, body: Generation, request: Request, questions: list[Question],
-                    form: Chat | Text) -> Any:
+                    form: ChatReply | TextReply) -> Any:
     deadline = service.deadline
     if not body.stream:
         async def all_of_them() -> list[Heard]:

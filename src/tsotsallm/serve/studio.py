@@ -23,10 +23,10 @@ from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.machine import bytes_from_text, human_bytes, human_seconds
 from tsotsallm.recipe import Recipe, packaged_recipes
 from tsotsallm.serve.answering import Refused, Service
-from tsotsallm.serve.jobs import Job, Jobs
+from tsotsallm.serve.jobs import Jobs, StudioJob
 from tsotsallm.serve.pages import report_page
 from tsotsallm.serve.served import Loading, load
-from tsotsallm.serve.wire import Asked, Text
+from tsotsallm.serve.wire import RequestBody, Text
 from tsotsallm.study.fit import Target, target_of
 
 DEEP = 2
@@ -35,7 +35,7 @@ CALIBRATION = (32, 512)
 """Windows of calibration text, and tokens of each, as `fit` has them by default."""
 
 
-class Wish(Asked):
+class Wish(RequestBody):
     """What is wanted of a model: that it fits a device or some bytes, or a recipe."""
 
     model: Text = Field(max_length=1000)
@@ -46,7 +46,7 @@ class Wish(Asked):
     quick: bool = True
 
 
-class Fact(Asked):
+class FactQuery(RequestBody):
     key: Literal["weights", "result", "target", "memory", "disk", "time", "parameters"]
     value: str
 
@@ -111,7 +111,7 @@ def routes(service: Service, jobs: Jobs, how: Loading | None = None) -> APIRoute
     return router
 
 
-def _job(jobs: Jobs, key: str) -> Job:
+def _job(jobs: Jobs, key: str) -> StudioJob:
     found = jobs.get(key)
     if found is None:
         raise Refused(404, f"there is no job {key!r}", "not_found")
@@ -172,7 +172,7 @@ class _Maker:
                  ("time", f"≥ {human_seconds(found.floor_s)}" + ("" if target is None else f", ≤ {wish.minutes:g} min"))]
         return {"facts": _facts(facts), "warnings": list(found.warnings), "command": self._command(wish)}
 
-    def start(self, wish: Wish) -> Job:
+    def start(self, wish: Wish) -> StudioJob:
         self._read(wish)
         out = self._out(wish)
         goal = wish.device or wish.bytes or "recipe"
@@ -205,7 +205,7 @@ class _Maker:
                 *(["--quick"] if wish.quick else [])]
 
     def _command(self, wish: Wish) -> str:
-        return Job("", "", self._arguments(wish, self._out(wish)), "").command
+        return StudioJob("", "", self._arguments(wish, self._out(wish)), "").command
 
     def _out(self, wish: Wish) -> Path:
         """A free name in the folder for what a wish makes."""

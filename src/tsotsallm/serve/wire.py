@@ -56,13 +56,13 @@ Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS)]
 
 
-class Asked(BaseModel):
+class RequestBody(BaseModel):
     """What comes with a request."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class Known(Asked):
+class Known(RequestBody):
     """A request that has no other fields than its own; another one is passed over only where it cannot change the answer."""
 
     @model_validator(mode="before")

@@ -24,7 +24,7 @@ from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.pareto import front, hypervolume
 from tsotsallm.study.spec import Spec
 from tsotsallm.study.strategies import All, AtRandom, BySampler, Proposal, Strategy
-from tsotsallm.study.trial import Job, Outcome, Setup, values_of
+from tsotsallm.study.trial import Outcome, Setup, TrialJob, values_of
 from tsotsallm.study.workers import Here, Workers
 
 Say = Callable[[str], None]
@@ -154,7 +154,7 @@ class _Study:
         self.ledger.add(trial)
         known = tuple((one.measures["full"]["kl"], one.measures["model"]["bytes"]) for one in trials if one.level == "full")
         halving = self.spec.strategy == "halving"
-        self.workers.submit(self.setup, Job(number, trial.key, recipe, known, levels, keep=halving))
+        self.workers.submit(self.setup, TrialJob(number, trial.key, recipe, known, levels, keep=halving))
         return trial
 
     def _resolved(self, recipe: Recipe) -> Recipe:
@@ -228,7 +228,7 @@ class _Study:
             while queue or waiting:
                 while queue and len(waiting) - len(queue) < self.workers.capacity:
                     trial = queue.pop(0)
-                    self.workers.submit(self.setup, Job(trial.number, trial.key, trial.recipe, (), ((level, windows),),
+                    self.workers.submit(self.setup, TrialJob(trial.number, trial.key, trial.recipe, (), ((level, windows),),
                                                         keep=True))
                 for job, outcome in self.workers.finished():
                     trial = waiting.pop(job.number)

@@ -65,7 +65,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """A recipe to try.
 
     known   (loss, bytes) of the full evaluations so far
@@ -95,7 +95,7 @@ def may_reach_the_front(loss: float, error: float, size: float, known: Sequence[
     return not any(other_size <= size and other < loss - SURE * error for other, other_size in known)
 
 
-def execute(setup: Setup, job: Job, work: Path) -> Outcome:
+def execute(setup: Setup, job: TrialJob, work: Path) -> Outcome:
     """Run a job in a folder of this machine. What a user could mend, and what is broken, ends up as the trial's error."""
     outcome = Outcome(facts={"machine": platform.node(), "versions": fingerprint() | {"tsotsallm": __version__},
                              "setup": setup.plain()})
@@ -124,7 +124,7 @@ def execute(setup: Setup, job: Job, work: Path) -> Outcome:
     return outcome
 
 
-def _execute(setup: Setup, job: Job, work: Path, model: Path, store: Store, outcome: Outcome) -> None:
+def _execute(setup: Setup, job: TrialJob, work: Path, model: Path, store: Store, outcome: Outcome) -> None:
     if not (model / "config.json").exists():
         model.parent.mkdir(parents=True, exist_ok=True)
         compress(setup.model, job.recipe, model, calibration=setup.calibration, windows=setup.windows, window=setup.window,

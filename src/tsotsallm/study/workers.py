@@ -12,7 +12,7 @@ from tsotsallm.cluster.inputs import Bundle, files_named, with_local_paths
 from tsotsallm.cluster.worker import Failure
 from tsotsallm.compression import plan
 from tsotsallm.errors import TsotsallmError
-from tsotsallm.study.trial import Job, Outcome, Setup, execute
+from tsotsallm.study.trial import Outcome, Setup, TrialJob, execute
 
 
 class Workers(Protocol):
@@ -21,9 +21,9 @@ class Workers(Protocol):
     @property
     def capacity(self) -> int: ...
 
-    def submit(self, setup: Setup, job: Job) -> None: ...
+    def submit(self, setup: Setup, job: TrialJob) -> None: ...
 
-    def finished(self) -> Iterator[tuple[Job, Outcome]]:
+    def finished(self) -> Iterator[tuple[TrialJob, Outcome]]:
         """Wait for at least one job, and yield those that are done."""
         ...
 
@@ -34,12 +34,12 @@ class Here:
     capacity = 1
 
     def __init__(self, work: Path) -> None:
-        self.work, self._waiting = work, list[tuple[Setup, Job]]()
+        self.work, self._waiting = work, list[tuple[Setup, TrialJob]]()
 
-    def submit(self, setup: Setup, job: Job) -> None:
+    def submit(self, setup: Setup, job: TrialJob) -> None:
         self._waiting.append((setup, job))
 
-    def finished(self) -> Iterator[tuple[Job, Outcome]]:
+    def finished(self) -> Iterator[tuple[TrialJob, Outcome]]:
         setup, job = self._waiting.pop(0)
         yield job, execute(setup, job, self.work)
 
@@ -54,7 +54,7 @@ class OnCluster:
     def capacity(self) -> int:
         return self.cluster.capacity
 
-    def submit(self, setup: Setup, job: Job) -> None:
+    def submit(self, setup: Setup, job: TrialJob) -> None:
         sources = [one for one in (setup.calibration, setup.text, setup.data) if one is not None and Path(one).exists()]
         for source in (setup.model, *sources, *sorted(files_named(job.recipe))):
             if source not in self._bundles:
@@ -62,12 +62,12 @@ class OnCluster:
         bundles = [self._bundles[source] for source in (setup.model, *sources, *sorted(files_named(job.recipe)))]
         self.cluster.submit(job, execute_there, (setup, job), bundles, memory_of(setup, job))
 
-    def finished(self) -> Iterator[tuple[Job, Outcome]]:
+    def finished(self) -> Iterator[tuple[TrialJob, Outcome]]:
         for job, found in self.cluster.finished():
             yield job, Outcome(error=found.error, facts={"seconds": 0.0}) if isinstance(found, Failure) else found
 
 
-def memory_of(setup: Setup, job: Job) -> int:
+def memory_of(setup: Setup, job: TrialJob) -> int:
     """Bytes that a job takes at most; of a recipe that cannot be planned nothing, its error comes when it is tried."""
     try:
         return plan(setup.model, job.recipe, windows=setup.windows, window=setup.window).ram_bytes
@@ -75,7 +75,7 @@ def memory_of(setup: Setup, job: Job) -> int:
         return 0
 
 
-def execute_there(setup: Setup, job: Job, places: Mapping[str, str], folder: Path) -> Outcome:
+def execute_there(setup: Setup, job: TrialJob, places: Mapping[str, str], folder: Path) -> Outcome:
     """Run a job on a worker, with the worker's own paths; what is noted has the paths of the study."""
     local = {name: places.get(value, value) for name in ("model", "calibration", "text", "data")
              if (value := getattr(setup, name)) is not None}

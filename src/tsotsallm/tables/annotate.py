@@ -23,7 +23,7 @@ LEAST_SUPPORT = 0.5
 
 
 @dataclass(frozen=True)
-class Answer:
+class Annotation:
     """One annotation: its place (row and columns as SemTab counts them), what was chosen, how sure, and what else could be.
 
     Of cells `place` is (row, column), of columns (column,), of pairs (first, second). `confidence` is of a cell the
@@ -49,7 +49,7 @@ class Annotated:
     """All annotations of a table, and what was noted; `error` says why there are none where it could not be read."""
 
     table: str
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[Annotation, ...] = ()
     notes: tuple[str, ...] = ()
     error: str = ""
     model: str = ""
@@ -91,13 +91,13 @@ def _written(reading: Reading, lookup: Lookup, tasks: Sequence[str]) -> Annotate
     notes = list(table.notes)
     if not reading.columns:
         return Annotated(table.name, notes=(*notes, "no column names entities of the graph: nothing to annotate"))
-    answers: list[Answer] = []
+    answers: list[Annotation] = []
     for row in finish(reading, lookup):
         for column in reading.columns if "cea" in tasks else ():
             if best := reading.best((row, column)):
                 belief = reading.beliefs[row, column]
-                answers.append(Answer("cea", (table.first_row + row, table.columns[column]), best, round(belief[best], 3),
-                                      _shown(reading, belief), reading.text((row, column))))
+                answers.append(Annotation("cea", (table.first_row + row, table.columns[column]), best,
+                                          round(belief[best], 3), _shown(reading, belief), reading.text((row, column))))
         if row not in reading.rows:
             for column in reading.columns:          # what is written is let go of: a table may have any number of rows
                 reading.beliefs.pop((row, column), None)
@@ -105,14 +105,14 @@ def _written(reading: Reading, lookup: Lookup, tasks: Sequence[str]) -> Annotate
     for column in reading.columns if "cta" in tasks else ():
         if chosen := reading.types.get(column, ""):
             coverage = reading.coverage[column]
-            answers.append(Answer("cta", (table.columns[column],), chosen, round(min(coverage[chosen], 1.0), 3),
+            answers.append(Annotation("cta", (table.columns[column],), chosen, round(min(coverage[chosen], 1.0), 3),
                                   _shown(reading, coverage), table.header[column]))
     if "cpa" in tasks:
         answers += _pairs(reading)
     return Annotated(table.name, tuple(answers), tuple(notes))
 
 
-def _pairs(reading: Reading) -> list[Answer]:
+def _pairs(reading: Reading) -> list[Annotation]:
     """Properties of pairs: where rows support one, and from the table's subject column also the one that is usual between
     the types of two columns, since such a pair must have some property."""
     table, found, subject = reading.table, [], subject_column(reading)
@@ -122,7 +122,7 @@ def _pairs(reading: Reading) -> list[Answer]:
         reverse = sum(reading.support.get((pair[1], pair[0]), {}).values())
         if name and ((support >= LEAST_SUPPORT and support >= 0.1 * len(reading.rows))
                      or (pair[0] == subject and weight >= LEAST_WEIGHT and reverse < LEAST_SUPPORT)):
-            found.append(Answer("cpa", (table.columns[pair[0]], table.columns[pair[1]]), name, round(weight, 3),
+            found.append(Annotation("cpa", (table.columns[pair[0]], table.columns[pair[1]]), name, round(weight, 3),
                                 _shown(reading, reading.weights[pair])))
     return found
 

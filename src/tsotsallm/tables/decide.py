@@ -39,8 +39,8 @@ UNSURE = 0.08
 """Probability of a second candidate, of that of the first, from which a cell is asked about."""
 
 
-class Asked(Protocol):
-    """A model that is asked: log-likelihoods of continuations of prompts (`evaluation.scorer.Examinee`)."""
+class LikelihoodSource(Protocol):
+    """A model that is asked: log-likelihoods of continuations of prompts (`evaluation.examinee.Examinee`)."""
 
     def likelihoods(self, asked: Sequence[tuple[str, Sequence[str]]]) -> Iterable[tuple[int, list[Likelihood]]]: ...
 
@@ -56,7 +56,7 @@ class _Batch:
         self.asked.setdefault(prompt, {}).setdefault(continuation, len(self.asked.get(prompt, {})))
         return prompt, continuation
 
-    def ask(self, model: Asked) -> None:
+    def ask(self, model: LikelihoodSource) -> None:
         questions = [(prompt, list(ends)) for prompt, ends in self.asked.items()]
         for index, scores in model.likelihoods(questions):
             prompt, ends = questions[index]
@@ -97,7 +97,7 @@ def relative(scores: dict[str, float]) -> dict[str, float]:
 class Decider:
     """Asks a model about readings of tables and adds what it says to their evidence."""
 
-    def __init__(self, model: Asked, graph: Graph) -> None:
+    def __init__(self, model: LikelihoodSource, graph: Graph) -> None:
         self.model, self.graph = model, graph
         self.questions = 0
 

@@ -19,7 +19,7 @@ from tsotsallm.tables.load import FORMAT, Loaded, fill, key_of_sources
 
 FACTS = "graph.json"
 MOST_STATEMENTS = 400
-"""Statements of one entity that are looked at."""
+"""EntityStatements of one entity that are looked at."""
 ANCESTORS = 12
 """Steps up the hierarchy of types that are taken."""
 
@@ -34,7 +34,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Statements:
+class EntityStatements:
     """What a graph says of an entity: entities and literals by property, and its types with all types above them."""
 
     entities: dict[str, tuple[str, ...]]        # object -> properties that lead to it
@@ -135,7 +135,7 @@ class Graph:
 
     # -- statements ---------------------------------------------------------------------------------------------------
 
-    def _statements(self, iri: str) -> Statements:
+    def _statements(self, iri: str) -> EntityStatements:
         entities: dict[str, list[str]] = {}
         literals: list[tuple[str, str]] = []
         types: list[str] = []
@@ -152,8 +152,8 @@ class Graph:
                         entities.setdefault(quad.object.value, []).append(predicate)
                 elif isinstance(quad.object, rdf.Literal) and predicate not in ignored:
                     literals.append((predicate, quad.object.value))
-        return Statements({one: tuple(sorted(set(entities[one]))) for one in sorted(entities)}, tuple(sorted(set(literals))),
-                          tuple(sorted(set(types))), self._up(types))
+        return EntityStatements({one: tuple(sorted(set(entities[one]))) for one in sorted(entities)},
+                                tuple(sorted(set(literals))), tuple(sorted(set(types))), self._up(types))
 
     def _up(self, types: Sequence[str]) -> dict[str, int]:
         found = dict.fromkeys(sorted(types), 0)
@@ -203,7 +203,7 @@ def open_graph(sources: Sequence[str | Path], root: Path, say: Callable[[str], N
                strict: bool = False) -> Graph:
     """The graph of some files, loaded into `root` the first time that these files are asked for.
 
-    Statements that do not parse are skipped and noted, up to 1% of a file; `strict` refuses the first one.
+    EntityStatements that do not parse are skipped and noted, up to 1% of a file; `strict` refuses the first one.
     """
     paths = [Path(source) for source in sources]
     for path in paths:

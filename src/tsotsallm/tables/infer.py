@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tsotsallm.tables.graph import Graph, Statements
+from tsotsallm.tables.graph import EntityStatements, Graph
 from tsotsallm.tables.lookup import Candidate, Lookup
 from tsotsallm.tables.reading import Table
 from tsotsallm.tables.words import is_literal, is_missing, same_literal
@@ -114,7 +114,7 @@ def _fill(reading: Reading, lookup: Lookup, row: int) -> None:
                 _count(reading, reading.graph.statements(one.entity))
 
 
-def _count(reading: Reading, said: Statements) -> None:
+def _count(reading: Reading, said: EntityStatements) -> None:
     times: dict[str, int] = defaultdict(int)
     for names in said.entities.values():
         for name in names:
@@ -242,7 +242,7 @@ def common_types(reading: Reading, column: int) -> frozenset[str]:
     return frozenset(kind for kind, share in reading.coverage[column].items() if share >= 0.3)
 
 
-def literal_matches(said: Statements, text: str) -> list[str]:
+def literal_matches(said: EntityStatements, text: str) -> list[str]:
     return [name for name, value in said.literals if same_literal(text, value)]
 
 
@@ -284,7 +284,7 @@ def told(reading: Reading, cell: Cell, entity: str, other: int) -> Told:
     return Told(match, (1 - match) * _contradiction(reading, said, theirs, (column, other), entity))
 
 
-def _contradiction(reading: Reading, said: Statements, theirs: Belief, pair: Pair, entity: str) -> float:
+def _contradiction(reading: Reading, said: EntityStatements, theirs: Belief, pair: Pair, entity: str) -> float:
     name, weight = best_property(reading, pair)
     against = 0.0
     if weight >= SETTLED and (any(name in names for names in said.entities.values())

@@ -25,7 +25,7 @@ from tsotsallm.cluster.worker import MEMORY, Failure, library
 from tsotsallm.errors import ResourceError, TablesError, TsotsallmError
 from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.evaluation.cost import bytes_of
-from tsotsallm.evaluation.examine import open_examinee
+from tsotsallm.evaluation.task_run import open_examinee
 from tsotsallm.journal import held_work, remove_work
 from tsotsallm.machine import free_ram_bytes, human_bytes, human_seconds
 from tsotsallm.tables.annotate import Annotated, annotate_tables, check_tasks
@@ -44,7 +44,7 @@ SUBMISSIONS = ("cea", "cta", "cpa")
 
 
 @dataclass(frozen=True)
-class Work:
+class AnnotationSettings:
     """What is the same for all jobs of a run; everything that its result depends on besides the tables."""
 
     graph: tuple[str, ...]
@@ -81,7 +81,7 @@ def annotate(tables: Sequence[str | Path], graph: Sequence[str | Path], out: Pat
     `OUT.partial`. The files are the same however the work was done, as long as every worker could take the same model.
     """
     started = time.monotonic()
-    work = Work(tuple(map(str, graph)), model, smaller, check_tasks(tasks), device, strict)
+    work = AnnotationSettings(tuple(map(str, graph)), model, smaller, check_tasks(tasks), device, strict)
     if not work.graph:
         raise TablesError("no graph is given; give RDF or label files, or 'embedded'")
     if smaller is not None and (model is None or cluster is None):
@@ -115,7 +115,7 @@ def open_sources(sources: Sequence[str], root: Path, say: Callable[[str], None],
     return open_graph([world_graph(root) if one == EMBEDDED else one for one in sources], root, say, strict=strict)
 
 
-def _identity(work: Work, graph: Graph, paths: Sequence[Path]) -> dict[str, Any]:
+def _identity(work: AnnotationSettings, graph: Graph, paths: Sequence[Path]) -> dict[str, Any]:
     def fingerprint(model: str | None) -> str:
         return model or "" if model in (None, NO_MODEL) else Bundle.of(str(model)).key
 
@@ -138,7 +138,7 @@ def groups_of(paths: Sequence[Path]) -> list[list[Path]]:
     return found
 
 
-def _run(work: Work, graph: Graph, paths: Sequence[Path], partial: Path, cluster: Cluster | None,
+def _run(work: AnnotationSettings, graph: Graph, paths: Sequence[Path], partial: Path, cluster: Cluster | None,
          say: Callable[[str], None]) -> None:
     groups = groups_of(paths)
     result = partial / "result"
@@ -212,7 +212,7 @@ def memory_of(model: str | None) -> int:
     return ROOM + (0 if model in (None, NO_MODEL) else bytes_of(View.of(Checkpoint.open(str(model)))))
 
 
-def _here(work: Work, graph: Graph, groups: Sequence[Sequence[Path]], left: Sequence[int],
+def _here(work: AnnotationSettings, graph: Graph, groups: Sequence[Sequence[Path]], left: Sequence[int],
           partial: Path) -> Iterator[tuple[int, list[Annotated]]]:
     if work.model is not None:
         view = View.of(Checkpoint.open(work.model))
@@ -227,7 +227,7 @@ def _here(work: Work, graph: Graph, groups: Sequence[Sequence[Path]], left: Sequ
             yield number, annotate_group(groups[number], graph, lookup, work.tasks, decider, work.model or "")
 
 
-def _there(cluster: Cluster, work: Work, groups: Sequence[Sequence[Path]],
+def _there(cluster: Cluster, work: AnnotationSettings, groups: Sequence[Sequence[Path]],
            left: Sequence[int]) -> Iterator[tuple[int, list[Annotated] | Failure]]:
     shared = [Bundle.of(one) for one in (*work.graph, work.model, work.smaller)
               if one is not None and one != NO_MODEL and not (one == EMBEDDED and one in work.graph and one != work.model)]
@@ -243,7 +243,7 @@ def _there(cluster: Cluster, work: Work, groups: Sequence[Sequence[Path]],
             yield number, found
 
 
-def annotate_there(tables: Sequence[str], work: Work, needs: Mapping[str, int], places: Mapping[str, str],
+def annotate_there(tables: Sequence[str], work: AnnotationSettings, needs: Mapping[str, int], places: Mapping[str, str],
                    folder: Path) -> list[Annotated]:
     """A job on a worker, with the model that it has memory for."""
     model = work.model
@@ -259,7 +259,7 @@ def annotate_there(tables: Sequence[str], work: Work, needs: Mapping[str, int], 
 
 # -- the result -------------------------------------------------------------------------------------------------------
 
-def _publish(work: Work, graph: Graph, paths: Sequence[Path], result: Path, out: Path) -> Annotations:
+def _publish(work: AnnotationSettings, graph: Graph, paths: Sequence[Path], result: Path, out: Path) -> Annotations:
     """Join the jobs' results into the submission and give it its name."""
     found = Annotations(out, len(paths), dict.fromkeys(work.tasks, 0), graph_notes=list(graph.facts["notes"]))
     models: Counter[str] = Counter()

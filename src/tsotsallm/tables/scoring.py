@@ -156,7 +156,7 @@ def items_of(gold: Gold, task: str, answers: Mapping[Target, str]) -> dict[Targe
 
 
 @dataclass(frozen=True)
-class Score:
+class AnnotationScore:
     """One measure of one task (of a domain): per submission its value and standard error, and differences to the first."""
 
     task: str
@@ -174,10 +174,10 @@ class Score:
 
 
 def score(folders: Sequence[str | Path], gold: Gold, *, domains: Callable[[str], str] | None = None,
-          tasks: Sequence[str] | None = None) -> list[Score]:
+          tasks: Sequence[str] | None = None) -> list[AnnotationScore]:
     """Score submissions side by side. Intervals are of a paired bootstrap that draws whole tables, since cells of one table
     are right or wrong together."""
-    found: list[Score] = []
+    found: list[AnnotationScore] = []
     for task in tasks or gold.tasks:
         if not gold.targets.get(task):
             raise TablesError(f"the gold has no targets of the task {task}; it has {', '.join(gold.tasks)}")
@@ -191,7 +191,7 @@ def score(folders: Sequence[str | Path], gold: Gold, *, domains: Callable[[str],
         for domain, targets in groups.items():
             arrays = [_by_table(one, targets) for one in scored]
             for measure in MEASURES:
-                found.append(Score(task, measure.name, domain, len(targets), tuple(
+                found.append(AnnotationScore(task, measure.name, domain, len(targets), tuple(
                     float(np.nan_to_num(measure.of(items))) for items in arrays),
                     tuple(standard_error(measure, items) for items in arrays),
                     (None, *(paired_difference(measure, arrays[0], items) for items in arrays[1:]))))
