@@ -1,4 +1,4 @@
-"""Ask models tasks: items that are known already come from the cache, the others are asked; scores with their errors."""
+"""Evaluate one model on one task: items that are known already come from the cache, the others run through the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from tsotsallm.evaluation.significance import Array, Measure
 from tsotsallm.evaluation.tasks import Item, Task, TaskText, read_items, read_texts
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.likelihood import CHUNK_BYTES
+from tsotsallm.streaming.sweep import Tick, silent
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ class PreparedTask:
 
     @property
     def data_sha256(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the items and texts."""
         content = [item.id for item in self.items] + [[text.content, text.group] for text in self.texts]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def prepare(task: Task, data: str | Path | None = None, *, limit: int | None = None, seed: int = 0) -> PreparedTask:
-    """Read a task's data and check what can be checked without a model."""
+    """Read a task's data and check what can be checked without a model; raises TaskError where the data does not fit.
+
+    `limit` draws that many items by `seed`; of a perplexity task it takes the first windows of every text.
+    """
     if task.kind == "perplexity":
         if limit is not None and limit < 1:
             raise TsotsallmError(f"--limit is {limit}; it takes 1 or more windows")
@@ -57,8 +61,8 @@ def prepare(task: Task, data: str | Path | None = None, *, limit: int | None = N
     return PreparedTask(task, items, limit=limit, seed=seed)
 
 
-def protocol_of(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None = None) -> dict[str, Any]:
-    """Everything that the numbers of a task on a model depend on besides its weights."""
+def protocol_of(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None = None) -> dict[str, object]:
+    """Everything that a task's numbers depend on besides the model's weights, as plain data."""
     task = prepared.task
     protocol = {**task.plain(), "data_sha256": prepared.data_sha256, "limit": prepared.limit, "arithmetic": "float32",
                 "seed": prepared.seed if prepared.limit else None}
@@ -67,15 +71,15 @@ def protocol_of(examinee: Examinee, prepared: PreparedTask, reference: Examinee 
                            "bos": examinee.encode("a")[:1] == [examinee.codec.bos],
                            "reference": reference.name if reference else None}
     new_tokens = 0 if task.kind in ("choices", "bias") else task.max_new_tokens
-    truncated = sum(examinee.truncates(item.prompt, [task.delimiter + one for one in item.choices], new_tokens)
+    truncated = sum(examinee.truncates(item.prompt, [task.delimiter + choice for choice in item.choices], new_tokens)
                     for item in prepared.items)
     return protocol | {"items": len(prepared.items), "truncated_prompts": truncated,
                        "context": examinee.context if truncated else "holds every prompt"}
 
 
 def run_task(examinee: Examinee, prepared: PreparedTask, reference: Examinee | None = None,
-            protocol: dict[str, Any] | None = None) -> TaskResult:
-    """Ask one model one task; `protocol` is that of `protocol_of` where it was taken before."""
+             protocol: dict[str, object] | None = None) -> TaskResult:
+    """Evaluate one model on one task; `protocol` is the result of `protocol_of` where it is known already."""
     task = prepared.task
     protocol = protocol or protocol_of(examinee, prepared, reference)
     if task.kind == "perplexity":
@@ -99,8 +103,8 @@ def run_task(examinee: Examinee, prepared: PreparedTask, reference: Examinee | N
         if waiting:
             examinee.generate([item.prompt for item in waiting], task.max_new_tokens, task.stop, reply)
         measures = summary.MEASURES if task.kind == "summary" else answers.measures(task)
-    found = [cache.entries[item.id]["features"] for item in prepared.items]
-    features = {name: np.array([one[name] for one in found], dtype=np.float64) for name in found[0]}
+    per_item = [cache.entries[item.id]["features"] for item in prepared.items]
+    features = {name: np.array([values[name] for values in per_item], dtype=np.float64) for name in per_item[0]}
     lost = protocol["truncated_prompts"]
     notes = (f"{lost} prompts lost their beginning: they are longer than the {examinee.context} positions that the model "
              "knows",) if lost else ()
@@ -109,9 +113,9 @@ def run_task(examinee: Examinee, prepared: PreparedTask, reference: Examinee | N
                       (*examinee.checkpoint.notes, *examinee.codec.notes, *notes))
 
 
-def _perplexity(examinee: Examinee, prepared: PreparedTask, protocol: dict[str, Any],
+def _perplexity(examinee: Examinee, prepared: PreparedTask, protocol: dict[str, object],
                 reference: Examinee | None) -> TaskResult:
-    task, context = prepared.task, protocol["context"]
+    task, context = prepared.task, min(prepared.task.context, examinee.context)
     kind: perplexity.Kind = "rows" if task.protocol == "rows" else "windows"
     parts: list[dict[str, Array]] = []
     ids: list[str] = []
@@ -134,11 +138,11 @@ def _perplexity(examinee: Examinee, prepared: PreparedTask, protocol: dict[str, 
 
 
 def _window_features(examinee: Examinee, task: Task, corpus: Corpus, reference: Examinee | None) -> list[dict[str, Array]]:
-    """Per-window sums of one text, pass by pass, from the cache where they are known."""
+    """Sums per window of one text, pass by pass, from the cache where they are known."""
     cache = ItemCache(examinee.fingerprint, {
         "name": task.name, "corpus": corpus.fingerprint(), "device": str(examinee.device),
         "reference": reference.fingerprint if reference else None})
-    found = []
+    passes = []
     for number, part in enumerate(corpus.parts(CHUNK_BYTES // (4 * examinee.view.spec.hidden))):
         if f"pass {number}" not in cache.entries:
             with tempfile.TemporaryDirectory(dir=examinee.scratch, ignore_cleanup_errors=True) as folder:
@@ -146,10 +150,14 @@ def _window_features(examinee: Examinee, task: Task, corpus: Corpus, reference: 
                     examinee.view, part, (reference.view, reference.final_states(part)) if reference else None,
                     examinee.device, Path(folder), examinee.tick)
             cache.add(f"pass {number}", {name: values.tolist() for name, values in sums.items()})
-        found.append({name: np.array(values) for name, values in cache.entries[f"pass {number}"]["features"].items()})
-    return found
+        passes.append({name: np.array(values) for name, values in cache.entries[f"pass {number}"]["features"].items()})
+    return passes
 
 
-def open_examinee(model: str | Path, scratch: Path, *, device: str = "cpu", **options: Any) -> Examinee:
-    """A checkpoint by directory, hub id or name, ready to be asked."""
-    return Examinee(View.of(Checkpoint.open(model)), str(model), scratch, device=device, **options)
+def open_examinee(model: str | Path, scratch: Path, *, device: str = "cpu", by_sweeps: bool | None = None,
+                  tick: Tick = silent) -> Examinee:
+    """Open a checkpoint for evaluation, by directory, hub id or name; large files go to the folder `scratch`.
+
+    `by_sweeps` decides whether generation streams the weights for every token; by default it does where they do not fit.
+    """
+    return Examinee(View.of(Checkpoint.open(model)), str(model), scratch, device=device, by_sweeps=by_sweeps, tick=tick)
