@@ -53,7 +53,7 @@ def test_what_was_changed_is_found(small: Path) -> None:
     with pytest.raises(ServeError, match="damaged"):
         verify_bundle(small)
     sums.unlink()
-    with pytest.raises(ServeError, match="is no bundle"):
+    with pytest.raises(ServeError, match="is not a bundle"):
         verify_bundle(small)
 
 
