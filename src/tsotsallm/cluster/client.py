@@ -35,11 +35,17 @@ PATIENCE = 120.0
 class Future(Protocol):
     """The part of Dask's futures that is used here; the library itself has no types."""
 
-    def result(self) -> object: ...
+    def result(self) -> object:
+        """Wait for the job and return its result, or raise its exception."""
+        ...
 
-    def cancel(self) -> object: ...
+    def cancel(self) -> object:
+        """Give the job up."""
+        ...
 
-    def add_done_callback(self, function: Callable[[Future], None]) -> None: ...
+    def add_done_callback(self, function: Callable[[Future], None]) -> None:
+        """Call a function with the future once it is done."""
+        ...
 
 
 @dataclass

@@ -118,7 +118,7 @@ def fits(checkpoint: Checkpoint, context: int = 512) -> dict[str, bool]:
 
 
 def room_for_weights(device: Device, cache_bytes: int) -> int:
-    """Bytes that a device has for weights beside a cache, which on some lies in another memory."""
+    """Bytes that a device has for weights beside a cache, which some devices keep in another memory."""
     return int(device["weight_bytes"]) - (0 if device.get("cache_apart") else cache_bytes)
 
 

@@ -27,28 +27,28 @@ DRAWN = 8
 
 def study_document(folder: Path) -> Document:
     """A report on the folder of a study; raises ReportError where it has no trial, StudyError where it cannot be read."""
-    found = open_study(folder)
+    result = open_study(folder)
     ledger = Ledger(folder)
     try:
         study, notes = ledger.study() or {}, ledger.notes()
     finally:
         ledger.close()
-    if not found.trials:
+    if not result.trials:
         raise ReportError(f"{folder} holds a study without a trial; run it first")
-    size = size_of(found.objectives)
-    loss = next((name for name in found.objectives if name in LOSSES), "kl")
-    done = [trial for trial in found.trials if trial.status == "done"]
-    seconds = sum(trial.facts.get("seconds", 0.0) for trial in found.trials)
-    lead = (f"{len(found.trials)} recipes tried on {study['model']}, {len(done)} successfully; "
-            f"{sum(trial.level == 'full' for trial in done)} evaluated fully, {len(found.front)} on the front. It took "
-            f"{human_seconds(seconds)}" + (f" and {energy:.1f} Wh" if (energy := _energy(found.trials)) else "") + ".")
-    sections = [Section("Verdict", _verdict(found, size)), Section("The front", _front(found, study, size, loss)),
-                Section("What was done", _done(found)), Section("Every trial", [_trials(found, loss)])]
-    if shown := _importance(found.trials):
+    size = size_of(result.objectives)
+    loss = next((name for name in result.objectives if name in LOSSES), "kl")
+    done = [trial for trial in result.trials if trial.status == "done"]
+    seconds = sum(trial.facts.get("seconds", 0.0) for trial in result.trials)
+    lead = (f"{len(result.trials)} recipes tried on {study['model']}, {len(done)} successfully; "
+            f"{sum(trial.level == 'full' for trial in done)} evaluated fully, {len(result.front)} on the front. It took "
+            f"{human_seconds(seconds)}" + (f" and {energy:.1f} Wh" if (energy := _energy(result.trials)) else "") + ".")
+    sections = [Section("Verdict", _verdict(result, size)), Section("The front", _front(result, study, size, loss)),
+                Section("What was done", _done(result)), Section("Every trial", [_trials(result, loss)])]
+    if shown := _importance(result.trials):
         sections.append(Section("Layer importance", shown))
     sections += [Section("Notebook", _notebook(notes)), Section("How to reproduce it", _again(study))]
     return Document(f"{study['name']} on {study['model']}", lead, sections,
-                    {"study": study, "trials": [trial.plain() for trial in found.trials]})
+                    {"study": study, "trials": [trial.plain() for trial in result.trials]})
 
 
 def _energy(trials: Sequence[Trial]) -> float:
@@ -60,9 +60,9 @@ def _number(trial: Trial, name: str, spec: str = ".4f") -> Cell:
     return Number.of(trial.measure(name), spec, error=error)
 
 
-def _verdict(found: Found, size: str) -> list[Block]:
+def _verdict(result: Found, size: str) -> list[Block]:
     rows: list[list[Cell]] = []
-    for best in verdicts(found.trials, size):
+    for best in verdicts(result.trials, size):
         span = _size(best.smallest, size) if best.smallest == best.largest else (
             f"{_size(best.smallest, size)} to {_size(best.largest, size)}")
         rival = best.rival
@@ -80,14 +80,14 @@ def _size(value: float, size: str) -> str:
     return human_bytes(value) if size == "bytes" else f"{value / 1e6:.2f} million"
 
 
-def _front(found: Found, study: Mapping[str, Any], size: str, loss: str) -> list[Block]:
-    best = {trial.number for trial in found.front}
+def _front(result: Found, study: Mapping[str, Any], size: str, loss: str) -> list[Block]:
+    best = {trial.number for trial in result.front}
     scale = 1e6
     points = [drawings.Point(float(trial.measure(size) or 0) / scale, float(trial.measure(loss) or 0),
                              f"{trial.number}: {trial.name}, {loss} {trial.measure(loss):.4g}, "
                              f"{_size(float(trial.measure(size) or 0), size)}", trial.number in best,
                              float(trial.measure(f"{loss}_error") or 0), _kind(trial))
-              for trial in found.trials if trial.level == "full" and trial.measure(loss) is not None]
+              for trial in result.trials if trial.level == "full" and trial.measure(loss) is not None]
     label = {"bytes": "megabytes", "parameters": "million parameters",
              "nonzero_parameters": "million nonzero parameters"}[size]
     words = {"kl": "KL divergence, nats per token", "perplexity": "perplexity", "loss": "loss, nats per token"}[loss]
@@ -96,15 +96,15 @@ def _front(found: Found, study: Mapping[str, Any], size: str, loss: str) -> list
     blocks: list[Block] = [drawings.plane("front", points, label, words, "Every fully evaluated recipe; those of the front "
                                           "are filled and joined. Touch a point to see its recipe.")]
     rows: list[list[Cell]] = []
-    for trial in sorted(found.front, key=lambda best: float(best.measure(size) or 0)):
+    for trial in sorted(result.front, key=lambda best: float(best.measure(size) or 0)):
         rows.append([f"{trial.number}: {trial.name}", _number(trial, "kl"), _number(trial, "perplexity", ".3f"),
                      Number.of(trial.measure("bytes"), ",.0f"), Number.of(trial.measure("nonzero_parameters"), ",.0f")])
-        if any(other.measure("decode_tokens_per_s") for other in found.front):
+        if any(other.measure("decode_tokens_per_s") for other in result.front):
             rows[-1].append(Number.of(trial.measure("decode_tokens_per_s"), ".1f"))
-    blocks.append(DataTable(f"The front, from the smallest; hypervolume {found.hypervolume:.6g} up to "
-                            f"{', '.join(f'{value:.4g}' for value in found.reference)}",
+    blocks.append(DataTable(f"The front, from the smallest; hypervolume {result.hypervolume:.6g} up to "
+                            f"{', '.join(f'{value:.4g}' for value in result.reference)}",
                             ["trial", "KL", "perplexity", "bytes", "not zero", "tokens/s"][:len(rows[0])], rows))
-    return blocks + _published(found, study, size)
+    return blocks + _published(result, study, size)
 
 
 def _kind(trial: Trial) -> str:
@@ -112,7 +112,7 @@ def _kind(trial: Trial) -> str:
     return " + ".join(part.partition(" ")[0] for part in approach_of(trial).split(" + "))
 
 
-def _published(found: Found, study: Mapping[str, Any], size: str) -> list[Block]:
+def _published(result: Found, study: Mapping[str, Any], size: str) -> list[Block]:
     """The same recipes as published for another model: share of the size against growth of the perplexity."""
     published = study["spec"].get("published")
     original = study.get("original", {}).get(size)
@@ -121,7 +121,7 @@ def _published(found: Found, study: Mapping[str, Any], size: str) -> list[Block]
     points = [drawings.Point(share, ratio, f"published, {name}: {share:.0%} of the size, {ratio:.3g} times the perplexity",
                              kind=f"published: {published['about']}")
               for name, (share, ratio) in published["points"].items()]
-    for trial in found.trials:
+    for trial in result.trials:
         before = trial.measures.get(trial.level, {}).get("reference_perplexity")
         if before and trial.measure(size):
             share, ratio = float(trial.measure(size) or 0) / original, float(trial.measure("perplexity") or 0) / before
@@ -132,23 +132,23 @@ def _published(found: Found, study: Mapping[str, Any], size: str) -> list[Block]
                            "steeply the loss rises.")]
 
 
-def _done(found: Found) -> list[Block]:
+def _done(result: Found) -> list[Block]:
     blocks: list[Block] = []
-    for trial in found.front[:DRAWN]:
+    for trial in result.front[:DRAWN]:
         known = trial.facts.get("layers")
         if known:
             plan = LayerMap(known["layers"], tuple(known["runs"]), tuple(known["bits"]), known["ends"])
             blocks.append(drawings.layers(f"layers-{trial.number}", plan, f"Trial {trial.number}, {trial.name}: colours "
                                           "show the bits per weight; × is removed, 2× runs twice."))
-    if len(found.front) > DRAWN:
-        blocks.append(Paragraph(f"{len(found.front) - DRAWN} more recipes of the front are not drawn."))
+    if len(result.front) > DRAWN:
+        blocks.append(Paragraph(f"{len(result.front) - DRAWN} more recipes of the front are not drawn."))
     return blocks or [Paragraph("The layers of the front's recipes were not recorded.")]
 
 
-def _trials(found: Found, loss: str) -> DataTable:
-    best = {trial.number for trial in found.front}
+def _trials(result: Found, loss: str) -> DataTable:
+    best = {trial.number for trial in result.front}
     marks, rows = set(), []
-    for place, trial in enumerate(found.trials):
+    for place, trial in enumerate(result.trials):
         if trial.number in best:
             marks.add(place)
         values = values_of(trial.measures, [loss])

@@ -59,7 +59,8 @@ class Lookup:
                 if score >= LEAST:
                     _keep(best, Candidate(label.entity, label.text, min(score, 0.99), "typo"))
         order = {"exact": 0, "normalised": 1, "alias": 2, "typo": 3}
-        return tuple(sorted(best.values(), key=lambda found: (-found.score, order[found.how], found.entity))[:self.most])
+        ranked = sorted(best.values(), key=lambda candidate: (-candidate.score, order[candidate.how], candidate.entity))
+        return tuple(ranked[:self.most])
 
 
 def slips(normal: str) -> list[str]:

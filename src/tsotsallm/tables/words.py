@@ -59,15 +59,14 @@ def _as_number(text: str) -> float | None:
         return None
 
 
-def fuzz() -> Any:
-    """The rapidfuzz library (fuzz, DamerauLevenshtein, JaroWinkler), which has no types here; MissingExtraError without it.
-    """
+def fuzz() -> tuple[Any, Any]:
+    """rapidfuzz's (fuzz, DamerauLevenshtein), which have no types here; MissingExtraError where it is not installed."""
     try:
         from rapidfuzz import fuzz as rapidfuzz
-        from rapidfuzz.distance import DamerauLevenshtein, JaroWinkler
+        from rapidfuzz.distance import DamerauLevenshtein
     except ImportError:
         raise MissingExtraError("rapidfuzz", "tables", "finding misspelt names") from None
-    return rapidfuzz, DamerauLevenshtein, JaroWinkler
+    return rapidfuzz, DamerauLevenshtein
 
 
 def similarity(asked: str, label: str) -> float:
@@ -76,7 +75,7 @@ def similarity(asked: str, label: str) -> float:
     1 − edits/length (Damerau and Levenshtein), or 0.97 of that after sorting the words; initials that stand for words give
     at least 0.9, and a text whose words are all among the label's, or the reverse, at least 0.6 to 0.85 by their lengths.
     """
-    fuzz_, damerau, _ = fuzz()
+    fuzz_, damerau = fuzz()
     plain = float(damerau.normalized_similarity(asked, label))
     words, others = asked.split(), label.split()
     best = max(plain, 0.97 * float(fuzz_.token_sort_ratio(asked, label)) / 100)
