@@ -154,7 +154,7 @@ def measure_speed(model: str | Path, *, device: str = "cpu", country: str | None
 
 
 def measure_gguf_speed(file: str | Path, *, threads: int | None = None) -> Speed:
-    """The same for a GGUF file in llama.cpp, on `threads` threads (by default the chosen number, else one per core)."""
+    """Speed of a GGUF file in llama.cpp on `threads` threads, by default the chosen number, else one per core."""
     return _measured(file, [str(file), str(threads or chosen_threads() or cores())])[0]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from tsotsallm.errors import MissingExtraError, TsotsallmError, nearest
 
 WATER_LITRES_PER_KWH = 1.8
-"""On-site water of an average US data centre (Shehabi et al. 2016, LBNL-1005775); a laptop's own water is none, the
-grid's is not counted."""
+"""On-site water of an average US data centre (Shehabi et al. 2016, LBNL-1005775); a laptop itself uses none, and water used
+to generate electricity is not counted."""
 QUERIES = ((100, 300), (1000, 1000))
 MEASURED_MODES = {"intel_rapl": "RAPL", "intel_power_gadget": "Intel Power Gadget", "apple_powermetrics": "powermetrics"}
 

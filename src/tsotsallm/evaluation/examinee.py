@@ -23,12 +23,12 @@ from tsotsallm.streaming.score import final_states
 from tsotsallm.streaming.sweep import Tick, silent
 
 RESIDENT_ROOM = 1.2
-"""A resident model takes its float32 weights and, with cache and activations, up to a fifth more."""
+"""Memory of a resident model relative to its float32 weights: cache and activations take up to a fifth more."""
 
 
 @cache
 def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> bytes:
-    """Computed once for as long as a file stays as it is."""
+    """Computed once as long as a file does not change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

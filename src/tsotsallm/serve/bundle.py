@@ -85,8 +85,7 @@ def bundle(models: Sequence[str], out: Path, *, platform: str | None = None, pyt
 
 
 def verify(folder: Path) -> int:
-    """Check every file of a bundle against its checksum; returns the number of files. Raises ServeError at the first fault.
-    """
+    """Check every file of a bundle against its checksum and return their number; raises ServeError at the first fault."""
     listed = folder / SUMS
     try:
         content = read_utf8(listed, ServeError)

@@ -35,8 +35,12 @@ class _OwnSession(TypedDict, total=False):
 
 @dataclass
 class StudioJob:
-    """A run of a command; `out` is the folder that it writes, `share` how much is done (0 to 1), `state` one of waiting,
-    running, done, stopped and failed."""
+    """A run of a command.
+
+    out    the folder that it writes
+    state  waiting, running, done, stopped or failed
+    share  how much is done, 0 to 1; None where it is not known
+    """
 
     id: str
     title: str

@@ -74,8 +74,7 @@ class Served:
 
 
 def name_of(path: str) -> str:
-    """A name for a model from its path: the file's or folder's name, or that of the folder around it where it says nothing.
-    """
+    """A name for a model from its path: that of the file or folder, or of the folder around it where that says nothing."""
     where = Path(path)
     plain = where.stem if where.suffix == ".gguf" else where.name or path
     if plain in USUAL:

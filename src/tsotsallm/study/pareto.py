@@ -1,5 +1,4 @@
-"""The results worth keeping: dominance, the Pareto front, and the volume that a front dominates. All measures are minimised.
-"""
+"""The results worth keeping: dominance, the Pareto front, and the volume that it dominates. All measures are minimised."""
 
 from __future__ import annotations
 
