@@ -26,7 +26,7 @@ from tsotsallm.api.tables import write_world_tables
 from tsotsallm.evaluation.cost import bytes_of
 from tsotsallm.tables.load import label_from_address
 from tsotsallm.tables.reading import find_tables, read_table
-from tsotsallm.tables.scoring import Score
+from tsotsallm.tables.scoring import AnnotationScore
 
 
 def peak_bytes() -> int:
@@ -44,7 +44,7 @@ def named(text: str) -> tuple[str, str]:
     return name, path
 
 
-def row(one: Score) -> str:
+def row(one: AnnotationScore) -> str:
     cells = [f"{100 * value:6.2f}" for value in one.values]
     differences = [f"{100 * other.value:+6.2f} [{100 * other.low:+.2f}, {100 * other.high:+.2f}]"
                    for other in one.differences if other is not None]

@@ -40,7 +40,7 @@ def learn_tokenizer(texts: Path, model: Path, tokens: int = 32_000) -> None:
 
 
 def streamed(model: Path, items: Path, count: int, scratch: Path) -> list[float]:
-    from tsotsallm.evaluation.examine import open_examinee
+    from tsotsallm.evaluation.task_run import open_examinee
 
     found = dict(open_examinee(model, scratch).likelihoods(asked(items, count)))
     return [score.total for index in range(len(found)) for score in found[index]]
@@ -50,7 +50,7 @@ def resident(model: Path, items: Path, count: int, scratch: Path) -> list[float]
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tsotsallm.evaluation.examine import open_examinee
+    from tsotsallm.evaluation.task_run import open_examinee
 
     one = open_examinee(model, scratch)
     pairs = [one.pair(prompt, choice) for prompt, choices in asked(items, count) for choice in choices]

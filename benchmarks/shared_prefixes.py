@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from tsotsallm.study.ledger import Ledger
-from tsotsallm.study.trial import Job, Setup, execute
+from tsotsallm.study.trial import Setup, TrialJob, execute
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
         folder = asked.work / "trial"
         shutil.rmtree(folder, ignore_errors=True)
         levels = tuple((level, trial.measures[level]["windows"]) for level in ("cheap", "full") if level in trial.measures)
-        found = execute(setup, Job(trial.number, trial.key, trial.recipe, (), levels), folder)
+        found = execute(setup, TrialJob(trial.number, trial.key, trial.recipe, (), levels), folder)
         line = {"number": trial.number, "name": trial.name, "seconds": found.facts["cpu_seconds"],
                 "shared_seconds": trial.facts["cpu_seconds"], "same": found.facts["hashes"] == trial.facts["hashes"],
                 "same_kl": found.measures[trial.level]["kl"] == trial.measures[trial.level]["kl"]}

@@ -78,7 +78,7 @@ def test_a_worker_dies_and_every_trial_is_there_once(cluster: Computers, tiny: P
         killer.join()
     assert [trial.status for trial in found.trials] == ["done"] * 8, [trial.error for trial in found.trials]
     assert Counter(trial.key for trial in found.trials).most_common(1)[0][1] == 1
-    assert any("a worker is gone" in line for line in lines)
+    assert any("a worker has left" in line for line in lines)
     sent = Counter(line.rpartition(" ")[2] for line in lines if line.startswith(f"sending {tiny.name}"))
     assert sent == {"one": 1, "two": 1}
     alone = run_study(spec(text), tiny.name, tmp_path / "alone")
@@ -87,7 +87,7 @@ def test_a_worker_dies_and_every_trial_is_there_once(cluster: Computers, tiny: P
     assert {trial.key: trial.measures["full"]["kl"] for trial in found.trials} == pytest.approx(
         {trial.key: trial.measures["full"]["kl"] for trial in alone.trials}, rel=1e-5)
     if cluster.spaces:
-        addresses = {line.split("tcp://")[1].rpartition(":")[0] for line in lines if "a worker is gone" in line}
+        addresses = {line.split("tcp://")[1].rpartition(":")[0] for line in lines if "a worker has left" in line}
         assert addresses == {"10.117.0.2"}
 
 
@@ -150,7 +150,7 @@ def test_encrypted_connections_need_certificates(tmp_path: Path, tiny: Path, tex
 
 def test_what_does_not_fit_together_is_told(tmp_path: Path) -> None:
     for arguments, message in (
-            (["worker", "here"], "no address of a scheduler"), (["worker", "tls://127.0.0.1:1"], "do not go together"),
+            (["worker", "here"], "not the address of a scheduler"), (["worker", "tls://127.0.0.1:1"], "do not go together"),
             (["worker", "tcp://127.0.0.1:1", "--tls-ca", "x"], "together"),
             (["worker", "tcp://127.0.0.1:1", "--memory", "much"], "--memory"),
             (["study", "quick", "-o", str(tmp_path / "s"), "--workers", "tcp://127.0.0.1:1"], "no scheduler answers"),

@@ -10,7 +10,7 @@ import pytest
 
 import tsotsallm
 from tests.conftest import shared
-from tsotsallm.evaluation.examine import open_examinee
+from tsotsallm.evaluation.task_run import open_examinee
 from tsotsallm.evaluation.tasks import read_items, read_task
 
 pytestmark = pytest.mark.slow

@@ -50,7 +50,7 @@ def test_what_a_point_is_can_be_read_by_key_and_by_pointer(browser: Any, pages: 
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(f"file://{pages['study']}")
     trial = open_study(pages["folder"] / "study").front[0]
-    mark = page.locator(f'#front-told ~ * .tip[aria-label^="{trial.number}: "]').first
+    mark = page.locator(f'#front-description ~ * .tip[aria-label^="{trial.number}: "]').first
     mark.scroll_into_view_if_needed()
     page.evaluate("mark => mark.focus()", mark.element_handle())
     assert page.locator("#tip").inner_text().startswith(f"{trial.number}: {trial.name}, kl")

@@ -53,7 +53,7 @@ def test_what_was_changed_is_found(small: Path) -> None:
     with pytest.raises(ServeError, match="damaged"):
         verify_bundle(small)
     sums.unlink()
-    with pytest.raises(ServeError, match="is no bundle"):
+    with pytest.raises(ServeError, match="is not a bundle"):
         verify_bundle(small)
 
 
@@ -61,7 +61,7 @@ def test_what_cannot_be_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "there").mkdir()
     (tmp_path / "bad.gguf").write_bytes(b"not a model")
     for models, out, options, message in (
-            (["embedded"], "there", {}, "exists already"), ([], "out", {}, "name a model"),
+            (["embedded"], "there", {}, "exists already"), ([], "out", {}, "no model is given"),
             (["embedded"], "out", {"platform": "amiga"}, "no platform"), (["nowhere.gguf"], "out", {}, "does not exist")):
         with pytest.raises(ServeError, match=message):
             make_bundle(models, tmp_path / out, **options)      # type: ignore[arg-type]

@@ -143,7 +143,7 @@ def test_failures_outside_of_models(begun: bool, caplog: pytest.LogCaptureFixtur
         raise ZeroDivisionError(SECRET)
 
     caplog.set_level(logging.ERROR)
-    monkeypatch.setattr(openai.Text, "piece" if begun else "whole", fail)
+    monkeypatch.setattr(openai.TextReply, "piece" if begun else "whole", fail)
     with serving(with_scripted(Scripted())) as address:
         status, told, _ = answer(address, "/v1/completions", ASKED["/v1/completions"] | {"stream": begun})
         assert status == (200 if begun else 500)

@@ -179,10 +179,10 @@ def test_messages_as_clients_send_them(address: str, message: dict[str, Any]) ->
     ({"role": "assistant", "content": "x", "reasoning_content": "y"}, "reasoning_content"),
     ({"role": "user", "content": "x", "nam": 1}, "name"),
     ({"role": "assistant", "content": "x", "prefix": True}, "prefix"), ("x", "messages.0"), (None, "messages.0"),
-    ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "text alone"),
-    ({"role": "user", "content": [{"type": "input_audio"}]}, "text alone"),
-    ({"role": "user", "content": [{"type": "file"}]}, "text alone"),
-    ({"role": "user", "content": [{"type": ["x"]}]}, "text alone"),
+    ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "send text"),
+    ({"role": "user", "content": [{"type": "input_audio"}]}, "send text"),
+    ({"role": "user", "content": [{"type": "file"}]}, "send text"),
+    ({"role": "user", "content": [{"type": ["x"]}]}, "send text"),
     ({"role": "user", "content": [{"type": "text", "text": None}]}, "content")])
 def test_messages_that_are_refused(address: str, message: Any, word: str) -> None:
     status, told, _ = answer(address, CHAT, SENT[CHAT] | {"messages": [message]})

@@ -143,7 +143,7 @@ def test_dates_exist() -> None:
 
 
 @pytest.mark.parametrize(("schema", "message"), [
-    (False, "something fits"), (5, "something fits"), ({"type": "foo"}, "foo"), ({"type": [5]}, "type"), ({"type": []},
+    (False, "some value fits"), (5, "some value fits"), ({"type": "foo"}, "foo"), ({"type": [5]}, "type"), ({"type": []},
     "type"),
     ({"not": {}}, "not"), ({"if": {}, "then": {}}, "if"), ({"strange": 1}, "strange"), ({"type": "string", "pattern": "a"},
     "pattern"),

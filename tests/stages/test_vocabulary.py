@@ -77,7 +77,7 @@ def test_other_text_is_refused_token_by_token(smaller: Path, tmp_path: Path) -> 
     small, large = Checkpoint.open(smaller), Checkpoint.open("embedded")
     dropped = sorted(set(range(large.spec.vocabulary)) - set(small.tokens_of_original or []))
     other.write_text(large.tokenizer().decode(dropped[:200]))
-    with pytest.raises(CheckpointError, match="segments the text differently"):
+    with pytest.raises(CheckpointError, match="splits the text into other tokens"):
         tsotsallm.evaluate(smaller, other, reference="embedded")
 
 

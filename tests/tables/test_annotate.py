@@ -194,7 +194,7 @@ def test_a_table_that_fails_is_reported_and_the_rest_goes_on(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"tasks": ["cea", "cda"]}, "no task 'cda'; did you mean 'c[et]a'"), ({"tasks": []}, "no task is asked for"),
+    ({"tasks": ["cea", "cda"]}, "no task 'cda'; did you mean 'c[et]a'"), ({"tasks": []}, "no task is given"),
     ({"graph": []}, "no graph is given"), ({"smaller_model": "none"}, "a smaller model is for workers"),
     ({"graph": "nowhere.ttl"}, "nowhere.ttl does not exist"), ({"tables": "nowhere.csv"}, "nowhere.csv does not exist")])
 def test_what_cannot_be_done_is_refused_first(tmp_path: Path, given: dict[str, object], message: str) -> None:

@@ -115,7 +115,7 @@ def test_a_graph_is_loaded_once(tmp_path: Path) -> None:
     ("half.json", '{"Q1": "\\ud800"}', "half.json holds half of a surrogate pair"),
     ("half.nt", '<http://x/a> <http://x/b> "\\ud800" .\n', "half.nt, line 1 is not valid N-Triples"),
     ("quote.csv", 'Q1,"' + "a" * 200_000, "quote.csv, line 1 has a cell of 200001 characters, .*never closed"),
-    ("graph.docx", "x", "is no kind of graph that is known")])
+    ("graph.docx", "x", "is not a graph of a known kind")])
 def test_what_does_not_parse_says_where(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(TablesError, match=message):
         made(tmp_path, text, name)
@@ -213,5 +213,5 @@ def test_bad_rows_of_label_files_are_skipped_too(tmp_path: Path) -> None:
     rows = [f"Q{number},thing {number}" for number in range(200)]
     graph = made(tmp_path, "\n".join([*rows[:7], "Q7", *rows[8:]]), "labels.csv")
     assert graph.facts["skipped"] == ["labels.csv: 1 of 200 statements are not valid CSV of labels and were skipped:",
-                                      "labels.csv, line 8: 'Q7'; each line takes identifier, label and, if there is one, "
+                                      "labels.csv, line 8: 'Q7'; each line takes an identifier, a label and optionally a "
                                       "description"]

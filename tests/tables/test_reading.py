@@ -139,7 +139,7 @@ def test_utf_16_without_a_mark_in_any_script(tmp_path: Path, encoding: str, text
 def test_nulls_at_places_of_one_kind_do_not_make_utf_16(tmp_path: Path) -> None:
     """Lines of even length with a null byte at the same place: the old rule made Chinese of it."""
     content = b"ab,cdef\0,gh\n" * 40
-    with pytest.raises(TablesError, match="null bytes and is no text"):
+    with pytest.raises(TablesError, match="null bytes and is not text"):
         read_table(table(tmp_path, content))
     assert read_table(table(tmp_path, content + b"ab,cdefg,gh\n" * 4000)).rows[-1] == ("ab", "cdefg", "gh")
 

@@ -53,7 +53,7 @@ def test_killed_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {"20 of 60 tables are done already", "24 of 60 tables are done already"} & set(lines)     # the last job has 4
     assert len(kept) == len(set(kept)) == 8
     assert not found.failed
-    assert any("a worker is gone" in line for line in lines)
+    assert any("a worker has left" in line for line in lines)
     for path in (tmp_path / "alone").iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
@@ -68,7 +68,7 @@ def test_a_worker_with_little_memory_gets_a_smaller_model_by_choice(tmp_path: Pa
         while not client.workers:
             time.sleep(0.2)
         client.close()
-        with pytest.raises(TablesError, match=r"8 tables could not be done, .* more than any worker has"):
+        with pytest.raises(TablesError, match=r"8 tables could not be annotated, .* more than any worker has"):
             tsotsallm.annotate(source / "tables", source / "world.ttl", tmp_path / "none", **given)
         found = tsotsallm.annotate(source / "tables", source / "world.ttl", tmp_path / "out", smaller_model="none", **given)
     assert found.models == {"none": 8}
@@ -88,7 +88,7 @@ def test_a_lost_job_is_reported_and_the_others_are_kept(tmp_path: Path, monkeypa
             yield number, Failure("KilledWorker") if number == 1 else found
 
     monkeypatch.setattr(jobs, "_here", losing)
-    with pytest.raises(TablesError, match="8 tables could not be done, such as W0T008: KilledWorker"):
+    with pytest.raises(TablesError, match="8 tables could not be annotated, such as W0T008: KilledWorker"):
         tsotsallm.annotate(source / "tables", source / "world.ttl", tmp_path / "out")
     monkeypatch.undo()
     lines: list[str] = []

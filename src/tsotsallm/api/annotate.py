@@ -12,7 +12,7 @@ from tsotsallm.api.computers import Computers
 from tsotsallm.compression import check_device
 from tsotsallm.evaluation.options import amended
 from tsotsallm.tables.annotate import TASKS
-from tsotsallm.tables.jobs import Annotations, Work
+from tsotsallm.tables.jobs import Annotations, AnnotationSettings
 from tsotsallm.tables.jobs import annotate as annotate_all
 
 
@@ -54,7 +54,7 @@ def annotate(tables: Sequence[str | Path] | str | Path, graph: Sequence[str | Pa
     """
     options = amended(options or AnnotationOptions(), keywords, annotate)
     smaller = options.smaller_model
-    work = Work(tuple(map(str, _several(graph))), None if model is None else str(model),
+    work = AnnotationSettings(tuple(map(str, _several(graph))), None if model is None else str(model),
                 None if smaller is None else str(smaller), tuple(options.tasks), check_device(options.device),
                 options.strict)
     with contextlib.ExitStack() as stack:

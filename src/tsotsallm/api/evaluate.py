@@ -14,11 +14,11 @@ from tsotsallm.compression import check_device
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
-from tsotsallm.evaluation.engines import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.examination import Examination, examine
-from tsotsallm.evaluation.examine import open_examinee
+from tsotsallm.evaluation.kv_cache import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
+from tsotsallm.evaluation.task_run import open_examinee
 from tsotsallm.evaluation.tasks import Task
 from tsotsallm.lab.texts import world_text
 from tsotsallm.run.run import Result

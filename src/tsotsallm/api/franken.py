@@ -12,9 +12,9 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.compression import check_device
 from tsotsallm.errors import CorpusError
 from tsotsallm.evaluation.examination import text_task
-from tsotsallm.evaluation.examine import prepare
 from tsotsallm.evaluation.franken import OrderResult, study
 from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
+from tsotsallm.evaluation.task_run import prepare
 from tsotsallm.evaluation.tasks import read_task
 
 

@@ -19,7 +19,7 @@ from tsotsallm.evaluation.examination import Examination, ExaminationOptions, ex
 from tsotsallm.evaluation.options import amended
 from tsotsallm.files import one_line, read_json
 from tsotsallm.lab.texts import world_text
-from tsotsallm.report.document import Samples
+from tsotsallm.report.document import TextSamples
 from tsotsallm.report.fitted import fit_document
 from tsotsallm.report.page import write as write_page
 from tsotsallm.report.result import result_document
@@ -120,14 +120,14 @@ def _examinations(models: Sequence[str], reference: str | Path | None, text: str
     return scored
 
 
-def samples_of(models: Mapping[str, str], prompts: Sequence[str], tokens: int = 40) -> Samples | None:
+def samples_of(models: Mapping[str, str], prompts: Sequence[str], tokens: int = 40) -> TextSamples | None:
     """How models continue prompts; None where one is larger than memory."""
     try:
         for model in models.values():
             check_fits(model)
     except ResourceError:
         return None
-    return Samples(prompts, {name: continuations(model, prompts, tokens, Sampling()) for name, model in models.items()})
+    return TextSamples(prompts, {name: continuations(model, prompts, tokens, Sampling()) for name, model in models.items()})
 
 
 def beginnings(text: str) -> list[str]:

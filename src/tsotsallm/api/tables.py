@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tsotsallm.checkpoint.reader import EMBEDDED
 from tsotsallm.errors import TsotsallmError
-from tsotsallm.tables.scoring import Gold, Score, domain_of, read_gold
+from tsotsallm.tables.scoring import AnnotationScore, Gold, domain_of, read_gold
 from tsotsallm.tables.scoring import score as score_submissions
 from tsotsallm.tables.world import world_tables_folder, write_world
 
 
 def score_tables(submissions: Sequence[str | Path], gold: str | Path, *, by_domain: bool = False,
-                 tasks: Sequence[str] | None = None) -> list[Score]:
+                 tasks: Sequence[str] | None = None) -> list[AnnotationScore]:
     """Precision, recall and F1 of folders that `annotate` wrote, by SemTab's definitions; differences are to the first.
 
     `gold` is a folder with cea_gt.csv and the like, or of tables with X__URI columns, or 'embedded'.

@@ -31,11 +31,11 @@ from tsotsallm.cli.common import (
 if TYPE_CHECKING:
     from tsotsallm.evaluation.cost import Cost
     from tsotsallm.evaluation.cost import Speed as MeasuredSpeed
-    from tsotsallm.evaluation.engines import CachePerplexity
     from tsotsallm.evaluation.examination import Examination
-    from tsotsallm.evaluation.examine import Comparison
     from tsotsallm.evaluation.forecast import TaskForecast
+    from tsotsallm.evaluation.kv_cache import CachePerplexity
     from tsotsallm.evaluation.perplexity import Kind, Perplexity
+    from tsotsallm.evaluation.results import Comparison
 
 
 def evaluate(models: Annotated[list[str], typer.Argument(help="Models to evaluate: checkpoints, or GGUF files; differences "

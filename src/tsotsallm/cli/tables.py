@@ -10,10 +10,10 @@ import typer
 from tsotsallm.cli.common import AsJson, answers, print_json
 
 if TYPE_CHECKING:
-    from tsotsallm.tables.scoring import Score
+    from tsotsallm.tables.scoring import AnnotationScore
 
 app = typer.Typer(name="tables", rich_markup_mode=None,
-                  help="Score annotated tables, or write the embedded world's tables.")
+                  help="AnnotationScore annotated tables, or write the embedded world's tables.")
 Gold: Any = typer.Option(help="Correct annotations: a folder with cea_gt.csv and the like, or of tables with X__URI "
                               "columns, or 'embedded'.")
 
@@ -47,7 +47,7 @@ def world(out: Annotated[Path, typer.Option("-o", "--out", help="Directory to wr
         print(write_world_tables(out, count=count, seed=seed))
 
 
-def print_table_scores(folders: list[str], scores: list[Score]) -> None:
+def print_table_scores(folders: list[str], scores: list[AnnotationScore]) -> None:
     """Print one row per task, measure and domain; differences to the first submission with their paired intervals."""
     from tsotsallm.cli.lines import table
 

@@ -1,1 +1,1 @@
-"""Work on several computers: Dask carries jobs to workers, which get what they lack in checked pieces."""
+"""Run jobs on several computers: Dask carries them to workers, which receive the files that they lack in checked pieces."""

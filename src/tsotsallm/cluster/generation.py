@@ -1,4 +1,4 @@
-"""Many prompts continued on a cluster, some to a job."""
+"""Continue many prompts on a cluster, a few per job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from tsotsallm.errors import ClusterError
 
 def continuations_on(cluster: Cluster, model: str, parts: Sequence[Sequence[str]], tokens: int,
                      sampling: Sampling) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of the part, its continuations), as they are done."""
+    """Yield (number of the part, its continuations) as they are done; every part of the prompts is one job.
+
+    Raises ClusterError where a job fails.
+    """
     bundle = Bundle.of(model)
     waiting = set(range(len(parts)))
     for number, part in enumerate(parts):
@@ -30,4 +33,5 @@ def continuations_on(cluster: Cluster, model: str, parts: Sequence[Sequence[str]
 
 def continued_there(model: str, prompts: Sequence[str], tokens: int, sampling: Sampling, places: Mapping[str, str],
                     _folder: Path) -> list[str]:
+    """Continue prompts on a worker by up to `tokens` tokens each; `places` maps the model to the worker's own path."""
     return continuations(places[model], prompts, tokens, sampling)

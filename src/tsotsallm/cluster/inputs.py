@@ -1,4 +1,4 @@
-"""Files that a job reads: found on the worker where it has them, else sent to it once, in checked pieces."""
+"""Files that a job reads: a worker that has them uses its own; otherwise they are sent to it once, in checked pieces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.reader import locate
 from tsotsallm.errors import ResourceError, TsotsallmError
@@ -16,12 +15,12 @@ from tsotsallm.store import key_of
 
 PIECE = 4 << 20
 WHOLE = ".whole"
-"""Stands in the folder of a bundle when every file of it is there and right."""
+"""The name of an empty file that marks a bundle's folder when all of its files are there and correct."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A file or a directory by what it holds: source as the user gave it, and (name, bytes, SHA-256) of every file."""
+    """A file or a directory by its content: `source` as the user gave it, and (name, bytes, SHA-256) of every file."""
 
     source: str
     files: tuple[tuple[str, int, str], ...]
@@ -37,10 +36,12 @@ class Bundle:
 
     @property
     def key(self) -> str:
+        """Hash of names, sizes and contents: the name of the bundle's folder on a worker."""
         return key_of([name_size_hash[0:3] for name_size_hash in self.files])
 
     @property
     def bytes(self) -> int:
+        """Size of all files together."""
         return sum(size for _, size, _ in self.files)
 
     def at(self, path: Path) -> bool:
@@ -59,7 +60,7 @@ def _is(path: Path, size: int, sha256: str) -> bool:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file; of one that did not change it is known."""
+    """SHA-256 of a file, computed again only where its size or time changed."""
     state = path.stat()
     return _digest(path, state.st_size, state.st_mtime_ns)
 
@@ -71,7 +72,7 @@ def _digest(path: Path, _size: int, _changed: int) -> str:
 
 
 def local_path(bundle: Bundle, folder: Path) -> Path | None:
-    """Where a worker has a bundle: at the source's own path or hub id, or as sent to `folder` before; None: nowhere."""
+    """Where a worker has a bundle: at the source's own path or hub id, or in `folder`, sent before; None if nowhere."""
     here = folder / bundle.key
     if (here / WHOLE).exists():
         return here / bundle.files[0][0] if _is_file(bundle) else here
@@ -83,44 +84,45 @@ def local_path(bundle: Bundle, folder: Path) -> Path | None:
 
 
 def _is_file(bundle: Bundle) -> bool:
-    """Whether the source was a file and no directory."""
+    """Whether the source was a file rather than a directory."""
     return len(bundle.files) == 1 and Path(bundle.source).name == bundle.files[0][0]
 
 
 def received(bundle: Bundle, folder: Path) -> dict[str, int]:
-    """Name -> bytes of a file that are there already."""
+    """Name -> bytes of each file of a bundle that have arrived already."""
     here = folder / bundle.key
-    found = {}
+    arrived = {}
     for name, size, _ in bundle.files:
         for path in (here / name, _part(here, name)):
             if path.exists():
-                found[name] = min(path.stat().st_size, size)
+                arrived[name] = min(path.stat().st_size, size)
                 break
-    return found
+    return arrived
 
 
 def receive(bundle: Bundle, folder: Path, name: str, offset: int, piece: bytes, sha256: str) -> dict[str, int]:
-    """Add a piece to a file; a file that is complete is checked, and so is the bundle. Returns what is there now.
+    """Append a piece to a file, check files and bundle once they are complete, and return what has arrived so far.
 
-    A piece that was changed on its way, or does not follow on what is there, is not taken: what is there tells where to go
-    on. A file whose whole is wrong is begun anew.
+    A piece that changed on its way, or that does not follow what is there, is discarded: the sender resumes from the
+    returned sizes. A complete file with the wrong hash is deleted and sent again. Raises ResourceError where the file cannot
+    be written.
     """
     here = folder / bundle.key
-    known = {one: (size, whole) for one, size, whole in bundle.files}
+    known = {file: (size, whole) for file, size, whole in bundle.files}
     part, target = _part(here, name), here / name
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         there = part.stat().st_size if part.exists() else 0
         if not target.exists() and offset == there and hashlib.sha256(piece).hexdigest() == sha256:
-            with part.open("ab") as file:
-                file.write(piece)
+            with part.open("ab") as opened:
+                opened.write(piece)
         size, whole = known[name]
         if not target.exists() and part.exists() and part.stat().st_size >= size:
             if digest(part) == whole:
                 part.replace(target)
             else:
                 part.unlink()
-        if all((here / one).exists() for one in known):
+        if all((here / file).exists() for file in known):
             (here / WHOLE).write_text("")
     except OSError as error:
         raise ResourceError(f"{here} cannot take {name} ({error.strerror or error}); make room there, or start the worker "
@@ -133,7 +135,10 @@ def _part(here: Path, name: str) -> Path:
 
 
 def next_piece(bundle: Bundle, there: Mapping[str, int]) -> tuple[str, int, bytes, str] | None:
-    """The next piece that a worker lacks: file, offset, content, SHA-256; None where it has all."""
+    """The next piece that a worker lacks (file, offset, content, SHA-256), or None where it has everything.
+
+    Raises TsotsallmError where a file became shorter while it was sent.
+    """
     source = Path(bundle.source)
     root = source if source.exists() else locate(bundle.source)
     for name, size, _ in bundle.files:
@@ -148,8 +153,8 @@ def next_piece(bundle: Bundle, there: Mapping[str, int]) -> tuple[str, int, byte
     return None
 
 
-def with_local_paths(value: Any, places: Mapping[str, str]) -> Any:
-    """Plain data with every source that it names in place of the worker's own path."""
+def with_local_paths(value: object, places: Mapping[str, str]) -> object:
+    """Replace every source that plain data names by the worker's own path."""
     if isinstance(value, str):
         return places.get(value, value)
     if isinstance(value, Mapping):
@@ -157,8 +162,8 @@ def with_local_paths(value: Any, places: Mapping[str, str]) -> Any:
     return [with_local_paths(part, places) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def files_named(value: Any) -> set[str]:
-    """The strings in plain data that are files here."""
+def files_named(value: object) -> set[str]:
+    """The strings in plain data that name files on this machine."""
     if isinstance(value, str):
         return {value} if len(value) < 4096 and os.sep in value + os.sep and Path(value).is_file() else set()
     if isinstance(value, Mapping):

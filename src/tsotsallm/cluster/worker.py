@@ -1,4 +1,4 @@
-"""A worker: joins a Dask scheduler with its memory as a resource, and does one job at a time in a folder of its own."""
+"""A worker joins a Dask scheduler with its memory as a resource, and runs one job at a time in a folder of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import psutil
 
@@ -23,18 +23,19 @@ MEMORY = "memory"
 SPARED = 0.85
 """Share of the free memory that a worker offers by default."""
 FOLDER = "TSOTSALLM_WORKER"
-"""Environment variable: where this process, if it is a worker, keeps what it was sent and what it makes."""
+"""Environment variable: the folder in which this process, if it is a worker, keeps what it receives and makes."""
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Files for encrypted connections, in which both sides show a certificate of one authority."""
+    """PEM files for encrypted connections, in which both sides show a certificate of the same authority."""
 
     authority: str
     certificate: str
     key: str
 
     def security(self) -> Any:
+        """The settings as Dask takes them; raises ClusterError where the files are not usable certificates."""
         distributed = library()
         sides = {f"tls_{side}_{kind}": value for side in ("client", "worker", "scheduler")
                  for kind, value in (("cert", self.certificate), ("key", self.key))}
@@ -45,6 +46,7 @@ class Tls:
 
 
 def library() -> Any:
+    """The `distributed` library, which has no types; raises MissingExtraError where it is not installed."""
     try:
         import distributed
     except ImportError:
@@ -52,9 +54,16 @@ def library() -> Any:
     return distributed
 
 
+class WorkerInfo(TypedDict):
+    """The part of a scheduler's record of a worker that is used here; MEMORY among its resources is in bytes."""
+
+    name: str
+    resources: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Lacks:
-    """A worker's answer that it cannot begin: what it lacks, and how much of that is there."""
+    """A worker's answer that it cannot begin: the bundles that it lacks, and the bytes of each file that it has."""
 
     worker: str
     missing: tuple[tuple[Bundle, dict[str, int]], ...]
@@ -62,41 +71,50 @@ class Lacks:
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that could not be done, and why."""
+    """A job that failed, and why."""
 
     error: str
 
 
-def workplace() -> Path:
-    """The folder of this worker."""
+def worker_folder() -> Path:
+    """The folder of this worker, which FOLDER names in its environment."""
     return Path(os.environ[FOLDER])
 
 
-def perform(version: str, function: Callable[..., Any], arguments: Sequence[Any], bundles: Sequence[Bundle]) -> Any:
-    """Do a job on a worker, `function(*arguments, places, folder)` with `places` source -> path here; or tell what is
-    missing."""
+def perform(version: str, function: Callable[..., object], arguments: Sequence[object],
+            bundles: Sequence[Bundle]) -> object:
+    """Run a job on a worker: `function(*arguments, places, folder)`, where `places` maps sources to paths on the worker.
+
+    Returns its result, Lacks where files are missing, or Failure where the versions differ or the job raises a
+    TsotsallmError.
+    """
     if version != __version__:
-        return Failure(f"{platform.node()} has tsotsallm {__version__}, but the jobs are of {version}; install the same "
+        return Failure(f"{platform.node()} has tsotsallm {__version__}, but the jobs come from {version}; install the same "
                        "version on every computer")
-    folder = workplace()
-    found = {bundle.source: local_path(bundle, folder / "inputs") for bundle in bundles}
-    missing = [bundle for bundle in bundles if found[bundle.source] is None]
+    folder = worker_folder()
+    paths = {bundle.source: local_path(bundle, folder / "inputs") for bundle in bundles}
+    missing = [bundle for bundle in bundles if paths[bundle.source] is None]
     if missing:
         return Lacks(address(), tuple((bundle, received(bundle, folder / "inputs")) for bundle in missing))
     try:
-        return function(*arguments, {source: str(path) for source, path in found.items()}, folder)
+        return function(*arguments, {source: str(path) for source, path in paths.items()}, folder)
     except TsotsallmError as error:
         return Failure(f"{type(error).__name__}: {error}")
 
 
 def address() -> str:
+    """The address of the worker that runs this job."""
     return str(library().get_worker().address)
 
 
 def run_worker(scheduler: str, *, work: Path | None = None, memory: int | None = None, threads: int | None = None,
                name: str | None = None, host: str | None = None, tls: Tls | None = None,
                say: Callable[[str], None] = print) -> None:
-    """Work for a scheduler until it ends or Ctrl-C; the memory in bytes is what jobs may need together."""
+    """Work for a scheduler until it ends or until Ctrl-C.
+
+    `memory` is what jobs may take together, in bytes (by default 85% of what is free). Raises ClusterError where no
+    scheduler answers, or where another worker uses the folder `work`.
+    """
     distributed = library()
     check_address(scheduler, tls)
     if memory is None:
@@ -127,10 +145,10 @@ def run_worker(scheduler: str, *, work: Path | None = None, memory: int | None =
 
 
 def check_address(scheduler: str, tls: Tls | None) -> None:
-    """Raise ClusterError where an address is none, or does not go with the certificates."""
+    """Raise ClusterError where an address is not valid, or does not go with the certificates."""
     kind, _, rest = scheduler.partition("://")
     if kind not in ("tcp", "tls") or not rest.rpartition(":")[2].isdigit():
-        raise ClusterError(f"{scheduler!r} is no address of a scheduler; it looks like tcp://HOST:PORT, or tls://HOST:PORT "
+        raise ClusterError(f"{scheduler!r} is not the address of a scheduler; it takes tcp://HOST:PORT, or tls://HOST:PORT "
                            "with certificates")
     if (kind == "tls") != (tls is not None):
         raise ClusterError(f"{scheduler} and certificates do not go together: tls:// needs --tls-ca, --tls-cert and "
@@ -138,8 +156,8 @@ def check_address(scheduler: str, tls: Tls | None) -> None:
 
 
 def parse_tls(authority: str | None, certificate: str | None, key: str | None) -> Tls | None:
-    """Certificates from three options, all or none."""
-    given = [one for one in (authority, certificate, key) if one is not None]
+    """Certificates from three options, all or none; raises ClusterError where some are missing or are no files."""
+    given = [path for path in (authority, certificate, key) if path is not None]
     if not given:
         return None
     if len(given) < 3:
@@ -154,7 +172,7 @@ def parse_tls(authority: str | None, certificate: str | None, key: str | None) -
 
 
 def _own_folder(work: Path | None) -> Path:
-    """A folder that no other worker on this computer uses: `work`, or the first free one of the cache."""
+    """A folder that no other worker on this computer uses: `work`, or the first free one in the cache."""
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
         if not _taken(work):
@@ -170,7 +188,7 @@ def _own_folder(work: Path | None) -> Path:
 
 
 def _taken(folder: Path) -> bool:
-    """Whether a living process holds the folder; else this one does from now on."""
+    """Whether a living process holds the folder; otherwise this one holds it from now on."""
     if living_holder(folder) is not None:
         return True
     hold(folder)
@@ -186,6 +204,6 @@ def _quiet(distributed: Any) -> None:
     dask.config.set({"distributed.admin.large-graph-warning-threshold": "64MiB"})
 
 
-def describe(workers: Mapping[str, Any]) -> str:
-    """Workers of a scheduler in words."""
+def describe(workers: Mapping[str, WorkerInfo]) -> str:
+    """Names and memory of a scheduler's workers as text."""
     return ", ".join(f"{info['name']} ({info['resources'].get(MEMORY, 0) / 1e9:.1f} GB)" for info in workers.values())

@@ -1,1 +1,1 @@
-"""What was lost: measured, with the protocol that the number depends on."""
+"""Measure what a compressed model lost; every number is stored with the protocol that it depends on."""

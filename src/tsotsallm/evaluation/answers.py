@@ -1,9 +1,8 @@
-"""Questions answered in words: greedy text, judged in three tiers."""
+"""Judge free-text answers, generated greedily: in three tiers, or by a number."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from tsotsallm.evaluation.significance import Measure, ratio
 from tsotsallm.evaluation.tasks import Item, Task
@@ -17,20 +16,23 @@ RIGHT_MEASURES = (Measure("right", ("right", "items"), ratio, share=True, binary
 
 
 def measures(task: Task) -> tuple[Measure, ...]:
-    """The measures of a task of answers."""
+    """Measures of a task of kind `answers`: the three tiers, or right and wrong alone where a number is judged."""
     return TIER_MEASURES if task.judge == "tiers" else RIGHT_MEASURES
 
 
 def tier(reply: str, aliases: tuple[str, ...], *, french: bool = False) -> str | None:
-    """How a reply is right: `exact` after normalising, an alias `contained` in it, `most_words` (at least 80% of an
-    alias's words are in it), or None. The strictest that holds for any alias is reported."""
+    """The strictest tier in which a reply is right for any alias, or None where it is wrong.
+
+    `exact`: equal after normalising; `contained`: an alias stands in the reply; `most_words`: at least 80% of an alias's
+    words do. `french` chooses the articles that normalising drops.
+    """
     articles = WORLD_ARTICLES if french else ENGLISH_ARTICLES
 
     def plain(text: str) -> str:
         return normalise(text, articles) or " ".join(text.casefold().split())       # an answer such as "A" or "+" stays
 
     given = plain(reply)
-    wanted = [found for alias in aliases if (found := plain(alias))]
+    wanted = [normalised for alias in aliases if (normalised := plain(alias))]
     words = set(given.split())
     if given in wanted:
         return "exact"
@@ -44,15 +46,15 @@ def tier(reply: str, aliases: tuple[str, ...], *, french: bool = False) -> str |
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text without separators, sign kept: 1,200.50 -> 1200.5."""
-    found = re.findall(r"(?<![\d.])-?(?:\d[\d,]*\.?\d*|\.\d+)", text.replace("$", ""))
-    return _plain(found[-1]) if found else None
+    """The last number of a text, its sign kept, without separators or trailing zeros: 1,200.50 -> 1200.5."""
+    numbers = re.findall(r"(?<![\d.])-?(?:\d[\d,]*\.?\d*|\.\d+)", text.replace("$", ""))
+    return _plain(numbers[-1]) if numbers else None
 
 
 def first_integer(text: str) -> str | None:
-    """The first integer of a text."""
-    found = re.search(r"\d+", text)
-    return found[0].lstrip("0") or "0" if found else None
+    """The first run of digits in a text, without leading zeros; None where there is none."""
+    digits = re.search(r"\d+", text)
+    return digits[0].lstrip("0") or "0" if digits else None
 
 
 def _plain(number: str) -> str:
@@ -63,10 +65,10 @@ def _plain(number: str) -> str:
 
 
 def judge(task: Task, item: Item, reply: str) -> dict[str, float]:
-    """One item's part in the measures of its task."""
+    """What one reply adds to the measures of its task: feature -> 0 or 1."""
     if task.judge == "tiers":
-        found = tier(reply, item.answers, french=bool(task.world))
-        return {"right": float(found is not None), "items": 1.0} | {name: float(found == name) for name in TIERS}
-    read: Any = last_number if task.judge == "number" else first_integer
+        reached = tier(reply, item.answers, french=bool(task.world))
+        return {"right": float(reached is not None), "items": 1.0} | {name: float(reached == name) for name in TIERS}
+    read = last_number if task.judge == "number" else first_integer
     given = read(reply)
     return {"right": float(given is not None and given in {read(answer) for answer in item.answers}), "items": 1.0}

@@ -1,4 +1,4 @@
-"""Multiple choice by log-likelihood: the choice that the model finds likeliest after the prompt."""
+"""Multiple choice by log-likelihood: the answer is the choice that the model finds likeliest after the prompt."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MEASURES = (Measure("acc", ("right", "items"), ratio, share=True, binary=True),
 
 
 def judge(item: Item, scores: Sequence[Likelihood]) -> dict[str, float]:
-    """Right or wrong by the sum of log p, per character (`acc_norm`) and per UTF-8 byte, as lm-eval does.
+    """Right or wrong by the sum of log p, by log p per character (`acc_norm`) and per UTF-8 byte, as lm-eval does.
 
-    Lengths are those of the choice's text without what separates it from the prompt; of equals the first is taken.
+    Lengths are those of the choice's text without the delimiter before it; the first of equal choices wins.
     """
     totals = [score.total for score in scores]
     lengths = [max(len(choice), 1) for choice in item.choices]
@@ -29,5 +29,5 @@ def judge(item: Item, scores: Sequence[Likelihood]) -> dict[str, float]:
 
 
 def likeliest(scores: Sequence[float]) -> int:
-    """Index of the highest score, the first of equals."""
+    """Index of the highest score, the first one of equals."""
     return max(range(len(scores)), key=lambda index: scores[index])

@@ -1,4 +1,4 @@
-"""What a model costs: weights, memory, cache, work; and, measured here, its speed."""
+"""What a model costs: weights, memory, cache and operations; and its speed, measured on this machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 import yaml
@@ -27,9 +27,9 @@ NONZERO_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured with the model whole in memory, in a process of its own: checkpoints in float32, GGUF files as they are.
+    """Speed of a model that is whole in memory, in a process of its own: checkpoints in float32, GGUF files as they are.
 
-    grown_bytes  memory that the process took for the model and its cache, its libraries aside
+    grown_bytes  memory that the process took for the model and its cache, without its libraries
     """
 
     prompt_tokens: int
@@ -47,7 +47,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes as stored; in memory the stored form, and float32 as transformers runs it on a CPU."""
+    """Bytes on disk as stored, and in memory in float32, as transformers runs a model on a CPU; MACs of 512 tokens."""
 
     model: str
     parameters: int
@@ -64,32 +64,41 @@ class Cost:
     fits: dict[str, bool]
     speed: Speed | None = None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as plain data for JSON."""
         return asdict(self)
 
 
+class Device(TypedDict):
+    """A target device of devices.yaml: what it is, the bytes that it has for weights, and where the figure comes from."""
+
+    about: str
+    weight_bytes: int
+    source: str
+
+
 def parameters_of(view: View) -> int:
-    """Parameters of the model that a view shows, layers that run twice counted once."""
+    """Parameters of the model that a view shows; a layer that runs twice counts once."""
     stored = {view.stored(index): index for index in range(view.spec.layers)}
     layers = sum(math.prod(shape) for index in stored.values() for shape in layer_shapes(view.spec, index).values())
     return layers + sum(math.prod(shape) for shape in end_shapes(view.checkpoint).values())
 
 
 def bytes_of(view: View) -> int:
-    """Bytes of the weights that a view shows, as stored, every executed layer written out."""
+    """Bytes of the weights that a view shows, as stored; a layer that runs twice counts twice."""
     ends = sum(record.size for record in view.checkpoint.end_records().values())
     return ends + sum(record.size for index in range(view.spec.layers) for record in view.layer_records(index).values())
 
 
-def devices() -> dict[str, dict[str, Any]]:
-    """Name -> about, weight_bytes and source of the target devices."""
+def devices() -> dict[str, Device]:
+    """Name -> target device, from the packaged devices.yaml."""
     text = resources.files("tsotsallm").joinpath("devices.yaml").read_text("utf-8")
-    found: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    return found
+    listed: dict[str, Device] = yaml.safe_load(text)
+    return listed
 
 
 def count_nonzero(checkpoint: Checkpoint) -> int:
-    """Parameters that are not zero, stored layers once; reads every tensor, one at a time."""
+    """Parameters that are not zero, every stored layer counted once; reads every tensor, one at a time."""
     spec = checkpoint.spec
     count = 0
     for name, (rows, *_) in end_shapes(checkpoint).items():
@@ -108,8 +117,8 @@ def fits(checkpoint: Checkpoint, context: int = 512) -> dict[str, bool]:
     return {device: weights <= room_for_weights(facts, cache) for device, facts in devices().items()}
 
 
-def room_for_weights(device: dict[str, Any], cache_bytes: int) -> int:
-    """Bytes that a device has for weights beside a cache, which on some lies in another memory."""
+def room_for_weights(device: Device, cache_bytes: int) -> int:
+    """Bytes that a device has for weights beside a cache, which some devices keep in another memory."""
     return int(device["weight_bytes"]) - (0 if device.get("cache_apart") else cache_bytes)
 
 
@@ -123,35 +132,38 @@ def cost_of(checkpoint: Checkpoint, name: str, *, context: int = 512, speed: Spe
 
 
 def check_fits(model: str | Path, device: str = "cpu") -> None:
-    """Raise unless a model can be whole in memory, in float32."""
+    """Raise ResourceError unless a model fits in free memory whole, in float32, with a fifth to spare."""
     needed = 4 * inspect_checkpoint(Checkpoint.open(model)).parameters
     free = free_ram_bytes() if device == "cpu" else int(torch.cuda.mem_get_info(device)[0])
     if needed * 1.2 > free:
-        raise ResourceError(f"{model} takes {human_bytes(needed)} in float32, {human_bytes(free)} are free: its speed "
-                            "cannot be measured here; leave --speed and --country out, or measure on a larger machine")
+        raise ResourceError(f"{model} takes {human_bytes(needed)} in float32, but only {human_bytes(free)} are free: its "
+                            "speed cannot be measured here; leave out --speed and --country, or measure on a larger machine")
 
 
 def measure_speed(model: str | Path, *, device: str = "cpu", country: str | None = None) -> Speed:
-    """Load a model in a process of its own, run a prompt and decode; medians of three rounds. With a country's code,
-    energy as well."""
+    """Load a model in a process of its own, run a prompt and decode; medians of three rounds.
+
+    With a country's three-letter code, energy is estimated as well. Raises ResourceError where the model does not fit in
+    memory, TsotsallmError where the process fails.
+    """
     check_fits(model, device)
-    measured = _measured(model, [str(model), device, *([check_country(country)] if country else [])])
-    power = measured.pop("power")
-    energy = energy_of(Power(**power), measured["prefill_tokens_per_s"], measured["decode_tokens_per_s"]) if power else None
-    return Speed(**measured, energy=energy)
+    speed, power = _measured(model, [str(model), device, *([check_country(country)] if country else [])])
+    if power is None:
+        return speed
+    return replace(speed, energy=energy_of(power, speed.prefill_tokens_per_s, speed.decode_tokens_per_s))
 
 
 def measure_gguf_speed(file: str | Path, *, threads: int | None = None) -> Speed:
-    """The same of a GGUF file in llama.cpp, on some threads (by default those that were chosen, or as there are cores)."""
-    measured = _measured(file, [str(file), str(threads or chosen_threads() or cores())])
-    del measured["power"]
-    return Speed(**measured)
+    """Speed of a GGUF file in llama.cpp on `threads` threads, by default the chosen number, else one per core."""
+    return _measured(file, [str(file), str(threads or chosen_threads() or cores())])[0]
 
 
-def _measured(model: str | Path, asked: list[str]) -> dict[str, Any]:
-    found = subprocess.run([sys.executable, "-m", "tsotsallm.evaluation.speed", *asked], capture_output=True, text=True,
-                           check=False)
-    if found.returncode:
-        raise TsotsallmError(f"the speed of {model} could not be measured: {found.stderr.strip().splitlines()[-1:]}")
-    answer: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
-    return answer
+def _measured(model: str | Path, arguments: list[str]) -> tuple[Speed, Power | None]:
+    """What `evaluation.speed` measured in a process of its own: the speed, and the power where a country was named."""
+    process = subprocess.run([sys.executable, "-m", "tsotsallm.evaluation.speed", *arguments], capture_output=True,
+                             text=True, check=False)
+    if process.returncode:
+        raise TsotsallmError(f"the speed of {model} could not be measured: {process.stderr.strip().splitlines()[-1:]}")
+    measured = json.loads(process.stdout.splitlines()[-1])
+    power = measured.pop("power")
+    return Speed(**measured), Power(**power) if power else None

@@ -10,8 +10,8 @@ from typing import Any
 from tsotsallm.errors import MissingExtraError, TsotsallmError, nearest
 
 WATER_LITRES_PER_KWH = 1.8
-"""On-site water of an average US data centre (Shehabi et al. 2016, LBNL-1005775); a laptop's own water is none, the
-grid's is not counted."""
+"""On-site water of an average US data centre (Shehabi et al. 2016, LBNL-1005775); a laptop itself uses none, and water used
+to generate electricity is not counted."""
 QUERIES = ((100, 300), (1000, 1000))
 MEASURED_MODES = {"intel_rapl": "RAPL", "intel_power_gadget": "Intel Power Gadget", "apple_powermetrics": "powermetrics"}
 
@@ -29,7 +29,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Energy:
-    """Watt-hours of this machine for tokens and queries; CO₂ by the country's electricity, water by a stated factor."""
+    """Watt-hours of this machine for tokens and queries; CO₂ by the country's electricity mix, water by a stated factor."""
 
     power_w: float
     label: str
@@ -42,7 +42,8 @@ class Energy:
     water_litres_per_kwh: float
     query_water_ml: dict[str, float]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as plain data for JSON."""
         return asdict(self)
 
 
@@ -55,7 +56,7 @@ def _library() -> Any:
 
 
 def check_country(country: str) -> str:
-    """A three-letter country code that the emission table knows."""
+    """Return a three-letter ISO code that CodeCarbon's table of electricity mixes knows; raise TsotsallmError otherwise."""
     _library()
     from codecarbon.input import DataSource
 
@@ -67,7 +68,7 @@ def check_country(country: str) -> str:
 
 
 def measure_power(country: str, work: Callable[[], object], seconds: float = 6.0) -> Power:
-    """Repeat `work` for so many seconds under CodeCarbon's offline tracker and tell the mean power."""
+    """Mean power of this machine while it repeats `work` for `seconds`, by CodeCarbon's offline tracker."""
     import time
 
     codecarbon = _library()
@@ -78,21 +79,21 @@ def measure_power(country: str, work: Callable[[], object], seconds: float = 6.0
     while time.monotonic() < end:
         work()
     tracker.stop()
-    found = tracker.final_emissions_data
+    emissions = tracker.final_emissions_data
     modes = {getattr(part, "_mode", "") for part in tracker._hardware} - {"", None}
     measured = {MEASURED_MODES[mode] for mode in modes if mode in MEASURED_MODES}
-    if found.gpu_energy > 0:
+    if emissions.gpu_energy > 0:
         measured.add("NVML")
     source = f"CodeCarbon {codecarbon.__version__}, " + (
         f"{' and '.join(sorted(measured))} for the processor, a constant for memory" if measured else
-        f"from the load of {found.cpu_model} and its thermal design power, a constant for memory")
-    return Power(found.energy_consumed * 3_600_000 / found.duration, bool(measured), source, country,
-                 1000 * found.emissions / found.energy_consumed)
+        f"from the load of {emissions.cpu_model} and its thermal design power, a constant for memory")
+    return Power(emissions.energy_consumed * 3_600_000 / emissions.duration, bool(measured), source, country,
+                 1000 * emissions.emissions / emissions.energy_consumed)
 
 
 @contextmanager
-def tracked(country: str, facts: dict[str, Any]) -> Iterator[None]:
-    """Note in `facts` the watt-hours that this machine took for what runs inside."""
+def tracked(country: str, facts: dict[str, object]) -> Iterator[None]:
+    """Write the watt-hours that the block takes on this machine to `facts["energy_wh"]`."""
     codecarbon = _library()
     tracker = codecarbon.OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="critical",
                                                  measure_power_secs=5, allow_multiple_runs=True)
@@ -106,7 +107,7 @@ def tracked(country: str, facts: dict[str, Any]) -> Iterator[None]:
 
 def energy_of(power: Power, prefill_tokens_per_s: float, decode_tokens_per_s: float,
               water_litres_per_kwh: float = WATER_LITRES_PER_KWH) -> Energy:
-    """Power times time, for 1000 tokens and for queries of so many tokens in and out."""
+    """Energy for 1000 tokens and for the queries of QUERIES (tokens in, tokens out): power × time at the given rates."""
     prefill, decode = (power.watts / 3600 / rate for rate in (prefill_tokens_per_s, decode_tokens_per_s))
     queries = {f"{given} in, {made} out": given * prefill + made * decode for given, made in QUERIES}
     label = f"{'measured' if power.measured else 'estimated'} ({power.source})"

@@ -1,4 +1,4 @@
-"""Several models evaluated on several tasks with the same items, side by side."""
+"""Evaluate several models on several tasks with the same items, side by side."""
 
 from __future__ import annotations
 
@@ -6,26 +6,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from tsotsallm.compression import check_device
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.evaluation.cost import Cost, check_fits, cost_of, measure_speed
 from tsotsallm.evaluation.energy import check_country
-from tsotsallm.evaluation.examine import (
-    Comparison,
-    PreparedTask,
-    TaskResult,
-    comparable,
-    compare,
-    open_examinee,
-    prepare,
-    protocol_of,
-)
-from tsotsallm.evaluation.examine import examine as ask
 from tsotsallm.evaluation.forecast import TaskForecast, forecast
 from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
 from tsotsallm.evaluation.perplexity import Kind
+from tsotsallm.evaluation.results import Comparison, TaskResult, comparable, compare
+from tsotsallm.evaluation.task_run import PreparedTask, open_examinee, prepare, protocol_of, run_task
 from tsotsallm.evaluation.tasks import Task, read_task
 
 
@@ -38,10 +29,11 @@ class Examination:
     comparisons: tuple[Comparison, ...]
     costs: tuple[Cost, ...]
 
-    def plain(self) -> dict[str, Any]:
-        """Models, results, comparisons and costs, as JSON takes them."""
+    def plain(self) -> dict[str, object]:
+        """Everything as plain data for JSON."""
         return {"models": list(self.models), "results": [[result.plain() for result in row] for row in self.results],
-                "comparisons": [one.plain() for one in self.comparisons], "costs": [cost.plain() for cost in self.costs]}
+                "comparisons": [comparison.plain() for comparison in self.comparisons],
+                "costs": [cost.plain() for cost in self.costs]}
 
 
 @dataclass(frozen=True)
@@ -83,48 +75,48 @@ def examine(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *,
     where = check_device(options.device)
     with tempfile.TemporaryDirectory(dir=options.scratch, ignore_cleanup_errors=True) as folder:
         compared = open_examinee(reference, Path(folder), device=where) if reference is not None else None
-        asked = [open_examinee(model, Path(folder), device=where, by_sweeps=options.by_sweeps, tick=options.tick)
-                 for model in models]
-        protocols = [[protocol_of(examinee, one, compared) for one in prepared] for examinee in asked]
+        examinees = [open_examinee(model, Path(folder), device=where, by_sweeps=options.by_sweeps, tick=options.tick)
+                     for model in models]
+        protocols = [[protocol_of(examinee, task, compared) for task in prepared] for examinee in examinees]
         for others in protocols[1:]:
-            for one, first, other in zip(prepared, protocols[0], others, strict=True):
-                comparable(one.task.name, first, other)
+            for task, first, other in zip(prepared, protocols[0], others, strict=True):
+                comparable(task.task.name, first, other)
         for model in models if speed or country else ():
             check_fits(model, where)
         rows: list[list[TaskResult]] = [[] for _ in prepared]
         costs = []
-        for model, examinee, own in zip(models, asked, protocols, strict=True):
-            for row, one, protocol in zip(rows, prepared, own, strict=True):
-                row.append(ask(examinee, one, compared, protocol))
+        for model, examinee, own in zip(models, examinees, protocols, strict=True):
+            for row, task, protocol in zip(rows, prepared, own, strict=True):
+                row.append(run_task(examinee, task, compared, protocol))
             examinee.forget_model()
             measured = measure_speed(model, device=where, country=country) if speed or country else None
             costs.append(cost_of(examinee.checkpoint, str(model), speed=measured))
-    comparisons = [one for row in rows for one in compare(row)]
+    comparisons = [comparison for row in rows for comparison in compare(row)]
     return Examination(tuple(map(str, models)), tuple(map(tuple, rows)), tuple(comparisons), tuple(costs))
 
 
 def check_tasks(tasks: Sequence[str | Path], *, data: str | Path | None = None, limit: int | None = None) -> None:
-    """Read tasks and their data, so that their errors are reported before a long job starts."""
+    """Read tasks and their data, so that their faults raise TaskError before a long job starts."""
     _prepared(["any"], tasks, data, limit, 0)
 
 
 def _prepared(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], data: str | Path | None,
               limit: int | None, seed: int) -> list[PreparedTask]:
-    """Tasks with their data, read and checked; a BIG-bench task brings its items in its own file."""
+    """Tasks with their data, read and checked; the items of a BIG-bench task are in the task's own file."""
     if not models or not tasks:
         raise TsotsallmError("an evaluation takes at least one model and one task")
-    found = []
+    prepared = []
     for source in tasks:
         if isinstance(source, Task):
-            found.append(prepare(source, data, limit=limit, seed=seed))
+            prepared.append(prepare(source, data, limit=limit, seed=seed))
         else:
             own = data is None and Path(source).suffix == ".json"
-            found.append(prepare(read_task(source), source if own else data, limit=limit, seed=seed))
-    return found
+            prepared.append(prepare(read_task(source), source if own else data, limit=limit, seed=seed))
+    return prepared
 
 
 def text_task(context: int = 512, protocol: Kind = "windows", *, world: bool = False) -> Task:
-    """Perplexity of a text as a task: of `data`, or of the embedded world's test text."""
+    """A task that takes the perplexity of a text: of `data`, or of the embedded world's test text."""
     return Task("text", "perplexity", "Perplexity of a text.", ({"text": "{{text}}"},), world="text" if world else "",
                 protocol=protocol, context=context)
 
@@ -132,9 +124,9 @@ def text_task(context: int = 512, protocol: Kind = "windows", *, world: bool = F
 def plan_examination(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,
                      limit: int | None = None, seed: int = 0, device: str = "cpu",
                      by_sweeps: bool | None = None) -> list[TaskForecast]:
-    """How every task would run on every model, and the least time that it takes on this machine."""
+    """How every task would run on every model, and the least time in seconds that it takes on this machine."""
     prepared = _prepared(models, tasks, data, limit, seed)
     where = check_device(device)
     with tempfile.TemporaryDirectory() as folder:
-        return [one for model in models
-                for one in forecast(open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps), prepared)]
+        return [task for model in models
+                for task in forecast(open_examinee(model, Path(folder), device=where, by_sweeps=by_sweeps), prepared)]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from tsotsallm.checkpoint.anatomy import work_of
-from tsotsallm.evaluation.examine import PreparedTask
-from tsotsallm.evaluation.scorer import Examinee
+from tsotsallm.evaluation.examinee import Examinee
+from tsotsallm.evaluation.task_run import PreparedTask
 from tsotsallm.machine import gemm_flops_per_second
 from tsotsallm.streaming.generate import turns
 from tsotsallm.streaming.likelihood import CHUNK_BYTES, Tree, chunks
@@ -17,7 +16,7 @@ from tsotsallm.streaming.likelihood import CHUNK_BYTES, Tree, chunks
 
 @dataclass(frozen=True)
 class TaskForecast:
-    """One task on one model: how it runs, and the least time that takes (reading weights and multiplying)."""
+    """One task on one model: how it runs, and the least time that it takes (reading weights and multiplying)."""
 
     task: str
     model: str
@@ -28,40 +27,41 @@ class TaskForecast:
     pass_s: float           # to read the weights once, measured on one layer
     floor_s: float
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as plain data for JSON."""
         return asdict(self)
 
 
 def forecast(examinee: Examinee, prepared: Sequence[PreparedTask]) -> list[TaskForecast]:
-    """Forecast every task; texts are tokenised, one layer is read."""
+    """Forecast every task on one model; tokenises the texts and reads one layer to measure how fast weights arrive."""
     spec, work = examinee.view.spec, work_of(examinee.view.spec)
     rate = gemm_flops_per_second(device=examinee.device.type)
     began = time.perf_counter()
     examinee.view.layer(0)
     pass_s = (time.perf_counter() - began) * spec.layers
-    found = []
-    for one in prepared:
-        task = one.task
+    forecasts = []
+    for ready in prepared:
+        task = ready.task
         if task.kind == "perplexity":
-            most = one.limit * task.context if one.limit else None
-            lengths = [len(examinee.codec.encode(text.content)[:most]) for text in one.texts]
+            most = ready.limit * task.context if ready.limit else None
+            lengths = [len(examinee.codec.encode(text.content)[:most]) for text in ready.texts]
             room = CHUNK_BYTES // (4 * spec.hidden)
             tokens, passes = sum(lengths), sum(-(-length // room) for length in lengths)
             how, items = "streamed", len(lengths)
         elif task.kind in ("choices", "bias"):
             trees = [_tree(examinee, item.prompt, [task.delimiter + choice for choice in item.choices])
-                     for item in one.items]
+                     for item in ready.items]
             tokens, passes = sum(tree.tokens for tree in trees), len(chunks(trees, spec.hidden))
             how, items = "streamed", len(trees)
         else:
-            prompts = [examinee.encode(item.prompt) for item in one.items]
+            prompts = [examinee.encode(item.prompt) for item in ready.items]
             tokens, items = sum(map(len, prompts)) + len(prompts) * task.max_new_tokens, len(prompts)
             by_sweeps = examinee.generates_by_sweeps
             how = "sweeps" if by_sweeps else "resident"
             passes = len(turns(examinee.view, prompts, task.max_new_tokens)) * task.max_new_tokens if by_sweeps else 1
-        found.append(TaskForecast(task.name, examinee.name, items, how, tokens, passes, pass_s,
-                                  passes * pass_s + 2 * work.linear * tokens / rate))
-    return found
+        forecasts.append(TaskForecast(task.name, examinee.name, items, how, tokens, passes, pass_s,
+                                      passes * pass_s + 2 * work.linear * tokens / rate))
+    return forecasts
 
 
 def _tree(examinee: Examinee, prompt: str, continuations: Sequence[str]) -> Tree:

@@ -31,7 +31,7 @@ Kind = Literal["windows", "rows"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that a perplexity depends on besides the weights."""
+    """Everything that a perplexity depends on besides the weights; `context` in tokens."""
 
     kind: Kind
     context: int
@@ -42,7 +42,7 @@ class Protocol:
     arithmetic: str = "float32"
 
     def compare(self, other: Protocol) -> None:
-        """Raise unless two numbers were taken in the same way."""
+        """Raise TsotsallmError unless both numbers were taken under the same protocol."""
         differing = [key for key, value in asdict(self).items() if value != asdict(other)[key]]
         if differing:
             raise TsotsallmError(f"these numbers were taken with different {', '.join(differing)}; numbers compare only "
@@ -51,7 +51,11 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """`loss` is nats per token with its standard error over windows; KL and agreement are against the reference."""
+    """Perplexity of one model on one text.
+
+    `loss` is in nats per token, with its standard error over windows; KL divergence (nats per token) and the share of equal
+    top tokens are measured against the reference.
+    """
 
     model: str
     protocol: Protocol
@@ -69,7 +73,7 @@ class Perplexity:
     notes: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """The fields, as JSON takes them."""
+        """The fields as plain data for JSON."""
         return asdict(self)
 
 
@@ -80,12 +84,12 @@ MEASURES = (Measure("perplexity", ("loss", "tokens"), lambda sums: np.exp(ratio(
 
 
 def evaluation_corpus(text: str, codec: TextCodec, context: int, kind: Kind, source: str) -> Corpus:
-    """The token windows of a text, or its lines with `rows`, each of at most `context` tokens."""
+    """A text as windows of `context` tokens, or as rows: one window per non-empty line, cut at `context` tokens."""
     return (evaluation_rows if kind == "rows" else evaluation_windows)(text, codec, context, source)
 
 
 def check_context(checkpoint: Checkpoint, context: int) -> None:
-    """Raise unless the model knows windows of `context` tokens."""
+    """Raise CorpusError or CheckpointError unless windows of `context` tokens fit the model."""
     if context < 2:
         raise CorpusError(f"--context is {context}; it takes 2 tokens or more")
     if context > checkpoint.spec.context:
@@ -95,18 +99,20 @@ def check_context(checkpoint: Checkpoint, context: int) -> None:
 
 def window_features(view: View, corpus: Corpus, reference: tuple[View, HiddenStates] | None, device: torch.device,
                     scratch: Path, tick: Tick = silent) -> dict[str, Tensor]:
-    """What every window adds to the measures, (windows,) float64: loss in nats, predicted tokens, bytes where known, and
-    against a reference, given with its final states, its loss, KL divergence in nats and how many top tokens are alike."""
+    """What every window adds to the measures, each (windows,) float64: loss in nats, predicted tokens, bytes where known.
+
+    Against a reference, given with its final states: also its loss, KL divergence in nats, and how many top tokens agree.
+    """
     states = final_states(view, corpus, scratch / "model.f32", device, tick)
     tokens = [len(window) - 1 for window in corpus.windows]
     if reference is None:
-        found = {"loss": token_losses(view, [states], corpus, device)[0]}
+        per_token = {"loss": token_losses(view, [states], corpus, device)[0]}
     else:
         compared = divergence(view, states, *reference, corpus, device)
-        found = {"loss": compared.losses, "reference_loss": compared.reference_losses, "kl": compared.kl,
-                 "same_top": compared.same_top.double()}
+        per_token = {"loss": compared.losses, "reference_loss": compared.reference_losses, "kl": compared.kl,
+                     "same_top": compared.same_top.double()}
     states.remove()
-    sums = {name: torch.stack([part.sum() for part in torch.split(values, tokens)]) for name, values in found.items()}
+    sums = {name: torch.stack([part.sum() for part in torch.split(values, tokens)]) for name, values in per_token.items()}
     sums["tokens"] = torch.tensor(tokens, dtype=torch.float64)
     if corpus.bytes_scored is not None:
         sums["bytes"] = torch.tensor(corpus.bytes_scored, dtype=torch.float64)
@@ -115,14 +121,14 @@ def window_features(view: View, corpus: Corpus, reference: tuple[View, HiddenSta
 
 def same_segmentation(checkpoint: Checkpoint, reference: Checkpoint, text: str, corpus: Corpus, context: int,
                       kind: Kind) -> None:
-    """Raise unless the reference cuts a text into the same tokens."""
+    """Raise CheckpointError unless the reference splits a text into the same tokens."""
     other = evaluation_corpus(text, reference.codec, context, kind, corpus.source)
     if reference.kept_tokens is not None:           # by the numbers that both have in the original
         numbers = torch.tensor(reference.kept_tokens)
         corpus = replace(corpus, windows=tuple(numbers[window] for window in corpus.windows))
     if other.fingerprint() != corpus.fingerprint():
-        raise CheckpointError(f"{reference.directory} segments the text differently from {checkpoint.directory}: token by "
-                              "token the models do not compare; compare bits per byte of two separate evaluations")
+        raise CheckpointError(f"{reference.directory} splits the text into other tokens than {checkpoint.directory}, so the "
+                              "models cannot be compared token by token; compare bits per byte of two separate evaluations")
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,8 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, refer
     `source` is the text's name in the protocol, `name` and `reference_name` those of the models in the result.
 
     Where the checkpoint kept only some of the reference's tokens, the reference is renormalised over those. The final states
-    of the reference stay in the folder `kept`, where the next evaluation against it on the same text finds them.
+    of the reference stay in the folder `kept`, where the next evaluation against it on the same text finds them. Raises
+    CorpusError or CheckpointError where the context, the limit, or the two tokenizers do not fit.
     """
     options = amended(options or PerplexityOptions(), keywords, evaluate_perplexity)
     context, kind, limit, tick = options.context, options.kind, options.limit, options.tick
@@ -170,32 +177,32 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, refer
         sums = window_features(View.of(checkpoint), corpus, compared, where, folder, tick)
 
     def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
-        """Σ feature / Σ per over windows, with its standard error, windows taken as independent."""
+        """Σ feature / Σ per over windows, with its standard error if windows are independent."""
         items = torch.stack([sums[feature], sums[per]], -1).numpy()
         measure = Measure(feature, (feature, per), ratio)
         return measure.of(items), standard_error(measure, items)
 
     loss, loss_error = mean("loss")
-    found: dict[str, Any] = {}
+    against: dict[str, Any] = {}
     if reference is not None:
         kl, kl_error = mean("kl")
-        found = {"reference": reference_name or str(reference.directory),
-                 "reference_perplexity": math.exp(mean("reference_loss")[0]), "kl": kl, "kl_standard_error": kl_error,
-                 "same_top_token": mean("same_top")[0]}
+        against = {"reference": reference_name or str(reference.directory),
+                   "reference_perplexity": math.exp(mean("reference_loss")[0]), "kl": kl, "kl_standard_error": kl_error,
+                   "same_top_token": mean("same_top")[0]}
     bos = int(corpus.windows[0][0]) == codec.bos
     protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), int(sums["tokens"].sum()))
     bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
     return Perplexity(name or str(checkpoint.directory), protocol, len(corpus.windows), math.exp(loss), loss, loss_error,
-                      bits, **found, fits=fits(checkpoint), notes=_notes(checkpoint, reference))
+                      bits, **against, fits=fits(checkpoint), notes=_notes(checkpoint, reference))
 
 
 def _notes(checkpoint: Checkpoint, reference: Checkpoint | None) -> tuple[str, ...]:
-    """What lies beside the weights of both models and is not used."""
+    """Notes on what is stored beside the weights of both models and is not used."""
     return checkpoint.notes + (() if reference is None else tuple(f"original: {note}" for note in reference.notes))
 
 
 def kept_states(view: View, corpus: Corpus, folder: Path, device: torch.device, tick: Tick) -> HiddenStates:
-    """Final states of a corpus, those of an earlier evaluation where they are there and whole."""
+    """Final states of a corpus; those that an earlier evaluation left in `folder` are used where they are complete."""
     name = hashlib.sha256(repr([view.checkpoint.fingerprint(), corpus.fingerprint()]).encode()).hexdigest()[:16]
     states = HiddenStates(folder / f"{name}.f32", [len(window) for window in corpus.windows], view.spec.hidden)
     if not states.path.exists() or states.path.stat().st_size != 4 * states.tokens * states.width:

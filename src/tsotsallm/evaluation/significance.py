@@ -1,4 +1,4 @@
-"""How sure a score is, and whether two models really differ: every measure is a function of sums over items.
+"""The uncertainty of a score, and whether two models really differ: every measure is a function of sums over items.
 
 A measure of n items with features x_i (one row each) is g(Σ x_i): accuracy is Σ right / Σ 1, perplexity is
 exp(Σ loss / Σ tokens). One jackknife and one paired bootstrap then serve all of them.
@@ -7,9 +7,8 @@ exp(Σ loss / Σ tokens). One jackknife and one paired bootstrap then serve all 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,22 +20,22 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Measure:
-    """A score: `combine` takes sums of the named per-item features, (..., features) -> (...)."""
+    """A score: `combine` maps sums of the named per-item features to the value, (..., features) -> (...)."""
 
     name: str
     features: tuple[str, ...]
     combine: Callable[[Array], Array]
     higher_is_better: bool = True
-    share: bool = False                 # a share of items or the like, shown in per cent
+    share: bool = False                 # a share of items or similar, shown in per cent
     binary: bool = False                # every item is right or wrong
 
     def of(self, items: Array) -> float:
-        """The measure of items, (items, features)."""
+        """The measure over all items, given as (items, features)."""
         return float(self.combine(items.sum(0)))
 
 
 def ratio(sums: Array) -> Array:
-    """First sum over the second."""
+    """The first sum divided by the second: (..., 2) -> (...)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(sums[..., 0] / sums[..., 1])
 
@@ -61,7 +60,7 @@ def standard_error(measure: Measure, items: Array) -> float | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """second − first on the same items, with its 95% interval; `p` is McNemar's for right-or-wrong items."""
+    """second − first on the same items, with its 95% interval; `p` is McNemar's, where items are right or wrong."""
 
     value: float
     low: float
@@ -70,10 +69,11 @@ class Difference:
 
     @property
     def within_noise(self) -> bool:
-        """True where the interval holds zero, or McNemar's test does not tell the models apart at 5%."""
+        """Whether the interval holds zero, or McNemar's test does not separate the models at 5%."""
         return self.low <= 0 <= self.high or (self.p is not None and self.p > 1 - CONFIDENCE)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields and `within_noise` as plain data for JSON."""
         return finite(self.__dict__ | {"within_noise": self.within_noise})
 
 
@@ -83,6 +83,7 @@ def paired_difference(measure: Measure, first: Array, second: Array, *, seed: in
 
     Both models answer the same items, (items, features) each; items are drawn together. The interval is that of the
     percentile bootstrap, stretched by √(n/(n−1)) about the difference, since resampling n items understates the spread.
+    Raises ValueError where the numbers of items differ.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} items against {len(second)}: a paired comparison takes the same items")
@@ -109,16 +110,16 @@ def paired_difference(measure: Measure, first: Array, second: Array, *, seed: in
     return Difference(value, float(value + (low - value) * stretch), float(value + (high - value) * stretch), p)
 
 
-def finite(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Numbers as JSON has them: what is not finite becomes null."""
+def finite(numbers: Mapping[str, object]) -> dict[str, object]:
+    """Numbers as JSON allows them: what is not finite becomes None."""
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in numbers.items()}
 
 
-def mcnemar(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Two-sided exact p-value of McNemar's test on right-or-wrong items of two models (McNemar 1947).
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Two-sided exact p-value of McNemar's test (McNemar 1947) on what two models have right, (items,) each.
 
-    Of the items that exactly one model has right, under the null hypothesis each model has half: a binomial test.
+    Under the null hypothesis each model has half of the items that exactly one of them has right: a binomial test.
     """
     only_first = int((first & ~second).sum())
     only_second = int((second & ~first).sum())
@@ -126,7 +127,7 @@ def mcnemar(first: NDArray[Any], second: NDArray[Any]) -> float:
 
 
 def binomial_two_sided(fewer: int, total: int) -> float:
-    """P of a split of `total` fair coins at least as uneven as `fewer` against the rest."""
+    """Probability that `total` fair coins split at least as unevenly as `fewer` against the rest."""
     if total == 0:
         return 1.0
     tail = math.fsum(math.exp(math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)

@@ -3,7 +3,7 @@
     python -m tsotsallm.evaluation.speed MODEL DEVICE [COUNTRY]
     python -m tsotsallm.evaluation.speed FILE.gguf THREADS
 
-Checkpoints run in transformers, GGUF files in llama.cpp. With a country's code, power is measured or estimated as well.
+Checkpoints run in transformers, GGUF files in llama.cpp. With a country code, power is measured or estimated as well.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ROUNDS = 3
 
 
 def lengths(spec: ModelSpec) -> tuple[int, int]:
-    """(prompt tokens, new tokens) of a round, fewer where the model knows fewer positions."""
+    """(prompt tokens, new tokens) of a round; fewer where the model knows fewer positions."""
     new = min(NEW_TOKENS, max(spec.context // 4, 1))
     return min(PROMPT_TOKENS, spec.context - new), new
 
 
 def round_of(model: Any, spec: ModelSpec, device: str) -> Callable[[], tuple[float, float]]:
-    """A function that runs one prompt and decodes: (seconds to the first token, seconds of the tokens after it)."""
+    """A function that runs one prompt and decodes; it returns (seconds to the first token, seconds for the rest)."""
     prompt_tokens, new_tokens = lengths(spec)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(spec.vocabulary, (1, prompt_tokens), generator=generator).to(device)
@@ -62,14 +62,14 @@ def round_of(model: Any, spec: ModelSpec, device: str) -> Callable[[], tuple[flo
 
 
 def median_times(one_round: Callable[[], tuple[float, float]], rounds: int = ROUNDS) -> tuple[float, float]:
-    """Medians of some rounds after one that warms up."""
+    """Medians of both times over `rounds` rounds, after one round that warms up."""
     one_round()
     first, rest = zip(*(one_round() for _ in range(rounds)), strict=True)
     return statistics.median(first), statistics.median(rest)
 
 
-def gguf_speed(path: Path, threads: int) -> dict[str, Any]:
-    """What llama.cpp takes for a prompt of random tokens and for what follows, by its own clock; medians of three rounds."""
+def gguf_speed(path: Path, threads: int) -> dict[str, object]:
+    """Speed of llama.cpp on a prompt of random tokens and the tokens after it, by its own clock; medians of three rounds."""
     from tsotsallm.engine.llama import Llama
 
     before = rss_bytes()
@@ -88,6 +88,7 @@ def gguf_speed(path: Path, threads: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure the model that the command line names and print the fields of `cost.Speed` as JSON."""
     name, device, country = sys.argv[1], sys.argv[2], sys.argv[3:]
     if name.endswith(".gguf"):
         print(json.dumps(gguf_speed(Path(name), int(device))))

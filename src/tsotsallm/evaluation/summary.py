@@ -1,4 +1,4 @@
-"""Summaries by ROUGE (Lin 2004): overlap of words, word pairs and the longest common subsequence with a reference."""
+"""Judge summaries by ROUGE (Lin 2004): overlap of words, word pairs and the longest common subsequence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEASURES = tuple(Measure(name, (name, "items"), ratio, share=True) for name in N
 
 @cache
 def scorer() -> Any:
-    """The rouge-score library's scorer, with stemming, as published results have it."""
+    """The scorer of the rouge-score library, with stemming, as in published results; MissingExtraError without it."""
     try:
         from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -24,6 +24,6 @@ def scorer() -> Any:
 
 
 def judge(item: Item, reply: str) -> dict[str, float]:
-    """F1 of each ROUGE, the best of the references."""
-    found = [scorer().score(reference, reply.strip()) for reference in item.answers]
-    return {name: max(score[name].fmeasure for score in found) for name in NAMES} | {"items": 1.0}
+    """F1 of each ROUGE against the reference that fits best."""
+    scores = [scorer().score(reference, reply.strip()) for reference in item.answers]
+    return {name: max(score[name].fmeasure for score in scores) for name in NAMES} | {"items": 1.0}

@@ -1,4 +1,4 @@
-"""Tasks as data: a YAML file says where the items are, how they are asked, and what counts as right.
+"""Tasks as data: a YAML file says where the items are, how they become prompts, and what counts as right.
 
 Everything is read and checked here, before any model is loaded.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,16 +31,16 @@ _ALLOWED = {"protocol": ("windows", "rows"), "judge": ("tiers", "number", "first
 NEEDS: dict[str, tuple[str, ...]] = {
     "perplexity": ("text",), "choices": ("prompt", "choices", "answer"), "answers": ("prompt", "answers"),
     "bias": ("prompt", "choices", "answer"), "summary": ("prompt", "answers")}
-"""The parts that a layout of each kind has: templates and expressions over an item's columns."""
+"""The parts that a layout of each kind needs: templates and expressions over an item's columns."""
 TEMPLATES = ("prompt", "text")
 _NOT_MADE = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, SyntaxError,
              MemoryError)
-"""What a template raises that its columns do not fit, or that no interpreter takes."""
+"""What a template raises where its columns do not fit it, or where no interpreter accepts it."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question: what is given to the model, and what is right."""
+    """One item of a task: the model's prompt, and what is right."""
 
     id: str
     prompt: str
@@ -47,12 +48,12 @@ class Item:
     gold: int | None = None
     answers: tuple[str, ...] = ()
     group: str = ""
-    row: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False)        # JSON as read, for judges that need more
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as its file says; `layouts` are tried in turn until one fits the columns of the data."""
+    """A task as its file defines it; the first of `layouts` that fits the columns of the data is used."""
 
     name: str
     kind: Kind
@@ -63,28 +64,31 @@ class Task:
     world: str = ""                     # closed_book, open_book or text of the embedded model's world
     columns: tuple[str, ...] = ()       # names of a CSV file's columns where it has no header
     delimiter: str = " "                # between a prompt and each of its choices
-    judge: str = "tiers"                # of answers: tiers, or number
+    judge: str = "tiers"                # of answers: tiers, number or first_integer
     max_new_tokens: int = 50
     stop: tuple[str, ...] = ("\n",)
     protocol: str = "windows"           # of perplexity
     context: int = 512
 
-    def plain(self) -> dict[str, Any]:
-        """Everything that a score depends on, as plain data."""
+    def plain(self) -> dict[str, object]:
+        """Everything in the task that a score depends on, as plain data."""
         return {"name": self.name, "kind": self.kind, "layouts": [dict(layout) for layout in self.layouts],
                 "delimiter": self.delimiter, "judge": self.judge, "max_new_tokens": self.max_new_tokens,
                 "stop": list(self.stop), "protocol": self.protocol, "context": self.context}
 
 
-def packaged_tasks() -> dict[str, Any]:
-    """Name -> file of the tasks that come along."""
+def packaged_tasks() -> dict[str, Traversable]:
+    """Name -> file of the tasks that the package brings."""
     folder = resources.files("tsotsallm").joinpath("tasks")
     return {file.name.removesuffix(".yaml"): file for file in sorted(folder.iterdir(), key=lambda file: file.name)
             if file.name.endswith(".yaml")}
 
 
 def read_task(source: str | Path) -> Task:
-    """A packaged task by name, or one of the user's own: a YAML file, or a BIG-bench JSON file."""
+    """A packaged task by name, or one of the user's own: a YAML file, or a BIG-bench JSON file.
+
+    Raises TaskError where the file is missing, or where what it says is not a task.
+    """
     path = Path(source)
     if path.suffix == ".json":
         return big_bench_task(path)
@@ -100,10 +104,10 @@ def read_task(source: str | Path) -> Task:
     return _task(name, parse_yaml(text, f"task {name}", TaskError))
 
 
-def _task(name: str, content: Any) -> Task:
+def _task(name: str, content: object) -> Task:
     if not isinstance(content, dict) or str(content.get("kind")) not in NEEDS:
-        found = content.get("kind") if isinstance(content, dict) else content
-        raise TaskError(f"task {name} has kind {quoted(found)}{nearest(str(found), NEEDS)}")
+        kind = content.get("kind") if isinstance(content, dict) else content
+        raise TaskError(f"task {name} has kind {quoted(kind)}{nearest(str(kind), NEEDS)}")
     known = Task.__dataclass_fields__.keys() - {"name"}
     for key in content:
         if key not in known:
@@ -113,7 +117,7 @@ def _task(name: str, content: Any) -> Task:
         default = getattr(Task, key, {} if key == "hub" else "")
         if not isinstance(value, type(default)) or isinstance(value, bool):
             raise TaskError(f"task {name}: {key} is {quoted(content[key])}; it takes {_TYPE_NAMES[type(default)]}")
-        if isinstance(value, tuple) and key != "layouts" and not all(isinstance(one, str) for one in value):
+        if isinstance(value, tuple) and key != "layouts" and not all(isinstance(text, str) for text in value):
             raise TaskError(f"task {name}: {key} is {quoted(content[key])}; it takes a list of texts")
     for key, allowed in _ALLOWED.items():
         if values.get(key) is not None and values[key] not in allowed:
@@ -122,11 +126,11 @@ def _task(name: str, content: Any) -> Task:
         if values.get(key, least) < least:
             raise TaskError(f"task {name}: {key} is {values[key]}; it takes {least} or more")
     if values.get("hub") and not ({"repository", "split"} <= values["hub"].keys()
-                                  and all(isinstance(one, str) for one in values["hub"].values())):
+                                  and all(isinstance(text, str) for text in values["hub"].values())):
         raise TaskError(f"task {name}: hub names a repository and a split, and may name a configuration")
     layouts = values.get("layouts", ())
     if not isinstance(layouts, tuple) or not all(isinstance(layout, dict) for layout in layouts):
-        raise TaskError(f"task {name}: layouts is a list of what makes a prompt from an item, such as "
+        raise TaskError(f"task {name}: layouts is a list of templates that make a prompt from an item, such as "
                         '{prompt: "{{question}}", answers: answer}')
     for layout in layouts:
         missing = [part for part in NEEDS[content["kind"]] if part not in layout]
@@ -137,13 +141,13 @@ def _task(name: str, content: Any) -> Task:
                             f"{f'lacks {missing[0]}' if missing else f'also has {quoted(extra[0])}'}")
         for part in layout:
             if not isinstance(layout[part], (str, int)):
-                raise TaskError(f"task {name}: {part} is {quoted(layout[part])}; it is an expression over columns, so write "
-                                'it in quotes: "[right, wrong]"')
+                raise TaskError(f"task {name}: {part} is {quoted(layout[part])}; it takes an expression over columns, so "
+                                'write it in quotes: "[right, wrong]"')
             _compiled(part in TEMPLATES, str(layout[part]), name)
     if not layouts and not values.get("world"):
-        raise TaskError(f"task {name} has no layouts: nothing says how an item becomes a prompt")
+        raise TaskError(f"task {name} has no layouts: give at least one, which says how an item becomes a prompt")
     values["layouts"] = tuple({part: str(text) for part, text in layout.items()} for layout in layouts)
-    if any(not one or one.startswith(("/", "\\")) or ".." in one for one in values.get("files", ())):
+    if any(not pattern or pattern.startswith(("/", "\\")) or ".." in pattern for pattern in values.get("files", ())):
         raise TaskError(f"task {name}: files is {quoted(content['files'])}; it takes patterns such as data/*.jsonl, below "
                         "the folder that --data gives")
     return Task(name=name, **values)
@@ -153,7 +157,7 @@ def _task(name: str, content: Any) -> Task:
 
 
 @cache
-def _environment() -> Any:
+def _environment() -> Environment:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["wikihow"] = _without_wikihow_marks
     environment.filters["shortest"] = lambda texts: min(texts, key=len)
@@ -161,7 +165,7 @@ def _environment() -> Any:
 
 
 def _without_wikihow_marks(text: str) -> str:
-    """HellaSwag's texts without the marks of their source, as lm-eval cleans them."""
+    """HellaSwag's texts without the marks of WikiHow, their source, cleaned as lm-eval does."""
     import re
 
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
@@ -170,12 +174,12 @@ def _without_wikihow_marks(text: str) -> str:
 @dataclass(frozen=True)
 class _Compiled:
     fields: frozenset[str]
-    render: Callable[[Mapping[str, Any]], Any]
+    render: Callable[[Mapping[str, object]], object]
 
 
 @cache
 def _compiled(is_template: bool, source: str, task: str) -> _Compiled:
-    """A template that makes text, or an expression that makes a value, over the columns of an item."""
+    """Compile a template that makes text, or an expression that makes a value, from the columns of an item."""
     environment = _environment()
     try:
         with bounded():
@@ -206,7 +210,10 @@ def _layout_for(task: Task, columns: set[str], where: str) -> Mapping[str, str]:
 
 
 def read_items(task: Task, data: str | Path | None = None, *, limit: int | None = None, seed: int = 0) -> list[Item]:
-    """The items of a task from local data, the embedded world, or the hub; `limit` draws so many by `seed`."""
+    """The items of a task from local data, the embedded world, or the hub; `limit` draws that many by `seed`.
+
+    Raises TaskError where there is no data, or where an item does not fit the task's layouts.
+    """
     where = str(data) if data is not None else f"task {task.name}"
     items: list[Item] = []
     layout: Mapping[str, str] = {}
@@ -230,46 +237,49 @@ def read_items(task: Task, data: str | Path | None = None, *, limit: int | None 
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text to take the perplexity of, and the group that it belongs to."""
+class TaskText:
+    """A text whose perplexity is measured, and the group that it belongs to."""
 
     content: str
     group: str
     source: str
 
 
-def read_texts(task: Task, data: str | Path | None = None) -> list[Text]:
-    """The texts of a perplexity task, one a group."""
+def read_texts(task: Task, data: str | Path | None = None) -> list[TaskText]:
+    """The texts of a perplexity task: one per file, each of a group where the layout names groups."""
     if task.world:
         from tsotsallm.lab.texts import world_text
 
-        return [Text(world_text(test=True, characters=60_000), "", "the embedded world, test")]
-    rows: list[dict[str, Any]]
+        return [TaskText(world_text(test=True, characters=60_000), "", "the embedded world, test")]
+    rows: list[dict[str, str]]
     if data is None:
         rows = [{"file": task.name, "text": "".join(row["text"] for row in _hub_rows(task))}]
     else:
         rows = [{"file": path.stem, "text": read_text(path)} for path in data_files(task, Path(data))]
     layout = _layout_for(task, set(rows[0]), str(data))
-    return [Text(_made(task, layout, "text", row, str(data)),
-                 _made(task, layout, "group", row, str(data)) if "group" in layout else "", row["file"]) for row in rows]
+    return [TaskText(_made(task, layout, "text", row, str(data)),
+                     _made(task, layout, "group", row, str(data)) if "group" in layout else "", row["file"]) for row in rows]
 
 
-def _made(task: Task, layout: Mapping[str, str], name: str, row: Mapping[str, Any], where: str) -> Any:
-    """A part of a layout, made from the columns of a row; TaskError where that cannot be."""
+def _made(task: Task, layout: Mapping[str, str], name: str, row: Mapping[str, object], where: str) -> Any:
+    """A part of a layout, made from the columns of a row; raises TaskError where the columns do not fit.
+
+    `choices` and `answers` are lists of texts, `answer` is any value, all else is text.
+    """
     try:
         with bounded(sum(len(str(value)) for value in row.values())):
-            found = _compiled(name in TEMPLATES, layout[name], task.name).render(row)
+            value: Any = _compiled(name in TEMPLATES, layout[name], task.name).render(row)
             if name == "answers":
-                found = [answer for answer in (found if isinstance(found, (list, tuple)) else [found]) if answer is not None]
+                value = [answer for answer in (value if isinstance(value, (list, tuple)) else [value]) if answer is not None]
             if name in ("choices", "answers"):
-                return [str(one) for one in found]
-            return found if name == "answer" and not isinstance(found, Undefined) else str(found)
+                return [str(text) for text in value]
+            return value if name == "answer" and not isinstance(value, Undefined) else str(value)
     except _NOT_MADE as error:
-        raise TaskError(f"{where}: {name} cannot be made from {quoted(layout[name])} ({one_line(error)}); mend the item or "
-                        "the task's layout") from None
+        raise TaskError(f"{where}: {name} cannot be made from {quoted(layout[name])} ({one_line(error)}); correct the item "
+                        "or the task's layout") from None
 
 
-def _item(task: Task, layout: Mapping[str, str], row: Mapping[str, Any], number: int, where: str) -> Item:
+def _item(task: Task, layout: Mapping[str, str], row: Mapping[str, object], number: int, where: str) -> Item:
     def part(name: str) -> Any:
         return _made(task, layout, name, row, f"{where}, item {number}")
 
@@ -283,18 +293,18 @@ def _item(task: Task, layout: Mapping[str, str], row: Mapping[str, Any], number:
             gold = -1
         if not 0 <= gold < len(choices):
             raise TaskError(f"{where}, item {number}: the label is {quoted(label)}, but there are {len(choices)} choices, "
-                            "numbered from 0; mend the item")
+                            "numbered from 0; correct the item")
     elif task.kind in ("answers", "summary"):
         answers = [answer for answer in part("answers") if answer.strip()]
         if not answers:
-            raise TaskError(f"{where}, item {number}: it has no answer; mend the item")
+            raise TaskError(f"{where}, item {number}: it has no answer; correct the item")
     group = part("group") if "group" in layout else ""
     kept = dict(row) if task.kind == "bias" else {}         # its judge reads more columns
     digest = hashlib.sha256(json.dumps([prompt, choices, gold, answers, group, kept], default=str).encode()).hexdigest()[:16]
     return Item(digest, prompt, tuple(choices), gold, tuple(answers), group, kept)
 
 
-def _rows(task: Task, data: str | Path | None) -> Iterator[dict[str, Any]]:
+def _rows(task: Task, data: str | Path | None) -> Iterator[Mapping[str, object]]:
     if task.world:
         yield from _world_rows(task.world)
     elif data is not None:
@@ -305,7 +315,10 @@ def _rows(task: Task, data: str | Path | None) -> Iterator[dict[str, Any]]:
 
 
 def data_files(task: Task, data: Path) -> list[Path]:
-    """The files of a task: `data` itself, or those of a folder that the task names (all data files if it names none)."""
+    """The files of a task: `data` itself, or the files in the folder `data` that the task names (all if it names none).
+
+    Raises TaskError where there are none.
+    """
     if not data.exists():
         raise TaskError(f"{data} does not exist; give a file or folder with --data")
     if data.is_file():
@@ -314,23 +327,24 @@ def data_files(task: Task, data: Path) -> list[Path]:
     patterns = task.files or tuple(f"*{suffix}" for suffix in suffixes)
     for pattern in patterns:
         own = pattern.removeprefix(f"{data.name}/")         # the task's own folder is as good as the folder above it
-        if found := sorted(path for path in data.glob(own) if path.is_file() and path.name != "SOURCE.txt"):
-            return found
+        if files := sorted(path for path in data.glob(own) if path.is_file() and path.name != "SOURCE.txt"):
+            return files
     raise TaskError(f"{data} holds nothing for task {task.name}: no {' or '.join(patterns)}; give its file with --data FILE")
 
 
-def _file_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _file_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object]]:
     text = read_utf8(path, TaskError, DATA_BYTES).replace("\r\n", "\n")
     if not text.strip():
         raise TaskError(f"{path} is empty; give a file with at least one item")
     rows = _csv_rows(path, text, columns) if path.suffix == ".csv" else _json_rows(path, text)
     for row in rows:
         if not isinstance(row, dict):
-            raise TaskError(f"{path} holds {type(row).__name__} where an object with columns was expected")
+            raise TaskError(f"{path} holds {type(row).__name__} where an object with columns is expected; write one object "
+                            "per item")
         yield {"file": path.stem, **row}
 
 
-def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[object]:
     names = list(columns)
     for number, row in csv_rows(io.StringIO(text, newline=""), str(path), TaskError):
         if not row:
@@ -338,19 +352,19 @@ def _csv_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[dict[st
         if not names:
             names = row
         elif len(row) != len(names):
-            raise TaskError(f"{path}, line {number} has another number of fields than columns "
-                            f"({one_line(', '.join(names), 80)})")
+            raise TaskError(f"{path}, line {number} has another number of fields ({len(row)}) than of columns "
+                            f"({len(names)}: {one_line(', '.join(names), 80)}); correct the line")
         else:
             yield dict(zip(names, row, strict=True))
 
 
-def _json_rows(path: Path, text: str) -> Iterator[Any]:
+def _json_rows(path: Path, text: str) -> Iterator[object]:
     """The objects of a JSON list, of a JSON object's one list, or of a file with one object a line."""
     try:
         content = parse_json(text, str(path), TaskError)
     except TaskError:
         if text.lstrip()[:1] == "[":
-            raise                       # a list: the fault is where it says, and no line is an object
+            raise                       # a list: the fault is where the message says, and no line is an object
         yield from (value for _, value in json_lines(text, str(path), TaskError))
         return
     if isinstance(content, dict):
@@ -359,7 +373,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Any]:
     yield from content if isinstance(content, list) else [content]
 
 
-def _world_rows(part: str, count: int = 500) -> Iterator[dict[str, Any]]:
+def _world_rows(part: str, count: int = 500) -> Iterator[dict[str, str]]:
     from tsotsallm.lab.texts import TEST_SEED, examination
     from tsotsallm.lab.world import build_world
 
@@ -370,7 +384,7 @@ def _world_rows(part: str, count: int = 500) -> Iterator[dict[str, Any]]:
 def _hub_rows(task: Task) -> Iterator[dict[str, Any]]:
     """The rows of a hub data set."""
     if not task.hub:
-        raise TaskError(f"task {task.name} brings no data; give some with --data FILE")
+        raise TaskError(f"task {task.name} has no data of its own; give some with --data FILE")
     configuration = task.hub.get("configuration")
     for row in hub.rows(task.hub["repository"], configuration, split=task.hub["split"], kind=TaskError,
                         instead=f"give the data of task {task.name} as a local file with --data FILE"):
@@ -381,7 +395,10 @@ def _hub_rows(task: Task) -> Iterator[dict[str, Any]]:
 
 
 def big_bench_task(path: Path) -> Task:
-    """A BIG-bench JSON task (Srivastava et al. 2022): multiple choice where it scores targets, answers otherwise."""
+    """A BIG-bench JSON task (Srivastava et al. 2022): multiple choice where it scores targets, else free-text answers.
+
+    Raises TaskError where the file is missing or holds no examples.
+    """
     try:
         content = read_json(path, TaskError, DATA_BYTES)
     except FileNotFoundError:

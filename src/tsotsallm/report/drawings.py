@@ -1,4 +1,4 @@
-"""The pictures of a report, drawn from its numbers; what a point stands for is told when it is touched."""
+"""The pictures of a report, drawn from its numbers; touching a point shows what it stands for."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from tsotsallm.inspection import LayerMap
 from tsotsallm.machine import human_bytes
 from tsotsallm.report.document import Figure
 
+Plot = Any
+"""matplotlib.pyplot, which has no types here."""
+Drawn = tuple[Any, dict[str, str]]
+"""A matplotlib figure, and what its elements with a gid stand for."""
 BITS = (1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 8.6, 12.0, 16.1, 32.1)
-"""Bounds of the classes of bits a weight that colours stand for."""
+"""Bounds of the classes of bits per weight that colours stand for."""
 BIT_NAMES = ("2", "3", "4", "5", "6", "8", "9-12", "16", "32")
 PART_COLOURS = {"embeddings": "#8e6c8a", "attention": "#1b6ca8", "feed-forward": "#c8553d", "norms": "#999999",
                 "head": "#588157", "adapter": "#d9a441"}
@@ -24,18 +28,18 @@ PART_COLOURS = {"embeddings": "#8e6c8a", "attention": "#1b6ca8", "feed-forward":
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a plane: where, what it is, and whether it is on the front."""
+    """A point of a plane: its coordinates, a description, and whether it is on the front."""
 
     x: float
     y: float
-    told: str
+    description: str
     front: bool = False
     error: float = 0.0
     kind: str = ""
 
 
-def _figure(name: str, caption: str, told: str, draw: Callable[[Any], tuple[Any, dict[str, str]]]) -> Figure:
-    """Draw once; `draw` gives the matplotlib figure and what the elements with a gid stand for."""
+def _figure(name: str, caption: str, description: str, draw: Callable[[Plot], Drawn]) -> Figure:
+    """Draw a figure once, and save it as SVG for the page and as PNG."""
     plot = pyplot()
     page = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 10}
     with plot.rc_context(STYLE | page):
@@ -44,11 +48,11 @@ def _figure(name: str, caption: str, told: str, draw: Callable[[Any], tuple[Any,
         figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
         figure.savefig(png, format="png", bbox_inches="tight", dpi=150)
         plot.close(figure)
-    return Figure(name, caption, told, _for_page(svg.getvalue(), name, told, tips), png.getvalue())
+    return Figure(name, caption, description, _for_page(svg.getvalue(), name, description, tips), png.getvalue())
 
 
-def _for_page(svg: str, name: str, told: str, tips: Mapping[str, str]) -> str:
-    """An SVG that can stand in a page with others: its own ids, a description, tips that a pointer or a key reaches."""
+def _for_page(svg: str, name: str, description: str, tips: Mapping[str, str]) -> str:
+    """Make an SVG ready for a page with others: ids of its own, a description, tips for pointer and keyboard."""
     svg = svg[svg.index("<svg"):]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for key, tip in tips.items():
@@ -59,34 +63,35 @@ def _for_page(svg: str, name: str, told: str, tips: Mapping[str, str]) -> str:
     head, rest = svg.split(">", 1)
     wide = re.search(r'\bwidth="([\d.]+)pt"', head)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    if wide is not None:        # text of all pictures in one size, unless the page is narrower
+    if wide is not None:        # the text of all pictures has one size, unless the page is narrower
         head += f' style="max-width: {1.45 * float(wide[1]):.0f}px"'
-    return (f'{head} role="group" aria-labelledby="{name}-told"><title id="{name}-told">{escape(told)}</title>{rest}')
+    return (f'{head} role="group" aria-labelledby="{name}-description"><title id="{name}-description">{escape(description)}'
+            f'</title>{rest}')
 
 
-def layers(name: str, found: LayerMap, caption: str) -> Figure:
-    """What became of every layer: its linears by bits, layers that were removed or run several times."""
-    linears = list(dict.fromkeys(key for one in found.bits for key in one))
-    times = {layer: found.runs.count(layer) for layer in range(found.layers)}
+def layers(name: str, plan: LayerMap, caption: str) -> Figure:
+    """Draw what became of every layer: the bits of its linears, and whether it was removed or runs several times."""
+    linears = list(dict.fromkeys(key for bits in plan.bits for key in bits))
+    times = {layer: plan.runs.count(layer) for layer in range(plan.layers)}
     removed = [layer for layer, count in times.items() if not count]
     repeated = {layer: count for layer, count in times.items() if count > 1}
-    in_order = list(found.runs) == sorted(found.runs)
-    told = (f"{len(found.runs)} layers run, of {found.layers}. " + (
+    in_order = list(plan.runs) == sorted(plan.runs)
+    description = (f"{len(plan.runs)} layers run, of {plan.layers}. " + (
         f"Removed: {', '.join(map(str, removed))}. " if removed else "No layer is removed. ") + (
         "Run several times: " + ", ".join(f"{layer} ({count} times)" for layer, count in repeated.items()) + ". "
-        if repeated else "") + ("" if in_order else f"They run in the order {', '.join(map(str, found.runs))}. ") + (
-        "Bits a weight: " + ", ".join(f"{part} {bits:.3g}" for part, bits in _mean_bits(found).items()) + "."))
+        if repeated else "") + ("" if in_order else f"They run in the order {', '.join(map(str, plan.runs))}. ") + (
+        "Bits per weight: " + ", ".join(f"{part} {bits:.3g}" for part, bits in _mean_bits(plan).items()) + "."))
 
-    def draw(plot: Any) -> tuple[Any, dict[str, str]]:
+    def draw(plot: Plot) -> Drawn:
         from matplotlib.colors import BoundaryNorm
         from matplotlib.patches import Rectangle
 
         shades = plot.get_cmap("viridis", len(BITS) - 1)
         norm = BoundaryNorm(BITS, shades.N)
-        figure, axis = plot.subplots(figsize=(max(5.2, 0.36 * found.layers + 2.6), 0.34 * (len(linears) + 1) + 1.1))
+        figure, axis = plot.subplots(figsize=(max(5.2, 0.36 * plan.layers + 2.6), 0.34 * (len(linears) + 1) + 1.1))
         tips = {}
-        for layer in range(found.layers):
-            places = [place for place, run in enumerate(found.runs) if run == layer]
+        for layer in range(plan.layers):
+            places = [place for place, run in enumerate(plan.runs) if run == layer]
             for row, linear in enumerate(linears):
                 key = f"cell-{layer}-{row}"
                 if not places:
@@ -94,43 +99,43 @@ def layers(name: str, found: LayerMap, caption: str) -> Figure:
                                       linewidth=0.6, hatch="////")
                     tips[key] = f"layer {layer} is removed"
                 else:
-                    bits = found.bits[places[0]][linear]
+                    bits = plan.bits[places[0]][linear]
                     patch = Rectangle((layer - 0.45, row - 0.45), 0.9, 0.9, facecolor=shades(norm(min(bits, 32))),
                                       edgecolor="none")
-                    tips[key] = f"layer {layer}, {linear}: {bits:.3g} bits a weight"
+                    tips[key] = f"layer {layer}, {linear}: {bits:.3g} bits per weight"
                 patch.set_gid(key)
                 axis.add_patch(patch)
             if not places or len(places) > 1:
                 axis.text(layer, -0.95, "×" if not places else f"{len(places)}×", ha="center", va="center",
                           color="#a03020" if not places else "#1b4f80", fontweight="bold")
-        axis.set(xlim=(-0.6, found.layers - 0.4), ylim=(len(linears) - 0.4, -1.5 if removed or repeated else -0.6),
+        axis.set(xlim=(-0.6, plan.layers - 0.4), ylim=(len(linears) - 0.4, -1.5 if removed or repeated else -0.6),
                  xlabel="layer of the original")
-        axis.set_xticks(range(0, found.layers, 1 if found.layers <= 20 else 2))
+        axis.set_xticks(range(0, plan.layers, 1 if plan.layers <= 20 else 2))
         axis.set_yticks(range(len(linears)), [linear.rpartition(".")[2] for linear in linears])
         axis.tick_params(length=0)
         for side in ("left", "bottom"):
             axis.spines[side].set_visible(False)
-        bar = figure.colorbar(plot.cm.ScalarMappable(norm, shades), ax=axis, label="bits a weight", pad=0.02,
+        bar = figure.colorbar(plot.cm.ScalarMappable(norm, shades), ax=axis, label="bits per weight", pad=0.02,
                               spacing="uniform")
         bar.set_ticks([(low + high) / 2 for low, high in pairwise(BITS)], labels=BIT_NAMES)
         bar.ax.tick_params(length=0)
         return figure, tips
 
-    return _figure(name, caption, told, draw)
+    return _figure(name, caption, description, draw)
 
 
-def _mean_bits(found: LayerMap) -> dict[str, float]:
-    linears = [bits for one in found.bits for bits in one.values()]
-    return {"linears on average": sum(linears) / len(linears), **found.ends}
+def _mean_bits(plan: LayerMap) -> dict[str, float]:
+    linears = [bits for layer in plan.bits for bits in layer.values()]
+    return {"linears on average": sum(linears) / len(linears), **plan.ends}
 
 
 def bytes_by_part(name: str, sizes: Mapping[str, Mapping[str, int]], caption: str) -> Figure:
-    """One bar a model, its parts by colour."""
-    told = "; ".join(f"{model}: {human_bytes(sum(parts.values()))} ("
-                     + ", ".join(f"{part} {human_bytes(size)}" for part, size in parts.items() if size) + ")"
-                     for model, parts in sizes.items())
+    """Draw one bar per model, its parts by colour; `sizes` in bytes."""
+    description = "; ".join(f"{model}: {human_bytes(sum(parts.values()))} ("
+                            + ", ".join(f"{part} {human_bytes(size)}" for part, size in parts.items() if size) + ")"
+                            for model, parts in sizes.items())
 
-    def draw(plot: Any) -> tuple[Any, dict[str, str]]:
+    def draw(plot: Plot) -> Drawn:
         figure, axis = plot.subplots(figsize=(7.2, 0.5 * len(sizes) + 1.3))
         tips, used = {}, dict[str, Any]()
         for row, (model, parts) in enumerate(sizes.items()):
@@ -154,18 +159,18 @@ def bytes_by_part(name: str, sizes: Mapping[str, Mapping[str, int]], caption: st
                     bbox_to_anchor=(0.4, 1.0), handlelength=1.0, columnspacing=1.2)
         return figure, tips
 
-    return _figure(name, caption, told, draw)
+    return _figure(name, caption, description, draw)
 
 
 def plane(name: str, points: Sequence[Point], x: str, y: str, caption: str, *, log_y: bool = True,
           log_x: bool = False) -> Figure:
-    """Points with their errors, those of the front joined by a line; kinds by colour."""
+    """Draw points with their errors, those of the front joined by a line; colours stand for kinds."""
     best = sorted((point for point in points if point.front), key=lambda point: point.x)
-    told = f"{len(points)} points, {x} to the right, {y} upwards. " + (
-        "On the front: " + "; ".join(point.told for point in best) + "." if best else "")
+    description = f"{len(points)} points, {x} to the right, {y} upwards. " + (
+        "On the front: " + "; ".join(point.description for point in best) + "." if best else "")
     kinds = list(dict.fromkeys(point.kind for point in points))
 
-    def draw(plot: Any) -> tuple[Any, dict[str, str]]:
+    def draw(plot: Plot) -> Drawn:
         figure, axis = plot.subplots(figsize=(7.2, 4.4))
         tips = {}
         if best:
@@ -180,7 +185,7 @@ def plane(name: str, points: Sequence[Point], x: str, y: str, caption: str, *, l
                                markerfacecolor=colour if point.front else "white", zorder=3)
             key = f"point-{number}"
             mark.set_gid(key)
-            tips[key] = point.told
+            tips[key] = point.description
         axis.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear")
         if log_y and all(point.y > 0 for point in points):
             axis.set_yscale("log")
@@ -191,7 +196,7 @@ def plane(name: str, points: Sequence[Point], x: str, y: str, caption: str, *, l
             axis.legend(marks, kinds, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(kinds)))
         return figure, tips
 
-    return _figure(name, caption, told, draw)
+    return _figure(name, caption, description, draw)
 
 
 def _plain_ticks(axis: Any) -> None:
@@ -203,11 +208,11 @@ def _plain_ticks(axis: Any) -> None:
 
 
 def bars(name: str, values: Mapping[str, float], x: str, y: str, caption: str, *, marked: Sequence[str] = ()) -> Figure:
-    """A bar for each of some things, those that are marked in another colour; points where all are about as much."""
-    told = f"{y} by {x}: " + ", ".join(f"{key}: {value:.4g}" for key, value in values.items()) + (
+    """Draw one bar per value, marked ones in another colour; points instead where all values are of similar size."""
+    description = f"{y} by {x}: " + ", ".join(f"{key}: {value:.4g}" for key, value in values.items()) + (
         f". Marked: {', '.join(marked)}" if marked else "") + "."
 
-    def draw(plot: Any) -> tuple[Any, dict[str, str]]:
+    def draw(plot: Plot) -> Drawn:
         figure, axis = plot.subplots(figsize=(max(4.8, 0.36 * len(values) + 1.6), 3.0))
         tips = {}
         alike = 0 < max(values.values()) < 2 * min(values.values())
@@ -225,47 +230,49 @@ def bars(name: str, values: Mapping[str, float], x: str, y: str, caption: str, *
             _plain_ticks(axis)
         return figure, tips
 
-    return _figure(name, caption, told, draw)
+    return _figure(name, caption, description, draw)
 
 
 def predictions(name: str, rounds: Sequence[Mapping[str, Any]], caption: str) -> Figure:
-    """What was expected of every candidate, beside what it is."""
-    told = "; ".join(f"round {one['number']} ({one['structure']}): predicted {one['predicted']:.4g}, measured "
-                     f"{one['measured']:.4g}" for one in rounds)
+    """Draw the predicted loss of every candidate beside the measured one."""
+    description = "; ".join(f"round {candidate['number']} ({candidate['structure']}): predicted "
+                            f"{candidate['predicted']:.4g}, measured {candidate['measured']:.4g}" for candidate in rounds)
 
-    def draw(plot: Any) -> tuple[Any, dict[str, str]]:
+    def draw(plot: Plot) -> Drawn:
         figure, axis = plot.subplots(figsize=(max(4.8, 0.9 * len(rounds) + 1.6), 3.2))
         tips = {}
-        for place, one in enumerate(rounds):
-            axis.plot([place, place], [one["predicted"], one["measured"]], color="#bbbbbb", linewidth=1.0, zorder=1)
+        for place, candidate in enumerate(rounds):
+            axis.plot([place, place], [candidate["predicted"], candidate["measured"]], color="#bbbbbb", linewidth=1.0,
+                      zorder=1)
             for kind, colour, marker in (("predicted", "white", "o"), ("measured", COLOURS[0], "o")):
-                [mark] = axis.plot(place, one[kind], marker=marker, markersize=8, markerfacecolor=colour,
+                [mark] = axis.plot(place, candidate[kind], marker=marker, markersize=8, markerfacecolor=colour,
                                    markeredgecolor=COLOURS[0], linestyle="", label=kind if not place else None, zorder=2)
                 mark.set_gid(f"{kind}-{place}")
-                tips[f"{kind}-{place}"] = f"round {one['number']}, {one['structure']}: {kind} {one[kind]:.4g}"
-            axis.errorbar(place, one["measured"], yerr=one["error"], color=COLOURS[0], linewidth=0.8, zorder=1)
-        axis.set_xticks(range(len(rounds)), [f"{one['number']}" for one in rounds])
-        axis.set(xlabel="round", ylabel="KL divergence, nats a token", ylim=(0, None))
+                tips[f"{kind}-{place}"] = (f"round {candidate['number']}, {candidate['structure']}: {kind} "
+                                           f"{candidate[kind]:.4g}")
+            axis.errorbar(place, candidate["measured"], yerr=candidate["error"], color=COLOURS[0], linewidth=0.8, zorder=1)
+        axis.set_xticks(range(len(rounds)), [f"{candidate['number']}" for candidate in rounds])
+        axis.set(xlabel="round", ylabel="KL divergence, nats per token", ylim=(0, None))
         axis.margins(x=0.2)
         axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         return figure, tips
 
-    return _figure(name, caption, told, draw)
+    return _figure(name, caption, description, draw)
 
 
 def curve(name: str, values: Sequence[tuple[float, float]], x: str, y: str, caption: str) -> Figure:
-    """Values joined by a line."""
-    told = f"{y} by {x}: " + ", ".join(f"{one:g}: {value:.4g}" for one, value in values) + "."
+    """Draw (x, y) values joined by a line."""
+    description = f"{y} by {x}: " + ", ".join(f"{at:g}: {value:.4g}" for at, value in values) + "."
 
-    def draw(plot: Any) -> tuple[Any, dict[str, str]]:
+    def draw(plot: Plot) -> Drawn:
         figure, axis = plot.subplots(figsize=(4.8, 3.0))
         axis.plot(*zip(*values, strict=True), color=COLOURS[0], linewidth=1.2)
         tips = {}
-        for place, (one, value) in enumerate(values):
-            [mark] = axis.plot(one, value, marker="o", color=COLOURS[0], linestyle="")
+        for place, (at, value) in enumerate(values):
+            [mark] = axis.plot(at, value, marker="o", color=COLOURS[0], linestyle="")
             mark.set_gid(f"point-{place}")
-            tips[f"point-{place}"] = f"{x} {one:g}: {value:.4g}"
+            tips[f"point-{place}"] = f"{x} {at:g}: {value:.4g}"
         axis.set(xlabel=x, ylabel=y, ylim=(0, None))
         return figure, tips
 
-    return _figure(name, caption, told, draw)
+    return _figure(name, caption, description, draw)

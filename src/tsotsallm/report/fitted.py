@@ -1,4 +1,4 @@
-"""The report on a fit: the model found, what units cost, what was expected of every candidate and what it is."""
+"""The report on a fit: the model found, its measured costs, and the predicted and measured loss of every candidate."""
 
 from __future__ import annotations
 
@@ -12,58 +12,59 @@ from tsotsallm.evaluation.examination import Examination
 from tsotsallm.files import read_json
 from tsotsallm.machine import human_bytes
 from tsotsallm.report import drawings
-from tsotsallm.report.document import Block, Code, Document, Number, Paragraph, Samples, Section, Table
+from tsotsallm.report.document import Block, Code, DataTable, Document, Number, Paragraph, Section, TextSamples
 from tsotsallm.report.result import result_document
 
 
-def fit_document(folder: Path, examinations: Sequence[Examination], samples: Samples | None = None) -> Document:
-    """A report on the folder of a fit."""
+def fit_document(folder: Path, examinations: Sequence[Examination], samples: TextSamples | None = None) -> Document:
+    """A report on the folder of a fit; raises ReportError where its fit.json cannot be read."""
     fit = read_json(folder / "fit.json", ReportError)
     best, target = fit["best"], fit["target"]
     inner = result_document({str(fit["model"]): str(fit["model"]), "fitted": str(folder / "model")}, examinations, samples)
     wanted = f"{target['bytes']:,} bytes" + (f" ({target['device']})" if target["device"] else "") + (
-        f", faster than {target['faster_than']} tokens a second" if target["faster_than"] else "")
+        f", faster than {target['faster_than']} tokens per second" if target["faster_than"] else "")
     lead = (f"The best model found for {wanted}: {best['structure']}, {human_bytes(best['bytes'])} as GGUF, KL divergence "
-            f"{best['measured']:.4f} ± {best['error']:.4f} nats a token.")
+            f"{best['measured']:.4f} ± {best['error']:.4f} nats per token.")
     sections = [inner.sections[0], Section("Predicted and measured", _rounds(fit)),
                 Section("On held-out text", [_held_out(fit["evaluation"])]), *inner.sections[1:-1],
-                Section("What units cost", _units(fit["measured"])), Section("How to do it again", [_command(fit)])]
+                Section("What layers, neurons and grids cost", _units(fit["measured"])),
+                Section("How to reproduce it", [_command(fit)])]
     return Document(f"{fit['model']} for {target['device'] or human_bytes(target['bytes'])}", lead, sections,
                     {"fit": fit, **inner.data})
 
 
 def _rounds(fit: Mapping[str, Any]) -> list[Block]:
     rounds, best = fit["rounds"], fit["best"]["number"]
-    rows = [[f"{one['number']}: {one['structure']}", Number.of(one["windows"], ".0f"), Number.of(one["predicted"]),
-             Number.of(one["measured"], error=one["error"]),
-             Number.of(one["measured_structure"]), Number.of(one["bytes"], ",.0f"),
-             Number.of(one["predicted_tokens_per_s"], ".1f"), Number.of(one["decode_tokens_per_s"], ".1f"),
-             Number.of(one["seconds"], ".0f")] for one in rounds]
-    speed = any(one["decode_tokens_per_s"] for one in rounds)
+    rows = [[f"{candidate['number']}: {candidate['structure']}", Number.of(candidate["windows"], ".0f"),
+             Number.of(candidate["predicted"]), Number.of(candidate["measured"], error=candidate["error"]),
+             Number.of(candidate["measured_structure"]), Number.of(candidate["bytes"], ",.0f"),
+             Number.of(candidate["predicted_tokens_per_s"], ".1f"), Number.of(candidate["decode_tokens_per_s"], ".1f"),
+             Number.of(candidate["seconds"], ".0f")] for candidate in rounds]
+    speed = any(candidate["decode_tokens_per_s"] for candidate in rounds)
     header = ["round", "windows", "predicted", "measured", "of which structure", "bytes", "tokens/s predicted", "measured",
               "seconds"]
     if not speed:
         rows, header = [[*row[:6], row[8]] for row in rows], [*header[:6], header[8]]
     off = fit["corrections"]
-    return [drawings.predictions("rounds", rounds, "Loss that was expected of each candidate, and that it has, on held-out "
-                                 "text."),
-            Table("Candidates; KL divergence in nats a token", header, rows, frozenset([best])),
-            Paragraph(f"Measured losses of structure were {off['structure']:.2f} times the sums of their units, those of "
-                      f"grids {off['grids']:.2f} times. The prediction for the "
-                      f"best, made with {fit['settings']['windows']} windows of calibration text, "
+    return [drawings.predictions("rounds", rounds, "Predicted and measured loss of each candidate on held-out text."),
+            DataTable("Candidates; KL divergence in nats per token", header, rows, frozenset([best])),
+            Paragraph(f"Measured losses were {off['structure']:.2f} times the sum of the single losses for structure, and "
+                      f"{off['grids']:.2f} times for grids. The prediction for the best candidate, made with "
+                      f"{fit['settings']['windows']} windows of calibration text, "
                       f"{'holds' if fit['holds'] else 'does not hold'} within 15%.")]
 
 
-def _held_out(found: Mapping[str, Any]) -> Table:
-    """The best on all the text that candidates were compared on, beside the original."""
-    protocol = found["protocol"]
-    rows = [["perplexity", Number.of(found["perplexity"]), Number.of(found["reference_perplexity"])],
-            ["nats a token", Number.of(found["loss"], error=found["loss_standard_error"]), ""],
-            ["bits a byte", Number.of(found["bits_per_byte"]), ""],
-            ["KL divergence from the original", Number.of(found["kl"], error=found["kl_standard_error"]), ""],
-            ["same likeliest token", Number.of(found["same_top_token"], ".1%"), ""]]
-    return Table(f"{protocol['kind']} of {protocol['context']} tokens, {protocol['predicted_tokens']} predicted; nothing "
-                 "was calibrated on this text, but candidates were chosen by it", ["", "fitted", "original"], rows)
+def _held_out(evaluation: Mapping[str, Any]) -> DataTable:
+    """The best candidate beside the original, on all the text that candidates were compared on."""
+    protocol = evaluation["protocol"]
+    rows = [["perplexity", Number.of(evaluation["perplexity"]), Number.of(evaluation["reference_perplexity"])],
+            ["nats per token", Number.of(evaluation["loss"], error=evaluation["loss_standard_error"]), ""],
+            ["bits per byte", Number.of(evaluation["bits_per_byte"]), ""],
+            ["KL divergence from the original", Number.of(evaluation["kl"], error=evaluation["kl_standard_error"]), ""],
+            ["same likeliest token", Number.of(evaluation["same_top_token"], ".1%"), ""]]
+    return DataTable(f"{protocol['kind']} of {protocol['context']} tokens, {protocol['predicted_tokens']} predicted; "
+                     "nothing was calibrated on this text, but candidates were chosen by it", ["", "fitted", "original"],
+                     rows)
 
 
 def _units(measured: Mapping[str, Any]) -> list[Block]:
@@ -71,26 +72,27 @@ def _units(measured: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = []
     if measured["alone"]:
         alone = {layer: measured["alone"][layer] for layer in sorted(measured["alone"], key=int)}
-        blocks.append(drawings.bars("alone", alone, "layer", "nats a token",
-                                    "What the loss rises by without each layer alone; marked: those that go first.",
+        blocks.append(drawings.bars("alone", alone, "layer", "nats per token",
+                                    "Rise of the loss without each single layer; marked: the layers that are removed first.",
                                     marked=gone))
-    blocks.append(drawings.curve("depth", list(enumerate(measured["depth"])), "layers fewer", "nats a token",
-                                 f"Loss with the first layers gone, in the order {', '.join(gone)}."))
+    blocks.append(drawings.curve("depth", list(enumerate(measured["depth"])), "layers removed", "nats per token",
+                                 f"Loss with layers removed, in the order {', '.join(gone)}."))
     if len(measured["width"]) > 1:
         blocks.append(drawings.curve("width", [(float(share), loss) for share, loss in measured["width"].items()],
-                                     "share of neurons fewer", "nats a token", "Loss with fewer feed-forward neurons."))
+                                     "share of neurons removed", "nats per token",
+                                     "Loss with fewer feed-forward neurons."))
     if len(measured["vocabulary"]) > 1:
         blocks.append(drawings.curve("vocabulary", [(int(size), loss) for size, loss in measured["vocabulary"].items()],
-                                     "tokens", "nats a token", "Loss with smaller vocabularies."))
+                                     "tokens", "nats per token", "Loss with smaller vocabularies."))
     grids: dict[str, float] = {}
     for losses in measured["grids"].values():
         for name, loss in losses.items():
             grids[name] = grids.get(name, 0.0) + loss
-    blocks.append(drawings.bars("grids", dict(sorted(grids.items(), key=lambda one: -one[1])), "grid", "nats a token",
-                                "Predicted loss with every matrix that can take a grid on it."))
+    blocks.append(drawings.bars("grids", dict(sorted(grids.items(), key=lambda item: -item[1])), "grid", "nats per token",
+                                "Predicted loss with every matrix that can take a grid quantised to it."))
     if measured["seconds"]:
         blocks.append(drawings.bars("seconds", {name: 1e9 * value for name, value in measured["seconds"].items()}, "grid",
-                                    "ns a weight", "Time that a weight takes in a new token on this machine."))
+                                    "ns per weight", "Time that one weight takes per new token on this machine."))
     return blocks
 
 

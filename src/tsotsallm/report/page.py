@@ -17,7 +17,7 @@ MOST_BYTES = 3 << 20
 
 
 def render(document: Document) -> str:
-    """The page as text."""
+    """The page as HTML."""
     files = resources.files("tsotsallm.report")
 
     def part(name: str) -> str:
@@ -31,7 +31,10 @@ def render(document: Document) -> str:
 
 
 def write(document: Document, out: Path) -> list[Path]:
-    """Write OUT (.html) and a folder OUT-pictures with every picture as SVG and PNG; all that was written."""
+    """Write OUT (.html) and a folder OUT-pictures with every picture as SVG and PNG; returns the files written.
+
+    Raises ReportError where the name does not end in .html, or where a file cannot be written.
+    """
     if out.suffix.lower() not in (".html", ".htm"):
         raise ReportError(f"{out} does not end in .html; give the name of a page, such as report.html")
     text = render(document)
@@ -42,7 +45,7 @@ def write(document: Document, out: Path) -> list[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = out.with_name(f".{out.name}.draft")
-        draft.write_text(text, "utf-8", errors="replace")     # names of files may be no text
+        draft.write_text(text, "utf-8", errors="replace")     # file names may not be valid text
         for figure in document.figures:
             folder.mkdir(exist_ok=True)
             standing = figure.svg.replace("<svg", '<?xml version="1.0" encoding="utf-8"?>\n<svg', 1)

@@ -1,1 +1,1 @@
-"""Models over HTTP on this computer: OpenAI's API, the first work's own, a page to talk on, a studio to make models in."""
+"""Serve models over HTTP on this computer: OpenAI's API, TSOTSALLM's service API, a page to talk to them, and a studio."""

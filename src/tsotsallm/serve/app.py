@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 from tsotsallm import __version__
 from tsotsallm.errors import ServeError, TsotsallmError
 from tsotsallm.files import one_line
-from tsotsallm.serve import openai, pages, process, studio
-from tsotsallm.serve.answering import MOST_TOLD, Gone, Refused, Service, failure
+from tsotsallm.serve import helm, openai, pages, studio
+from tsotsallm.serve.answering import MOST_SHOWN, Gone, Refused, Service, failure
 from tsotsallm.serve.guard import App, Guard, Message, Receive, Rules, Scope, Send, is_local
 from tsotsallm.serve.jobs import Jobs
 from tsotsallm.serve.metrics import Counting, Metrics
@@ -27,16 +27,17 @@ from tsotsallm.serve.served import Loading, Models
 from tsotsallm.serve.wire import Health, Refusal
 
 GRACE_S = 10
-"""Seconds that answers may take to end when the service ends."""
+"""Seconds that running answers may still take when the service ends."""
 BACKLOG = 256
-FAULTS = {400: "What is wrong with the request", 401: "The key is missing or wrong", 403: "Asked by another site's page",
-          404: "There is no such thing", 405: "Not with this method", 408: "No answer in time", 413: "The body is too large",
-          429: "Too much is asked at a time", 500: "Something failed here; the log has it under the id that is given"}
+FAULTS = {400: "The request is wrong, as the message says", 401: "The key is missing or wrong",
+          403: "The request comes from another site's page", 404: "Not found", 405: "The method is not allowed",
+          408: "No answer in time", 413: "The body is too large", 429: "Too many requests at a time",
+          500: "The service failed; its log gives the reason under the id in the message"}
 
 
 def create_app(models: Models, rules: Rules, *, most_tokens: int = 1024, jobs: Jobs | None = None,
                how: Loading | None = None) -> FastAPI:
-    """A service with some models; with `jobs` also the studio."""
+    """An application that serves models; with `jobs` it also has the studio."""
     metrics = Metrics(models)
     service = Service(models, metrics, most_tokens)
 
@@ -51,19 +52,19 @@ def create_app(models: Models, rules: Rules, *, most_tokens: int = 1024, jobs: J
     app = FastAPI(title="tsotsallm", version=__version__, docs_url=None, redoc_url=None, lifespan=life,
                   responses={status: {"model": Refusal, "description": about} for status, about in FAULTS.items()})
     app.include_router(openai.routes(service))
-    app.include_router(process.routes(service))
+    app.include_router(helm.routes(service))
     app.include_router(pages.routes(service, rules, jobs is not None))
     if jobs is not None:
         app.include_router(studio.routes(service, jobs, how))
 
     @app.get("/health")
     async def health() -> Health:
-        """Whether the service answers, and which models it has."""
+        """Whether the service is running, and which models it serves."""
         return Health(status="closing" if service.closing else "ok", models=list(models.by_name))
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def numbers() -> Response:
-        """Numbers for Prometheus."""
+        """Metrics for Prometheus."""
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
     _with_errors(app)
@@ -88,28 +89,27 @@ def _with_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
-        found = error.errors()
-        first = next((one for one in found if one["type"] == "refused"), found[0])
+        faults = error.errors()
+        first = next((fault for fault in faults if fault["type"] == "refused"), faults[0])
         parts = [*map(str, first["loc"][1:]), *([first["ctx"]["param"]] if first["type"] == "refused" else [])]
         place = ".".join(itertools.takewhile(lambda part: re.fullmatch(r"\w{1,100}", part), parts))
-        told = first["msg"].removeprefix("Value error, ")
-        message = one_line(f"{place + ': ' if place and not told.startswith(place) else ''}{told}", MOST_TOLD)
+        text = first["msg"].removeprefix("Value error, ")
+        message = one_line(f"{place + ': ' if place and not text.startswith(place) else ''}{text}", MOST_SHOWN)
         return answer(Refused(400, message, "not_supported" if first["type"] == "refused" else "invalid_value",
                               param=place or None))
 
     @app.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> Response:
-        found = Refused(error.status_code, str(error.detail), "not_found" if error.status_code == 404 else "bad_request",
-                        headers=dict(error.headers or {}))
-        return answer(found)
+        return answer(Refused(error.status_code, str(error.detail), "not_found" if error.status_code == 404 else
+                              "bad_request", headers=dict(error.headers or {})))
 
     @app.exception_handler(Gone)
     async def gone(_request: Request, _error: Gone) -> Response:
-        return Response(status_code=499)        # nobody reads it; it stands in the metrics
+        return Response(status_code=499)        # nobody reads it, but the metrics count it
 
 
 class Unfailing:
-    """Answers what nobody foresaw with 500 in OpenAI's form; an answer that has begun ends there."""
+    """Answers unexpected exceptions with 500 in OpenAI's form; an answer that has begun breaks off."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -127,13 +127,13 @@ class Unfailing:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            found = failure(error)
+            refused = failure(error)
             if not begun:
-                await JSONResponse(found.plain(), found.status)(scope, receive, send)
+                await JSONResponse(refused.plain(), refused.status)(scope, receive, send)
 
 
 def _without_422(app: FastAPI) -> None:
-    """What is invalid is told with 400, as OpenAI does; the description says so too."""
+    """Drop 422 from the API's description: invalid requests are answered with 400, as OpenAI does."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -147,25 +147,25 @@ def _without_422(app: FastAPI) -> None:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; 0 takes a free port."""
+    """A socket that listens at an address; port 0 takes a free one. Raises ServeError where the port cannot be taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((host, port))
-        found.listen(BACKLOG)           # who asks before the first answer can be given waits for it
+        opened.bind((host, port))
+        opened.listen(BACKLOG)          # requests that arrive before the models are loaded wait
     except (OSError, OverflowError) as error:
-        found.close()
+        opened.close()
         raise ServeError(f"cannot listen at {host}, port {port} ({getattr(error, 'strerror', None) or error}); choose "
                          "another with --port, or --port 0 for a free one") from None
-    return found
+    return opened
 
 
 def check_rules(host: str, key: str | None) -> Rules:
-    """Rules for an address: one that others reach needs a key."""
+    """Rules for an address; raises ServeError where other computers can reach it and no key is set, or the key is weak."""
     if not is_local(host) and not key:
         raise ServeError(f"{host} can be reached from other computers; give a key that they must know, with --api-key KEY "
-                         "or in TSOTSALLM_API_KEY, or leave --host out")
+                         "or in TSOTSALLM_API_KEY, or leave out --host")
     if key is not None and (not key.isascii() or not key.isprintable() or " " in key or len(key) < 8):
         raise ServeError("the key must have 8 or more characters, plain ASCII without spaces; `openssl rand -hex 16` makes "
                          "one")
@@ -173,13 +173,13 @@ def check_rules(host: str, key: str | None) -> Rules:
 
 
 def run(app: FastAPI, place: socket.socket, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or a signal to end; answers that are being made have ten seconds."""
+    """Serve until Ctrl-C or a signal to end; running answers have ten more seconds."""
     import uvicorn
 
     host, port = place.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S, http="h11",
                             ws="none", server_header=False)
-    say(f"open http://{shown}:{port}/ in a browser; Ctrl-C ends it")
+    say(f"open http://{shown}:{port}/ in a browser; Ctrl-C ends the service")
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[place])

@@ -1,4 +1,4 @@
-"""Everything that a computer without a connection needs to run a model, in one folder: on a USB stick, for instance."""
+"""Everything that a computer without a connection needs to run a model, in one folder, for instance on a USB stick."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ NAME = "tsotsallm"
 EXTRAS = "serve,llama"
 SUMS = "SHA256SUMS"
 INSTALLED = ("INSTALLER", "REQUESTED", "direct_url.json")
-"""Files that an installation adds to a wheel's own."""
+"""Files that an installation adds to those of a wheel."""
 GLIBC = (5, 12, 17, 24, 26, 27, 28, 31, 34, 35)
-"""Versions 2.x of glibc that wheels for Linux are built for; a system has the newest it knows and all before."""
+"""Versions 2.x of glibc for which wheels for Linux are built; a system runs those for its own version and all older ones."""
 PLATFORMS = {
     "linux-x86_64": (*(f"manylinux_2_{minor}_x86_64" for minor in GLIBC), "manylinux2014_x86_64", "manylinux1_x86_64"),
     "linux-aarch64": (*(f"manylinux_2_{minor}_aarch64" for minor in GLIBC), "manylinux2014_aarch64"),
@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Bundled:
-    """What a bundle holds."""
+    """The content of a bundle."""
 
     path: Path
     models: tuple[str, ...]
@@ -55,13 +55,14 @@ def bundle(models: Sequence[str], out: Path, *, platform: str | None = None, pyt
            index: str | None = None, say: Say = print) -> Bundled:
     """Write a folder with wheels, models as GGUF files, reports, scripts that install and start, and checksums.
 
-    `platform` is one of PLATFORMS and `python` a version such as 3.12 (both of this computer without one); `index` is a
-    further package index, for instance that of torch's CPU builds. The folder gets its name when it is complete.
+    `platform` is one of PLATFORMS and `python` a version such as 3.12 (by default those of this computer); `index` is a
+    further package index, for instance that of torch's CPU builds. The folder gets its name when it is complete. Raises
+    ServeError where a model, the platform or a wheel is missing, ResourceError where the folder cannot be written.
     """
     if platform is not None and platform not in PLATFORMS:
         raise ServeError(f"there is no platform {platform!r}; choose one of {', '.join(PLATFORMS)}")
     if not models:
-        raise ServeError("name a model to bundle: a GGUF file, a folder of `fit`, or a checkpoint")
+        raise ServeError("no model is given; name one to bundle: a GGUF file, a folder of `fit`, or a checkpoint")
     if out.exists():
         raise ServeError(f"{out} exists already; choose another name with -o, or delete it first")
     partial = out.with_name(out.name + ".partial")
@@ -78,18 +79,18 @@ def bundle(models: Sequence[str], out: Path, *, platform: str | None = None, pyt
         partial.rename(out)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise ResourceError(f"the bundle cannot be written at {out} ({error.strerror or error}); it takes about 1 GB, "
-                            "choose a place with room") from None
+        raise ResourceError(f"the bundle cannot be written at {out} ({error.strerror or error}); it takes about 1 GB, so "
+                            "choose a place with room for it") from None
     return Bundled(out, tuple(names), wheels, size)
 
 
 def verify(folder: Path) -> int:
-    """Check every file of a bundle against its checksum; the number of files. Raises ServeError on the first fault."""
+    """Check every file of a bundle against its checksum and return their number; raises ServeError at the first fault."""
     listed = folder / SUMS
     try:
         content = read_utf8(listed, ServeError)
     except FileNotFoundError:
-        raise ServeError(f"{folder} is no bundle: it has no {SUMS}") from None
+        raise ServeError(f"{folder} is not a bundle: it has no {SUMS}; give a folder that `{NAME} bundle` wrote") from None
     known: dict[str, str] = {}
     for line in lines(content):
         digest, _, name = line.partition("  ")
@@ -111,7 +112,7 @@ def verify(folder: Path) -> int:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Files of a bundle but its list, and without the environment that was installed from it."""
+    """Files of a bundle, except its list of checksums and the environment that was installed from it."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != SUMS and not name.startswith("environment/"):
@@ -124,7 +125,7 @@ def _digest(path: Path) -> str:
 
 
 def _models(models: Sequence[str], folder: Path, say: Say) -> list[str]:
-    """Copy or export each model to a GGUF file of its own name, its report beside it."""
+    """Copy or export each model to a GGUF file with a unique name, with its report beside it."""
     (folder / "models").mkdir()
     names: list[str] = []
     for given in models:
@@ -133,7 +134,7 @@ def _models(models: Sequence[str], folder: Path, say: Say) -> list[str]:
         source = path if path.suffix == ".gguf" else fitted if fitted.is_file() else None
         name = name_of(given)
         others = (f"{name}-{number}" for number in range(2, len(models) + 2))
-        name = next(one for one in (name, *others) if one not in names)
+        name = next(free for free in (name, *others) if free not in names)
         target = folder / "models" / f"{name}.gguf"
         if source is not None:
             if not source.is_file():
@@ -155,37 +156,40 @@ def _models(models: Sequence[str], folder: Path, say: Say) -> list[str]:
 
 
 def _wheels(folder: Path, platform: str | None, python: str | None, index: str | None, say: Say) -> int:
-    """Our own wheel, and all that it needs, in the versions that are installed here."""
+    """Fetch this package's wheel and all that it needs, in the versions installed here; returns the number of wheels."""
     folder.mkdir()
     own = _own_wheel(folder)
     with tempfile.TemporaryDirectory() as scratch:
         pins = Path(scratch) / "constraints.txt"
-        here = ((one.metadata["Name"], one.version) for one in importlib.metadata.distributions() if one.metadata["Name"])
+        here = ((installed.metadata["Name"], installed.version) for installed in importlib.metadata.distributions()
+                if installed.metadata["Name"])
         pins.write_text("".join(f"{name}=={version.partition('+')[0]}\n" for name, version in here if name.lower() != NAME))
-        asked = ["download", "--dest", str(folder), "--constraint", str(pins), f"{own}[{EXTRAS}]"]
+        words = ["download", "--dest", str(folder), "--constraint", str(pins), f"{own}[{EXTRAS}]"]
         if platform is not None or python is not None:
-            asked += ["--only-binary=:all:", "--implementation", "cp"]
-            asked += [part for tag in PLATFORMS[platform] for part in ("--platform", tag)] if platform is not None else []
-            asked += ["--python-version", python] if python is not None else []
-        asked += ["--extra-index-url", index] if index is not None else []
-        say("fetching wheels; torch alone is some 200 MB")
-        _pip(asked)
+            words += ["--only-binary=:all:", "--implementation", "cp"]
+            words += [part for tag in PLATFORMS[platform] for part in ("--platform", tag)] if platform is not None else []
+            words += ["--python-version", python] if python is not None else []
+        words += ["--extra-index-url", index] if index is not None else []
+        say("fetching wheels; torch alone takes about 200 MB")
+        _pip(words)
     if not any(path.suffix == ".whl" for path in folder.glob("torch-*")):
-        raise ServeError("no wheel of torch was fetched for that platform and version of Python; choose others")
+        raise ServeError("no wheel of torch exists for that platform and version of Python; choose others")
     return len(list(folder.glob("*.whl")))
 
 
-def _pip(asked: Sequence[str]) -> None:
-    found = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *asked], capture_output=True,
-                           text=True, check=False)
-    if found.returncode:
-        told = [line for line in found.stderr.splitlines() if line.startswith("ERROR")] or found.stderr.splitlines()[-1:]
-        raise ServeError(f"pip could not {asked[0]} what a bundle needs: {' '.join(told)[:600]}; a bundle is made where "
-                         "there is a connection, or with --index")
+def _pip(words: Sequence[str]) -> None:
+    """Run pip; raises ServeError with its message where it fails."""
+    process = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *words],
+                             capture_output=True, text=True, check=False)
+    if process.returncode:
+        lines = process.stderr.splitlines()
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
+        raise ServeError(f"pip could not {words[0]} what a bundle needs: {' '.join(errors)[:600]}; make the bundle where "
+                         "there is a connection, or give another package index with --index")
 
 
 def _own_wheel(folder: Path) -> Path:
-    """A wheel of this package: built from its source where it runs from there, else put together from what is installed."""
+    """A wheel of this package: built from its source where it runs from there, else assembled from the installed files."""
     source = Path(__file__).parents[3]
     if (source / "pyproject.toml").is_file() and (source / "src" / NAME).is_dir():
         _pip(["wheel", "--no-deps", "--wheel-dir", str(folder), str(source)])
@@ -207,12 +211,12 @@ def _scripts(folder: Path, names: Sequence[str], platform: str | None, python: s
     files = " ".join(f"models/{name}.gguf" for name in names)
     install = f"pip install --no-index --find-links wheels '{NAME}[{EXTRAS}]'"
     (folder / "install.sh").write_text(
-        f"#!/bin/sh\n# Installs {NAME} into the folder `environment`, from the files here alone.\nset -e\n"
+        f"#!/bin/sh\n# Installs {NAME} into the folder `environment`, using only the files in this folder.\nset -e\n"
         "cd \"$(dirname \"$0\")\"\n"
         f"${{PYTHON:-python3}} -m venv environment\nenvironment/bin/{install}\n"
         "echo 'installed; start with: sh start.sh'\n", "utf-8", newline="\n")
     (folder / "start.sh").write_text(
-        "#!/bin/sh\n# Serves the models here on a page of this computer.\ncd \"$(dirname \"$0\")\"\n"
+        "#!/bin/sh\n# Serves the models in this folder on a page for this computer.\ncd \"$(dirname \"$0\")\"\n"
         f"exec environment/bin/{NAME} serve {files} \"$@\"\n", "utf-8", newline="\n")
     windows = [f"models\\{name}.gguf" for name in names]
     (folder / "install.bat").write_text(
@@ -223,7 +227,7 @@ def _scripts(folder: Path, names: Sequence[str], platform: str | None, python: s
         newline="")
     for script in ("install.sh", "start.sh"):
         (folder / script).chmod(0o755)
-    where = platform or "the kind of computer that it was made on"
+    where = platform or "the same kind of computer as it was made on"
     (folder / "README.txt").write_text(f"""{NAME} {__version__}: {', '.join(names)}
 
 For {where}, with Python {version} installed. No connection is needed.
@@ -231,12 +235,13 @@ For {where}, with Python {version} installed. No connection is needed.
   Linux, macOS    sh install.sh      then    sh start.sh
   Windows         install.bat        then    start.bat
 
-The start prints an address; open it in a browser. What you write there goes to this computer only.
-Models are in `models` (GGUF files, which llama.cpp and Ollama run too), with their reports where there are some.
-Whether everything arrived whole: sha256sum -c {SUMS}, or {NAME} bundle verify FOLDER where it is installed.
+The program prints an address; open it in a browser. What you write there does not leave this computer.
+The models are in `models` (GGUF files, which llama.cpp and Ollama run too), with their reports where there are any.
+To check that everything arrived intact: sha256sum -c {SUMS}, or {NAME} bundle verify FOLDER where it is installed.
 
 
-Pour {where}, avec Python {version}. Aucune connexion n'est nécessaire.
+Pour {platform or "un ordinateur du même type que celui où ce dossier a été préparé"}, avec Python {version} déjà installé.
+Aucune connexion n'est nécessaire.
 
   Linux, macOS    sh install.sh      puis    sh start.sh
   Windows         install.bat        puis    start.bat

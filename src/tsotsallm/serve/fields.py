@@ -1,4 +1,4 @@
-"""What becomes of every field that other servers document: what is not supported is refused by name, never passed over."""
+"""How every field is treated that other servers document: one that is not supported is refused by name, never ignored."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from tsotsallm.files import quoted
 
-TOOLS = ("tools are not supported: describe them in the text of a message and read the call out of the answer, whose form "
+TOOLS = ("tools are not supported: describe them in the text of a message and read the call from the answer, whose form "
          "response_format can set")
 IGNORED = frozenset({
-    # OpenAI: who asks, how it is billed and kept there
+    # OpenAI: who sends the request, how it is billed and stored there
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "prompt_cache_options", "parallel_tool_calls",
     "cache_control", "prompt_cache_breakpoint",
     # vLLM
     "request_id", "session_id", "guided_decoding_backend",
-    # llama.cpp: settings of samplers that are off, as those that switch them on are refused
+    # llama.cpp: settings of samplers that are off, because the fields that switch them on are refused
     "mirostat_tau", "mirostat_eta", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers",
     "xtc_threshold", "dynatemp_exponent", "adaptive_decay"})
-"""Fields that cannot change an answer, whatever they hold."""
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+"""Fields that cannot change an answer, whatever their value."""
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
     # OpenAI
     "functions": ([],), "function_call": ("none", "auto"), "tools": ([],), "tool_choice": ("none", "auto"),
     "modalities": (["text"],), "audio": (), "prediction": (), "reasoning_effort": ("none",), "verbosity": ("medium",),
@@ -58,12 +57,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "response_fields": ([],), "sse_ping_interval": (-1,), "reasoning_format": ("none",), "reasoning_in_content": (False,),
     "reasoning_control": (False,), "reasoning_budget_tokens": (-1,), "thinking_forced_open": (False,),
     "chat_format": (0,), "chat_parser": ("",), "generation_prompt": ("",), "parse_tool_calls": (False,)}
-"""Fields that would change an answer; the values at which they do not are accepted."""
+"""Fields that would change an answer, with the values at which they do not, which are accepted."""
 REMEDIES = {
     "functions": TOOLS, "function_call": TOOLS, "tools": TOOLS, "tool_choice": TOOLS, "tool_calls": TOOLS,
     "tool_call_id": TOOLS,
     "modalities": "answers are text", "audio": "answers are text", "image_data": "prompts are text",
-    "best_of": "ask for several answers with n, and choose among them by their logprobs",
+    "best_of": "request several answers with n, and choose among them by their logprobs",
     "echo": "put the prompt before the answer yourself; POST /process has echo_prompt",
     "stop_token_ids": "give their texts in stop",
     "guided_regex": "give a grammar", "guided_choice": "give a grammar such as root ::= \"yes\" | \"no\"",
@@ -74,13 +73,14 @@ REMEDIES = {
     "cache_prompt": "start the service with --no-prompt-cache"}
 
 
-def is_neutral(name: str, value: Any) -> bool:
-    """Whether a field that is not supported has a value that changes nothing."""
-    return any(isinstance(value, bool) == isinstance(one, bool) and value == one for one in NEUTRAL.get(name, ()))
+def is_neutral(name: str, value: object) -> bool:
+    """Whether an unsupported field has a value that changes nothing."""
+    return any(isinstance(value, bool) == isinstance(neutral, bool) and value == neutral
+               for neutral in NEUTRAL.get(name, ()))
 
 
-def refusal_of(name: str, value: Any, known: Collection[str]) -> str | None:
-    """Why a field that a request does not have is refused; None where it changes nothing."""
+def refusal_of(name: str, value: object, known: Collection[str]) -> str | None:
+    """Why a field that is not among a request's `known` ones is refused; None where it changes nothing."""
     if value is None or name in IGNORED or is_neutral(name, value):
         return None
     if name not in NEUTRAL:

@@ -1,4 +1,4 @@
-"""Who may ask, how much, and from where: checked before a request is read; and what every answer carries."""
+"""Who may send requests, how large and from where, checked before a request is read; and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/health", "/page/state", "/openapi.json")
-"""Paths that need no key; /page/state then tells only that one is needed."""
+"""Paths that need no key; without it, /page/state says only that one is needed."""
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -29,10 +29,10 @@ HEADERS = (
 class Rules:
     """What a service allows.
 
-    key         of `Authorization: Bearer KEY`; None: everybody on this computer may ask
-    body_bytes  of a request at most
-    any_host    whether requests may name it by any name; otherwise only by those of this computer, so that no page of
-                another site reaches it under a name of its own
+    key         of `Authorization: Bearer KEY`; None: everybody on this computer may send requests
+    body_bytes  most bytes of a request's body
+    any_host    whether requests may call the service by any name; otherwise only by the names of this computer, so that no
+                page of another site reaches it under a name of its own
     """
 
     key: str | None = None
@@ -40,7 +40,7 @@ class Rules:
     any_host: bool = False
 
     def knows(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether a request brings the key; compared in constant time."""
+        """Whether a request carries the key; the comparison takes constant time."""
         if self.key is None:
             return True
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -48,7 +48,7 @@ class Rules:
 
 
 def is_local(host: str) -> bool:
-    """Whether an address is reached from this computer alone."""
+    """Whether an address can be reached only from this computer."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -56,7 +56,7 @@ def is_local(host: str) -> bool:
 
 
 class Guard:
-    """Checks name, key and size of every request, and adds the headers that keep a page to itself."""
+    """Checks host name, key and size of every request, and adds the headers that isolate a page."""
 
     def __init__(self, app: App, rules: Rules) -> None:
         self.app, self.rules = app, rules
@@ -70,7 +70,7 @@ class Guard:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(one for one in HEADERS if one[0] not in given)]
+                message["headers"] = [*message["headers"], *(header for header in HEADERS if header[0] not in given)]
             await send(message)
 
         async def unless_refused(message: Message) -> None:
@@ -84,7 +84,7 @@ class Guard:
         read = 0
 
         async def body() -> Message:
-            """The next part of the body; once more has come than is allowed, the client is told so and is gone."""
+            """The next part of the body; once it is larger than allowed, the request is refused and disconnected."""
             nonlocal read, refused
             message = await receive()
             if message["type"] == "http.request":
@@ -100,11 +100,12 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         if not self.rules.any_host and _host(headers.get(b"host", b"")) not in LOCAL:
-            return 400, "this service answers to the names of this computer only (127.0.0.1, localhost)", "wrong_host"
+            return 400, ("this service answers only to the names of this computer; send the request to 127.0.0.1 or "
+                         "localhost"), "wrong_host"
         origin = headers.get(b"origin")
         if origin is not None and scope["method"] not in ("GET", "HEAD") and (
                 origin.partition(b"://")[2] != headers.get(b"host", b"")):
-            return 403, "requests of pages of other sites are not answered", "wrong_origin"
+            return 403, "requests from pages of other sites are not answered; use the service's own page", "wrong_origin"
         path = scope["path"]
         if not (path in OPEN or path.startswith("/page/")) and not self.rules.knows(headers):
             return 401, "the key is missing or wrong; give it as Authorization: Bearer KEY", "invalid_api_key"

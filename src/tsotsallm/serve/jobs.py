@@ -1,4 +1,4 @@
-"""Jobs of the studio: the command line's own `fit` and `compress`, each in a process, one at a time; they can be stopped."""
+"""Jobs of the studio: the commands `fit` and `compress`, each in its own process, one at a time; they can be stopped."""
 
 from __future__ import annotations
 
@@ -10,25 +10,37 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tsotsallm.checkpoint.writer import write_json
 from tsotsallm.errors import ServeError, TsotsallmError
 from tsotsallm.machine import PROGRESS
 
 LINES = 400
-"""Lines of a job that are kept."""
+"""Lines of a job's output that are kept."""
 RECORD = "studio.json"
 PATIENCE_S = 15.0
 """Seconds that a job has to end by itself when it is stopped."""
 
 
+class _OwnSession(TypedDict, total=False):
+    """Options of Popen by which Ctrl-C in this process's terminal does not reach a job."""
+
+    start_new_session: bool
+    creationflags: int
+
+
 @dataclass
-class Job:
-    """A run of the command line; `out` is where it writes."""
+class StudioJob:
+    """A run of a command.
+
+    out    the folder that it writes
+    state  waiting, running, done, stopped or failed
+    share  how much is done, 0 to 1; None where it is not known
+    """
 
     id: str
     title: str
@@ -44,25 +56,30 @@ class Job:
 
     @property
     def command(self) -> str:
+        """The command line that does the same."""
         import shlex
 
-        return shlex.join(["tsotsallm", *(one for one in self.arguments if one != "--json")])
+        return shlex.join(["tsotsallm", *(word for word in self.arguments if word != "--json")])
 
-    def plain(self) -> dict[str, Any]:
-        told = asdict(self)
+    def plain(self) -> dict[str, object]:
+        """What the page shows of the job, as plain data."""
+        shown = asdict(self)
         for name in ("arguments", "out"):
-            del told[name]
+            del shown[name]
         report = self.state == "done" and (Path(self.out) / "report.html").is_file()
-        return told | {"command": self.command, "report": report, "can_resume": self.state in ("stopped", "failed")}
+        return shown | {"command": self.command, "report": report, "can_resume": self.state in ("stopped", "failed")}
 
 
 class Jobs:
-    """The jobs of a folder, newest last; what they are is kept there, so that a new start knows them."""
+    """The jobs of a folder, newest last; they are recorded there, so that a restarted service knows them.
+
+    Raises ServeError where the record cannot be read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.record = folder / RECORD
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, StudioJob] = {}
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._running: str | None = None
@@ -71,40 +88,41 @@ class Jobs:
         if self.record.exists():
             try:
                 for plain in json.loads(self.record.read_text("utf-8")):
-                    job = Job(**plain)
+                    job = StudioJob(**plain)
                     if job.state in ("waiting", "running"):
                         job.state = "stopped"
                     job.served = None
                     self.jobs[job.id] = job
             except (ValueError, TypeError):
                 raise ServeError(f"{self.record} cannot be read; move it away, and the studio begins a new list of jobs; "
-                                 "models that were made are not touched") from None
+                                 "finished models are not touched") from None
 
-    def get(self, key: str) -> Job | None:
+    def get(self, key: str) -> StudioJob | None:
+        """The job with an id, or None."""
         return self.jobs.get(key)
 
-    def add(self, title: str, arguments: Sequence[str], out: Path) -> Job:
-        """A new job; it starts as soon as none other runs."""
+    def add(self, title: str, arguments: Sequence[str], out: Path) -> StudioJob:
+        """Add a job; it starts as soon as no other runs."""
         with self._lock:
-            number = max((int(one) for one in self.jobs), default=0) + 1
-            job = Job(str(number), title, list(arguments), str(out))
+            number = max((int(key) for key in self.jobs), default=0) + 1
+            job = StudioJob(str(number), title, list(arguments), str(out))
             self.jobs[job.id] = job
             self._keep()
         self._start_next()
         return job
 
-    def resume(self, job: Job) -> None:
-        """Go on with a job that was stopped or failed: the same command again."""
+    def resume(self, job: StudioJob) -> None:
+        """Resume a job that was stopped or failed, by running its command again; raises ServeError for any other."""
         with self._lock:
             if job.state not in ("stopped", "failed"):
-                raise ServeError(f"job {job.id} is {job.state}; only one that was stopped or failed goes on")
+                raise ServeError(f"job {job.id} is {job.state}; only a job that was stopped or failed can be resumed")
             job.state, job.error, job.share, job.step = "waiting", None, None, ""
             self._stopped.discard(job.id)
             self._keep()
         self._start_next()
 
-    def stop(self, job: Job) -> None:
-        """End a job; what it finished is kept."""
+    def stop(self, job: StudioJob) -> None:
+        """End a job; what it has finished is kept."""
         with self._lock:
             if job.state == "waiting":
                 job.state = "stopped"
@@ -118,6 +136,7 @@ class Jobs:
             _interrupt(process)
 
     def stop_all(self) -> None:
+        """End all jobs, start no more, and wait for the one that runs."""
         self._closed = True
         for job in list(self.jobs.values()):
             self.stop(job)
@@ -132,16 +151,16 @@ class Jobs:
         with self._lock:
             if self._running is not None or self._closed:
                 return
-            job = next((one for one in self.jobs.values() if one.state == "waiting"), None)
+            job = next((job for job in self.jobs.values() if job.state == "waiting"), None)
             if job is None:
                 return
             self._running, job.state = job.id, "running"
             self._keep()
         threading.Thread(target=self._run, args=(job,), daemon=True).start()
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: StudioJob) -> None:
         began, before = time.monotonic(), job.seconds
-        extra: Mapping[str, Any] = {"start_new_session": True} if os.name != "nt" else {
+        extra: _OwnSession = {"start_new_session": True} if os.name != "nt" else {
             "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
         process = self._process = subprocess.Popen(
             [sys.executable, "-m", "tsotsallm", *job.arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -167,12 +186,12 @@ class Jobs:
             self._keep()
         self._start_next()
 
-    def _hear(self, job: Job, line: str) -> None:
-        """A line of progress, or one to show."""
+    def _hear(self, job: StudioJob, line: str) -> None:
+        """Note a line of output: progress as JSON, or a line to show."""
         if line.startswith('{"step"'):
             with contextlib.suppress(ValueError):
-                told = json.loads(line)
-                job.step, job.share = str(told["step"]), float(told["share"])
+                progress = json.loads(line)
+                job.step, job.share = str(progress["step"]), float(progress["share"])
                 return
         if line:
             job.lines = [*job.lines, line][-LINES:]
@@ -181,11 +200,11 @@ class Jobs:
         try:
             write_json(self.record, [asdict(job) for job in self.jobs.values()])
         except (OSError, TsotsallmError):
-            return      # a full disk must not end what runs; the job's own message tells of it
+            return      # a full disk must not end a running job, whose own message reports it
 
 
 def _interrupt(process: subprocess.Popen[str]) -> None:
-    """Ctrl-C for a process, and its end if it does not listen."""
+    """Send a process Ctrl-C, and kill it where it does not end within PATIENCE_S."""
     def later() -> None:
         try:
             process.wait(PATIENCE_S)
@@ -198,7 +217,7 @@ def _interrupt(process: subprocess.Popen[str]) -> None:
 
 
 def _error_in(answer: str) -> str | None:
-    """The message of the JSON that the command line prints last."""
+    """The message in the JSON that a command prints last, or the end of its output."""
     try:
         return str(json.loads(answer)["message"])
     except (ValueError, KeyError, TypeError):

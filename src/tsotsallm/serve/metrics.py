@@ -1,9 +1,9 @@
-"""Numbers for Prometheus: requests, seconds, tokens, queue, memory."""
+"""Metrics for Prometheus: requests, seconds, tokens, queue, memory."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator
 
 from tsotsallm.machine import rss_bytes
 from tsotsallm.serve.guard import App, Message, Receive, Scope, Send
@@ -28,32 +28,34 @@ class Metrics:
                               registry=self.registry)
 
         class Now:
-            """What is read off when asked."""
+            """Gauges whose values are read when they are collected."""
 
-            def collect(self) -> Any:
+            def collect(self) -> Iterator[GaugeMetricFamily]:
                 memory = GaugeMetricFamily("tsotsallm_resident_memory_bytes", "Memory of the service.")
                 memory.add_metric([], rss_bytes())
                 yield memory
                 for name, about in (("running", "Answers that are being made."), ("waiting", "Questions in the queue.")):
                     gauge = GaugeMetricFamily(f"tsotsallm_{name}", about, labels=["model"])
-                    for key, one in models.by_name.items():
-                        gauge.add_metric([key], getattr(one.gate, name))
+                    for key, served in models.by_name.items():
+                        gauge.add_metric([key], getattr(served.gate, name))
                     yield gauge
 
         self.registry.register(Now())
 
     def text(self) -> bytes:
+        """All metrics in Prometheus's text format."""
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry)
 
     def note(self, model: str, prompt: int, new: int) -> None:
+        """Add the tokens of one answer: those of the prompt and new ones."""
         self.tokens.labels(model, "prompt").inc(prompt)
         self.tokens.labels(model, "new").inc(new)
 
 
 class Counting:
-    """Counts every request under the path of its route, so that made-up paths make no series of their own."""
+    """Counts every request under the path of its route, so that arbitrary paths create no series of their own."""
 
     def __init__(self, app: App, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

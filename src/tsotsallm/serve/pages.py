@@ -1,9 +1,9 @@
-"""The local page and what it is told: its files, the models with their recipes and reports."""
+"""The local page and its data: its files, and the models with their recipes and reports."""
 
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
+from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -16,16 +16,17 @@ KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
          ".json": "application/json"}
 REPORT_POLICY = ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
                  "sandbox allow-scripts")
-"""A report brings its own styles and script; it reaches nothing else, nor this page."""
+"""A report brings its own styles and script; it can reach nothing else, not even this page."""
 
 
-def page_files() -> dict[str, Any]:
+def page_files() -> dict[str, Traversable]:
     """Name -> file of the page."""
-    found = resources.files("tsotsallm.serve") / "page"
-    return {one.name: one for one in found.iterdir() if "." + one.name.rpartition(".")[2] in KINDS}
+    folder = resources.files("tsotsallm.serve") / "page"
+    return {file.name: file for file in folder.iterdir() if "." + file.name.rpartition(".")[2] in KINDS}
 
 
 def routes(service: Service, rules: Rules, studio: bool) -> APIRouter:
+    """The routes of the page: its files, its state, and the reports of models; `studio` shows the studio's tab."""
     router = APIRouter(include_in_schema=False)
     files = page_files()
 
@@ -34,18 +35,16 @@ def routes(service: Service, rules: Rules, studio: bool) -> APIRouter:
         return _file("page.html")
 
     @router.get("/page/state")
-    async def state(request: Request) -> dict[str, Any]:
+    async def state(request: Request) -> dict[str, object]:
         known = rules.knows({name.lower(): value for name, value in request.scope["headers"]})
-        told: dict[str, Any] = {"version": __version__, "needs_key": rules.key is not None, "key_ok": known,
-                                "studio": studio and known, "models": [],
-                                "limits": {"tokens": service.most_tokens, "timeout_s": service.models.timeout_s}}
-        if known:
-            told["models"] = [{
-                "name": one.name, "kind": one.kind, "bytes": one.bytes, "parameters": one.parameters,
-                "context": one.speaker.context, "converses": one.speaker.converses,
-                "original": service.models.original_of(one), "recipe": one.recipe, "report": one.report is not None,
-            } for one in service.models.by_name.values()]
-        return told
+        models = [{
+            "name": served.name, "kind": served.kind, "bytes": served.bytes, "parameters": served.parameters,
+            "context": served.speaker.context, "converses": served.speaker.converses,
+            "original": service.models.original_of(served), "recipe": served.recipe, "report": served.report is not None,
+        } for served in service.models.by_name.values()]
+        return {"version": __version__, "needs_key": rules.key is not None, "key_ok": known, "studio": studio and known,
+                "models": models if known else [],
+                "limits": {"tokens": service.most_tokens, "timeout_s": service.models.timeout_s}}
 
     @router.get("/page/{name}")
     async def file(name: str) -> Response:
@@ -55,10 +54,10 @@ def routes(service: Service, rules: Rules, studio: bool) -> APIRouter:
 
     @router.get("/models/{name}/report")
     async def report(name: str) -> Response:
-        one = service.model(name)
-        if one.report is None:
+        served = service.model(name)
+        if served.report is None:
             raise Refused(404, f"{name} has no report; `tsotsallm report` writes one", "not_found")
-        return report_page(one.report.read_text("utf-8"))
+        return report_page(served.report.read_text("utf-8"))
 
     def _file(name: str) -> Response:
         return Response(files[name].read_bytes(), media_type=KINDS["." + name.rpartition(".")[2]])
@@ -67,4 +66,5 @@ def routes(service: Service, rules: Rules, studio: bool) -> APIRouter:
 
 
 def report_page(text: str) -> HTMLResponse:
+    """A report as a response, with a policy that keeps it to itself."""
     return HTMLResponse(text, headers={"Content-Security-Policy": REPORT_POLICY})

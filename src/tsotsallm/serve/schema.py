@@ -1,8 +1,8 @@
-"""JSON schemas as grammars (GBNF), which llama.cpp keeps answers to.
+"""Turn JSON schemas into grammars (GBNF), which llama.cpp's answers then follow.
 
-llama.cpp's own conversion passes over a schema or keyword that it does not know, so that an answer can break its schema
-without a word; here such a keyword is refused by name. Every text that a grammar of this module allows is a value that the
-schema accepts. The reverse does not hold: texts are compact, and strings have no \\u escapes.
+llama.cpp's own conversion ignores a schema or keyword that it does not know, so that an answer can silently break its
+schema; here such a keyword is refused by name. Every text that a grammar of this module allows is a value that the schema
+accepts. The reverse does not hold: texts are compact, and strings have no \\u escapes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 from urllib.parse import unquote
 
 from tsotsallm.errors import TsotsallmError
@@ -19,7 +19,7 @@ from tsotsallm.files import parse_json, quoted
 MOST_CHARACTERS = 1 << 16
 MOST_GRAMMAR = 1 << 19
 MOST_REPEATS = 1000
-"""Bound of lengths and counts; llama.cpp refuses grammars with more than some 2000 repetitions."""
+"""Largest length or count; llama.cpp refuses grammars with more than about 2000 repetitions."""
 LARGEST = 10 ** 15 - 1
 ANNOTATIONS = frozenset({"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
                          "deprecated", "readOnly", "writeOnly", "discriminator"})
@@ -54,39 +54,38 @@ RULES = {
 """Rules that every grammar has."""
 
 
-def checked(given: Any, name: str) -> Any:
-    """A schema given as a value or as JSON text, of bounded size and depth; TsotsallmError naming it otherwise."""
+def checked(given: object, name: str) -> object:
+    """A schema given as a value or as JSON text; raises TsotsallmError, naming it, where it is too large or too deep."""
     try:
         text = given if isinstance(given, str) else json.dumps(given)
         if len(text) > MOST_CHARACTERS:
-            raise TsotsallmError(f"{name} has {len(text)} characters, more than the {MOST_CHARACTERS} that a schema may "
-                                 "have; shorten it")
+            raise TsotsallmError(f"{name} has {len(text)} characters; a schema takes at most {MOST_CHARACTERS}: shorten it")
         content = parse_json(text, name, TsotsallmError)
         json.dumps(content, allow_nan=False)
     except (ValueError, RecursionError):
-        raise TsotsallmError(f"{name} is no JSON schema: it holds a number that JSON does not have, or nests too "
-                             "deeply") from None
+        raise TsotsallmError(f"{name} is not a JSON schema: it holds a number that JSON does not have, or nests too deeply; "
+                             "correct it") from None
     return content
 
 
-def grammar_of(schema: Any) -> str:
-    """The grammar of a schema's values; TsotsallmError names what a grammar cannot hold."""
+def grammar_of(schema: object) -> str:
+    """The grammar of a schema's values, in GBNF; raises TsotsallmError, naming what a grammar cannot express."""
     made = _Grammar(schema)
     try:
         root = made.of(schema, "the schema")
     except RecursionError:
-        raise TsotsallmError("the schema nests too deeply, or has too long names; divide it") from None
+        raise TsotsallmError("the schema nests too deeply, or its names are too long; split it") from None
     rules = {"root": root} | RULES | made.rules
     return "\n".join(f"{name} ::= {body}" for name, body in rules.items())
 
 
 class _Grammar:
-    """The rules of one schema, made from the outside in."""
+    """The rules of one schema, made from the outermost inwards."""
 
-    def __init__(self, schema: Any) -> None:
+    def __init__(self, schema: object) -> None:
         self.schema = schema
         self.rules: dict[str, str] = {}
-        self.by_reference: dict[str, str] = {}
+        self.by_reference: dict[object, str] = {}
         self.characters = 0
 
     def rule(self, body: str) -> str:
@@ -97,12 +96,12 @@ class _Grammar:
         self.rules[name] = body
         return name
 
-    def of(self, schema: Any, where: str) -> str:
-        """The name of a rule for a schema; `where` it stands, for messages."""
+    def of(self, schema: object, where: str) -> str:
+        """The name of a rule for a schema; `where` is its place, for messages."""
         if schema is True:
             return "value"
         if not isinstance(schema, dict):
-            raise TsotsallmError(f"{where} is {quoted(schema)}, where a schema that something fits is expected")
+            raise TsotsallmError(f"{where} is {quoted(schema)}; give a schema that some value fits")
         keys = {key: value for key, value in schema.items()
                 if key not in ANNOTATIONS and (key, value) != ("uniqueItems", False)}
         if not keys:
@@ -114,93 +113,96 @@ class _Grammar:
         if "enum" in keys or "const" in keys:
             return self.constants(keys, where)
         types = self.types(keys, where)
-        _only(keys, {"type", *(key for one in types for key in KEYWORDS[one])}, where)
-        return self.union([getattr(self, f"{one}_")(keys, where) for one in types])
+        _only(keys, {"type", *(key for kind in types for key in KEYWORDS[kind])}, where)
+        return self.union([getattr(self, f"{kind}_")(keys, where) for kind in types])
 
     def union(self, names: Sequence[str]) -> str:
         return names[0] if len(names) == 1 else self.rule(" | ".join(names))
 
-    def types(self, keys: Mapping[str, Any], where: str) -> list[str]:
-        """The types of a schema; without `type` that to which its keywords belong."""
-        given = keys.get("type", [one for one in ("object", "array", "string") if set(keys) <= set(KEYWORDS[one])][:1])
+    def types(self, keys: Mapping[str, object], where: str) -> list[str]:
+        """The types of a schema; without `type`, the one that its keywords belong to."""
+        given = keys.get("type", [kind for kind in ("object", "array", "string") if set(keys) <= set(KEYWORDS[kind])][:1])
         types = [given] if isinstance(given, str) else given
-        if not isinstance(types, list) or any(one not in KEYWORDS for one in types if isinstance(one, str)) or not all(
-                isinstance(one, str) for one in types):
+        if not isinstance(types, list) or any(kind not in KEYWORDS for kind in types if isinstance(kind, str)) or not all(
+                isinstance(kind, str) for kind in types):
             raise TsotsallmError(f"type of {where} is {quoted(given)}; there are {', '.join(KEYWORDS)}")
         if not types:
-            raise TsotsallmError(f"{where} has {quoted(next(iter(keys)))}, which is not supported, or not without a type; "
-                                 "give the type, or leave it out")
+            raise TsotsallmError(f"{where} has {quoted(next(iter(keys)))}, which is not supported, at least not without a "
+                                 "type; give the type, or leave it out")
         return list(dict.fromkeys(types))
 
-    def reference(self, pointer: Any, where: str) -> str:
-        """The rule of a schema elsewhere in the document; it may hold itself."""
+    def reference(self, pointer: object, where: str) -> str:
+        """The rule of a schema elsewhere in the document, which may contain itself."""
         if pointer not in self.by_reference:
             target = self.followed({"$ref": pointer}, where)
             name = self.by_reference[pointer] = self.rule("")
             self.rules[name] = self.of(target, quoted(pointer))
         return self.by_reference[pointer]
 
-    def followed(self, schema: Any, where: str) -> Any:
-        """What a schema that is only a $ref stands for."""
-        seen: list[Any] = []
+    def followed(self, schema: object, where: str) -> object:
+        """The schema that a schema with only a $ref stands for."""
+        seen: list[object] = []
         while isinstance(schema, dict) and set(schema) - ANNOTATIONS == {"$ref"}:
             if schema["$ref"] in seen:
-                raise TsotsallmError(f"$ref of {where} leads to itself: {quoted(seen[0])}")
+                raise TsotsallmError(f"$ref of {where} leads to itself: {quoted(seen[0])}; refer to a schema with content")
             seen.append(schema["$ref"])
             schema = self.resolved(seen[-1], where)
         return schema
 
-    def resolved(self, pointer: Any, where: str) -> Any:
-        found = self.schema
+    def resolved(self, pointer: object, where: str) -> object:
+        target = self.schema
         if not isinstance(pointer, str) or not pointer.startswith("#"):
             raise TsotsallmError(f"$ref of {where} is {quoted(pointer)}; only those within the schema are followed, such as "
                                  "#/$defs/name")
         for part in unquote(pointer[1:]).split("/")[1:]:
             part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-                found = found[int(part)]
-            elif isinstance(found, dict) and part in found:
-                found = found[part]
+            if isinstance(target, list) and part.isdecimal() and int(part) < len(target):
+                target = target[int(part)]
+            elif isinstance(target, dict) and part in target:
+                target = target[part]
             else:
-                raise TsotsallmError(f"$ref of {where} is {quoted(pointer)}, which the schema does not have")
+                raise TsotsallmError(f"$ref of {where} is {quoted(pointer)}, which the schema does not have; add it, or "
+                                     "correct the reference")
         if pointer[1:2] not in ("", "/"):
             raise TsotsallmError(f"$ref of {where} is {quoted(pointer)}; anchors are not supported, use #/$defs/name")
-        return found
+        return target
 
-    def choice(self, key: str, schemas: Any, where: str) -> str:
+    def choice(self, key: str, schemas: object, where: str) -> str:
         if not isinstance(schemas, list) or not schemas:
-            raise TsotsallmError(f"{key} of {where} is {quoted(schemas)}, where a list of schemas is expected")
+            raise TsotsallmError(f"{key} of {where} is {quoted(schemas)}; it takes a list of schemas")
         if key == "allOf" and len(schemas) > 1:
             raise TsotsallmError(f"allOf of {where} has {len(schemas)} schemas; only one is supported, so join them")
         if key == "oneOf" and not self.apart(schemas, where):
-            raise TsotsallmError(f"oneOf of {where} has alternatives that one value may fit together; use anyOf")
-        return self.union([self.of(one, f"{where}.{key}[{place}]") for place, one in enumerate(schemas)])
+            raise TsotsallmError(f"oneOf of {where} has alternatives that the same value may fit; use anyOf")
+        return self.union([self.of(schema, f"{where}.{key}[{place}]") for place, schema in enumerate(schemas)])
 
-    def apart(self, schemas: Sequence[Any], where: str) -> bool:
-        """Whether no value fits two of them: they have different types, or a property whose constant differs."""
-        found = [one if isinstance(one, dict) else {} for one in (self.followed(one, where) for one in schemas)]
-        kinds = ["number" if one.get("type") == "integer" else one.get("type") for one in found]
-        if (all(isinstance(kind, str) for kind in kinds) and len(set(kinds)) == len(kinds)) or _differ(map(_values, found)):
+    def apart(self, schemas: Sequence[object], where: str) -> bool:
+        """Whether no value fits two of them: their types differ, or the constant of a property that they require does."""
+        followed = [schema if isinstance(schema, dict) else {} for schema in (self.followed(schema, where)
+                                                                              for schema in schemas)]
+        kinds = ["number" if schema.get("type") == "integer" else schema.get("type") for schema in followed]
+        if (all(isinstance(kind, str) for kind in kinds) and len(set(kinds)) == len(kinds)) or _differ(
+                map(_values, followed)):
             return True
-        names = found[0].get("properties")
-        return isinstance(names, dict) and any(_differ(_constants(one, name) for one in found) for name in names)
+        names = followed[0].get("properties")
+        return isinstance(names, dict) and any(_differ(_constants(schema, name) for schema in followed) for name in names)
 
-    def constants(self, keys: Mapping[str, Any], where: str) -> str:
+    def constants(self, keys: Mapping[str, object], where: str) -> str:
         _only(keys, {"enum", "const", "type"}, where)
         values = keys.get("enum", [keys.get("const")])
         if not isinstance(values, list):
-            raise TsotsallmError(f"enum of {where} is {quoted(values)}, where a list of values is expected")
-        fitting = [one for one in values if ("const" not in keys or _same(one, keys["const"])) and (
-            "type" not in keys or any(_is(one, kind) for kind in self.types({"type": keys["type"]}, where)))]
+            raise TsotsallmError(f"enum of {where} is {quoted(values)}; it takes a list of values")
+        fitting = [value for value in values if ("const" not in keys or _same(value, keys["const"])) and (
+            "type" not in keys or any(_is(value, kind) for kind in self.types({"type": keys["type"]}, where)))]
         if not fitting:
-            raise TsotsallmError(f"{where} has no value: none of its enum or const fits its type")
-        return self.rule(" | ".join(_literal(_json(one)) for one in fitting))
+            raise TsotsallmError(f"{where} has no value: none of its enum or const fits its type; correct one of them")
+        return self.rule(" | ".join(_literal(_json(value)) for value in fitting))
 
-    def object_(self, keys: Mapping[str, Any], where: str) -> str:
+    def object_(self, keys: Mapping[str, object], where: str) -> str:
         declared, required = keys.get("properties", {}), keys.get("required", [])
         if not isinstance(declared, dict) or not isinstance(required, list) or not all(
-                isinstance(one, str) for one in required):
-            raise TsotsallmError(f"properties and required of {where} must be an object of schemas and a list of names")
+                isinstance(name, str) for name in required):
+            raise TsotsallmError(f"properties and required of {where} take an object of schemas and a list of names")
         others = keys.get("additionalProperties", not declared)
         named = declared | {name: keys.get("additionalProperties", True) for name in required if name not in declared}
         low, high = _counts(keys, "minProperties", "maxProperties", where)
@@ -208,7 +210,7 @@ class _Grammar:
         bounded = high is not None and (high < len(named) or others is not False)
         if low > max(fixed, 0 if named else 1) or (named and bounded):
             raise TsotsallmError(f"minProperties and maxProperties of {where} are not supported beside its properties, nor "
-                                 "is a minimum over 1; say in required which there must be")
+                                 "is a minimum over 1; list in required the properties that it must have")
         if others is False:
             after = dict.fromkeys((False, True), '""')
         else:
@@ -221,26 +223,27 @@ class _Grammar:
                      for started, body in bodies.items()}
         return self.rule(f'"{{" {after[False]} "}}"')
 
-    def array_(self, keys: Mapping[str, Any], where: str) -> str:
+    def array_(self, keys: Mapping[str, object], where: str) -> str:
         first = keys.get("prefixItems", [])
         if not isinstance(first, list):
-            raise TsotsallmError(f"prefixItems of {where} is {quoted(first)}, where a list of schemas is expected")
+            raise TsotsallmError(f"prefixItems of {where} is {quoted(first)}; it takes a list of schemas")
         low, high = _counts(keys, "minItems", "maxItems", where)
         rest = keys.get("items", low > len(first) or not first)
         if high is not None and high < len(first):
             raise TsotsallmError(f"maxItems of {where} is {high}, less than its {len(first)} prefixItems; leave some out")
         if rest is False and low > len(first):
-            raise TsotsallmError(f"minItems of {where} is {low}, more than the items that it may have")
+            raise TsotsallmError(f"minItems of {where} is {low}, more than the items that it may have; lower it, or allow "
+                                 "items")
         most = 0 if rest is False else None if high is None else high - len(first)
         item = "" if most == 0 else self.of(rest, f"{where}.items")
         low = max(low - len(first), 0)
         if not first:
             return self.rule(f'"[" {_listed(item, low, most)} "]"')
-        fixed = f" {COMMA} ".join(self.of(one, f"{where}.prefixItems[{place}]") for place, one in enumerate(first))
+        fixed = f" {COMMA} ".join(self.of(schema, f"{where}.prefixItems[{place}]") for place, schema in enumerate(first))
         more = "" if most == 0 else _repeated(f"({COMMA} {item})", low, most)
         return self.rule(f'"[" {fixed} {more} "]"')
 
-    def string_(self, keys: Mapping[str, Any], where: str) -> str:
+    def string_(self, keys: Mapping[str, object], where: str) -> str:
         low, high = _counts(keys, "minLength", "maxLength", where)
         if "format" in keys:
             if keys["format"] not in FORMATS or "minLength" in keys or "maxLength" in keys:
@@ -249,52 +252,57 @@ class _Grammar:
             return self.rule(f"{QUOTE} {FORMATS[keys['format']]} {QUOTE}")
         return "string" if (low, high) == (0, None) else self.rule(f"{QUOTE} {_repeated('char', low, high)} {QUOTE}")
 
-    def integer_(self, keys: Mapping[str, Any], where: str) -> str:
-        bounds = {key: keys[key] for key in KEYWORDS["integer"] if key in keys}
-        for key, value in bounds.items():
+    def integer_(self, keys: Mapping[str, object], where: str) -> str:
+        bounds: dict[str, float] = {}
+        for key in KEYWORDS["integer"]:
+            value = keys.get(key, 0)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TsotsallmError(f"{key} of {where} is {quoted(value)}, where a number is expected")
+                raise TsotsallmError(f"{key} of {where} is {quoted(value)}; it takes a number")
+            if key in keys:
+                bounds[key] = value
         if not bounds:
             return "integer"
-        if "number" in keys["type"]:
-            raise TsotsallmError(f"{next(iter(bounds))} of {where} is supported for integers alone; give the type integer")
+        if "number" in self.types(keys, where):
+            raise TsotsallmError(f"{next(iter(bounds))} of {where} is supported only for integers; give the type integer")
         low = max([-LARGEST, *(math.ceil(bounds[key]) for key in ("minimum",) if key in bounds),
                    *(math.floor(bounds[key]) + 1 for key in ("exclusiveMinimum",) if key in bounds)])
         high = min([LARGEST, *(math.floor(bounds[key]) for key in ("maximum",) if key in bounds),
                     *(math.ceil(bounds[key]) - 1 for key in ("exclusiveMaximum",) if key in bounds)])
         if low > high:
-            raise TsotsallmError(f"{where} has no value: no integer of at most 15 digits is within its bounds")
+            raise TsotsallmError(f"{where} has no value: no integer of at most 15 digits is within its bounds; widen them")
         parts = [f'"-" ({_between(max(1, -high), -low)})'] if low < 0 else []
         return self.rule(" | ".join([*parts, *([_between(max(low, 0), high)] if high >= 0 else [])]))
 
-    def number_(self, _keys: Mapping[str, Any], _where: str) -> str:
+    def number_(self, _keys: Mapping[str, object], _where: str) -> str:
         return "number"
 
-    def boolean_(self, _keys: Mapping[str, Any], _where: str) -> str:
+    def boolean_(self, _keys: Mapping[str, object], _where: str) -> str:
         return "boolean"
 
-    def null_(self, _keys: Mapping[str, Any], _where: str) -> str:
+    def null_(self, _keys: Mapping[str, object], _where: str) -> str:
         return "null"
 
 
 def _only(keys: Iterable[str], known: set[str], where: str) -> None:
-    """Raise where a schema has a keyword that would not be kept to."""
+    """Raise TsotsallmError where a schema has a keyword that answers would not follow."""
     wrong = next((key for key in keys if key not in known), None)
     if wrong is not None:
         raise TsotsallmError(f"{quoted(wrong)} of {where} is not supported (here there can be {', '.join(sorted(known))}); "
                              "leave it out, or give a grammar")
 
 
-def _counts(keys: Mapping[str, Any], least: str, most: str, where: str) -> tuple[int, int | None]:
+def _counts(keys: Mapping[str, object], least: str, most: str, where: str) -> tuple[int, int | None]:
+    """The bounds of a length or count, checked; no upper one where there is none."""
+    counts = []
     for key in (least, most):
         value = keys.get(key, 0)
-        whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
-        if not whole or not 0 <= value <= MOST_REPEATS:
-            raise TsotsallmError(f"{key} of {where} is {quoted(value)}; whole numbers from 0 to {MOST_REPEATS} are "
-                                 "supported")
-    low, high = int(keys.get(least, 0)), int(keys[most]) if most in keys else None
+        if not isinstance(value, int | float) or isinstance(value, bool) or value != int(value) or not (
+                0 <= value <= MOST_REPEATS):
+            raise TsotsallmError(f"{key} of {where} is {quoted(value)}; it takes whole numbers from 0 to {MOST_REPEATS}")
+        counts.append(int(value))
+    low, high = counts[0], counts[1] if most in keys else None
     if high is not None and high < low:
-        raise TsotsallmError(f"{where} has no value: its {least} {low} is more than its {most} {high}")
+        raise TsotsallmError(f"{where} has no value: its {least} {low} is more than its {most} {high}; correct one of them")
     return low, high
 
 
@@ -305,7 +313,7 @@ def _repeated(body: str, low: int, high: int | None) -> str:
 
 
 def _listed(item: str, low: int, high: int | None) -> str:
-    """Items between commas."""
+    """Items separated by commas."""
     if high == 0:
         return '""'
     several = f"{item} {_repeated(f'({COMMA} {item})', max(low - 1, 0), None if high is None else high - 1)}"
@@ -313,13 +321,13 @@ def _listed(item: str, low: int, high: int | None) -> str:
 
 
 def _between(low: int, high: int) -> str:
-    """Alternatives for the whole numbers from `low`, which is 0 or more, to `high`."""
+    """Alternatives for the whole numbers from `low` (at least 0) to `high`."""
     return " | ".join(_digits(str(max(low, 10 ** (size - 1) if size > 1 else 0)), str(min(high, 10 ** size - 1)))
                       for size in range(len(str(low)), len(str(high)) + 1))
 
 
 def _digits(low: str, high: str) -> str:
-    """Numbers of one length from `low` to `high`."""
+    """Alternatives for the numbers from `low` to `high`, which have the same number of digits."""
     if low == high:
         return f'"{low}"'
     if low[0] == high[0]:
@@ -337,9 +345,13 @@ def _digits(low: str, high: str) -> str:
     return " | ".join([*parts, *([f"[{first}-{last}]{any_rest}"] if first <= last else [])])
 
 
+_Letters: TypeAlias = "dict[str, _Letters]"
+"""Letter -> the letters after it, as a tree of names; "" where a name ends."""
+
+
 def _key_unlike(names: Iterable[str]) -> str:
-    """A key in quotes that is none of these names; it has no escapes, through which a name could come back."""
-    tree: dict[str, Any] = {}
+    """A quoted key that is none of these names; escapes are excluded, since they could spell one of the names."""
+    tree: _Letters = {}
     for name in names:
         if _json(name) == f'"{name}"':
             place = tree
@@ -347,7 +359,7 @@ def _key_unlike(names: Iterable[str]) -> str:
                 place = place.setdefault(letter, {})
             place[""] = {}
 
-    def rest(place: dict[str, Any]) -> str:
+    def rest(place: _Letters) -> str:
         letters = [letter for letter in place if letter]
         others = f"{PLAIN[:-1]}{''.join(map(_in_class, letters))}] {PLAIN}*"
         return " | ".join([others, *([] if "" in place else ['""']),
@@ -360,32 +372,32 @@ def _in_class(letter: str) -> str:
     return f"\\U{ord(letter):08X}"
 
 
-def _constants(schema: Mapping[str, Any], name: str) -> list[Any] | None:
-    """The values that a required property may have, where they are counted."""
+def _constants(schema: Mapping[str, object], name: str) -> list[object] | None:
+    """The values that a required property may have, or None where they are not listed."""
     properties, required = schema.get("properties"), schema.get("required")
-    one = properties.get(name) if isinstance(properties, dict) else None
-    if not isinstance(one, dict) or not isinstance(required, list) or name not in required:
+    declared = properties.get(name) if isinstance(properties, dict) else None
+    if not isinstance(declared, dict) or not isinstance(required, list) or name not in required:
         return None
-    return _values(one)
+    return _values(declared)
 
 
-def _values(schema: Mapping[str, Any]) -> list[Any] | None:
+def _values(schema: Mapping[str, object]) -> list[object] | None:
     values = schema.get("enum", [schema["const"]] if "const" in schema else None)
     return values if isinstance(values, list) else None
 
 
-def _differ(several: Iterable[list[Any] | None]) -> bool:
+def _differ(several: Iterable[list[object] | None]) -> bool:
     """Whether no two lists share a value."""
     every = list(several)
-    values = [_json(value) for one in every for value in one or []]
+    values = [_json(value) for listed in every for value in listed or []]
     return None not in every and len(set(values)) == len(values)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
-def _is(value: Any, kind: str) -> bool:
+def _is(value: object, kind: str) -> bool:
     whole = isinstance(value, int) and not isinstance(value, bool)
     return {"object": isinstance(value, dict), "array": isinstance(value, list), "string": isinstance(value, str),
             "boolean": isinstance(value, bool), "null": value is None,
@@ -393,11 +405,11 @@ def _is(value: Any, kind: str) -> bool:
             "integer": whole or (isinstance(value, float) and value.is_integer())}[kind]
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 
 def _literal(text: str) -> str:
-    """A text in GBNF; JSON has no other control characters than those that it escapes itself."""
+    """A text as a literal of GBNF; JSON has no control characters other than those that it escapes itself."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

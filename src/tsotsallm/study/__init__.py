@@ -1,1 +1,1 @@
-"""Many recipes tried on one model: spaces, strategies, the ledger of what was found, the best for a budget."""
+"""Try many recipes on one model: spaces, strategies, the ledger of results, and the best recipe for a budget."""

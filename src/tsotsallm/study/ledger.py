@@ -1,4 +1,4 @@
-"""Every trial of a study in SQLite, and its lab notebook: plan, implement, revise, re-implement."""
+"""Every trial of a study in SQLite, and the study's lab notebook: plan, implement, revise, re-implement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE, DIARY = "ledger.sqlite", "trials.jsonl"
 Status = Literal["running", "done", "failed"]
 Phase = Literal["plan", "implement", "revise", "re-implement"]
 NOT_REPEATABLE = ("seconds", "cpu_seconds", "energy_wh", "began", "ended", "worker", "reused", "machine", "speed")
-"""What differs when a trial is repeated with the same result."""
+"""Facts that differ when a trial is repeated with the same result."""
 
 MEASURED = {"model": ("bytes",), "cheap": ("kl", "kl_error", "perplexity"), "full": ("kl", "kl_error", "perplexity")}
 """Numbers of a trial's evaluations."""
@@ -35,19 +35,19 @@ CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY, cycle INTEGER NOT 
 
 @dataclass(frozen=True)
 class Trial:
-    """One recipe tried: why, with what, what came of it.
+    """One recipe that was tried, why, and with what result.
 
-    key       of the recipe: two trials of one recipe cannot be
-    based_on  numbers of earlier trials that gave the reason
-    measures  by evaluation: {"cheap": {...}, "full": {...}}, with bytes and parameters beside them
-    facts     hashes, versions, machine, protocol, seconds, energy, what was taken from the store
+    key       hash of the recipe; a study tries no recipe twice
+    based_on  numbers of the earlier trials that the reason refers to
+    measures  by evaluation: {"cheap": {...}, "full": {...}}, and "model" with bytes and parameters
+    facts     hashes, versions, machine, protocol, seconds, energy, pieces taken from the store
     """
 
     number: int
     key: str
     name: str
     recipe: list[dict[str, Any]]
-    values: dict[str, Any]
+    values: dict[str, object]
     reason: str
     based_on: tuple[int, ...] = ()
     status: Status = "running"
@@ -57,40 +57,45 @@ class Trial:
 
     @property
     def level(self) -> str:
-        """The dearest evaluation that it had: cheap, full, or none."""
+        """The most thorough evaluation that the trial had: cheap, full, or none."""
         return next((level for level in ("full", "cheap") if level in self.measures), "none")
 
     def measure(self, name: str) -> float | None:
-        """A number of its dearest evaluation, or of the model itself."""
-        found = self.measures.get(self.level, {}).get(name, self.measures.get("model", {}).get(name))
-        return None if found is None else float(found)
+        """A number from the trial's most thorough evaluation, or of the model itself; None where it was not measured."""
+        value = self.measures.get(self.level, {}).get(name, self.measures.get("model", {}).get(name))
+        return None if value is None else float(value)
 
-    def plain(self, *, repeatable: bool = False) -> dict[str, Any]:
-        """As plain data; `repeatable` leaves out times, energy and places."""
+    def plain(self, *, repeatable: bool = False) -> dict[str, object]:
+        """The trial as plain data; `repeatable` leaves out times, energy and machines."""
         facts = {name: value for name, value in self.facts.items() if not (repeatable and name in NOT_REPEATABLE)}
         return {"number": self.number, "key": self.key, "name": self.name, "recipe": self.recipe, "values": self.values,
                 "reason": self.reason, "based_on": list(self.based_on), "status": self.status, "measures": self.measures,
                 "facts": facts, "error": self.error}
 
 
+
 class Ledger:
-    """A study's folder: ledger.sqlite, and trials.jsonl, from which it can be made anew."""
+    """A study's folder: ledger.sqlite, and trials.jsonl, from which it can be restored.
+
+    Every method raises StudyError where the database is damaged or cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path, self.diary = folder / FILE, folder / DIARY
         folder.mkdir(parents=True, exist_ok=True)
-        anew = not self.path.exists()
+        new = not self.path.exists()
         with self._guarded():
             self._base = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             if self._base.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("its pages are damaged")
             self._base.execute("PRAGMA synchronous = FULL")
             self._base.executescript(SCHEMA)
-        if anew and self.diary.exists():
+        if new and self.diary.exists():
             self._from_diary()
 
     def close(self) -> None:
+        """Close the database."""
         self._base.close()
 
     @contextmanager
@@ -98,11 +103,11 @@ class Ledger:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise StudyError(f"{self.path} cannot be written ({error}); make room or mend its permissions, then run the "
+            raise StudyError(f"{self.path} cannot be written ({error}); make room or correct its permissions, then run the "
                              "same command again: finished trials are kept") from None
         except sqlite3.DatabaseError as error:
             raise StudyError(f"{self.path} is damaged ({one_line(error)}); delete or move that one file and run the same "
-                             f"command again: it is made again from {DIARY} beside it, so that no finished trial is lost"
+                             f"command again: it is restored from {DIARY} beside it, so that no finished trial is lost"
                              ) from None
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise StudyError(f"{self.folder} holds a study that cannot be read ({type(error).__name__}: {one_line(error)}); "
@@ -110,21 +115,22 @@ class Ledger:
 
     # -- the study ----------------------------------------------------------------------------------------------------
 
-    def begin(self, study: Mapping[str, Any]) -> None:
-        """Note what is studied; refuse a folder that holds another study."""
+    def begin(self, study: Mapping[str, object]) -> None:
+        """Record what is studied; raises StudyError where the folder holds another study."""
         before = self.study()
         wanted = json.loads(json.dumps(study))
         if before is not None and before != wanted:
             causes = {key: wanted[key] for key in ("name", "model", "spec") if key in wanted}   # all else follows from them
             changed = differences(before, causes) or differences(before, dict.fromkeys(before) | wanted)
-            raise StudyError(f"{self.folder} holds a study that was begun otherwise ({'; '.join(changed)}); go on with the "
-                             "same spec and model, or choose another folder with -o")
+            raise StudyError(f"{self.folder} holds a study that was begun differently ({'; '.join(changed)}); continue with "
+                             "the same spec and model, or choose another folder with -o")
         if before is None:
             with self._guarded():
                 self._base.execute("INSERT INTO study VALUES (1, ?)", [json.dumps(wanted)])
             self._write({"study": wanted})
 
     def study(self) -> dict[str, Any] | None:
+        """What is studied, as `begin` recorded it; None before that."""
         with self._guarded():
             row = self._base.execute("SELECT content FROM study").fetchone()
             return None if row is None else dict(json.loads(row[0]))
@@ -132,18 +138,18 @@ class Ledger:
     # -- trials -------------------------------------------------------------------------------------------------------
 
     def add(self, trial: Trial) -> None:
-        """Begin a trial; its recipe must be new."""
+        """Begin a trial; raises StudyError where its recipe was tried before."""
         try:
             with self._guarded():
                 self._base.execute("INSERT INTO trials VALUES (?, ?, ?, ?)",
                                    [trial.number, trial.key, trial.status, json.dumps(trial.plain())])
         except StudyError:
-            if trial.key in {one.key for one in self.trials()}:
+            if trial.key in {earlier.key for earlier in self.trials()}:
                 raise StudyError(f"the recipe of trial {trial.number} was tried before") from None
             raise
 
     def settle(self, trial: Trial) -> None:
-        """Write what came of a trial; finished ones go to the diary too."""
+        """Write the result of a trial to the database and to the diary."""
         with self._guarded():
             self._base.execute("UPDATE trials SET status = ?, content = ? WHERE number = ?",
                                [trial.status, json.dumps(trial.plain()), trial.number])
@@ -158,13 +164,13 @@ class Ledger:
         """All trials by number, or those of one status."""
         with self._guarded():
             rows = self._base.execute("SELECT content FROM trials ORDER BY number").fetchall()
-            found = [_trial(json.loads(row[0])) for row in rows]
-        return [trial for trial in found if status is None or trial.status == status]
+            trials = [_trial(json.loads(row[0])) for row in rows]
+        return [trial for trial in trials if status is None or trial.status == status]
 
     # -- the notebook -------------------------------------------------------------------------------------------------
 
     def note(self, cycle: int, phase: Phase, text: str, trials: Sequence[int] = ()) -> None:
-        """Write a phase of a cycle into the notebook, once."""
+        """Write one phase of a cycle into the notebook; a second entry replaces the first."""
         assert phase in get_args(Phase)
         content = json.dumps({"text": text, "trials": list(trials), "at": round(time.time(), 1)})
         with self._guarded():
@@ -174,7 +180,7 @@ class Ledger:
         self._write({"note": {"cycle": cycle, "phase": phase, "content": content}})
 
     def notes(self) -> list[dict[str, Any]]:
-        """The notebook in order: cycle, phase, text, trials, time."""
+        """The notebook by cycle and phase: cycle, phase, text, trials, and the time `at` in seconds since 1970."""
         with self._guarded():
             rows = self._base.execute("SELECT cycle, phase, content FROM notes").fetchall()
             order = get_args(Phase)
@@ -184,7 +190,7 @@ class Ledger:
     # -- elsewhere ----------------------------------------------------------------------------------------------------
 
     def export_csv(self, path: Path) -> int:
-        """Write a line for every trial, its measures in columns; the number of lines."""
+        """Write one line per trial to a CSV file, with its measures in columns; returns the number of trials."""
         trials = self.trials()
         names = sorted({f"{level}.{name}" for trial in trials for level, measures in trial.measures.items()
                         for name, value in measures.items() if not isinstance(value, (dict, list))})
@@ -193,12 +199,12 @@ class Ledger:
             writer.writerow(["number", "name", "status", "recipe", "reason", *names, "seconds", "energy_wh", "error"])
             for trial in trials:
                 measures = [trial.measures.get(level, {}).get(name, "") for level, _, name in
-                            (one.partition(".") for one in names)]
+                            (column.partition(".") for column in names)]
                 writer.writerow([trial.number, trial.name, trial.status, json.dumps(trial.recipe), trial.reason, *measures,
                                  trial.facts.get("seconds", ""), trial.facts.get("energy_wh", ""), trial.error])
         return len(trials)
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: Mapping[str, object]) -> None:
         try:
             with self.diary.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -211,7 +217,7 @@ class Ledger:
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
-                continue                        # cut off in the middle
+                continue                        # the last line was cut off
             with self._guarded():
                 if "study" in entry:
                     self._base.execute("INSERT OR IGNORE INTO study VALUES (1, ?)", [json.dumps(entry["study"])])
@@ -226,17 +232,17 @@ class Ledger:
 
 
 def _trial(plain: dict[str, Any]) -> Trial:
-    """A trial from plain data; raises TypeError where a part is of another kind."""
-    found = Trial(**(plain | {"based_on": tuple(plain["based_on"])}))
+    """A trial from plain data; raises TypeError where a field has the wrong type."""
+    trial = Trial(**(plain | {"based_on": tuple(plain["based_on"])}))
     kinds = {"number": int, "key": str, "name": str, "recipe": list, "values": dict, "reason": str, "status": str,
              "measures": dict, "facts": dict, "error": str}
     for name, kind in kinds.items():
-        if not isinstance(getattr(found, name), kind):
-            raise TypeError(f"{name} of a trial is {quoted(getattr(found, name))}")
-    if not all(isinstance(one, dict) for one in (*found.recipe, *found.measures.values())):
-        raise TypeError("the recipe or the measures of a trial are no names with values")
-    for level, measures in found.measures.items():
+        if not isinstance(getattr(trial, name), kind):
+            raise TypeError(f"{name} of a trial is {quoted(getattr(trial, name))}")
+    if not all(isinstance(part, dict) for part in (*trial.recipe, *trial.measures.values())):
+        raise TypeError("the recipe or the measures of a trial are not names with values")
+    for level, measures in trial.measures.items():
         for name in MEASURED.get(level, ()):
             if not isinstance(measures.get(name, 0), (int, float)):
                 raise TypeError(f"{name} of a trial is {quoted(measures[name])}")
-    return found
+    return trial

@@ -1,4 +1,4 @@
-"""Which results are worth having: dominance, the front, the volume that a front dominates. All measures are minimised."""
+"""The results worth keeping: dominance, the Pareto front, and the volume that it dominates. All measures are minimised."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ def dominates(one: Point, other: Point) -> bool:
 
 
 def front(points: Sequence[Point]) -> list[int]:
-    """The places of the points that no other dominates, in their order; of equal points all are kept."""
+    """Indices of the points that no other point dominates, in their order; equal points are all kept."""
     return [place for place, point in enumerate(points) if not any(dominates(other, point) for other in points)]
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """The volume between the points' front and `reference`, which is worse than they are; points beyond it add nothing.
+    """Volume between the points' front and `reference`, a point that is worse; points beyond it add nothing.
 
-    Exact, by slices along the last measure (Zitzler's recursion): fine for some hundred points of two or three measures.
+    Exact, by slices along the last measure (Zitzler's recursion); fast enough for a few hundred points of two or three
+    measures.
     """
     inside = [tuple(point) for point in points if all(a < b for a, b in zip(point, reference, strict=True))]
     if len(reference) == 2:
@@ -34,12 +35,12 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     for place, point in enumerate(inside):
         above = inside[place + 1][-1] if place + 1 < len(inside) else reference[-1]
         if above > point[-1]:
-            volume += (above - point[-1]) * hypervolume([one[:-1] for one in inside[:place + 1]], reference[:-1])
+            volume += (above - point[-1]) * hypervolume([lower[:-1] for lower in inside[:place + 1]], reference[:-1])
     return volume
 
 
 def _area(points: Sequence[Point], reference: Point) -> float:
-    """The area between a staircase of points, by their first measure, and the reference."""
+    """Area between the reference and a staircase of points, which are sorted by their first measure."""
     area, lowest = 0.0, reference[1]
     for first, second in points:
         if second < lowest:

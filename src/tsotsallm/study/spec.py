@@ -1,10 +1,11 @@
-"""A study as data: SPEC.yaml -> what is tried, how, on what, for how long; refused when wrong, before anything starts."""
+"""A study as data: SPEC.yaml says what is tried, how, on what and for how long; it is checked before anything starts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("needs", "order", "recipes", "calibration", "evaluation", "published"), (Mapping,)),
     **dict.fromkeys(("stages", "conditions", "objectives"), (list,)),
     "about": (str, int, float), "hours": (int, float), "size_limit": (str, int), "tasks": (str, list), "speed": (bool,)}
-"""Key -> what it takes."""
+"""Key -> the types that it takes."""
 _KIND_NAMES = {str: "text", int: "a whole number", float: "a number", list: "a list", bool: "true or false",
                Mapping: "keys and values"}
 OBJECTIVES = ("kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode")
@@ -35,12 +36,14 @@ OBJECTIVES = ("kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parame
 class Spec:
     """A study.
 
-    strategy    all, random, tpe, nsga2; or halving: many recipes under `size_limit` bytes with little text, the better third
-                with three times as much, and so on
-    objectives  measures to be minimised, `decode` by seconds a token
-    trials      at most so many
-    hours       no trial begins later
+    strategy    all, random, tpe, nsga2; or halving: many recipes under `size_limit` bytes are evaluated on little text, the
+                best third on three times as much, and so on
+    objectives  measures to minimise; `decode` counts as seconds per token
+    trials      at most this many
+    hours       no trial begins later than this
     cycle       trials after which the notebook draws a conclusion
+    setup       what `Setup` takes besides the model
+    content     the spec as given, for the ledger
     """
 
     name: str
@@ -54,13 +57,14 @@ class Spec:
     size_limit: int | None = None
     cycle: int = 8
     setup: dict[str, Any] = field(default_factory=dict)
-    content: dict[str, Any] = field(default_factory=dict)
+    content: dict[str, object] = field(default_factory=dict)
 
     def setup_for(self, model: str) -> Setup:
+        """What all trials have in common when the study runs on `model`."""
         return Setup(model=model, **self.setup)
 
 
-def packaged_specs() -> dict[str, Any]:
+def packaged_specs() -> dict[str, Traversable]:
     """Name -> file of the studies that come with the package."""
     files = resources.files("tsotsallm.study.specs").iterdir()
     return {file.name.removesuffix(".yaml"): file for file in sorted(files, key=lambda file: file.name)
@@ -68,12 +72,15 @@ def packaged_specs() -> dict[str, Any]:
 
 
 def read_spec(source: str | Path, *, layers: int, given: Mapping[str, str] | None = None) -> Spec:
-    """A study from a file or a packaged name, for a model of so many layers; `given` are the values that it needs."""
+    """A study from a file or a packaged name, for a model of `layers` layers; `given` holds the values that it needs.
+
+    Raises StudyError where the spec cannot be read or is wrong.
+    """
     return spec_from(Path(source).stem, read_content(source), layers=layers, given=given)
 
 
 def read_content(source: str | Path) -> dict[str, Any]:
-    """What the file of a study, or a packaged one, holds."""
+    """The content of a study's file, or of a packaged study; StudyError where it cannot be read or is empty."""
     packaged = packaged_specs()
     try:
         text = (packaged[str(source)].read_text("utf-8") if str(source) in packaged else
@@ -88,13 +95,16 @@ def read_content(source: str | Path) -> dict[str, Any]:
 
 
 def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping[str, str] | None = None) -> Spec:
-    """A study from plain data; `$NAME` anywhere in it stands for a value of `given`."""
+    """A study from plain data, for a model of `layers` layers; `$NAME` anywhere in it stands for a value of `given`.
+
+    Raises StudyError where a key, a value or their combination is wrong.
+    """
     _known(content, KEYS, "a study")
     content = _with_given(content, given or {})
     _check_kinds(content, KINDS, "a study")
     if ("stages" in content) == ("recipes" in content):
         raise StudyError("a study's space is either `stages` with open values or `recipes` by name; give one of them")
-    told = content
+    as_given: dict[str, object] = dict(content)
     if content.get("layers") not in (None, layers):
         content = _rescaled(content, int(content["layers"]), layers)
     strategy = content.get("strategy") or "all"
@@ -110,7 +120,7 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
     _check_kinds(calibration, KINDS, "calibration")
     _check_kinds(evaluation, KINDS, "evaluation")
     if "decode" in objectives and not evaluation.setdefault("speed", True):
-        raise StudyError("the objective decode needs evaluation.speed; leave speed out, or the objective")
+        raise StudyError("the objective decode needs evaluation.speed; leave out speed: false, or leave out the objective")
     tasks = evaluation.pop("tasks", ())
     setup = {"calibration" if key == "source" else key: value for key, value in calibration.items()} | evaluation
     setup["tasks"] = tuple(tasks.split(",") if isinstance(tasks, str) else tasks)
@@ -119,13 +129,14 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
     spec = Spec(name, str(content.get("about", "")),
                 Space.of_recipes(content["recipes"]) if "recipes" in content else Space.read(content), strategy, objectives,
                 content.get("trials"), content.get("hours"), content.get("seed") or 0,
-                None if limit is None else bytes_from_text(str(limit), "size_limit"), content.get("cycle") or 8, setup, told)
+                None if limit is None else bytes_from_text(str(limit), "size_limit"), content.get("cycle") or 8, setup,
+                as_given)
     if strategy == "halving" and spec.size_limit is None:
-        raise StudyError("the strategy halving compares by one measure under a size; give size_limit, such as 700MB")
+        raise StudyError("the strategy halving compares models below one size; give size_limit, such as 700MB")
     if strategy not in ("all", "halving") and spec.trials is None and spec.hours is None:
-        raise StudyError(f"the strategy {strategy} goes on for ever; give trials or hours")
+        raise StudyError(f"the strategy {strategy} never ends by itself; give trials or hours")
     if strategy == "halving" and spec.trials is None:
-        raise StudyError("the strategy halving begins with `trials` recipes; give their number")
+        raise StudyError("the strategy halving needs a number of recipes to begin with; give trials")
     return spec
 
 
@@ -136,7 +147,7 @@ def _with_given(content: dict[str, Any], given: Mapping[str, str]) -> dict[str, 
             raise StudyError(f"this study needs {name}: {about}; give it with --set {name}=FILE")
     for name in given:
         if name not in needs:
-            raise StudyError(f"this study needs no {quoted(name)}{nearest(name, needs)}")
+            raise StudyError(f"this study does not need {quoted(name)}{nearest(name, needs)}")
 
     def walk(value: Any) -> Any:
         if isinstance(value, str) and value.startswith("$") and value[1:] in given:
@@ -148,14 +159,14 @@ def _with_given(content: dict[str, Any], given: Mapping[str, str]) -> dict[str, 
     return {key: value if key == "needs" else walk(value) for key, value in content.items()}
 
 
-def _known(content: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+def _known(content: Mapping[str, object], keys: tuple[str, ...], where: str) -> None:
     for key in content:
         if key not in keys:
             raise StudyError(f"{where} has no {quoted(key)}{nearest(str(key), keys)}")
 
 
-def _check_kinds(content: Mapping[Any, Any], kinds: Mapping[str, tuple[type, ...]], where: str) -> None:
-    """Raise where a value is of no kind that its key takes; nothing stands for the default."""
+def _check_kinds(content: Mapping[str, object], kinds: Mapping[str, tuple[type, ...]], where: str) -> None:
+    """Raise StudyError where a value has no type that its key takes; an empty value stands for the default."""
     for key, value in content.items():
         allowed = kinds[key]
         if value is None or (isinstance(value, allowed) and (not isinstance(value, bool) or bool in allowed)):
@@ -164,7 +175,7 @@ def _check_kinds(content: Mapping[Any, Any], kinds: Mapping[str, tuple[type, ...
         raise StudyError(f"{key} of {where} is {quoted(value)}; it takes {names}")
 
 
-def _check_numbers(content: Mapping[str, Any], setup: Mapping[str, Any]) -> None:
+def _check_numbers(content: Mapping[str, object], setup: Mapping[str, object]) -> None:
     for name, least in (("trials", 1), ("cycle", 1)):
         value = content.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
@@ -174,16 +185,16 @@ def _check_numbers(content: Mapping[str, Any], setup: Mapping[str, Any]) -> None
         raise StudyError(f"hours is {quoted(hours)}; it takes a number above 0")
     cheap, full = setup.get("cheap", 8), setup.get("full", 60)
     if not isinstance(full, int) or full < 1 or (cheap is not None and not (isinstance(cheap, int) and 1 <= cheap <= full)):
-        raise StudyError(f"evaluation.cheap is {quoted(cheap)} and full {quoted(full)}; they are numbers of windows, the "
-                         "cheap one the smaller")
+        raise StudyError(f"evaluation.cheap is {quoted(cheap)} and full is {quoted(full)}; they take numbers of windows, of "
+                         "which cheap is the smaller")
 
 
 def _rescaled(content: dict[str, Any], source: int, layers: int) -> dict[str, Any]:
-    """A study of a model of `source` layers for one of `layers`.
+    """Adapt a study of a model of `source` layers to a model of `layers` layers.
 
-    Numbers of layers to remove keep their share, rounded to the nearest and at least one where there was one; two that
-    become alike become one. Protected layers are rescaled likewise. Layer orders keep the share of layers and their
-    depths, as `tsotsallm.evaluation.franken.rescale` says.
+    Numbers of layers to remove keep their share, rounded to the nearest integer but at least one where there was one; equal
+    ones become one. Protected layers are rescaled in the same way. Layer orders keep their share of layers and the depths,
+    as `tsotsallm.evaluation.franken.rescale` does.
     """
     from tsotsallm.evaluation.franken import rescale
     from tsotsallm.stages.layers import expand
@@ -194,10 +205,10 @@ def _rescaled(content: dict[str, Any], source: int, layers: int) -> dict[str, An
     def walk(value: Any, key: str = "") -> Any:
         if key in ("remove", "first", "last"):
             if isinstance(value, Mapping):
-                return {name: [share(one) for one in part] if name == "one_of" else share(part) if name != "step" else part
-                        for name, part in value.items()}
+                return {name: [share(number) for number in part] if name == "one_of" else
+                        share(part) if name != "step" else part for name, part in value.items()}
             return share(value)
-        if key == "order" and isinstance(value, list) and all(isinstance(one, (int, str)) for one in value) and value and (
+        if key == "order" and isinstance(value, list) and all(isinstance(part, (int, str)) for part in value) and value and (
                 isinstance(value[0], int) or str(value[0])[:1].isdigit()):
             return rescale(expand(value, "order"), source, layers)
         if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""Which recipe to try next, and why: all of them, at random, or where Optuna's samplers expect most.
+"""Which recipe to try next, and why: each in turn, at random, or where Optuna's samplers expect the most.
 
-A strategy is a function of the trials so far: the same trials, the same proposal, however often a study was stopped.
+A strategy is a function of the trials so far: the same trials give the same proposal, however often a study was stopped.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ REDRAWS = 200
 
 @dataclass(frozen=True)
 class Proposal:
-    """A recipe to try, why, the trials that gave the reason, and what its sampler wants to be told again."""
+    """A recipe to try, why, the trials that the reason refers to, and attributes that its sampler needs back later."""
 
     values: Assignment
     key: str
     reason: str
     based_on: tuple[int, ...] = ()
-    sampler: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, object] = field(default_factory=dict)
 
 
 class Strategy(ABC):
-    """Proposes recipes that no trial has tried."""
+    """Proposes recipes of a space that no trial has tried."""
 
     def __init__(self, space: Space, objectives: Sequence[str], seed: int) -> None:
         self.space, self.objectives, self.seed = space, tuple(objectives), seed
 
     @abstractmethod
     def propose(self, number: int, trials: Sequence[Trial]) -> Proposal | None:
-        """The recipe for trial `number`; None when nothing is left to try."""
+        """The recipe for trial `number`, or None when nothing is left to try."""
 
     def key(self, values: Assignment) -> str:
+        """Hash of an assignment's recipe, by which a recipe that was tried is recognised."""
         return key_of(self.space.recipe(values).plain())
 
     def _fresh(self, number: int, tried: set[str], reason: str, based_on: tuple[int, ...] = ()) -> Proposal | None:
@@ -56,9 +57,10 @@ class Strategy(ABC):
 
 
 class All(Strategy):
-    """Every recipe of the space, in its order."""
+    """Every recipe of the space, in order."""
 
     def propose(self, number: int, trials: Sequence[Trial]) -> Proposal | None:
+        """The first recipe of the space that was not tried."""
         tried = {trial.key for trial in trials}
         for values in self.space.all():
             if (key := self.key(values)) not in tried:
@@ -67,17 +69,18 @@ class All(Strategy):
 
 
 class AtRandom(Strategy):
-    """Recipes drawn alike, each trial with a seed of its own."""
+    """Recipes drawn at random, each trial with a seed of its own."""
 
     def propose(self, number: int, trials: Sequence[Trial]) -> Proposal | None:
+        """A recipe drawn by the study's seed and the trial's number; None where REDRAWS draws give nothing new."""
         return self._fresh(number, {trial.key for trial in trials}, "drawn at random")
 
 
 class BySampler(Strategy):
     """Optuna's multi-objective samplers: tpe (arXiv:2304.11127) or nsga2; seeded for each trial.
 
-    The trials so far are told to a new Optuna study each time, so that the ledger alone decides; with `storage` they are
-    also kept in a file beside it that Optuna's own tools read.
+    The trials so far are given to a new Optuna study each time, so that the proposal depends on the ledger alone; with
+    `storage` they are also kept in a file beside it that Optuna's own tools read. Raises MissingExtraError without Optuna.
     """
 
     def __init__(self, space: Space, objectives: Sequence[str], seed: int, sampler: str, storage: Path | None) -> None:
@@ -86,17 +89,19 @@ class BySampler(Strategy):
         _optuna()
 
     def propose(self, number: int, trials: Sequence[Trial]) -> Proposal | None:
+        """The recipe that the sampler expects most of; one drawn at random where it repeats what was tried."""
         optuna = _optuna()
         tried = {trial.key for trial in trials}
-        told = [(trial, values) for trial in trials if (values := values_of(trial.measures, self.objectives)) is not None]
-        best = front([values for _, values in told])
-        based_on = tuple(told[place][0].number for place in best)
+        measured = [(trial, values) for trial in trials
+                    if (values := values_of(trial.measures, self.objectives)) is not None]
+        best = front([values for _, values in measured])
+        based_on = tuple(measured[place][0].number for place in best)
         seed = random.Random(f"{self.seed}/{number}").getrandbits(31)
         sampler = (optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8) if self.sampler == "tpe" else
                    optuna.samplers.NSGAIISampler(seed=seed, population_size=12))
         study = optuna.create_study(directions=["minimize"] * len(self.objectives), sampler=sampler)
         distributions = {name: _distribution(optuna, domain) for name, domain in self.space.domains.items()}
-        for trial, values in told:
+        for trial, values in measured:
             study.add_trial(optuna.trial.create_trial(
                 params=_params(self.space, trial.values), distributions=distributions, values=values,
                 system_attrs=trial.facts.get("sampler", {})))
@@ -106,13 +111,13 @@ class BySampler(Strategy):
             key = self.key(chosen) if self.space.allows(chosen) else ""
             if key and key not in tried:
                 attributes = dict(study.trials[asked.number].system_attrs)
-                return Proposal(chosen, key, f"{self.sampler} expects most of it, after {len(told)} results", based_on,
+                return Proposal(chosen, key, f"{self.sampler} expects most of it, after {len(measured)} results", based_on,
                                 attributes)
             study.tell(asked, state=optuna.trial.TrialState.FAIL)
-        return self._fresh(number, tried, f"{self.sampler} proposed only what was tried; drawn at random", based_on)
+        return self._fresh(number, tried, f"{self.sampler} proposed only recipes that were tried; drawn at random", based_on)
 
     def keep(self, trials: Sequence[Trial]) -> None:
-        """Write the trials for Optuna's own tools."""
+        """Write the trials to `storage` for Optuna's own tools."""
         if self.storage is None:
             return
         optuna = _optuna()
@@ -139,7 +144,7 @@ def _optuna() -> Any:
 
 
 def _address(path: Path) -> str:
-    """The URL of an SQLite file whatever its name, as SQLAlchemy writes it and Optuna, which formats it, wants it."""
+    """The URL of an SQLite file with any name: as SQLAlchemy writes it, with braces doubled because Optuna formats it."""
     from sqlalchemy import URL
 
     return URL.create("sqlite", database=str(path)).render_as_string().replace("{", "{{").replace("}", "}}")
@@ -151,11 +156,11 @@ def _distribution(optuna: Any, domain: Domain) -> Any:
     return optuna.distributions.CategoricalDistribution(list(range(len(domain.choices))))
 
 
-def _params(space: Space, values: Assignment) -> dict[str, Any]:
-    """What Optuna calls an assignment: choices by place."""
+def _params(space: Space, values: Assignment) -> dict[str, object]:
+    """An assignment as Optuna stores it: choices by index."""
     return {name: domain.choices.index(values[name]) if domain.choices else values[name]
             for name, domain in space.domains.items()}
 
 
-def _value(domain: Domain, param: Any) -> Any:
+def _value(domain: Domain, param: float) -> object:
     return domain.choices[int(param)] if domain.choices else float(param)

@@ -1,4 +1,4 @@
-"""A study from its first trial to its verdict: propose, try, note, conclude; stopped at any point, it goes on."""
+"""A study from its first trial to its verdict: propose, try, note, conclude; stopped at any point, it resumes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import ModelSpec
@@ -24,17 +23,20 @@ from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.pareto import front, hypervolume
 from tsotsallm.study.spec import Spec
 from tsotsallm.study.strategies import All, AtRandom, BySampler, Proposal, Strategy
-from tsotsallm.study.trial import Job, Outcome, Setup, values_of
+from tsotsallm.study.trial import Outcome, Setup, TrialJob, values_of
 from tsotsallm.study.workers import Here, Workers
 
 Say = Callable[[str], None]
 THIRD = 3
-"""Successive halving keeps one recipe of three, and gives it three times as much text (arXiv:1502.07943)."""
+"""Successive halving keeps one recipe in three and evaluates it on three times as much text (arXiv:1502.07943)."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A study's ledger and what stands in it now."""
+    """The trials of a study so far, and the front of those that were evaluated fully.
+
+    reference  the corner point of the hypervolume: 10% worse than the worst trial in every objective
+    """
 
     folder: Path
     trials: tuple[Trial, ...]
@@ -43,7 +45,8 @@ class Found:
     reference: tuple[float, ...]
     objectives: tuple[str, ...]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """Everything as plain data for JSON; the front by trial numbers."""
         return {"folder": str(self.folder), "trials": [trial.plain() for trial in self.trials],
                 "front": [trial.number for trial in self.front], "hypervolume": self.hypervolume,
                 "hypervolume_reference": list(self.reference)}
@@ -51,7 +54,10 @@ class Found:
 
 def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None,
               say: Say = lambda _line: None) -> Found:
-    """Try what a study asks for on a model; the ledger is in `out`. What an earlier attempt finished is not done again."""
+    """Run a study on a model with its ledger in `out`; trials that an earlier attempt finished are not run again.
+
+    Raises StudyError where `out` holds another study, ResumeError where another process is working in it.
+    """
     checkpoint = Checkpoint.open(model)
     setup = spec.setup_for(model)
     with held(out), closing(Ledger(out)) as ledger:
@@ -74,14 +80,14 @@ def found_in(folder: Path, ledger: Ledger, objectives: Sequence[str]) -> Found:
                 and (values := values_of(trial.measures, objectives)) is not None]
     points = [values for _, values in measured]
     worst = [max(column) for column in zip(*points, strict=True)]
-    reference = tuple(1.1 * one if one > 0 else 1.0 for one in worst)
+    reference = tuple(1.1 * value if value > 0 else 1.0 for value in worst)
     best = tuple(measured[place][0] for place in front(points))
     return Found(folder, tuple(trials), best, hypervolume(points, reference) if points else 0.0, reference,
                  tuple(objectives))
 
 
 def open_study(folder: Path) -> Found:
-    """What a study found so far."""
+    """The results of a study so far; raises StudyError where the folder holds none, or one that cannot be read."""
     if not (folder / "ledger.sqlite").exists() and not (folder / "trials.jsonl").exists():
         raise StudyError(f"{folder} holds no study; give the folder that `tsotsallm study` wrote with -o")
     with closing(Ledger(folder)) as ledger:
@@ -89,7 +95,7 @@ def open_study(folder: Path) -> Found:
         if study is None:
             raise StudyError(f"{folder} holds a study that never began; run `tsotsallm study` again")
         try:
-            return found_in(folder, ledger, [str(one) for one in study["objectives"]])
+            return found_in(folder, ledger, [str(name) for name in study["objectives"]])
         except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
             raise StudyError(f"{folder} holds a study that cannot be read ({type(error).__name__}: {one_line(error)}); "
                              "restore its ledger from a copy") from None
@@ -113,6 +119,7 @@ class _Study:
         self.began = time.monotonic()
 
     def run(self) -> None:
+        """Run every trial of the strategy; what a stopped run finished is in the ledger already."""
         halving = self.spec.strategy == "halving"
         full = ("full", self.setup.full)
         cheap = full if self.setup.cheap in (None, self.setup.full) else ("cheap", self.setup.cheap)
@@ -133,7 +140,8 @@ class _Study:
         while True:
             while not exhausted and len(running) < self.workers.capacity:
                 trials = self.ledger.trials()
-                number = next(number for number in range(len(trials) + 1) if number not in {one.number for one in trials})
+                taken = {trial.number for trial in trials}
+                number = next(number for number in range(len(trials) + 1) if number not in taken)
                 if self._over(len(trials)) or (proposal := self.strategy.propose(number, trials)) is None:
                     exhausted = True
                     break
@@ -152,13 +160,14 @@ class _Study:
         trial = Trial(number, proposal.key, self.spec.space.name(proposal.values), recipe, proposal.values, proposal.reason,
                       proposal.based_on, facts=facts)
         self.ledger.add(trial)
-        known = tuple((one.measures["full"]["kl"], one.measures["model"]["bytes"]) for one in trials if one.level == "full")
+        known = tuple((earlier.measures["full"]["kl"], earlier.measures["model"]["bytes"]) for earlier in trials
+                      if earlier.level == "full")
         halving = self.spec.strategy == "halving"
-        self.workers.submit(self.setup, Job(number, trial.key, recipe, known, levels, keep=halving))
+        self.workers.submit(self.setup, TrialJob(number, trial.key, recipe, known, levels, keep=halving))
         return trial
 
     def _resolved(self, recipe: Recipe) -> Recipe:
-        """A recipe with its groups written out; one that does not fit the model is left for its trial to fail with."""
+        """A recipe with its groups written out; one that does not fit the model stays as it is, and its trial fails."""
         try:
             recipe.check(self.whole)
         except RecipeError:
@@ -178,15 +187,15 @@ class _Study:
         cycle, place = divmod(number, self.spec.cycle)
         if place == 0:
             size = self.spec.space.size
-            what = {"all": f"try every recipe of the space ({size} with conditions aside)",
-                    "random": "draw recipes at random", "halving": "draw recipes at random, little text for each"}.get(
-                        self.spec.strategy, f"ask {self.spec.strategy} for recipes, given {len(trials)} results")
+            what = {"all": f"try every recipe of the space ({size} before conditions)",
+                    "random": "draw recipes at random", "halving": "draw recipes at random, with little text for each"}.get(
+                        self.spec.strategy, f"let {self.spec.strategy} propose recipes, given {len(trials)} results")
             last = min(number + self.spec.cycle, self.spec.trials or number + self.spec.cycle) - 1
             self.ledger.note(cycle, "plan", f"Trials {number} to {last}: {what}; smaller is better for "
                                             f"{' and '.join(self.spec.objectives)}.")
 
     def _conclude(self, number: int, *, last: bool = False) -> None:
-        """Close a cycle when its trials are settled; the last one of a study may be shorter."""
+        """Close a cycle when its trials are finished; the last cycle of a study may be shorter."""
         cycle = number // self.spec.cycle
         trials = self.ledger.trials()
         mine = [trial for trial in trials if trial.number // self.spec.cycle == cycle]
@@ -199,25 +208,25 @@ class _Study:
         full = [trial for trial in mine if trial.level == "full"]
         self.ledger.note(cycle, "implement", f"{len(mine)} recipes tried, {len(full)} evaluated fully, {len(failed)} failed"
                          + "".join(f"; trial {trial.number}: {trial.error}" for trial in failed) + ".", numbers)
-        earlier = found_in(self.ledger.folder, self.ledger, self.spec.objectives)
-        new = [trial for trial in earlier.front if trial.number in numbers]
+        so_far = found_in(self.ledger.folder, self.ledger, self.spec.objectives)
+        new = [trial for trial in so_far.front if trial.number in numbers]
         self.ledger.note(cycle, "revise", "On the front now: " + ("; ".join(
             f"trial {trial.number} ({trial.name}): {_measures(trial)}" for trial in new) or "none of these") + ".",
             [trial.number for trial in new])
-        best = [f"trial {trial.number}" for trial in earlier.front]
-        self.ledger.note(cycle, "re-implement", f"The front holds {', '.join(best) or 'nothing yet'}; what follows must "
-                         "beat it, or be smaller.", [trial.number for trial in earlier.front])
+        best = [f"trial {trial.number}" for trial in so_far.front]
+        self.ledger.note(cycle, "re-implement", f"The front holds {', '.join(best) or 'nothing yet'}; later trials must "
+                         "beat it, or be smaller.", [trial.number for trial in so_far.front])
 
     # -- successive halving -------------------------------------------------------------------------------------------
 
     def _halve(self, level: str, windows: int) -> None:
-        """Give the better third three times as much text, until what is left is evaluated fully."""
+        """Evaluate the best third on three times as much text, until those that are left are evaluated fully."""
         assert self.spec.size_limit is not None
         alive = [trial for trial in self.ledger.trials("done")
                  if trial.measures["model"]["bytes"] <= self.spec.size_limit and level in trial.measures]
         if not alive:
-            raise StudyError(f"no recipe that was tried is within size_limit {human_bytes(self.spec.size_limit)}; give more "
-                             "trials, a larger limit, or a space with smaller models")
+            raise StudyError(f"no recipe that was tried stays within size_limit {human_bytes(self.spec.size_limit)}; give "
+                             "more trials, a larger limit, or a space with smaller models")
         while windows < self.setup.full:
             kept = sorted(alive, key=lambda trial: (trial.measures[level]["kl"], trial.number))
             alive = kept[:max(1, -(-len(kept) // THIRD))]
@@ -228,8 +237,8 @@ class _Study:
             while queue or waiting:
                 while queue and len(waiting) - len(queue) < self.workers.capacity:
                     trial = queue.pop(0)
-                    self.workers.submit(self.setup, Job(trial.number, trial.key, trial.recipe, (), ((level, windows),),
-                                                        keep=True))
+                    self.workers.submit(self.setup, TrialJob(trial.number, trial.key, trial.recipe, (), ((level, windows),),
+                                                             keep=True))
                 for job, outcome in self.workers.finished():
                     trial = waiting.pop(job.number)
                     self.ledger.settle(replace(
@@ -243,17 +252,17 @@ class _Study:
 
 def _line(trial: Trial) -> str:
     seconds = trial.facts.get("seconds", 0.0)
-    reused = f", took over {len(trial.facts['reused'])} pieces" if trial.facts.get("reused") else ""
+    reused = f", {len(trial.facts['reused'])} pieces reused" if trial.facts.get("reused") else ""
     return f"{trial.number:4} {trial.name}: {trial.error or _measures(trial)} ({seconds:.0f} s{reused})"
 
 
 def _measures(trial: Trial) -> str:
-    found = trial.measures.get(trial.level, {})
-    told = f"KL {found['kl']:.4f} ± {found['kl_error']:.4f}, perplexity {found['perplexity']:.3f}, " if found else ""
-    return f"{told}{human_bytes(trial.measures.get('model', {}).get('bytes', 0))}, {trial.level} evaluation"
+    loss = trial.measures.get(trial.level, {})
+    text = f"KL {loss['kl']:.4f} ± {loss['kl_error']:.4f}, perplexity {loss['perplexity']:.3f}, " if loss else ""
+    return f"{text}{human_bytes(trial.measures.get('model', {}).get('bytes', 0))}, {trial.level} evaluation"
 
 
 def ledger_json(folder: Path, *, repeatable: bool = False) -> str:
-    """All trials of a study as JSON; `repeatable` without times, energy and machines."""
+    """All trials of a study as JSON; `repeatable` leaves out times, energy and machines."""
     with closing(Ledger(folder)) as ledger:
         return json.dumps([trial.plain(repeatable=repeatable) for trial in ledger.trials()], indent=1)

@@ -1,4 +1,4 @@
-"""One trial, wherever it runs: apply a recipe, evaluate cheaply, evaluate fully if that may pay, tell what came of it."""
+"""One trial, wherever it runs: apply a recipe, evaluate it cheaply, then fully if that may pay, and return the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,21 +27,21 @@ from tsotsallm.store import Store, key_of, link_tree
 from tsotsallm.streaming.corpus import read_text
 
 ROOM_BYTES = 64 << 20
-"""With less free than this a disk counts as full."""
+"""A disk with less free space than this counts as full."""
 SURE = 2.0
-"""So many standard errors must a result lie behind the front before its full evaluation is left out."""
+"""Standard errors by which a result must be worse than the front before its full evaluation is skipped."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all trials of a study have in common; plain, so that it travels to other computers.
+    """What all trials of a study have in common, as plain data that can be sent to other computers.
 
     text     of the evaluation; None: the embedded world's test text
     cheap    windows of the cheap evaluation; None: every trial is evaluated fully
     full     windows of the full evaluation
-    tasks    asked in the full evaluation
+    tasks    evaluated in the full evaluation
     speed    whether a GGUF file is written and timed in llama.cpp
-    country  ISO code: energy is measured or estimated
+    country  ISO code; where given, energy is measured or estimated
     """
 
     model: str
@@ -60,17 +60,18 @@ class Setup:
     country: str | None = None
     store_bytes: int = 4 << 30
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as plain data for JSON."""
         return asdict(self) | {"tasks": list(self.tasks)}
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """A recipe to try.
 
     known   (loss, bytes) of the full evaluations so far
-    levels  evaluations in their order: name, windows
-    keep    whether the model stays in the store, for a later job with the same key
+    levels  evaluations in order: (name, windows)
+    keep    whether the model stays in the store for a later job with the same key
     """
 
     number: int
@@ -83,7 +84,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What came of a job: measures by level, facts about how they came to be, or an error."""
+    """The result of a job: measures by level, facts about how they were obtained, or an error."""
 
     measures: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -91,12 +92,15 @@ class Outcome:
 
 
 def may_reach_the_front(loss: float, error: float, size: float, known: Sequence[tuple[float, float]]) -> bool:
-    """Whether no result of at most the size is better by more than the uncertainty of this one."""
+    """Whether no known result of at most this size is better by more than SURE standard errors."""
     return not any(other_size <= size and other < loss - SURE * error for other, other_size in known)
 
 
-def execute(setup: Setup, job: Job, work: Path) -> Outcome:
-    """Run a job in a folder of this machine. What a user could mend, and what is broken, ends up as the trial's error."""
+def execute(setup: Setup, job: TrialJob, work: Path) -> Outcome:
+    """Run a job in a folder of this machine; most exceptions become the trial's error, so that the study continues.
+
+    Raises ResourceError where the disk is full.
+    """
     outcome = Outcome(facts={"machine": platform.node(), "versions": fingerprint() | {"tsotsallm": __version__},
                              "setup": setup.plain()})
     began, cpu = time.time(), time.process_time()
@@ -115,7 +119,7 @@ def execute(setup: Setup, job: Job, work: Path) -> Outcome:
             raise
         outcome.error = f"{type(error).__name__}: {error}"
     except (MemoryError, RuntimeError, ValueError, ArithmeticError, LookupError) as error:
-        outcome.error = f"{type(error).__name__}: {error}"      # a fault of ours must not end the study
+        outcome.error = f"{type(error).__name__}: {error}"      # a fault in our code must not end the study
     finally:
         shutil.rmtree(model, ignore_errors=True)
     outcome.facts |= {"seconds": round(time.time() - began, 2), "cpu_seconds": round(time.process_time() - cpu, 2),
@@ -124,7 +128,7 @@ def execute(setup: Setup, job: Job, work: Path) -> Outcome:
     return outcome
 
 
-def _execute(setup: Setup, job: Job, work: Path, model: Path, store: Store, outcome: Outcome) -> None:
+def _execute(setup: Setup, job: TrialJob, work: Path, model: Path, store: Store, outcome: Outcome) -> None:
     if not (model / "config.json").exists():
         model.parent.mkdir(parents=True, exist_ok=True)
         compress(setup.model, job.recipe, model, calibration=setup.calibration, windows=setup.windows, window=setup.window,
@@ -138,39 +142,39 @@ def _execute(setup: Setup, job: Job, work: Path, model: Path, store: Store, outc
     outcome.facts["hashes"] = {path.name: _sha256(path) for path in sorted(model.glob("*.safetensors"))}
     if setup.speed:
         outcome.measures["model"] |= _speed(written, work / f"{job.key}.gguf")
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for level, windows in job.levels:
-        if found and not may_reach_the_front(found["kl"], found["kl_error"], anatomy.bytes, job.known):
+        if measured and not may_reach_the_front(measured["kl"], measured["kl_error"], anatomy.bytes, job.known):
             return
-        found = _loss(setup, written, windows, work / "reference")
-        outcome.facts["protocol"] = found.pop("protocol")
-        outcome.measures[level] = found
+        measured = _loss(setup, written, windows, work / "reference")
+        outcome.facts["protocol"] = measured.pop("protocol")
+        outcome.measures[level] = measured
         if level == "full" and setup.tasks:
-            found |= _answers(setup, model)
+            measured |= _answers(setup, model)
 
 
 def _loss(setup: Setup, model: Checkpoint, windows: int, kept: Path) -> dict[str, Any]:
     kept.mkdir(parents=True, exist_ok=True)
     text = world_text(test=True, characters=60_000) if setup.text is None else read_text(setup.text)
     source = "the embedded world, test" if setup.text is None else Path(setup.text).name
-    found = evaluate_perplexity(model, text, source=source, context=setup.context, limit=windows, kept=kept,
+    score = evaluate_perplexity(model, text, source=source, context=setup.context, limit=windows, kept=kept,
                                 reference=Checkpoint.open(setup.model), name=str(model.directory.name),
                                 reference_name=setup.model)
-    return {"kl": found.kl, "kl_error": found.kl_standard_error or 0.0, "perplexity": found.perplexity, "loss": found.loss,
-            "loss_error": found.loss_standard_error or 0.0, "reference_perplexity": found.reference_perplexity,
-            "same_top_token": found.same_top_token, "windows": found.windows, "protocol": asdict(found.protocol)}
+    return {"kl": score.kl, "kl_error": score.kl_standard_error or 0.0, "perplexity": score.perplexity, "loss": score.loss,
+            "loss_error": score.loss_standard_error or 0.0, "reference_perplexity": score.reference_perplexity,
+            "same_top_token": score.same_top_token, "windows": score.windows, "protocol": asdict(score.protocol)}
 
 
-def _answers(setup: Setup, model: Path) -> dict[str, Any]:
-    found = examine([model], list(setup.tasks), data=setup.data, limit=setup.limit, seed=setup.seed)
-    scores: dict[str, Any] = {}
-    for task, [result] in zip(setup.tasks, found.results, strict=True):
+def _answers(setup: Setup, model: Path) -> dict[str, float | None]:
+    examined = examine([model], list(setup.tasks), data=setup.data, limit=setup.limit, seed=setup.seed)
+    scores: dict[str, float | None] = {}
+    for task, [result] in zip(setup.tasks, examined.results, strict=True):
         first = result.scores[0]
         scores |= {task: first.value, f"{task}_error": first.standard_error}
     return scores
 
 
-def _speed(written: Checkpoint, file: Path) -> dict[str, Any]:
+def _speed(written: Checkpoint, file: Path) -> dict[str, float]:
     try:
         export_gguf(written, file, dense="f16")
         speed = measure_gguf_speed(file)
@@ -189,8 +193,8 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _energy(country: str | None, facts: dict[str, Any]) -> Any:
-    """Note the watt-hours of what runs inside, where a country is given."""
+def _energy(country: str | None, facts: dict[str, object]) -> Iterator[None]:
+    """Write the watt-hours of the block to `facts` where a country is given."""
     if country is None:
         yield
         return
@@ -201,12 +205,12 @@ def _energy(country: str | None, facts: dict[str, Any]) -> Any:
 
 
 def values_of(measures: Mapping[str, Any], names: Sequence[str]) -> list[float] | None:
-    """The objectives of a trial, all to be minimised; None where one was not measured. Speed counts as seconds a token."""
+    """A trial's objectives, all to be minimised, or None where one was not measured; speed counts as seconds per token."""
     level = next((level for level in ("full", "cheap") if level in measures), None)
     if level is None:
         return None
     every = {**measures.get("model", {}), **measures[level]}
-    found = []
+    values = []
     for name in names:
         if name == "decode":
             rate = every.get("decode_tokens_per_s")
@@ -215,5 +219,5 @@ def values_of(measures: Mapping[str, Any], names: Sequence[str]) -> list[float] 
             value = every.get(name)
         if value is None:
             return None
-        found.append(float(value))
-    return found
+        values.append(float(value))
+    return values

@@ -1,1 +1,1 @@
-"""Tables annotated with a knowledge graph: cells with entities, columns with types, pairs of columns with properties."""
+"""Annotate tables with a knowledge graph: cells with entities, columns with types, pairs of columns with properties."""

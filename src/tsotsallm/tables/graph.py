@@ -1,4 +1,4 @@
-"""A knowledge graph on disk: statements in an embedded store, labels in an index; loaded once, larger than memory."""
+"""A knowledge graph on disk: statements in an embedded store, labels in an index; loaded once, may exceed memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tsotsallm.tables.load import FORMAT, Loaded, fill, key_of_sources
 
 FACTS = "graph.json"
 MOST_STATEMENTS = 400
-"""Statements of one entity that are looked at."""
+"""Statements that are read per entity."""
 ANCESTORS = 12
-"""Steps up the hierarchy of types that are taken."""
+"""Most steps up the hierarchy of types."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """A name of an entity: as it is written, and whether it is its own label or another name of it."""
+    """A name of an entity as written, and whether it is an alias rather than the entity's label."""
 
     entity: str
     text: str
@@ -34,8 +34,8 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Statements:
-    """What a graph says of an entity: entities and literals by property, and its types with all types above them."""
+class EntityStatements:
+    """What a graph states about an entity: entities and literals by property, and its types with all types above them."""
 
     entities: dict[str, tuple[str, ...]]        # object -> properties that lead to it
     literals: tuple[tuple[str, str], ...]       # (property, value)
@@ -44,7 +44,7 @@ class Statements:
 
 
 class Graph:
-    """Labels, types and relations of a graph; every answer comes from disk and the latest ones are remembered."""
+    """Labels, types and relations of a graph; everything is read from disk, and recent results are cached."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,23 +66,27 @@ class Graph:
 
     @property
     def key(self) -> str:
+        """Hash of the files that the graph was loaded from."""
         return str(self.facts["key"])
 
     def close(self) -> None:
+        """Close the index and the store."""
         self.labels.close()
         self.store = None
 
     # -- names --------------------------------------------------------------------------------------------------------
 
     def named(self, normal: str, kind: str = "entity") -> list[Label]:
-        """Labels that are the same after normalising."""
+        """Labels that are equal to a text after normalising, at most 200; aliases last."""
         rows = self.labels.execute("SELECT e.iri, l.text, l.alias FROM label l JOIN entity e ON e.id = l.entity "
                                    "WHERE l.normal = ? AND e.kind = ? ORDER BY l.alias, e.id LIMIT 200", (normal, kind))
         return [Label(iri, text, bool(alias)) for iri, text, alias in rows]
 
     def like(self, grams: Sequence[str], most: int, rows_read: int, kind: str = "entity") -> list[Label]:
-        """Labels that share rare trigrams with a text, most of them first; at most `rows_read` entries of the index are
-        read, those of the rarest trigrams."""
+        """At most `most` labels that share rare trigrams with a text, those that share the most first.
+
+        At most `rows_read` entries of the index are read, those of the rarest trigrams.
+        """
         counts = {}
         for gram in grams:
             row = self.labels.execute("SELECT doc FROM frequency WHERE term = ?", (gram,)).fetchone()
@@ -106,36 +110,37 @@ class Graph:
         if not best:
             return []
         marks = ",".join("?" * len(best))
-        found = self.labels.execute(f"SELECT l.id, e.iri, l.text, l.alias FROM label l JOIN entity e ON e.id = l.entity "
-                                    f"WHERE l.id IN ({marks}) AND e.kind = ?", (*best, kind))
+        rows = self.labels.execute(f"SELECT l.id, e.iri, l.text, l.alias FROM label l JOIN entity e ON e.id = l.entity "
+                                   f"WHERE l.id IN ({marks}) AND e.kind = ?", (*best, kind))
         rank = {row: place for place, row in enumerate(best)}
-        return [Label(iri, text, bool(alias)) for _, iri, text, alias in sorted(found, key=lambda row: rank[row[0]])]
+        return [Label(iri, text, bool(alias)) for _, iri, text, alias in sorted(rows, key=lambda row: rank[row[0]])]
 
     def _label(self, iri: str) -> str:
-        """The label of an entity; the last part of its address where it has none."""
+        """The label of an entity, or the last part of its address where it has none."""
         row = self.labels.execute("SELECT l.text FROM label l JOIN entity e ON e.id = l.entity WHERE e.iri = ? "
                                   "ORDER BY l.alias, l.rank, l.id LIMIT 1", (iri,)).fetchone()
         return str(row[0]) if row else iri.rstrip("/#").replace("#", "/").rpartition("/")[2].replace("_", " ")
 
     def description(self, iri: str) -> str:
+        """The description of an entity; empty where it has none."""
         row = self.labels.execute("SELECT text FROM description WHERE entity = (SELECT id FROM entity WHERE iri = ?) "
                                   "ORDER BY id LIMIT 1", (iri,)).fetchone()
         return str(row[0]) if row else ""
 
     def _sentences(self, iri: str) -> tuple[str, ...]:
-        """How a property is put into words, with {s} and {o}; by its label where the graph does not say."""
+        """Phrasings of a property with {s} and {o}; one made from its label where the graph gives none."""
         rows = self.labels.execute("SELECT text FROM sentence WHERE entity = (SELECT id FROM entity WHERE iri = ?) "
                                    "ORDER BY id", (iri,)).fetchall()
         return tuple(str(row[0]) for row in rows) or (f"{{s}} {self.label(iri)} {{o}}.",)
 
     def has_sentences(self, iri: str) -> bool:
-        """Whether the graph says how a property is put into words."""
+        """Whether the graph gives phrasings of a property."""
         return self.labels.execute("SELECT 1 FROM sentence WHERE entity = (SELECT id FROM entity WHERE iri = ?) LIMIT 1",
                                    (iri,)).fetchone() is not None
 
     # -- statements ---------------------------------------------------------------------------------------------------
 
-    def _statements(self, iri: str) -> Statements:
+    def _statements(self, iri: str) -> EntityStatements:
         entities: dict[str, list[str]] = {}
         literals: list[tuple[str, str]] = []
         types: list[str] = []
@@ -152,19 +157,20 @@ class Graph:
                         entities.setdefault(quad.object.value, []).append(predicate)
                 elif isinstance(quad.object, rdf.Literal) and predicate not in ignored:
                     literals.append((predicate, quad.object.value))
-        return Statements({one: tuple(sorted(set(entities[one]))) for one in sorted(entities)}, tuple(sorted(set(literals))),
-                          tuple(sorted(set(types))), self._up(types))
+        return EntityStatements({other: tuple(sorted(set(entities[other]))) for other in sorted(entities)},
+                                tuple(sorted(set(literals))), tuple(sorted(set(types))), self._up(types))
 
     def _up(self, types: Sequence[str]) -> dict[str, int]:
-        found = dict.fromkeys(sorted(types), 0)
+        """Types and all types above them -> steps up."""
+        steps = dict.fromkeys(sorted(types), 0)
         level = sorted(types)
         for step in range(1, ANCESTORS + 1):
-            level = [one for one in dict.fromkeys(parent for kind in level for parent in self.parents(kind))
-                     if one not in found]
+            level = [parent for parent in dict.fromkeys(parent for kind in level for parent in self.parents(kind))
+                     if parent not in steps]
             if not level:
                 break
-            found |= dict.fromkeys(level, step)
-        return found
+            steps |= dict.fromkeys(level, step)
+        return steps
 
     def _parents(self, kind: str) -> tuple[str, ...]:
         return self._hierarchy(kind, up=True)
@@ -176,34 +182,35 @@ class Graph:
     def _hierarchy(self, kind: str, *, up: bool) -> tuple[str, ...]:
         if self.store is None:
             return ()
-        rdf, found, here = self._rdf, set(), self._rdf.NamedNode(kind)
+        rdf, types, here = self._rdf, set(), self._rdf.NamedNode(kind)
         for predicate in self.facts["subclass"]:
             pattern = (here, rdf.NamedNode(predicate), None) if up else (None, rdf.NamedNode(predicate), here)
             for quad in self.store.quads_for_pattern(*pattern):
                 other = quad.object if up else quad.subject
                 if isinstance(other, rdf.NamedNode):
-                    found.add(other.value)
-        return tuple(sorted(found - {kind}))
+                    types.add(other.value)
+        return tuple(sorted(types - {kind}))
 
     def properties_between(self, subject_types: frozenset[str], object_types: frozenset[str] | None) -> dict[str, int]:
-        """Properties that the graph uses between things of such types (None: literals) with how often, most used first."""
+        """Property -> how often the graph uses it between entities of these types (None: literals), most used first."""
         return self._between(subject_types, object_types)
 
     def _between_types(self, subjects: frozenset[str], objects: frozenset[str] | None) -> dict[str, int]:
         totals: dict[str, int] = {}
-        for one, subject, thing, count in self.labels.execute(
+        for name, subject, thing, count in self.labels.execute(
                 "SELECT e.iri, s.subject, s.object, s.count FROM signature s JOIN entity e ON e.id = s.property "
                 "ORDER BY s.id"):
             if subject in subjects and (thing == "" if objects is None else thing in objects):
-                totals[one] = max(totals.get(one, 0), count)
+                totals[name] = max(totals.get(name, 0), count)
         return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 
 def open_graph(sources: Sequence[str | Path], root: Path, say: Callable[[str], None] = lambda _line: None, *,
                strict: bool = False) -> Graph:
-    """The graph of some files, loaded into `root` the first time that these files are asked for.
+    """Open the graph of some files; it is loaded into `root` the first time that these files are given.
 
-    Statements that do not parse are skipped and noted, up to 1% of a file; `strict` refuses the first one.
+    Statements that do not parse are skipped and noted, up to 1% of a file; `strict` raises TablesError at the first one.
+    Raises TablesError where a file is missing or is not a graph.
     """
     paths = [Path(source) for source in sources]
     for path in paths:
@@ -215,12 +222,12 @@ def open_graph(sources: Sequence[str | Path], root: Path, say: Callable[[str], N
     if not (folder / FACTS).exists():
         _load(paths, key, folder, say, strict=strict)
     os.utime(folder)
-    found = Graph(folder)
-    found.facts["sources"] = [path.name for path in paths]      # the same content may have been loaded by another name
-    if strict and (skipped := found.facts["skipped"]):
-        found.close()
+    graph = Graph(folder)
+    graph.facts["sources"] = [path.name for path in paths]      # the same content may have been loaded by another name
+    if strict and (skipped := graph.facts["skipped"]):
+        graph.close()
         raise TablesError(f"{skipped[0]} {skipped[1]}; correct it, or leave out --strict")
-    return found
+    return graph
 
 
 def _load(paths: Sequence[Path], key: str, folder: Path, say: Callable[[str], None], *, strict: bool) -> None:
@@ -233,7 +240,8 @@ def _load(paths: Sequence[Path], key: str, folder: Path, say: Callable[[str], No
     started = time.monotonic()
     try:
         loaded: Loaded = fill(paths, partial, say, strict=strict)
-        write_json(partial / FACTS, loaded.plain() | {"key": key, "format": FORMAT, "sources": [one.name for one in paths],
+        write_json(partial / FACTS, loaded.plain() | {"key": key, "format": FORMAT,
+                                                      "sources": [path.name for path in paths],
                                                       "seconds": round(time.monotonic() - started, 2)})
         if not folder.exists():
             partial.replace(folder)

@@ -1,7 +1,8 @@
 """Joint inference over a table: cells, column types and properties of pairs of columns support each other in a few rounds.
 
-The graph is taken as incomplete. What it says of a candidate may match the row (the evidence counts for it), contradict it
-(a property with one value has another one: against it), or say nothing; only then a model is worth asking.
+The graph is assumed to be incomplete. What it states about a candidate may match the row (evidence for the candidate),
+contradict it (a property with a single value has another value: evidence against it), or be silent; only then does a model
+decide.
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tsotsallm.tables.graph import Graph, Statements
+from tsotsallm.tables.graph import EntityStatements, Graph
 from tsotsallm.tables.lookup import Candidate, Lookup
 from tsotsallm.tables.reading import Table
 from tsotsallm.tables.words import is_literal, is_missing, same_literal
 
 ROUNDS = 4
 SAMPLED_ROWS = 300
-"""Rows that types and properties are decided by; every row is annotated."""
+"""Rows from which types and properties are decided; every row is annotated."""
 KEPT = 8
-"""Candidates of a cell that inference goes on with."""
+"""Candidates of a cell that inference keeps."""
 ENTITY_SHARE = 0.25
 """Share of a column's cells that must name an entity for it to be a column of entities."""
 SPELLING, MATCH, CONTRADICTION, TYPE, OTHER_TYPE, NO_TYPE = 9.0, 3.0, 2.0, 1.5, 1.5, 3.0
-"""Weights in nats: a name's similarity (times 9), a relation that the graph has (3) or has otherwise (−2), the column's type
-(1.5), another type below the same one (−1.5), not even a type above it (−3)."""
+"""Weights in nats: a name's similarity (times 9), a relation that the graph states (3) or contradicts (−2), the column's
+type (1.5), another type below the same parent (−1.5), no type of the column's branch (−3)."""
 LEAST_COVERAGE, LEAST_CELLS, LEAST_LEAD = 0.2, 1.4, 2.5
-"""A type is taken below another one where this share of the cells have it, so many cells at least, and so many times more
-than have any other type at its level."""
+"""A type below another one is chosen where at least this share and this number of the cells have it, and this many times as
+many cells as have any other type at its level."""
 USUAL = 0.5
-"""What the use of properties between two types counts, in rows, before any row is looked at."""
+"""Weight, in rows, of the graph's use of properties between two types, before any row is read."""
 SETTLED = 0.5
-"""Weight of a property above which it is known how two columns belong together."""
+"""Weight of a property above which the relation between two columns is known."""
 
 Cell = tuple[int, int]              # row among the table's rows, column among its columns
 Pair = tuple[int, int]
@@ -42,7 +43,7 @@ Belief = dict[str, float]           # entity -> probability
 
 @dataclass
 class Evidence:
-    """What a model adds: log p of a row's other cell given a candidate, in nats, and p of a type given an entity."""
+    """What a model adds: log p in nats of a row's other cell given a candidate, and probabilities of an entity's types."""
 
     relation: dict[tuple[Cell, str, int], float] = field(default_factory=dict)
     context: dict[tuple[Cell, str], float] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class Evidence:
 
 @dataclass
 class Reading:
-    """What is believed of a table: candidates of its cells, weights of types of columns, of properties of pairs."""
+    """Beliefs about a table: candidates of its cells, types of its columns, properties of its pairs of columns."""
 
     table: Table
     graph: Graph
@@ -68,32 +69,34 @@ class Reading:
     evidence: Evidence = field(default_factory=Evidence)
 
     def text(self, cell: Cell) -> str:
+        """The text of a cell."""
         return self.table.rows[cell[0]][cell[1]]
 
     def best(self, cell: Cell) -> str | None:
+        """The likeliest entity of a cell, or None where it has no candidate."""
         belief = self.beliefs.get(cell)
-        return max(belief, key=lambda one: (belief[one], _order(one))) if belief else None
+        return max(belief, key=lambda iri: (belief[iri], _order(iri))) if belief else None
 
     def single_valued(self, name: str) -> float:
-        """Share of entities with a property that have it once."""
+        """Share of the entities with a property that have exactly one value for it."""
         having, once = self.single.get(name, (0, 0))
         return once / having if having else 0.0
 
 
 def _order(iri: str) -> tuple[float, str]:
-    """Of equals the one with the lower number is taken, which in Wikidata is the older one; else the first by name."""
+    """Sort key that prefers, among equals, the lower number (in Wikidata the older entity), then the first by name."""
     number = re.search(r"(\d+)$", iri)
     return (-float(number.group(1)) if number else 0.0, "".join(chr(0x10FFFF - ord(letter)) for letter in iri))
 
 
 def begin(table: Table, graph: Graph, lookup: Lookup) -> Reading:
-    """Columns of entities, the rows to decide by, and the candidates of their cells."""
+    """Find the columns of entities, sample the rows to decide by, and look up the candidates of their cells."""
     step = max(1, math.ceil(len(table.rows) / SAMPLED_ROWS))
     rows = list(range(0, len(table.rows), step))
     columns = []
     for column in range(table.width):
         cells = [table.rows[row][column] for row in rows if not is_missing(table.rows[row][column])]
-        named = sum(bool((found := lookup.find(cell)) and found[0].score >= 0.75) for cell in cells)
+        named = sum(bool((candidates := lookup.find(cell)) and candidates[0].score >= 0.75) for cell in cells)
         if cells and sum(map(is_literal, cells)) <= len(cells) / 2 and named >= ENTITY_SHARE * len(cells):
             columns.append(column)
     reading = Reading(table, graph, columns, rows)
@@ -104,22 +107,23 @@ def begin(table: Table, graph: Graph, lookup: Lookup) -> Reading:
 
 def _fill(reading: Reading, lookup: Lookup, row: int) -> None:
     for column in reading.columns:
-        found = lookup.find(reading.table.rows[row][column])
-        if found:
+        candidates = lookup.find(reading.table.rows[row][column])
+        if candidates:
             cell = (row, column)
-            reading.candidates[cell] = found
-            scores = {one.entity: SPELLING * one.score for one in found}
+            reading.candidates[cell] = candidates
+            scores = {candidate.entity: SPELLING * candidate.score for candidate in candidates}
             reading.beliefs[cell] = _softmax(scores, None)
-            for one in found:
-                _count(reading, reading.graph.statements(one.entity))
+            for candidate in candidates:
+                _count(reading, reading.graph.statements(candidate.entity))
 
 
-def _count(reading: Reading, said: Statements) -> None:
+def _count(reading: Reading, statements: EntityStatements) -> None:
+    """Count for every property of an entity whether it has one value or several."""
     times: dict[str, int] = defaultdict(int)
-    for names in said.entities.values():
+    for names in statements.entities.values():
         for name in names:
             times[name] += 1
-    for name, _ in said.literals:
+    for name, _ in statements.literals:
         times[name] += 1
     for name, count in times.items():
         having, once = reading.single.get(name, (0, 0))
@@ -128,13 +132,13 @@ def _count(reading: Reading, said: Statements) -> None:
 
 def _softmax(scores: dict[str, float], most: int | None = KEPT) -> Belief:
     top = max(scores.values())
-    kept = sorted(scores, key=lambda one: (-scores[one], one))[:most]
-    total = math.fsum(math.exp(scores[one] - top) for one in kept)
-    return {one: math.exp(scores[one] - top) / total for one in kept}
+    kept = sorted(scores, key=lambda iri: (-scores[iri], iri))[:most]
+    total = math.fsum(math.exp(scores[iri] - top) for iri in kept)
+    return {iri: math.exp(scores[iri] - top) / total for iri in kept}
 
 
 def infer(reading: Reading, rounds: int = ROUNDS) -> None:
-    """Some rounds of: types and properties from what cells are believed to be, then cells from these."""
+    """Repeat `rounds` times: decide types and properties from the beliefs about cells, then cells from these."""
     for _ in range(rounds):
         decide_columns(reading)
         for row in reading.rows:
@@ -143,6 +147,7 @@ def infer(reading: Reading, rounds: int = ROUNDS) -> None:
 
 
 def decide_columns(reading: Reading) -> None:
+    """Decide the types of columns and the properties of pairs from what the sampled cells are believed to be."""
     for column in reading.columns:
         _cover(reading, column)
         reading.types[column] = choose_type(reading, column)
@@ -156,16 +161,16 @@ def decide_columns(reading: Reading) -> None:
 
 def _cover(reading: Reading, column: int) -> None:
     cells = [(row, column) for row in reading.rows if (row, column) in reading.beliefs]
-    found: dict[str, float] = defaultdict(float)
+    totals: dict[str, float] = defaultdict(float)
     for cell in cells:
         for entity, belief in reading.beliefs[cell].items():
             for kind, share in type_shares(reading, entity).items():
-                found[kind] += belief * share
-    reading.coverage[column] = {kind: total / len(cells) for kind, total in sorted(found.items())} if cells else {}
+                totals[kind] += belief * share
+    reading.coverage[column] = {kind: total / len(cells) for kind, total in sorted(totals.items())} if cells else {}
 
 
 def type_shares(reading: Reading, entity: str) -> dict[str, float]:
-    """Types that an entity has: those that the graph states and those above them, and what a model believes besides."""
+    """Types of an entity -> probability: 1 for those that the graph states and those above them, else a model's."""
     shares = dict.fromkeys(reading.graph.statements(entity).ancestors, 1.0)
     for kind, share in reading.evidence.types.get(entity, {}).items():
         shares.setdefault(kind, share)
@@ -173,10 +178,10 @@ def type_shares(reading: Reading, entity: str) -> dict[str, float]:
 
 
 def choose_type(reading: Reading, column: int) -> str:
-    """The most special type that the column's cells agree on; empty where they have none.
+    """The most specific type that the column's cells agree on; empty where they have none.
 
-    From the types that cover most, the way goes down the hierarchy to the type below that most cells have, as long as a
-    fifth of all cells have it, and 2.5 times more than the next: a graph does not state every type of everything.
+    From the top of the hierarchy, each step goes down to the type that most cells have, as long as a fifth of all cells have
+    it and 2.5 times as many as have the next one: a graph does not state every type of every entity.
     """
     coverage = reading.coverage[column]
     if not coverage or max(coverage.values()) < LEAST_COVERAGE:
@@ -200,8 +205,8 @@ def choose_type(reading: Reading, column: int) -> str:
 # -- properties -------------------------------------------------------------------------------------------------------
 
 def _support(reading: Reading, pair: Pair) -> None:
-    """Rows in which each property holds from a cell of the first column to that of the second, less half of those in which
-    it leads elsewhere; and its weight among all of them, a model's opinion included."""
+    """Number of rows in which each property leads from the cell of the first column to that of the second, and its weight
+    among all properties, evidence from a model included."""
     subject, other = pair
     holds: dict[str, float] = defaultdict(float)
     for row in reading.rows:
@@ -210,14 +215,14 @@ def _support(reading: Reading, pair: Pair) -> None:
             continue
         theirs = reading.beliefs.get((row, other), {})
         for entity, belief in mine.items():
-            said = reading.graph.statements(entity)
-            found: dict[str, float] = {}
+            statements = reading.graph.statements(entity)
+            shares: dict[str, float] = {}
             for thing, sure in theirs.items():
-                for name in said.entities.get(thing, ()):
-                    found[name] = found.get(name, 0.0) + sure
-            for name in literal_matches(said, reading.text((row, other))):
-                found[name] = max(found.get(name, 0.0), 1.0)
-            for name, share in found.items():
+                for name in statements.entities.get(thing, ()):
+                    shares[name] = shares.get(name, 0.0) + sure
+            for name in literal_matches(statements, reading.text((row, other))):
+                shares[name] = max(shares.get(name, 0.0), 1.0)
+            for name, share in shares.items():
                 holds[name] += belief * share
     reading.support[pair] = {name: total for name, total in sorted(holds.items()) if total > 0.05}
     scores = dict(reading.support[pair])
@@ -228,26 +233,28 @@ def _support(reading: Reading, pair: Pair) -> None:
 
 
 def _usual(reading: Reading, pair: Pair) -> dict[str, float]:
-    """What the graph uses between the types of two columns, by how often: what can be said before any row is looked at."""
+    """Weights of the properties that the graph uses between the types of two columns, known before any row is read."""
     subject, other = pair
     if not reading.coverage.get(subject) or (other in reading.columns and not reading.coverage.get(other)):
         return {}
-    found = reading.graph.properties_between(common_types(reading, subject),
-                                             common_types(reading, other) if other in reading.columns else None)
-    total = sum(found.values())
-    return {name: USUAL * count / total for name, count in found.items()} if total else {}
+    counts = reading.graph.properties_between(common_types(reading, subject),
+                                              common_types(reading, other) if other in reading.columns else None)
+    total = sum(counts.values())
+    return {name: USUAL * count / total for name, count in counts.items()} if total else {}
 
 
 def common_types(reading: Reading, column: int) -> frozenset[str]:
+    """Types that at least 30% of a column's cells have."""
     return frozenset(kind for kind, share in reading.coverage[column].items() if share >= 0.3)
 
 
-def literal_matches(said: Statements, text: str) -> list[str]:
-    return [name for name, value in said.literals if same_literal(text, value)]
+def literal_matches(statements: EntityStatements, text: str) -> list[str]:
+    """Properties of an entity whose literal value a cell's text gives."""
+    return [name for name, value in statements.literals if same_literal(text, value)]
 
 
 def best_property(reading: Reading, pair: Pair) -> tuple[str, float]:
-    """The likeliest property of a pair and its weight; ('', 0) for none."""
+    """The likeliest property of a pair of columns and its weight; ('', 0) where there is none."""
     weights = reading.weights.get(pair, {})
     if not weights:
         return "", 0.0
@@ -258,48 +265,50 @@ def best_property(reading: Reading, pair: Pair) -> tuple[str, float]:
 # -- cells ------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class Told:
-    """What the graph says of a candidate and another cell of its row: how far it matches, and how far it contradicts."""
+class GraphEvidence:
+    """How far the graph's statements about a candidate match another cell of its row, and contradict it; 0 to 1 each."""
 
     match: float
     contradiction: float
 
     @property
     def silent(self) -> bool:
+        """Whether the graph neither supports nor contradicts the candidate."""
         return self.match < 0.3 and self.contradiction < 0.3
 
 
-def told(reading: Reading, cell: Cell, entity: str, other: int) -> Told:
+def graph_evidence(reading: Reading, cell: Cell, entity: str, other: int) -> GraphEvidence:
+    """What the graph states about a candidate of a cell and the row's cell in column `other`."""
     row, column = cell
-    said = reading.graph.statements(entity)
+    statements = reading.graph.statements(entity)
     theirs = reading.beliefs.get((row, other), {})
     forward, backward = reading.weights.get((column, other), {}), reading.weights.get((other, column), {})
     match = 0.0
     for thing, sure in theirs.items():
-        there = [0.4 + 0.6 * forward.get(name, 0.0) for name in said.entities.get(thing, ())]
+        there = [0.4 + 0.6 * forward.get(name, 0.0) for name in statements.entities.get(thing, ())]
         back = [0.4 + 0.6 * backward.get(name, 0.0) for name in reading.graph.statements(thing).entities.get(entity, ())]
         match += sure * max(there + back, default=0.0)
     match = max([match, *(0.4 + 0.6 * forward.get(name, 0.0)
-                          for name in literal_matches(said, reading.text((row, other))))])
-    return Told(match, (1 - match) * _contradiction(reading, said, theirs, (column, other), entity))
+                          for name in literal_matches(statements, reading.text((row, other))))])
+    return GraphEvidence(match, (1 - match) * _contradiction(reading, statements, theirs, (column, other), entity))
 
 
-def _contradiction(reading: Reading, said: Statements, theirs: Belief, pair: Pair, entity: str) -> float:
+def _contradiction(reading: Reading, statements: EntityStatements, theirs: Belief, pair: Pair, entity: str) -> float:
     name, weight = best_property(reading, pair)
     against = 0.0
-    if weight >= SETTLED and (any(name in names for names in said.entities.values())
-                              or any(name == one for one, _ in said.literals)):
+    if weight >= SETTLED and (any(name in names for names in statements.entities.values())
+                              or any(name == stated for stated, _ in statements.literals)):
         against = weight * reading.single_valued(name)
     name, weight = best_property(reading, (pair[1], pair[0]))
     if weight >= SETTLED:
         share = sum(sure for thing, sure in theirs.items() if any(
-            name in names for one, names in reading.graph.statements(thing).entities.items() if one != entity))
+            name in names for other, names in reading.graph.statements(thing).entities.items() if other != entity))
         against = max(against, weight * share * reading.single_valued(name))
     return against
 
 
 def infer_row(reading: Reading, row: int) -> None:
-    """What the cells of a row are, given the other cells and what is believed of the columns."""
+    """Update the beliefs about the cells of a row from its other cells and from the beliefs about the columns."""
     new: dict[Cell, Belief] = {}
     for column in reading.columns:
         cell = (row, column)
@@ -309,17 +318,17 @@ def infer_row(reading: Reading, row: int) -> None:
         others = [other for other in range(reading.table.width) if other != column
                   and not is_missing(reading.text((row, other)))
                   and (other in reading.columns or reading.weights.get((column, other)))]
-        for one in reading.candidates[cell]:
-            score = SPELLING * one.score + _type_score(reading, column, one.entity)
-            score += reading.evidence.context.get((cell, one.entity), 0.0)
+        for candidate in reading.candidates[cell]:
+            score = SPELLING * candidate.score + _type_score(reading, column, candidate.entity)
+            score += reading.evidence.context.get((cell, candidate.entity), 0.0)
             for other in others:
-                say = told(reading, cell, one.entity, other)
-                asked = reading.evidence.relation.get((cell, one.entity, other))
-                if asked is not None and say.silent:
-                    score += MATCH + asked
+                graph = graph_evidence(reading, cell, candidate.entity, other)
+                by_model = reading.evidence.relation.get((cell, candidate.entity, other))
+                if by_model is not None and graph.silent:
+                    score += MATCH + by_model
                 else:
-                    score += MATCH * say.match - CONTRADICTION * say.contradiction
-            scores[one.entity] = score
+                    score += MATCH * graph.match - CONTRADICTION * graph.contradiction
+            scores[candidate.entity] = score
         new[cell] = _softmax(scores)
     reading.beliefs |= new
 
@@ -341,7 +350,7 @@ def _type_score(reading: Reading, column: int, entity: str) -> float:
 
 
 def finish(reading: Reading, lookup: Lookup) -> Iterable[int]:
-    """Annotate the rows that were not sampled, one after another; yields every row when it is done."""
+    """Infer the rows that were not sampled, one after another; yields the number of every row once it is done."""
     sampled = set(reading.rows)
     for row in range(len(reading.table.rows)):
         if row not in sampled:

@@ -1,4 +1,4 @@
-"""Loading a graph: RDF into an embedded store, labels of RDF or of label files into an index of trigrams."""
+"""Load a graph: RDF into an embedded store, labels of RDF or of label files into an index of trigrams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tsotsallm.tables.reading import LONGEST_CELL
 from tsotsallm.tables.words import normalise
 
 FORMAT = 4
-"""Raised when what is kept of a graph changes, so that it is loaded anew."""
+"""The version of a loaded graph on disk; a graph of another version is loaded again."""
 _SKOS, _SCHEMA, _FOAF = "http://www.w3.org/2004/02/skos/core#", "http://schema.org/", "http://xmlns.com/foaf/0.1/"
 _RDFS, _OWL = "http://www.w3.org/2000/01/rdf-schema#", "http://www.w3.org/2002/07/owl#"
 _WIKIDATA, _RDFNS = "http://www.wikidata.org/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -27,14 +27,14 @@ LABELS = (f"{_RDFS}label", f"{_SKOS}prefLabel", f"{_SCHEMA}name", f"{_FOAF}name"
 ALIASES = (f"{_SKOS}altLabel", f"{_SKOS}hiddenLabel", f"{_SCHEMA}alternateName", f"{_FOAF}nick")
 DESCRIPTIONS = (f"{_SCHEMA}description", f"{_RDFS}comment", f"{_SKOS}definition", "http://purl.org/dc/terms/description")
 SENTENCE = "urn:tsotsallm:sentence"
-"""Annotation of a property: how it is said, with {s} and {o}, for a model that is asked."""
+"""Annotation of a property: a phrasing with {s} and {o}, for a model to evaluate."""
 TYPING = (f"{_RDFNS}type", f"{_WIKIDATA}prop/direct/P31")
 SUBCLASS = (f"{_RDFS}subClassOf", f"{_WIKIDATA}prop/direct/P279")
 _CLASSES = (f"{_OWL}Class", f"{_RDFS}Class", f"{_RDFS}Datatype")
 _PROPERTIES = (f"{_RDFNS}Property", f"{_OWL}ObjectProperty", f"{_OWL}DatatypeProperty", f"{_OWL}AnnotationProperty")
 LANGUAGES = ("en", "", "fr")
 SAMPLE = 400
-"""Statements of a property that its signature is taken from."""
+"""Statements of a property from which its signature is taken."""
 ROWS = 20_000
 _TABLES = """
 CREATE TABLE entity (id INTEGER PRIMARY KEY, iri TEXT UNIQUE, kind TEXT NOT NULL DEFAULT 'entity');
@@ -50,28 +50,29 @@ CREATE VIRTUAL TABLE frequency USING fts5vocab ('trigram', 'row');
 
 @dataclass
 class Loaded:
-    """What a graph holds."""
+    """What was loaded of a graph: counts, notes, and the properties that have a meaning of their own."""
 
     entities: int = 0
     labels: int = 0
     statements: int = 0
     notes: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)    # what could not be read, in sentences; also among the notes
+    skipped: list[str] = field(default_factory=list)    # sentences about what could not be read; also among the notes
     typing: tuple[str, ...] = TYPING
     subclass: tuple[str, ...] = SUBCLASS
     ignored: tuple[str, ...] = (*LABELS, *ALIASES, *DESCRIPTIONS, SENTENCE, *SUBCLASS)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as plain data for JSON."""
         return asdict(self)
 
 
 def library() -> Any:
-    """pyoxigraph, or an error that says how to get it."""
+    """The pyoxigraph library, which has no types; raises MissingExtraError where it is not installed."""
     return rdf_library("tables", "a graph in RDF")
 
 
 def key_of_sources(paths: Sequence[Path]) -> str:
-    """A name for what some files hold, whatever their names are."""
+    """A hash of the contents and kinds of some files, whatever they are called."""
     hashes = []
     for path in paths:
         regular_size(path, TablesError)
@@ -83,7 +84,8 @@ def key_of_sources(paths: Sequence[Path]) -> str:
 def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None], *, strict: bool = False) -> Loaded:
     """Write the store and the index of labels of some files into a folder.
 
-    Statements that do not parse are skipped and noted; `strict` refuses the first one.
+    Statements that do not parse are skipped and noted; `strict` raises TablesError at the first one. Raises TablesError
+    also where a file is of an unknown kind, or where the files hold no statement or no label.
     """
     loaded = Loaded()
     rdf_files = [path for path in paths if suffix_of(path) in SUFFIXES]
@@ -100,7 +102,7 @@ def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None], *, str
         store.flush()
         loaded.statements = len(store)
         if not loaded.statements:
-            raise TablesError(f"{rdf_files[0].name} holds no statement; give a graph with some")
+            raise TablesError(f"{rdf_files[0].name} holds no statement; give a graph with at least one")
         say("indexing labels")
         _labels_of_store(store, names, loaded)
         _signatures(store, index, names)
@@ -112,11 +114,11 @@ def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None], *, str
     loaded.labels, loaded.entities = names.labels, names.entities
     if not loaded.labels:
         raise TablesError(f"{paths[0].name} holds no label; cells are found by rdfs:label, skos:prefLabel, schema:name or "
-                          "foaf:name")
+                          "foaf:name, so give a graph with one of them")
     loaded.notes += loaded.skipped
     if not rdf_files:
-        loaded.notes.append("labels alone: no types and no relations, so that columns get no type and pairs no "
-                            "property from the graph, and equal names are not told apart by their neighbourhood")
+        loaded.notes.append("labels alone: the graph has no types and no relations, so columns get no type, pairs get no "
+                            "property, and equal names cannot be distinguished by their neighbourhood")
     index.execute("CREATE INDEX by_normal ON label (normal)")
     index.execute("CREATE INDEX by_entity ON label (entity)")
     index.execute("CREATE INDEX description_of ON description (entity)")
@@ -127,7 +129,7 @@ def fill(paths: Sequence[Path], folder: Path, say: Callable[[str], None], *, str
 
 
 class _Names:
-    """Adds entities and labels to the index, some thousands at a time."""
+    """Adds entities and labels to the index, a few thousand at a time."""
 
     def __init__(self, index: sqlite3.Connection) -> None:
         self.index = index
@@ -179,8 +181,8 @@ def _labels_of_store(store: Any, names: _Names, loaded: Loaded) -> None:
     rdf = library()
     for predicate in TYPING[:1]:
         for kinds, kind in ((_CLASSES, "class"), (_PROPERTIES, "property")):
-            for one in kinds:
-                for quad in store.quads_for_pattern(None, rdf.NamedNode(predicate), rdf.NamedNode(one)):
+            for type_ in kinds:
+                for quad in store.quads_for_pattern(None, rdf.NamedNode(predicate), rdf.NamedNode(type_)):
                     if isinstance(quad.subject, rdf.NamedNode):
                         names.number(quad.subject.value, kind)
     for predicates, alias in ((LABELS, False), (ALIASES, True)):
@@ -204,14 +206,14 @@ def _labels_of_store(store: Any, names: _Names, loaded: Loaded) -> None:
 
 
 def label_from_address(iri: str) -> str:
-    """http://dbpedia.org/resource/New_York_(state) -> New York (state)."""
+    """The last part of an address as a label: http://dbpedia.org/resource/New_York_(state) -> New York (state)."""
     from urllib.parse import unquote
 
     return unquote(re.split(r"[/#]", iri.rstrip("/#"))[-1]).replace("_", " ")
 
 
 def _signatures(store: Any, index: sqlite3.Connection, names: _Names) -> None:
-    """Types that every property joins, of some statements of it, so that properties can be proposed for types."""
+    """Record the types that every property joins, from SAMPLE statements, so that properties can be proposed for types."""
     rdf = library()
     counted = store.query("SELECT ?p (COUNT(*) AS ?n) WHERE { ?s ?p ?o } GROUP BY ?p")
     skipped = {*LABELS, *ALIASES, *DESCRIPTIONS, SENTENCE, *TYPING, *SUBCLASS}
@@ -224,7 +226,7 @@ def _signatures(store: Any, index: sqlite3.Connection, names: _Names) -> None:
 
     for predicate in sorted(set(total) - skipped):
         number = names.number(predicate, "property")
-        found: dict[tuple[str, str], int] = {}
+        pairs: dict[tuple[str, str], int] = {}
         read = 0
         for quad in store.quads_for_pattern(None, rdf.NamedNode(predicate), None):
             if read >= SAMPLE:
@@ -233,16 +235,16 @@ def _signatures(store: Any, index: sqlite3.Connection, names: _Names) -> None:
             if isinstance(quad.subject, rdf.NamedNode):
                 things = types(quad.object) if isinstance(quad.object, rdf.NamedNode) else [""]
                 for pair in ((subject, thing) for subject in types(quad.subject) for thing in things):
-                    found[pair] = found.get(pair, 0) + 1
+                    pairs[pair] = pairs.get(pair, 0) + 1
         index.executemany("INSERT INTO signature (property, subject, object, count) VALUES (?, ?, ?, ?)",
                           [(number, *pair, count * total[predicate] // max(read, 1))
-                           for pair, count in sorted(found.items())])
+                           for pair, count in sorted(pairs.items())])
 
 
 # -- label files ------------------------------------------------------------------------------------------------------
 
 def full_address(name: str) -> tuple[str, str]:
-    """Address and kind of an identifier: Q42 and P31 are Wikidata's, anything else stays as it is."""
+    """(address, kind) of an identifier: Q42 and P31 are Wikidata's, anything else stays as it is."""
     if re.fullmatch(r"Q\d+", name):
         return f"{_WIKIDATA}entity/{name}", "entity"
     if re.fullmatch(r"P\d+", name):
@@ -251,17 +253,17 @@ def full_address(name: str) -> tuple[str, str]:
 
 
 def _labels_of_file(path: Path, names: _Names, *, strict: bool) -> list[str]:
-    """Add the labels of a file; what could not be read of it, in sentences."""
+    """Add the labels of a file; returns sentences about what could not be read."""
     kind = suffix_of(path)
     if kind not in _READERS:
-        raise TablesError(f"{path.name} is no kind of graph that is known: RDF ends in {', '.join(SUFFIXES)}, label files "
+        raise TablesError(f"{path.name} is not a graph of a known kind: RDF ends in {', '.join(SUFFIXES)}, label files "
                           "in .json, .jsonl, .csv or .tsv (each also with .gz)")
     skipped = Skipped(path, f"{kind[1:].upper()} of labels", TablesError, strict=strict)
-    for identifier, labels, description, said in _READERS[kind](path, skipped):
+    for identifier, labels, description, given in _READERS[kind](path, skipped):
         skipped.read += 1
         iri, usual = full_address(identifier)
         for place, text in enumerate(labels):
-            names.add(iri, text, alias=place > 0, rank=place, kind=said or (usual if usual != "entity" else None))
+            names.add(iri, text, alias=place > 0, rank=place, kind=given or (usual if usual != "entity" else None))
         if description:
             names.add_text("description", iri, description)
     skipped.judge()
@@ -294,7 +296,7 @@ def _of_json_lines(path: Path, skipped: Skipped) -> Iterator[Entry]:
             try:
                 value = parse_json(line, "the line", TablesError)
                 if not isinstance(value, dict) or "id" not in value:
-                    raise TablesError(f'no object with an id: {quoted(value)}; each line looks like {{"id": "Q5", "label": '
+                    raise TablesError(f'no object with an id: {quoted(value)}; each line takes {{"id": "Q5", "label": '
                                       '"human"}')
                 yield _entry(str(value["id"]), value)
             except TablesError as error:
@@ -310,7 +312,7 @@ def _of_rows(path: Path, skipped: Skipped) -> Iterator[Entry]:
             if not any(row) or (place == 0 and row[0].strip().lower() in ("id", "entity", "uri", "iri", "qid")):
                 continue
             if len(row) < 2 or not row[0].strip() or not row[1].strip():
-                skipped.add(number, f"{quoted(','.join(row))}; each line takes identifier, label and, if there is one, "
+                skipped.add(number, f"{quoted(','.join(row))}; each line takes an identifier, a label and optionally a "
                                     "description")
                 continue
             yield row[0].strip(), [row[1].strip()], row[2].strip() if len(row) > 2 else "", None
@@ -320,15 +322,15 @@ _READERS: dict[str, Callable[[Path, Skipped], Iterator[Entry]]] = {
     ".json": _of_json, ".jsonl": _of_json_lines, ".csv": _of_rows, ".tsv": _of_rows, ".txt": _of_rows}
 
 
-def _entry(identifier: str, value: Any) -> Entry:
+def _entry(identifier: str, value: object) -> Entry:
     if isinstance(value, str):
         return identifier, [value], "", None
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list) and all(isinstance(label, str) for label in value):
         return identifier, value, "", None
     if isinstance(value, dict) and isinstance(value.get("label"), str):
         aliases = value.get("aliases", [])
         listed = aliases if isinstance(aliases, list) else [aliases]
-        if all(isinstance(one, str) for one in listed):
+        if all(isinstance(alias, str) for alias in listed):
             return identifier, [value["label"], *listed], str(value.get("description") or ""), \
                 "property" if value.get("kind") == "property" else None
     raise TablesError(f"the entry of {quoted(identifier)} is {quoted(value)}; it takes a label, a list of labels, or "

@@ -1,4 +1,4 @@
-"""Tables as people have them: any encoding, separator, ragged rows, with a header or without."""
+"""Read tables as people have them: in any encoding, with any separator, with ragged rows, with or without a header."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from tsotsallm.tables.words import is_literal
 
 SEPARATORS = ",;\t|"
 ONE_COLUMN = "\x1f"
-"""The separator of a table of one column with marks inside its cells: the unit separator, which nobody writes."""
+"""The separator of a table of one column whose cells hold separators: the unit separator, which nobody writes."""
 SAMPLE_LINES, SAMPLE_CHARACTERS = 60, 1 << 18
 CLOSE = 0.8
-"""Share of the best separator's likelihood from which another one is mentioned."""
+"""Share of the best separator's likelihood from which another separator is mentioned."""
 FEW_NULLS, LEAST_NULLS = 3, 0.02
-"""Null bytes that are left out of any text, and the share of a text's characters that have one in UTF-16 at least: those
-that are not of another script, separators and line feeds among them."""
+"""Null bytes that are left out of any text; and the least share of characters that have a null byte in UTF-16: at least the
+separators and line feeds do, whatever the script."""
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
 GOLD = "__URI"
-"""End of the name of a column that holds the entities of the column before it (ToughTables): kept out of what is read."""
+"""End of the name of a column that holds the right entities of another column (ToughTables): kept apart from the table."""
 LONGEST_CELL = 100_000
-"""Characters of a cell."""
+"""Most characters of a cell."""
 MOST_COLUMNS = 1000
-"""Columns of a table; shorter rows are filled up to the widest."""
+"""Most columns of a table; rows shorter than the widest are filled up."""
 _NUMBERED = re.compile(r"\d+")
 _SEPARATOR_LINE = re.compile(r'"?sep=(\\t|[^"\r\n])\1*"?\r?(?:\n|\Z)', re.IGNORECASE)
-"""Excel's first line of a file that another separator is used in."""
+"""Excel's first line in a file with a separator other than the usual one."""
 _DAY = r"[^\W\d]{3,12}\.? \d{1,2}(?:st|nd|rd|th)?"
 _COMMA_DATE = re.compile(rf"\b(?:[^\W\d]+day, )?{_DAY}, ?\d{{4}}\b|\b[^\W\d]+day, {_DAY}\b")
 """April 15, 2023; Saturday, April 15."""
@@ -47,7 +47,7 @@ _TIGHT_COMMA = re.compile(r"(?<!\d),(?=\S)|(?<=\S),(?=[^\s\d])")
 class Table:
     """Rows of a table, each as long as the header.
 
-    `first_row` is the number of the first row (1 below a header, as SemTab counts), `columns` the numbers of the columns.
+    `first_row` is the number of the first row (1 below a header, as SemTab counts), `columns` are the columns' numbers.
     """
 
     name: str
@@ -60,32 +60,40 @@ class Table:
 
     @property
     def width(self) -> int:
+        """Number of columns."""
         return len(self.header)
 
 
 def find_tables(sources: Sequence[str | Path]) -> list[Path]:
-    """The tables of files and folders, by name; two of one name are refused, since submissions tell them by it."""
-    found: list[Path] = []
+    """The tables of files and folders, sorted by name.
+
+    Raises TablesError where a source does not exist or holds no tables, or where two tables have the same name, by which
+    submissions identify them.
+    """
+    tables: list[Path] = []
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES and one.is_file())
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
             if not inside:
                 raise TablesError(f"{path} holds no tables; they end in {', '.join(SUFFIXES)}")
-            found += inside
+            tables += inside
         elif path.is_file():
-            found.append(path)
+            tables.append(path)
         else:
             raise TablesError(f"{path} does not exist; give tables as files or folders, or 'embedded'")
-    twice = [name for name, count in Counter(path.stem for path in found).items() if count > 1]
+    twice = [name for name, count in Counter(path.stem for path in tables).items() if count > 1]
     if twice:
-        raise TablesError(f"{len(twice)} names belong to two tables each, such as {twice[0]}; submissions tell tables by "
-                          "their names, so rename one or annotate them into two folders")
-    return sorted(found, key=lambda path: path.stem)
+        raise TablesError(f"{len(twice)} names belong to two tables each, such as {twice[0]}; submissions identify tables "
+                          "by name, so rename one, or annotate them into two folders")
+    return sorted(tables, key=lambda path: path.stem)
 
 
 def decode(content: bytes, name: str) -> tuple[str, list[str]]:
-    """Text of a table, and notes: UTF-8, UTF-16 and UTF-32 by their marks or contents, else Windows-1252."""
+    """(text of a table, notes): UTF-8, UTF-16 or UTF-32 by its byte-order mark or its content, else Windows-1252.
+
+    Raises TablesError where the content is none of them.
+    """
     notes: list[str] = []
     marked = next((encoding for mark, encoding in MARKS if content.startswith(mark)), None)
     encoding = marked or _utf16(content) or "utf-8"
@@ -95,20 +103,23 @@ def decode(content: bytes, name: str) -> tuple[str, list[str]]:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         if marked is not None:
-            raise TablesError(f"{name} begins like {encoding} but is not ({error.reason} at byte {error.start}); save it "
-                              "again as UTF-8") from None
+            raise TablesError(f"{name} begins like {encoding}, but it is not ({error.reason} at byte {error.start}); save "
+                              "it again as UTF-8") from None
         text = _windows(content, name, error.start)
         notes.append("not UTF-8: read as Windows-1252 (Latin-1)")
     if nulls := text.count("\0"):
         if nulls > max(FEW_NULLS, len(text) // 100):
-            raise TablesError(f"{name} holds null bytes and is no text; save the table as CSV in UTF-8")
+            raise TablesError(f"{name} holds null bytes and is not text; save the table as CSV in UTF-8")
         notes.append(f"{nulls} null character{'s' * (nulls > 1)} left out")
     return text.replace("\0", ""), notes
 
 
 def _utf16(content: bytes) -> str | None:
-    """UTF-16 without a mark: many null bytes at places of one kind, few at those of the other, and line feeds that are
-    characters of their own; a few null bytes in another encoding do not make it UTF-16."""
+    """The encoding where the content is UTF-16 without a byte-order mark, else None.
+
+    It is where many null bytes stand at odd places and few at even ones, or the reverse, and where line feeds are characters
+    of their own; a few null bytes in another encoding do not make it UTF-16.
+    """
     sample = content[:1 << 16]
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     for encoding, here, there in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
@@ -132,15 +143,16 @@ def _windows(content: bytes, name: str, place: int) -> str:
 
 
 def read_table(path: Path) -> Table:
-    """A table of a file. Rows shorter than the widest are filled up, which is noted, as is what was guessed.
+    """Read a table from a file; rows shorter than the widest are filled up, which is noted, as is everything guessed.
 
-    The first line is the header unless a number or a date stands in it; a first line `sep=;` only names the separator. A
-    table that was written with numbered rows and columns (an empty cell first, then 0, 1, 2, ...) is read without these.
+    The first line is the header unless it contains a number or a date; a first line `sep=;` only names the separator. A
+    table that was written with numbered rows and columns (an empty cell first, then 0, 1, 2, ...) is read without the
+    numbers. Raises TablesError where the file is missing, empty, too wide or not text.
     """
     try:
         content = read_bytes(path, TablesError, DATA_BYTES)
     except FileNotFoundError:
-        raise TablesError(f"{path.name} is gone; give tables that stay until they are annotated") from None
+        raise TablesError(f"{path.name} no longer exists; keep tables in place until they are annotated") from None
     text, notes = decode(content, path.name)
     named = _SEPARATOR_LINE.match(text)
     if named is not None:
@@ -150,7 +162,7 @@ def read_table(path: Path) -> Table:
     else:
         mark, other = separators(text)
         if mark == ONE_COLUMN:
-            notes.append("one column: commas and the like stand inside its cells (guessed)")
+            notes.append("one column: commas and similar marks stand inside its cells (guessed)")
         elif mark != _usual(path) or other:
             doubt = f", and {other!r} is nearly as likely" if other else ""
             notes.append(f"cells are separated by {mark!r}: guessed{doubt}")
@@ -160,11 +172,11 @@ def read_table(path: Path) -> Table:
     while lines and not any(cell.strip() for cell in lines[-1]):
         lines.pop()
     if not lines:
-        raise TablesError(f"{path.name} is empty; a table has a row at least")
+        raise TablesError(f"{path.name} is empty; a table has at least one row")
     width = max(map(len, lines))
     if width > MOST_COLUMNS:
-        raise TablesError(f"{path.name} has {width} columns; tables of at most {MOST_COLUMNS} are read: leave out those "
-                          "that name nothing")
+        raise TablesError(f"{path.name} has {width} columns; a table takes at most {MOST_COLUMNS}: leave out those that "
+                          "name nothing")
     ragged = [number for number, line in enumerate(lines, first) if len(line) != len(lines[0])]
     if ragged:
         few = ", ".join(map(str, ragged[:5])) + (", ..." if len(ragged) > 5 else "")
@@ -185,26 +197,26 @@ def _usual(path: Path) -> str:
 
 
 def separators(text: str) -> tuple[str, str]:
-    """The likeliest separator, and another one that is nearly as likely, or nothing.
+    """(the likeliest separator, another one that is nearly as likely or "").
 
-    Both are judged by the first lines, see `_likelihood`; a text in which none makes sense is one column.
+    Both are judged by the first lines, see `_likelihood`; a text in which no separator makes sense is one column.
     """
     sample = text[:SAMPLE_CHARACTERS]
     if len(sample) < len(text):
         sample = sample[:sample.rfind("\n") + 1] or sample
-    found = sorted(((_likelihood(sample, mark), -place, mark) for place, mark in enumerate(SEPARATORS)), reverse=True)
-    (best, _, mark), (next_best, _, other) = found[:2]
+    ranked = sorted(((_likelihood(sample, mark), -place, mark) for place, mark in enumerate(SEPARATORS)), reverse=True)
+    (best, _, mark), (next_best, _, other) = ranked[:2]
     return (mark if best else ONE_COLUMN if any(mark in sample for mark in SEPARATORS) else ","), (
         other if next_best > CLOSE * best else "")
 
 
 def _likelihood(sample: str, mark: str) -> float:
-    """How well a separator cuts a sample: s·h·t²·(w − 1)/w·(1 − b/2).
+    """How well a separator splits a sample: s·h·t²·(w − 1)/w·(1 − b/2).
 
-    s is the share of lines with the commonest number of cells w, h whether the header has as many (1/2 where it has one
-    alone), t the share of cells that are of one piece (no other separator or half of a quotation in them), b the share of
-    cells that begin with a space, as after a comma in running text. The first four weigh what van den Burg et al.
-    (doi:10.1007/s10618-019-00646-y) do: the pattern of the lines and the types of the cells.
+    s is the share of lines with the commonest number of cells, w; h is 1 where the header has w cells, 1/2 where it has only
+    one, else 0.8; t is the share of cells that are whole (they hold no other separator and no half of a quotation); b is the
+    share of cells that begin with a space, as after a comma in running text. As in van den Burg et al.
+    (doi:10.1007/s10618-019-00646-y), the pattern of the lines and the types of the cells decide.
     """
     try:
         rows = csv_rows(io.StringIO(sample, newline=""), "the sample", TablesError, delimiter=mark)
@@ -226,7 +238,7 @@ def _likelihood(sample: str, mark: str) -> float:
 
 
 def _within_cells(sample: str, mark: str, *, alone: bool, spaced: bool) -> bool:
-    """Whether a comma only stands inside dates, or under a header of one cell inside numbers or before spaces."""
+    """Whether commas stand only inside dates or, below a header of one cell, only inside numbers or before spaces."""
     if mark != ",":
         return False
     return (alone and spaced) or "," not in _COMMA_DATE.sub("", sample) or (
@@ -248,7 +260,7 @@ def _numbered(lines: Sequence[tuple[str, ...]]) -> bool:
 
 
 def _without_gold(table: Table) -> Table:
-    """Columns X__URI beside X are an answer and no part of the question; columns are numbered among the others."""
+    """Move columns X__URI, which hold the right answers for X, to `gold`; the other columns are numbered without them."""
     answers = {place: table.header.index(name.removesuffix(GOLD)) for place, name in enumerate(table.header)
                if name.endswith(GOLD) and name.removesuffix(GOLD) in table.header}
     if not answers:

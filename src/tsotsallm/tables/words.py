@@ -1,4 +1,4 @@
-"""Text of cells and labels: one form for comparing, trigrams for finding, and what is a number or a date."""
+"""Text of cells and labels: one form for comparing, trigrams for finding, and how to recognise numbers and dates."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ _LETTERS = {"ß": "ss", "ø": "o", "æ": "ae", "œ": "oe", "đ": "d", "ð": "d",
 
 @lru_cache(maxsize=65536)
 def normalise(text: str) -> str:
-    """Small letters without accents and punctuation, single spaces: equal for ways of writing one name."""
+    """Lower case without accents and punctuation, with single spaces: the same for all spellings of one name."""
     apart = unicodedata.normalize("NFKD", text.casefold())
     plain = "".join(_LETTERS.get(letter, letter) for letter in apart if not unicodedata.combining(letter))
-    found = " ".join(re.sub(r"[^\w]+|_+", " ", plain).split())
-    return found or " ".join(text.split())
+    words = " ".join(re.sub(r"[^\w]+|_+", " ", plain).split())
+    return words or " ".join(text.split())
 
 
 def trigrams(normal: str) -> list[str]:
-    """The different trigrams of a normalised text, in order."""
+    """The distinct trigrams of a normalised text, in order."""
     return list(dict.fromkeys(normal[place:place + 3] for place in range(len(normal) - 2)))
 
 
 def is_missing(cell: str) -> bool:
+    """Whether a cell is empty or holds a mark for a missing value."""
     return cell.strip().casefold() in NOTHING
 
 
 def is_literal(cell: str) -> bool:
-    """True for numbers, quantities and dates, which name no entity."""
+    """Whether a cell is a number, a quantity or a date, which name no entity."""
     text = cell.strip()
     return bool(_NUMBER.fullmatch(text) or _DATE.fullmatch(text))
 
 
 def same_literal(cell: str, value: str) -> bool:
-    """True where a cell says a literal of the graph: the same text, number, date, or year of a date."""
+    """Whether a cell gives a literal of the graph: the same text, number (within 0.5%), date, or year of a date."""
     if normalise(cell) == normalise(value):
         return True
     left, right = _as_number(cell), _as_number(value)
@@ -58,28 +59,28 @@ def _as_number(text: str) -> float | None:
         return None
 
 
-def fuzz() -> Any:
-    """The library of edit distances."""
+def fuzz() -> tuple[Any, Any]:
+    """rapidfuzz's (fuzz, DamerauLevenshtein), which have no types here; MissingExtraError where it is not installed."""
     try:
-        from rapidfuzz import fuzz as found
-        from rapidfuzz.distance import DamerauLevenshtein, JaroWinkler
+        from rapidfuzz import fuzz as rapidfuzz
+        from rapidfuzz.distance import DamerauLevenshtein
     except ImportError:
         raise MissingExtraError("rapidfuzz", "tables", "finding misspelt names") from None
-    return found, DamerauLevenshtein, JaroWinkler
+    return rapidfuzz, DamerauLevenshtein
 
 
 def similarity(asked: str, label: str) -> float:
-    """How well a normalised text says a normalised label, 0 to 1.
+    """Similarity of a normalised text to a normalised label, 0 to 1.
 
-    1 − edits/length (Damerau and Levenshtein), or a little less than that of the words in another order; initials that stand
-    for words count 0.9, and a text whose words are all among the label's counts 0.6 to 0.85 by the share of it that it says.
+    1 − edits/length (Damerau and Levenshtein), or 0.97 of that after sorting the words; initials that stand for words give
+    at least 0.9, and a text whose words are all among the label's, or the reverse, at least 0.6 to 0.85 by their lengths.
     """
-    fuzz_, damerau, _ = fuzz()
+    fuzz_, damerau = fuzz()
     plain = float(damerau.normalized_similarity(asked, label))
     words, others = asked.split(), label.split()
     best = max(plain, 0.97 * float(fuzz_.token_sort_ratio(asked, label)) / 100)
     if len(words) > 1 and len(words) == len(others) and any(len(word) == 1 for word in words) and all(
-            one == other or (len(one) == 1 and other.startswith(one)) for one, other in zip(words, others, strict=True)):
+            word == other or (len(word) == 1 and other.startswith(word)) for word, other in zip(words, others, strict=True)):
         best = max(best, 0.9)
     if min(len(asked), len(label)) > 2 and (set(words) <= set(others) or set(others) <= set(words)):
         best = max(best, 0.6 + 0.25 * min(len(asked), len(label)) / max(len(asked), len(label)))

@@ -1,4 +1,4 @@
-// One answer of one model: its text as it comes in, what it cost, and the marks on it.
+// One answer of one model: its text as it arrives, what it cost, and the marks on it.
 
 import { bytes, number, say, unsay, word } from "./words.js";
 import { cut, explore, plain, tokenElement } from "./shade.js";
@@ -7,7 +7,7 @@ export class Answer {
   constructor(side, model, place) {
     this.model = model;
     this.text = "";
-    this.tokens = [];               // the text cut into tokens; empty when no log-probabilities were asked for
+    this.tokens = [];               // the text split into tokens; empty where no log-probabilities were requested
     this.waiting = [];              // tokens whose characters are not complete yet
     this.differing = [];
     this.count = 0;
@@ -87,7 +87,7 @@ export class Answer {
       if (end <= here || start >= to) { continue; }
       target.append(this.text.slice(here, Math.max(here, start)));
       const mark = target.appendChild(document.createElement("mark"));
-      mark.dataset.before = word("differs_from");       // read aloud by way of the style sheet: the text itself stays as it came
+      mark.dataset.before = word("differs_from");       // read aloud through the style sheet: the text itself stays unchanged
       mark.dataset.after = word("differs_to");
       mark.textContent = this.text.slice(Math.max(here, start), Math.min(end, to));
       here = Math.min(end, to);

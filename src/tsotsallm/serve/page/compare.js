@@ -1,4 +1,4 @@
-// Which words of two texts differ: what is left over when the longest common sequence of words is taken away.
+// The words in which two texts differ: those outside their longest common sequence of words.
 
 const WORD = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]|[\p{L}\p{M}\p{N}'’]+|\S/gu;
 
@@ -31,13 +31,13 @@ function common(a, b) {
 }
 
 function ranges(words, kept) {
-  const found = [];
+  const ranges = [];
   words.forEach((match, i) => {
     if (kept[i]) { return; }
     const end = match.index + match[0].length;
-    if (i > 0 && !kept[i - 1]) { found[found.length - 1][1] = end; } else { found.push([match.index, end]); }
+    if (i > 0 && !kept[i - 1]) { ranges[ranges.length - 1][1] = end; } else { ranges.push([match.index, end]); }
   });
-  return found;
+  return ranges;
 }
 
 const lost = (kept) => kept.filter((one) => !one).length;

@@ -1,4 +1,4 @@
-// The start of the page: words, the key, the two tabs, and where troubles are told.
+// The start of the page: its texts, the key, the two tabs, and error messages.
 
 import { startShade } from "./shade.js";
 import { askJson, hasKey, useKey } from "./stream.js";
@@ -78,7 +78,7 @@ function startKey() {
     event.preventDefault();
     const key = $("key").value.trim();
     $("key").value = "";
-    if (/^[\x21-\x7e]+$/.test(key)) { useKey(key); begin(); } else { askForKey(true); }   // nothing else can stand in a header
+    if (/^[\x21-\x7e]+$/.test(key)) { useKey(key); begin(); } else { askForKey(true); }   // a header can hold nothing else
   });
   document.addEventListener("key-needed", () => askForKey(hasKey()));
 }

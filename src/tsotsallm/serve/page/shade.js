@@ -8,16 +8,16 @@ const tip = document.getElementById("tip");
 
 /** The tokens of one streamed choice, from either of the API's two forms. */
 export function tokensOf(choice) {
-  const found = choice.logprobs;
-  if (!found) { return []; }
-  if (found.content) {
-    return found.content.map((one) => ({
-      text: one.token, logprob: one.logprob,
-      others: (one.top_logprobs ?? []).map((other) => [other.token, other.logprob]),
+  const { logprobs } = choice;
+  if (!logprobs) { return []; }
+  if (logprobs.content) {
+    return logprobs.content.map((entry) => ({
+      text: entry.token, logprob: entry.logprob,
+      others: (entry.top_logprobs ?? []).map((other) => [other.token, other.logprob]),
     }));
   }
-  return (found.tokens ?? []).map((text, i) => ({
-    text, logprob: found.token_logprobs?.[i] ?? null, others: Object.entries(found.top_logprobs?.[i] ?? {}),
+  return (logprobs.tokens ?? []).map((text, i) => ({
+    text, logprob: logprobs.token_logprobs?.[i] ?? null, others: Object.entries(logprobs.top_logprobs?.[i] ?? {}),
   }));
 }
 
@@ -42,12 +42,12 @@ export function tokenElement(token) {
 
 function about(token) {
   if (token.logprob === null) { return word("token_unknown", { token: visible(token.text) }); }
-  const told = [word("token_about", { token: visible(token.text), surprise: number(-token.logprob + 0, 2), share: share(Math.exp(token.logprob)) })];
+  const lines = [word("token_about", { token: visible(token.text), surprise: number(-token.logprob + 0, 2), share: share(Math.exp(token.logprob)) })];
   const others = token.others.filter(([text]) => text !== token.text).sort((a, b) => b[1] - a[1]).slice(0, 3);
   if (others.length) {
-    told.push(word("token_others", { others: others.map(([text, logprob]) => `${visible(text)} ${share(Math.exp(logprob))}`).join(", ") }));
+    lines.push(word("token_others", { others: others.map(([text, logprob]) => `${visible(text)} ${share(Math.exp(logprob))}`).join(", ") }));
   }
-  return told.join("\n");
+  return lines.join("\n");
 }
 
 const visible = (text) => word("quoted", { text: text.replaceAll("\n", "↵").replaceAll("\t", "⇥") });

@@ -1,10 +1,10 @@
-// Asking the server: the key, refusals in words, and answers that come in pieces (server-sent events).
+// Requests to the server: the key, refusals as text, and answers that arrive in pieces (server-sent events).
 
 import { say, word } from "./words.js";
 
 let key = remembered();
 
-/** The server said no, or did not answer; the message is for the reader. */
+/** The server refused, or did not answer; the message is for the user. */
 export class Refusal extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -14,7 +14,7 @@ export class Refusal extends Error {
 
 export function useKey(text) {
   key = text;
-  try { sessionStorage.setItem("key", text); } catch { /* a window without storage asks again after a reload */ }
+  try { sessionStorage.setItem("key", text); } catch { /* a window without storage asks for the key again after a reload */ }
 }
 
 export const hasKey = () => Boolean(key);
@@ -39,9 +39,9 @@ export async function ask(path, body, signal) {
 export const askJson = async (path, body) => (await ask(path, body)).json();
 
 async function refusal(response) {
-  let told = "";
-  try { told = (await response.json()).error.message; } catch { /* not every proxy answers in JSON */ }
-  const message = [word("refused", { status: response.status, told: (told || response.statusText).replace(/[^.!?]$/, "$&.") })];
+  let reason = "";
+  try { reason = (await response.json()).error.message; } catch { /* not every proxy answers in JSON */ }
+  const message = [word("refused", { status: response.status, reason: (reason || response.statusText).replace(/[^.!?]$/, "$&.") })];
   const wait = response.headers.get("Retry-After");
   if (response.status === 429) { message.push(wait ? word("retry_after", { seconds: wait }) : word("retry_later")); }
   return new Refusal(message.join(" "), response.status);
@@ -61,21 +61,21 @@ export async function* pieces(response) {
         const data = line.slice(5).trim();
         if (data === "[DONE]") { return; }
         const piece = JSON.parse(data);
-        if (piece.error) { throw new Refusal(word("broken_off", { told: piece.error.message })); }
+        if (piece.error) { throw new Refusal(word("broken_off", { reason: piece.error.message })); }
         yield piece;
       }
-      if (done) { throw new Refusal(word("broken_off", { told: word("no_end") })); }
+      if (done) { throw new Refusal(word("broken_off", { reason: word("no_end") })); }
     }
   } catch (error) {
     if (error instanceof Refusal || error.name === "AbortError") { throw error; }
-    throw new Refusal(word("broken_off", { told: word("no_connection") }));
+    throw new Refusal(word("broken_off", { reason: word("no_connection") }));
   } finally {
     reader.cancel().catch(() => {});
   }
 }
 
-/** A link to a report. With a key the browser cannot follow it by itself; the page fetches
- *  the report and saves it as a file, since a blob of this page would be shown without its styles (it inherits the page's policy). */
+/** A link to a report. Where a key is needed the browser cannot follow it by itself: the page fetches the report and
+ *  saves it as a file, since a blob of this page would be shown without its styles (it inherits the page's policy). */
 export function reportLink(path, name, text) {
   const link = document.createElement("a");
   link.href = path;

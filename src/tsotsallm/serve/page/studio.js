@@ -6,10 +6,10 @@ import { bytes, duration, known, number, say, share, unsay, word } from "./words
 const $ = (id) => document.getElementById(id);
 const BUSY = ["waiting", "running"];
 let choices = { models: [], devices: [], recipes: [] };
-let job = null;                     // the one on view
+let job = null;                     // the job on view
 let jobs = [];
 let timer = 0;
-let lost = false;                   // the server did not answer the last time
+let lost = false;                   // the server did not answer the last request
 
 export function startStudio(onResult) {
   $("studio-form").addEventListener("submit", (event) => { event.preventDefault(); attempt(begin, $("start-job")); });
@@ -55,16 +55,16 @@ function wish() {
 }
 
 async function plan() {
-  const found = await askJson("/studio/plan", wish());
+  const plan = await askJson("/studio/plan", wish());
   const facts = $("plan-facts");
   facts.replaceChildren();
-  for (const { key, value } of found.facts) {
+  for (const { key, value } of plan.facts) {
     const name = facts.appendChild(document.createElement("dt"));
     if (known(`plan_${key}`)) { say(name, `plan_${key}`); } else { name.textContent = key; }
     facts.appendChild(document.createElement("dd")).textContent = value;
   }
-  fillList($("plan-warnings"), found.warnings, (item, text) => { item.textContent = text; });
-  $("plan-command").textContent = found.command;
+  fillList($("plan-warnings"), plan.warnings, (item, text) => { item.textContent = text; });
+  $("plan-command").textContent = plan.command;
   $("plan").hidden = false;
   $("plan-title").focus();
 }
@@ -79,9 +79,9 @@ async function begin() {
 
 const status = (id) => askJson(`/studio/jobs/${encodeURIComponent(id)}`);
 
-async function take(found) {
-  const before = job?.id === found.id ? job.state : null;
-  showJob(found);
+async function take(latest) {
+  const before = job?.id === latest.id ? job.state : null;
+  showJob(latest);
   if (job.state === before) { return; }
   if (before) { $("said").textContent = `${job.title}: ${word(`state_${job.state}`)}`; }
   jobs = (await askJson("/studio/jobs")).jobs;
@@ -94,9 +94,9 @@ function watch() {
   timer = setTimeout(async () => {
     const id = job.id;
     try {
-      const found = await status(id);
-      if (job.id !== id) { return; }          // another one was chosen meanwhile, and is watched
-      await take(found);
+      const latest = await status(id);
+      if (job.id !== id) { return; }          // another job was chosen meanwhile, and is watched
+      await take(latest);
       if (lost) { lost = false; document.dispatchEvent(new Event("no-trouble")); }
     } catch (error) {
       if (error.status === 401) { return; }
@@ -156,10 +156,10 @@ function showGoal() {
   }
 }
 
-function showJob(found) {
-  const fresh = job?.id !== found.id;
-  job = found;
-  const lines = found.lines.join("\n");
+function showJob(latest) {
+  const fresh = job?.id !== latest.id;
+  job = latest;
+  const lines = latest.lines.join("\n");
   $("job").hidden = false;
   $("job-title").textContent = job.title;
   say($("job-state"), `state_${job.state}`);

@@ -8,9 +8,9 @@ import { bytes, known, number, say, word } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 let models = [];
-let turns = [];                     // all that is on the page
-let thread = [];                    // the turns that the models are told of
-let running = null;                 // the AbortController of the answers that are coming in
+let turns = [];                     // all turns on the page
+let thread = [];                    // the turns that are sent to the models
+let running = null;                 // the AbortController of the answers that are arriving
 
 export function startTalk() {
   $("compare").addEventListener("change", () => { if ($("compare").checked) { preselectSecond(); } chosen(); });
@@ -48,7 +48,7 @@ export function showModels(state) {
   chosen();
 }
 
-/** A model with the one it was made from beside it, if that is served too. */
+/** A model, and beside it the one that it was made from where that is served too. */
 export function talkTo(name) {
   $("model-a").value = name;
   $("compare").checked = preselectSecond();
@@ -97,8 +97,8 @@ function describe(place, one) {
   const facts = place.appendChild(document.createElement("dl"));
   const fact = (key, value) => {
     say(facts.appendChild(document.createElement("dt")), key);
-    const told = facts.appendChild(document.createElement("dd"));
-    if (typeof value === "string") { told.textContent = value; } else { say(told, "value", () => ({ value: value() })); }
+    const shown = facts.appendChild(document.createElement("dd"));
+    if (typeof value === "string") { shown.textContent = value; } else { say(shown, "value", () => ({ value: value() })); }
   };
   fact("model_bytes", () => bytes(one.bytes));
   if (one.parameters) { fact("model_parameters", () => number(one.parameters)); }
@@ -130,7 +130,7 @@ async function send() {
   const before = thread;                // another model or mode starts a new thread; this turn still belongs to the old one
   $("prompt").value = "";
   fitPrompt();
-  // One after the other: two models at once would share the processor, and neither speed would be true.
+  // One after the other: two models at once would share the processor, and neither speed would be right.
   for (const answer of turn.answers) {
     if (stopping.signal.aborted) { answer.end({ note: "stopped" }); continue; }
     await answerInto(answer, turn, stopping.signal);
@@ -165,7 +165,7 @@ async function answerInto(answer, turn, signal) {
     } else {
       answer.failed = true;
       end.note = "failed";
-      end.filler = () => ({ told: error.message });
+      end.filler = () => ({ reason: error.message });
       document.dispatchEvent(new CustomEvent("trouble", { detail: `${answer.model.name}: ${error.message}` }));
     }
   }
@@ -212,21 +212,21 @@ function addTurn(prompt) {
 }
 
 function finishTurn(turn) {
-  const [one, two] = turn.answers;
-  const told = turn.answers.map((answer) => `${answer.model.name}: ${answer.text}`);
-  if (two?.text && one.text) {
-    const found = differences(one.text, two.text);
-    one.differing = found.left;
-    two.differing = found.right;
+  const [first, second] = turn.answers;
+  const lines = turn.answers.map((answer) => `${answer.model.name}: ${answer.text}`);
+  if (second?.text && first.text) {
+    const changes = differences(first.text, second.text);
+    first.differing = changes.left;
+    second.differing = changes.right;
     turn.answers.forEach((answer) => answer.paint($("surprise").checked));
     const about = document.createElement("p");
     about.className = "soft differ";
     about.dataset.testid = "differences";
-    say(about, found.words ? "words_differ" : "no_difference", () => ({ n: number(found.words) }));
+    say(about, changes.words ? "words_differ" : "no_difference", () => ({ n: number(changes.words) }));
     follow(() => turn.place.append(about));
-    told.push(about.textContent);
+    lines.push(about.textContent);
   }
-  $("said").textContent = told.join("\n");
+  $("said").textContent = lines.join("\n");
 }
 
 function paintAll() {
@@ -239,7 +239,7 @@ function busy(on) {
   const focused = document.activeElement;
   $("send").disabled = on;
   $("stop").disabled = !on;
-  // A disabled button loses the focus, and with it the place of a person who uses the keyboard.
+  // A disabled button loses the focus, so that somebody who uses the keyboard loses their place.
   if (focused === $("send") && on) { $("stop").focus(); }
   if (focused === $("stop") && !on) { $("prompt").focus(); }
 }

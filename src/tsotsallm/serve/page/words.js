@@ -1,4 +1,4 @@
-// The words of the page, in the language of the reader. Every language is a key of texts.json.
+// The texts of the page in the user's language. Every language is a key of texts.json.
 
 let texts = { en: {} };
 let language = "en";

@@ -1,4 +1,4 @@
-"""What a GGUF file loses by its key-value cache: perplexity in llama.cpp, and the cache's bytes for each token."""
+"""What a GGUF file loses with a smaller key-value cache: perplexity in llama.cpp, and the cache's bytes per token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import CacheType, Llama
@@ -18,7 +17,7 @@ from tsotsallm.streaming.sweep import Tick, silent
 
 @dataclass(frozen=True)
 class CachePerplexity:
-    """Perplexity of a text in llama.cpp with one type of cache; `late` is that of each window's second half."""
+    """Perplexity of a text in llama.cpp with one type of cache; `late` covers only the second half of each window."""
 
     kv: str
     perplexity: float
@@ -28,8 +27,8 @@ class CachePerplexity:
     bytes_per_token: float
     source: str
 
-    def plain(self) -> dict[str, Any]:
-        """The fields, as JSON takes them."""
+    def plain(self) -> dict[str, object]:
+        """The fields as plain data for JSON."""
         return asdict(self)
 
 
@@ -37,14 +36,15 @@ def cache_perplexities(path: Path, tokens_of: Checkpoint | None, text: str, sour
                        context: int, limit: int | None, tick: Tick = silent) -> list[CachePerplexity]:
     """Score windows of a text with each type of cache, token by token as a conversation grows, none scored twice.
 
-    `tokens_of` is the checkpoint that the file was made from: its tokenizer cuts the text. Without one the file's own does.
+    `tokens_of` is the checkpoint that the file was made from: its tokenizer splits the text. Without one, the file's own
+    does. Raises CorpusError where `context` does not suit the model, NumericsError where a token costs absurdly many nats.
     """
     known = Llama(path).context if tokens_of is None else tokens_of.spec.context
     if context > known or context < 4:
-        raise CorpusError(f"--context is {context}; it takes 4 tokens to the {known} that the model knows")
+        raise CorpusError(f"--context is {context}; it takes at least 4 tokens and at most the {known} that the model knows")
     corpus = evaluation_windows(text, Llama(path, context=context) if tokens_of is None else tokens_of.codec, context,
                                 source).first(limit)
-    found = []
+    measured = []
     for kind in kinds:
         engine = Llama(path, kv=kind, context=context + 8)
         losses: list[float] = []
@@ -57,7 +57,7 @@ def cache_perplexities(path: Path, tokens_of: Checkpoint | None, text: str, sour
         if (worst := max(sum(losses) / len(losses), sum(late) / len(late))) > MOST_NATS:
             raise NumericsError(f"{path}: a token costs {worst:.3g} nats on average; its weights are damaged or far out of "
                                 "range")
-        found.append(CachePerplexity(kind, math.exp(sum(losses) / len(losses)), math.exp(sum(late) / len(late)), len(losses),
-                                     context, engine.cache_bytes_per_token, source))
+        measured.append(CachePerplexity(kind, math.exp(sum(losses) / len(losses)), math.exp(sum(late) / len(late)),
+                                        len(losses), context, engine.cache_bytes_per_token, source))
         del engine
-    return found
+    return measured

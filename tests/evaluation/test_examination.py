@@ -18,7 +18,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.evaluation.cost import cost_of, devices
-from tsotsallm.evaluation.examine import Examinee, open_examinee
+from tsotsallm.evaluation.task_run import Examinee, open_examinee
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_models_are_compared_in_pairs(tiny: Path, questions: Path, tmp_path: Pat
 
 
 def test_numbers_of_different_protocols_are_refused(tiny: Path, questions: Path) -> None:
-    from tsotsallm.evaluation.examine import compare
+    from tsotsallm.evaluation.results import compare
 
     all_items = tsotsallm.examine([tiny], ["piqa"], data=questions).results[0][0]
     some = tsotsallm.examine([tiny], ["piqa"], data=questions, limit=20).results[0][0]
@@ -146,10 +146,10 @@ def test_a_model_in_memory_stays_there_for_the_next_task(tiny: Path, tmp_path: P
 
 
 def test_long_texts_are_scored_in_passes(tiny: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tsotsallm.evaluation import examine
+    from tsotsallm.evaluation import task_run
 
     whole = tsotsallm.examine([tiny], ["wikitext-2"], data=text).results[0][0].scores
-    monkeypatch.setattr(examine, "CHUNK_BYTES", 4 * Checkpoint.open(tiny).spec.hidden * 600)
+    monkeypatch.setattr(task_run, "CHUNK_BYTES", 4 * Checkpoint.open(tiny).spec.hidden * 600)
     monkeypatch.setenv("TSOTSALLM_CACHE", str(text.parent / "another"))
     passes = tsotsallm.examine([tiny], ["wikitext-2"], data=text).results[0][0].scores
     assert [score.value for score in passes] == pytest.approx([score.value for score in whole], rel=1e-6)

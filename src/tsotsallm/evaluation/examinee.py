@@ -23,12 +23,12 @@ from tsotsallm.streaming.score import final_states
 from tsotsallm.streaming.sweep import Tick, silent
 
 RESIDENT_ROOM = 1.2
-"""A resident model takes its float32 weights and, with cache and activations, up to a fifth more."""
+"""Memory of a resident model relative to its float32 weights: cache and activations take up to a fifth more."""
 
 
 @cache
 def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> bytes:
-    """Computed once for as long as a file stays as it is."""
+    """Computed once as long as a file does not change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
@@ -39,7 +39,7 @@ MOST_BRANCH_TOKENS = 2048
 
 
 class Examinee:
-    """A checkpoint that is asked; log-likelihoods stream, generation is resident where the model fits."""
+    """A checkpoint under evaluation: log-likelihoods stream layer by layer; generation is resident where the model fits."""
 
     def __init__(self, view: View, name: str, scratch: Path, *, device: str = "cpu", tick: Tick = silent,
                  by_sweeps: bool | None = None) -> None:
@@ -51,11 +51,12 @@ class Examinee:
 
     @property
     def checkpoint(self) -> Checkpoint:
+        """The checkpoint that the view reads."""
         return self.view.checkpoint
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all weights, their order, config and tokenizer: what a score depends on besides the protocol."""
+        """SHA-256 of all weights, their order, config and tokenizer: all that a score depends on besides the protocol."""
         directory = self.checkpoint.directory
         paths = {record.path for record in self.checkpoint.records.values()} | {
             path for path in directory.iterdir() if path.suffix in (".json", ".model", ".txt", ".jinja")
@@ -74,6 +75,7 @@ class Examinee:
 
     @property
     def context(self) -> int:
+        """Positions that the model knows, in tokens."""
         return self.checkpoint.spec.context
 
     # -- text and tokens ------------------------------------------------------------------------------------------
@@ -84,18 +86,18 @@ class Examinee:
 
     @property
     def start_token(self) -> int:
-        """What stands before a text that has nothing before it: BOS, else EOS."""
-        found = self.codec.bos if self.codec.bos is not None else self.codec.eos
-        if found is None:
-            raise TaskError(f"{self.name}: the tokenizer has neither BOS nor EOS, so that the first token of a text "
-                            "cannot be scored")
-        return found
+        """The token before a text that nothing precedes: BOS, else EOS; raises TaskError where there is neither."""
+        token = self.codec.bos if self.codec.bos is not None else self.codec.eos
+        if token is None:
+            raise TaskError(f"{self.name}: the tokenizer has neither BOS nor EOS, so the first token of a text cannot be "
+                            "scored")
+        return token
 
     def pair(self, prompt: str, continuation: str) -> tuple[Pieces, Pieces]:
         """Tokens of a prompt and of its continuation, split as lm-evaluation-harness splits them.
 
-        Spaces at the prompt's end go to the continuation; both are encoded together, and the prompt's number of tokens
-        says where the continuation begins.
+        Spaces at the end of the prompt move to the continuation; both are encoded together, and the continuation begins
+        after as many tokens as the prompt has by itself. Raises TaskError where the continuation adds no token.
         """
         if not prompt:
             tokens = self.codec.encode(continuation, prefix=False)
@@ -110,7 +112,7 @@ class Examinee:
         return tuple(before), tuple(after)
 
     def truncates(self, prompt: str, continuations: Sequence[str], new_tokens: int = 0) -> bool:
-        """Whether a prompt loses its beginning, since with what follows it is longer than the model's context."""
+        """Whether a prompt loses its beginning because, with what follows it, it is longer than the model's context."""
         if len(prompt) + sum(map(len, continuations[:1])) + new_tokens < self.context // 4:
             return False        # a token has at least one byte, and few characters have four
         pairs = [self.pair(prompt, one) for one in continuations] or [(tuple(self.encode(prompt)), (0,) * new_tokens)]
@@ -119,28 +121,29 @@ class Examinee:
     # -- scores ---------------------------------------------------------------------------------------------------
 
     def likelihoods(self, asked: Sequence[tuple[str, Sequence[str]]]) -> Iterator[tuple[int, list[Likelihood]]]:
-        """Yield (index, one likelihood a continuation) of every prompt with its continuations, as they are finished."""
+        """Yield (index, one likelihood per continuation) for every (prompt, continuations), as each is finished."""
         owners = [(index, place) for index, (_, continuations) in enumerate(asked) for place in range(len(continuations))]
         pairs = [self.pair(asked[index][0], asked[index][1][place]) for index, place in owners]
-        found: dict[int, dict[int, Likelihood]] = {}
+        unfinished: dict[int, dict[int, Likelihood]] = {}
         for number, score in self.token_likelihoods(pairs):
             index, place = owners[number]
-            done = found.setdefault(index, {})
+            done = unfinished.setdefault(index, {})
             done[place] = score
             if len(done) == len(asked[index][1]):
-                yield index, [found[index][place] for place in range(len(done))]
-                del found[index]
+                yield index, [done[place] for place in range(len(done))]
+                del unfinished[index]
 
     def token_likelihoods(self, pairs: Sequence[tuple[Pieces, Pieces]]) -> Iterator[tuple[int, Likelihood]]:
         """Yield (index, likelihood) of tokenised (prompt, continuation) pairs; equal prompts are computed once.
 
-        What is longer than the model's context loses the beginning of its prompt, as in lm-evaluation-harness.
+        A pair that is longer than the model's context loses the beginning of its prompt, as in lm-evaluation-harness.
+        Raises TaskError where a continuation alone is longer.
         """
         branches: dict[Pieces, list[list[int]]] = {}
         for index, (prompt, continuation) in enumerate(pairs):
             room = self.context + 1 - len(continuation)
             if room < 1:
-                raise TaskError(f"a continuation of {len(continuation)} tokens does not fit the {self.context} positions "
+                raise TaskError(f"a continuation of {len(continuation)} tokens does not fit in the {self.context} positions "
                                 f"that {self.name} knows")
             groups = branches.setdefault(prompt[-room:], [[]])
             if sum(len(pairs[other][1]) for other in groups[-1]) + len(continuation) > MOST_BRANCH_TOKENS and groups[-1]:
@@ -152,8 +155,11 @@ class Examinee:
             yield from zip(owners[number][1], scores, strict=True)
 
     def rolling(self, texts: Sequence[str]) -> Iterator[tuple[int, float]]:
-        """Yield (index, log p of the whole text in nats): windows of the model's context that each predict all their
-        tokens, the first from the start token, the later ones with one token before them."""
+        """Yield (index, log p of the whole text in nats).
+
+        A text is split into windows of the model's context, and every window predicts all of its tokens: the first one from
+        the start token, the others from the tokens before them.
+        """
         pairs: list[tuple[Pieces, Pieces]] = []
         owners: list[int] = []
         for index, text in enumerate(texts):
@@ -171,7 +177,7 @@ class Examinee:
         yield from totals.items()
 
     def final_states(self, corpus: Corpus) -> HiddenStates:
-        """The final states of a corpus, kept for the next model that is compared with this one on the same corpus."""
+        """Final hidden states of a corpus, kept for the next model that is compared with this one on the same corpus."""
         key = corpus.fingerprint()
         if self._kept is None or self._kept[0] != key:
             self._kept = key, final_states(self.view, corpus, self.scratch / "kept-states.f32", self.device, self.tick)
@@ -181,41 +187,43 @@ class Examinee:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the model takes when it is whole in memory, in float32."""
+        """Memory that the whole model takes in float32, with its cache and activations."""
         return int(RESIDENT_ROOM * 4 * parameters_of(self.view))
 
     @property
     def generates_by_sweeps(self) -> bool:
-        """Whether generation reads the weights anew for every token, since the model does not fit."""
+        """Whether generation reads the weights again for every token, because the model does not fit in memory."""
         if self.by_sweeps is not None:
             return self.by_sweeps
         return "model" not in self.__dict__ and self.resident_bytes > self.free_bytes
 
     @property
     def free_bytes(self) -> int:
-        """Memory that a model can take where it runs."""
+        """Free memory of the device that the model runs on."""
         if self.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.device)[0])
         return free_ram_bytes()
 
     @cached_property
     def model(self) -> Any:
-        """The model in memory."""
+        """The whole model in memory, in float32; raises ResourceError where it does not fit."""
         from tsotsallm.engine.resident import resident
 
         if self.resident_bytes > self.free_bytes:
-            raise ResourceError(f"{self.name} takes {human_bytes(self.resident_bytes)} of memory whole, "
+            raise ResourceError(f"{self.name} takes {human_bytes(self.resident_bytes)} of memory as a whole, but only "
                                 f"{human_bytes(self.free_bytes)} are free; let it generate by sweeps, or evaluate tasks "
                                 "with choices, which stream")
         return resident(self.view, torch.float32, str(self.device))
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str],
                  sink: Callable[[int, str], None]) -> None:
-        """Continue every prompt greedily up to a stop text, a token that ends an answer, or a number of tokens; `sink`
-        gets (index, text)."""
+        """Continue every prompt greedily, to a stop text, an end token or `max_new_tokens`; `sink` receives (index, text).
+
+        A prompt that leaves no room for the new tokens loses its beginning; TaskError where they alone do not fit.
+        """
         room = self.context - max_new_tokens
         if room < 1:
-            raise TaskError(f"{max_new_tokens} new tokens do not fit the {self.context} positions that {self.name} knows")
+            raise TaskError(f"{max_new_tokens} new tokens do not fit in the {self.context} positions that {self.name} knows")
         encoded = []
         for prompt in prompts:
             encoded.append((self.encode(prompt) or [self.start_token])[-room:])
@@ -242,6 +250,6 @@ class Examinee:
             sink(index, text_of(tokens)[0])
 
     def forget_model(self) -> None:
-        """Let go of a resident model."""
+        """Free the memory of a resident model."""
         self.__dict__.pop("model", None)
         release_memory()
