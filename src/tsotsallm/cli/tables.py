@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tsotsallm.tables.scoring import AnnotationScore
 
 app = typer.Typer(name="tables", rich_markup_mode=None,
-                  help="AnnotationScore annotated tables, or write the embedded world's tables.")
+                  help="Score annotated tables, or write the embedded world's tables.")
 Gold: Any = typer.Option(help="Correct annotations: a folder with cea_gt.csv and the like, or of tables with X__URI "
                               "columns, or 'embedded'.")
 
