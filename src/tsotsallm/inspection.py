@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint.adapter import is_adapter
-from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
 from tsotsallm.checkpoint.reader import PACKED_NAME, PROVENANCE, Checkpoint
+from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, MOST_LAYERS
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import quoted

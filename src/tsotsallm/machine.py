@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -18,39 +17,8 @@ import psutil
 
 GIB = 1 << 30
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
 PROGRESS = "TSOTSALLM_PROGRESS"
 """Environment variable: where it is set, the command line tells its progress as lines of JSON, for other programs."""
-
-
-def human_bytes(count: float) -> str:
-    """Bytes for people, in decimal units: 2.50 GB, 13.1 MB, 820 B."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
-def bytes_from_text(text: str, where: str) -> int:
-    """Bytes of 700MB, 1.5 GB, 2000; decimal units, or binary ones as MiB."""
-    from tsotsallm.errors import RecipeError
-
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMGT]?)(i?)B?)\s*", text, re.IGNORECASE)
-    if match is None:
-        raise RecipeError(f"{where} is {text!r}; it takes bytes, such as 700MB or 1.5GB")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
-
-
-def human_seconds(seconds: float) -> str:
-    """Seconds for people: 1 h 32 min, 4 min 10 s, 3.2 s."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes = int(seconds // 60)
-    if minutes < 60:
-        return f"{minutes} min {int(seconds % 60)} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def free_ram_bytes() -> int:

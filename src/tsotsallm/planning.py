@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tsotsallm.checkpoint.anatomy import input_groups, layer_shapes, linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import input_groups, layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import EMBEDDING, ModelSpec
 from tsotsallm.errors import ResourceError
-from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, human_bytes, rss_bytes
+from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, rss_bytes
 from tsotsallm.numerics.rounding import OUTPUTS
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.base import LayerChoice
@@ -21,6 +21,7 @@ from tsotsallm.stages.retraining import Retraining
 from tsotsallm.streaming.hidden import BATCH_TOKENS
 from tsotsallm.training.engines import HEAD_ROWS, MICRO_TOKENS
 from tsotsallm.training.samples import MOST_HELD_OUT
+from tsotsallm.units import human_bytes
 
 HEADER_BYTES_PER_TENSOR = 200
 FILE_BYTES = 64 << 10

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.files import parse_yaml, quoted, read_utf8

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from tests.conftest import build
-from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.errors import CorpusError, ResourceError, ResumeError, StudyError
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.lab.texts import world_text

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tsotsallm.checkpoint.anatomy import input_groups
+from tsotsallm.checkpoint.shapes import input_groups
 from tsotsallm.checkpoint.view import View
 from tsotsallm.stages.base import Workplace
 from tsotsallm.stages.depth import IMPORTANCES

@@ -15,7 +15,6 @@ from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
 from tsotsallm.checkpoint.writer import write_json
 from tsotsallm.errors import StudyError, TsotsallmError
 from tsotsallm.evaluation.examination import Examination, check_tasks, examine
-from tsotsallm.machine import bytes_from_text
 from tsotsallm.report.fitted import fit_document
 from tsotsallm.report.page import write as write_page
 from tsotsallm.report.studied import study_document
@@ -30,6 +29,7 @@ from tsotsallm.study.study import run_study as try_all
 from tsotsallm.study.units import Settings as FitSettings
 from tsotsallm.study.units import whole_text
 from tsotsallm.study.workers import OnCluster
+from tsotsallm.units import bytes_from_text
 
 
 def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: int | str | None = None,
@@ -47,7 +47,7 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
         check_tasks(tasks, data=data, limit=limit)
     checkpoint = Checkpoint.open(model)
     target = target_of(checkpoint.spec.kv_bytes_per_token(), device=device, faster_than=faster_than,
-                       size=None if size is None else bytes_from_text(str(size), "--bytes"))
+                       size=None if size is None else bytes_from_text(str(size), "--bytes", StudyError))
     settings = FitSettings(None if calibration is None else str(calibration), tuple(map(str, keep_text)), windows,
                            min(window, checkpoint.spec.context), seed, minutes=minutes,
                            recover=({"distill": {"mode": "layers"}},) if recover else (), quick=quick)

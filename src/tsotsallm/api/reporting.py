@@ -10,8 +10,8 @@ from typing import Any
 
 from tsotsallm.api.talking import read_prompts
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
-from tsotsallm.engine.speakers import continuations
-from tsotsallm.engine.speaking import Sampling
+from tsotsallm.engine.factory import continuations
+from tsotsallm.engine.interface import Sampling
 from tsotsallm.errors import ReportError, ResourceError
 from tsotsallm.evaluation.cost import check_fits
 from tsotsallm.evaluation.examination import examine, text_task

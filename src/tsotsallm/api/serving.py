@@ -9,9 +9,9 @@ from typing import cast
 
 from tsotsallm.engine.llama import CacheType
 from tsotsallm.errors import MissingExtraError, ServeError
-from tsotsallm.machine import bytes_from_text
 from tsotsallm.serve import bundle as bundles
 from tsotsallm.serve.bundle import Bundled
+from tsotsallm.units import bytes_from_text
 
 
 def _aloud(line: str) -> None:
@@ -42,7 +42,7 @@ def serve(models: Sequence[str | Path], *, port: int = 8080, host: str = "127.0.
         raise ServeError("name a model to serve, such as a GGUF file or 'embedded'")
     if studio is not None and not Path(studio).is_dir():
         raise ServeError(f"{studio} is not a folder; make it first, or name one with --folder")
-    rules = dataclasses.replace(check_rules(host, key), body_bytes=bytes_from_text(str(max_body), "--max-body"))
+    rules = dataclasses.replace(check_rules(host, key), body_bytes=bytes_from_text(str(max_body), "--max-body", ServeError))
     place = listening(host, port)
     try:
         how = Loading(cast(CacheType, kv), slots, prompt_cache, country)

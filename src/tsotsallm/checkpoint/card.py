@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tsotsallm.machine import human_bytes
+from tsotsallm.units import human_bytes
 
 
 def model_card(provenance: dict[str, Any], *, own_container: bool) -> str:

@@ -385,7 +385,7 @@ class Checkpoint:
 
         What the config says is compared with the file before anything is made in its size.
         """
-        from tsotsallm.checkpoint.anatomy import layer_shapes, require_rotary
+        from tsotsallm.checkpoint.shapes import layer_shapes, require_rotary
 
         spec = self.spec
         _refuse_other_packing(self.records, self.directory)

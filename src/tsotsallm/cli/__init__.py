@@ -20,7 +20,7 @@ for part in (reducing, measuring, finding, exporting, talking, serving, annotati
 
 
 def _show_version(asked: bool) -> None:
-    from tsotsallm import __version__
+    from tsotsallm.version import __version__
 
     if asked:
         print(f"tsotsallm {__version__}")

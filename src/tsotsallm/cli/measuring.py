@@ -227,7 +227,7 @@ def devices(as_json: AsJson = False) -> None:
     with answers(as_json):
         from tsotsallm.console.lines import table
         from tsotsallm.evaluation import cost
-        from tsotsallm.machine import human_bytes
+        from tsotsallm.units import human_bytes
 
         found = cost.devices()
         if as_json:

@@ -86,7 +86,7 @@ def bundle_make(models: Annotated[list[str], typer.Argument(help="GGUF files, fo
     """
     with answers(as_json):
         from tsotsallm.api import serving
-        from tsotsallm.machine import human_bytes
+        from tsotsallm.units import human_bytes
 
         found = serving.make_bundle(models, out, platform=platform, python=python, index=index,
                                     say=to_stderr if as_json else print)

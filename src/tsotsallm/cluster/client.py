@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsotsallm import __version__
 from tsotsallm.cluster.inputs import Bundle, next_piece, receive
 from tsotsallm.cluster.worker import MEMORY, Failure, Lacks, Tls, check_address, describe, library, perform, workplace
 from tsotsallm.errors import ClusterError
+from tsotsallm.version import __version__
 
 LOOK = 2.0
 """Seconds after which it is looked whether workers came or went."""

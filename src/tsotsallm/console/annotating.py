@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def print_annotations(found: Annotations) -> None:
     """What was annotated, what was noted, what failed."""
-    from tsotsallm.machine import human_bytes, human_seconds, peak_rss_bytes
+    from tsotsallm.machine import peak_rss_bytes
+    from tsotsallm.units import human_bytes, human_seconds
 
     names = {"cea": "cells", "cta": "columns", "cpa": "pairs of columns"}
     print(f"{found.tables} tables: " + ", ".join(f"{count:,} {names[task]}" for task, count in found.answers.items())

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def print_export(found: dict[str, Any]) -> None:
     """What was written, what it weighs, what its reader should know."""
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     for name in ("gguf", "adapter", "modelfile", "hf"):
         if found.get(name):
@@ -31,7 +31,7 @@ def print_export(found: dict[str, Any]) -> None:
 
 def print_push(found: dict[str, Any]) -> None:
     """What was, or would be, uploaded."""
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     for name, size in found["files"].items():
         print(f"{human_bytes(size):>10}  {name}")

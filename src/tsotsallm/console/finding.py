@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_fit(found: Fitted, answers: Examination | None) -> None:
-    from tsotsallm.machine import human_bytes, human_seconds
+    from tsotsallm.units import human_bytes, human_seconds
 
     table("Rounds", ["round", "structure", "windows", "predicted KL", "measured KL", "file", "tokens/s"], [
         [str(one.number), one.structure, str(one.windows), f"{one.predicted:.4f}", f"{one.measured:.4f} ± {one.error:.4f}",
@@ -35,8 +35,8 @@ def print_fit(found: Fitted, answers: Examination | None) -> None:
 
 
 def print_study(found: Found) -> None:
-    from tsotsallm.machine import human_bytes
     from tsotsallm.study.verdict import size_of, verdict_markdown
+    from tsotsallm.units import human_bytes
 
     best = {trial.number for trial in found.front}
     rows = []

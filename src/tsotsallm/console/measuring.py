@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_speeds(speeds: dict[str, Speed]) -> None:
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     table("Speed in llama.cpp", ["file", "new tokens a second", "prompt tokens a second", "memory taken", "threads"],
           [[name, f"{one.decode_tokens_per_s:.1f}", f"{one.prefill_tokens_per_s:.1f}", human_bytes(one.grown_bytes),
@@ -68,7 +68,7 @@ def print_stages(found: Examination) -> None:
     """One row a stage, the original first: what it scores, and its bytes."""
     from pathlib import Path
 
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     shown = [one for one in found.comparisons if not one.group and not one.measure.startswith("of which")]
     rows = []
@@ -105,7 +105,7 @@ def _differences(one: Comparison) -> list[str]:
 
 def print_costs(costs: tuple[Cost, ...]) -> None:
     """One column a model: bytes, work, and what was measured of speed and energy."""
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     parts = [part for part in costs[0].disk_bytes_by_part if any(cost.disk_bytes_by_part[part] for cost in costs)]
     rows = [["parameters", *(f"{cost.parameters:,}" for cost in costs)],
@@ -140,7 +140,7 @@ def print_costs(costs: tuple[Cost, ...]) -> None:
 
 
 def print_forecasts(found: list[TaskForecast]) -> None:
-    from tsotsallm.machine import human_seconds
+    from tsotsallm.units import human_seconds
 
     table("Evaluation", ["task", "model", "items", "how", "tokens", "passes over the weights", "floor of time"],
           [[one.task, one.model, str(one.items), one.how, f"{one.tokens:,}", str(one.passes), human_seconds(one.floor_s)]
@@ -170,7 +170,7 @@ def print_harness(scored: dict[str, dict[str, Any]]) -> None:
 
 def print_orders(found: list[OrderResult]) -> None:
     """One row an order; the published accuracy (of another model, on 50 questions) beside ours."""
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     rows = []
     for one in found:

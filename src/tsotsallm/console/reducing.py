@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(forecast: Forecast) -> None:
-    from tsotsallm.machine import human_bytes, human_seconds
+    from tsotsallm.units import human_bytes, human_seconds
 
     rows = []
     for number, sweep in enumerate(forecast.sweeps, 1):
@@ -34,7 +34,7 @@ def print_plan(forecast: Forecast) -> None:
 
 
 def print_result(result: Result) -> None:
-    from tsotsallm.machine import human_bytes, human_seconds
+    from tsotsallm.units import human_bytes, human_seconds
 
     table("Result", ["", "before", "after", "ratio"], [
         ["parameters", f"{result.parameters:,}", f"{result.result_parameters:,}",
@@ -58,7 +58,7 @@ def print_result(result: Result) -> None:
 
 def print_anatomy(name: str, found: Anatomy | FileAnatomy) -> None:
     from tsotsallm.inspection import Anatomy
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     rows = [[part, f"{found.parameters_by_part[part]:,}", human_bytes(size), f"{size / max(found.bytes, 1):.1%}"]
             for part, size in found.bytes_by_part.items()]
@@ -85,7 +85,7 @@ def _print_file(found: FileAnatomy) -> None:
     import json
 
     from tsotsallm.files import one_line
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     table("types", ["type", "parameters", "bytes", "share"], [
         [kind, f"{found.parameters_by_type[kind]:,}", human_bytes(size), f"{size / max(found.bytes, 1):.1%}"]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.textrules import TextRules
+from tsotsallm.engine.interface import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
 from tsotsallm.engine.server import HttpServer, ask
-from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
 from tsotsallm.errors import CheckpointError, ConversationError, MissingExtraError, TsotsallmError
 from tsotsallm.machine import chosen_threads
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine.interface import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
 from tsotsallm.engine.resident import resident
-from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
 from tsotsallm.errors import TsotsallmError
 
 HALF = "�"

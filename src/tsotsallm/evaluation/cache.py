@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tsotsallm import __version__
+from tsotsallm.version import __version__
 
 
 def cache_root() -> Path:

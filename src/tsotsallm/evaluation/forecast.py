@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tsotsallm.checkpoint.anatomy import work_of
+from tsotsallm.checkpoint.shapes import work_of
 from tsotsallm.evaluation.examine import PreparedTask
 from tsotsallm.evaluation.scorer import Examinee
 from tsotsallm.machine import gemm_flops_per_second

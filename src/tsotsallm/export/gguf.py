@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tsotsallm import __version__
 from tsotsallm.checkpoint.adapter import LowRank, is_adapter
 from tsotsallm.checkpoint.codec import INFILL_ENDS, NAMED_ENDS
 from tsotsallm.checkpoint.packing import unpack_rows
@@ -25,9 +24,10 @@ from tsotsallm.errors import ExportError, MissingExtraError, ResourceError
 from tsotsallm.export.blocks import Packing, blocks_of, held, not_held, packing_of
 from tsotsallm.export.vocabulary import Vocabulary, read_vocabulary
 from tsotsallm.files import quoted
-from tsotsallm.machine import human_bytes
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, encode
 from tsotsallm.numerics.grids import IntegerGrid, Quantised
+from tsotsallm.units import human_bytes
+from tsotsallm.version import __version__
 
 Dense = Literal["f32", "f16", "bf16"]
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3"}

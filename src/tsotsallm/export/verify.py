@@ -16,7 +16,7 @@ from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.textrules import SPACE
-from tsotsallm.checkpoint.tokens import is_sentencepiece
+from tsotsallm.checkpoint.token_bytes import is_sentencepiece
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ConversationError, ExportError
 from tsotsallm.export.oracle import ask_llama_cpp

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tsotsallm.checkpoint.codec import ENDS_BY_NAME, TextCodec
-from tsotsallm.checkpoint.tokens import is_sentencepiece
+from tsotsallm.checkpoint.token_bytes import is_sentencepiece
 from tsotsallm.errors import ConversationError, ExportError
 from tsotsallm.files import quoted
 

@@ -12,8 +12,8 @@ from xml.sax.saxutils import escape
 
 from tsotsallm.analysis.pictures import COLOURS, STYLE, pyplot
 from tsotsallm.inspection import LayerMap
-from tsotsallm.machine import human_bytes
 from tsotsallm.report.document import Figure
+from tsotsallm.units import human_bytes
 
 BITS = (1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 8.6, 12.0, 16.1, 32.1)
 """Bounds of the classes of bits a weight that colours stand for."""

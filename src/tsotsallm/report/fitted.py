@@ -10,10 +10,10 @@ from typing import Any
 from tsotsallm.errors import ReportError
 from tsotsallm.evaluation.examination import Examination
 from tsotsallm.files import read_json
-from tsotsallm.machine import human_bytes
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Code, Document, Number, Paragraph, Samples, Section, Table
 from tsotsallm.report.result import result_document
+from tsotsallm.units import human_bytes
 
 
 def fit_document(folder: Path, examinations: Sequence[Examination], samples: Samples | None = None) -> Document:

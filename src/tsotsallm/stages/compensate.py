@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
-from tsotsallm.machine import bytes_from_text, human_bytes
 from tsotsallm.numerics.lowrank import low_rank_correction
 from tsotsallm.stages.base import LinearEdit, decided_later
 from tsotsallm.streaming.statistics import Gram
+from tsotsallm.units import bytes_from_text, human_bytes
 
 MOST_RANK = 128
 

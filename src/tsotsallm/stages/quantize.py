@@ -12,14 +12,13 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
-from tsotsallm.checkpoint.tokens import vocabulary_bytes
+from tsotsallm.checkpoint.token_bytes import vocabulary_bytes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError, RecipeError
 from tsotsallm.files import quoted
-from tsotsallm.machine import bytes_from_text
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.gptq import gptq, visiting_order
 from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
@@ -32,6 +31,7 @@ from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.training.lora import Place
+from tsotsallm.units import bytes_from_text
 
 HEADER_BYTES = 4 << 10
 TENSOR_BYTES = 96

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsotsallm.checkpoint.anatomy import final_norm, one_layer_model
+from tsotsallm.checkpoint.shapes import final_norm, one_layer_model
 from tsotsallm.checkpoint.spec import FINAL_NORM, ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.machine import return_large_blocks

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tsotsallm.checkpoint.anatomy import input_groups
+from tsotsallm.checkpoint.shapes import input_groups
 from tsotsallm.checkpoint.view import View
 from tsotsallm.numerics.rounding import OUTPUTS
 from tsotsallm.streaming.backward import backward_sweep

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError
 from tsotsallm.files import quoted, utf8_lines

@@ -12,7 +12,7 @@ from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.sweep import Tick, Visit, embed_corpus
 from tsotsallm.training.loop import Curve, Schedule, train
-from tsotsallm.training.lora import Learned, Trainee
+from tsotsallm.training.lora import LayerChanges, Trainee
 from tsotsallm.training.objectives import ImitatingLayer
 from tsotsallm.training.samples import Samples
 
@@ -70,7 +70,7 @@ class Imitation:
         """Run the original up to where layer `index` should arrive; before that layer is in memory."""
         self.wanted = self.original.advance(self.ends[index], tick)
 
-    def train(self, visit: Visit, tick: Tick) -> tuple[Curve, Learned]:
+    def train(self, visit: Visit, tick: Tick) -> tuple[Curve, LayerChanges]:
         """Train the layer in memory, which then computes with what will be read back."""
         assert visit.inputs is not None
         assert self.wanted is not None
@@ -92,7 +92,7 @@ class Imitation:
             visit.frame.linear(name).weight.data.copy_(low_rank.added_to(base))
         return curve, learned
 
-    def _train_all(self, visit: Visit, objective: ImitatingLayer, tick: Tick) -> tuple[Curve, Learned]:
+    def _train_all(self, visit: Visit, objective: ImitatingLayer, tick: Tick) -> tuple[Curve, LayerChanges]:
         layer = visit.frame.layer.requires_grad_(True)
         weights = dict(layer.named_parameters())
         zeros = {name: weight.detach() == 0 for name, weight in weights.items() if self.sparse and weight.ndim == 2}
@@ -105,7 +105,7 @@ class Imitation:
 
         curve = train(dict(weights), objective, self.schedule, after=hold_zeros, tick=tick)
         layer.requires_grad_(False)
-        learned = Learned()
+        learned = LayerChanges()
         for weight in weights.values():
             weight.grad = None
             weight.data = weight.data.to(visit.storage).float()

@@ -134,7 +134,7 @@ class Adapted:
 
 
 @dataclass
-class Learned:
+class LayerChanges:
     """What became of a layer: linears with new values, corrections beside others, other tensors that changed."""
 
     merged: dict[str, Linear] = field(default_factory=dict)
@@ -154,10 +154,10 @@ class Trainee:
         """The correction that lay beside a linear of the base, and still does."""
         return self.base.checkpoint.beside(layer_prefix(self.base.stored(index)) + name)
 
-    def layer(self, index: int) -> Learned:
+    def layer(self, index: int) -> LayerChanges:
         """What training made of a layer."""
         storage = self.base.checkpoint.storage
-        learned = Learned()
+        learned = LayerChanges()
         for (layer, name) in self.adapted.factors:
             if layer != index:
                 continue

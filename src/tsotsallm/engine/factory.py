@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine.interface import Question, Sampling, Speaker, said
 from tsotsallm.engine.llama import CacheType, Llama
-from tsotsallm.engine.speaking import Question, Sampling, Speaker, said
 from tsotsallm.engine.transformer import Transformer
 from tsotsallm.errors import TsotsallmError
 
