@@ -1,12 +1,12 @@
 """The grids of GGUF: what their codes stand for, and their bytes as ggml lays them out.
 
-A weight stands in blocks of 32 or 256 columns, a block in parts of 16 or 32. The value of a code q is
+A row is split into blocks of 32 or 256 columns, a block into parts of 16 or 32. The value of a code q is
 
     step·q                      where zero is always a level (symmetric)
     step·q − low                where every part has a minimum of its own
 
-with step and low given for each part, in the grids of 256 columns as integers times one 16-bit number of the block. All
-is computed in float32 in ggml's order, so that values are equal bit for bit.
+with a step and a low for each part, which grids of 256 columns store as integers times one 16-bit number of the block.
+Everything is computed in float32 in ggml's order, so that values are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ Bytes = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of ggml's grids is made.
+    """The structure of one of ggml's grids.
 
-    bits        of a code
+    bits        bits of a code
     part        columns that share a step
     block       columns that share the 16-bit numbers
     minimum     whether parts have a lowest value of their own instead of a level at zero
-    scales      the integers that a part's step (and minimum) may be times the block's; None: the block has one part
+    scales      (lowest, highest) integer by which a part multiplies the block's step (and minimum); None: one part a block
+    bytes       bytes of a block
     """
 
     bits: int
@@ -52,12 +53,12 @@ LAYOUTS = {
 
 
 def half(values: Tensor) -> Tensor:
-    """Values rounded to what 16 bits hold, in float32."""
+    """Values rounded to half precision, as float32."""
     return values.to(torch.float16).float()
 
 
 _NEXT = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-"""What llama.cpp takes too where a row has no whole blocks of 256."""
+"""The grid that replaces one whose blocks of 256 do not divide a row, as llama.cpp does."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,22 @@ class GgmlGrid:
 
     @property
     def layout(self) -> Layout:
+        """The structure of the grid."""
         return LAYOUTS[self.type]
 
     @property
     def lowest(self) -> int:
+        """The lowest code that rounding uses; q8_0 is kept symmetric, as in ggml."""
         return 0 if self.layout.minimum else -127 if self.type == "q8_0" else -(1 << (self.layout.bits - 1))
 
     @property
     def highest(self) -> int:
+        """The highest code."""
         return (1 << self.layout.bits) - 1 if self.layout.minimum else (1 << (self.layout.bits - 1)) - 1
 
     @property
     def bits_per_weight(self) -> float:
+        """Stored bits per weight, scales included."""
         return 8 * self.layout.bytes / self.layout.block
 
     @property
@@ -89,10 +94,11 @@ class GgmlGrid:
 
     @property
     def plain_hf(self) -> bool:
-        """Whether a plain Hugging Face checkpoint can hold it."""
+        """False: a plain Hugging Face checkpoint cannot hold ggml's blocks."""
         return False
 
     def plain(self) -> dict[str, Any]:
+        """The grid as JSON, from which `grid_from` makes an equal one."""
         return {"type": self.type}
 
     def fitting(self, d_in: int) -> GgmlGrid | None:
@@ -101,7 +107,7 @@ class GgmlGrid:
         return grid if d_in % grid.layout.block == 0 else None
 
     def stored_bytes(self, d_out: int, d_in: int, scale_bytes: int = 2) -> int:
-        """Bytes of one linear."""
+        """Bytes of one stored linear; `scale_bytes` is ignored, since scales are part of the blocks."""
         return d_out * (d_in // self.layout.block) * self.layout.bytes
 
 
@@ -112,7 +118,7 @@ class Blocks:
     codes    (d_out, d_in) int8, in [lowest, highest]
     step     (d_out, blocks) float32 that 16 bits hold
     low      (d_out, blocks) float32 that 16 bits hold, on grids with a minimum: added where a block has one part,
-             times `lows` and taken away where it has several
+             multiplied by `lows` and subtracted where it has several
     scales   (d_out, parts) int16, where a block has several parts
     lows     (d_out, parts) int16, where a block has several parts with a minimum
     """
@@ -125,18 +131,18 @@ class Blocks:
     grid: GgmlGrid
 
     def rows_at(self, rows: Tensor) -> Blocks:
-        """Some rows of the weight, or all in another order."""
+        """Some rows of the weight, or all of them in another order; rows (k,) int64."""
         def at(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
 
         return Blocks(self.codes[rows], self.step[rows], at(self.low), at(self.scales), at(self.lows), self.grid)
 
     def steps(self) -> Tensor:
-        """What a unit of the code is worth in every part, (d_out, parts) float32."""
+        """The step of every part, the value of one unit of the code, (d_out, parts) float32."""
         return self.step if self.scales is None else self._per_part(self.step) * self.scales.float()
 
     def offsets(self) -> Tensor | None:
-        """What is added to every value of a part, (d_out, parts) float32; None on symmetric grids."""
+        """The offset that is added to every value of a part, (d_out, parts) float32; None on symmetric grids."""
         if self.low is None:
             return None
         return self.low if self.lows is None else -(self._per_part(self.low) * self.lows.float())
@@ -157,11 +163,12 @@ class Blocks:
 
     @property
     def finite(self) -> bool:
+        """Whether the 16-bit numbers of every block are finite."""
         return bool(torch.isfinite(self.step).all()) and (self.low is None or bool(torch.isfinite(self.low).all()))
 
 
 def encode(blocks: Blocks) -> Bytes:
-    """The bytes of a weight in ggml's layout, (d_out, bytes of a row)."""
+    """The bytes of a weight in ggml's layout, (d_out, bytes of a row) uint8."""
     layout = blocks.grid.layout
     d_out, d_in = blocks.codes.shape
     count = d_out * d_in // layout.block
@@ -180,7 +187,7 @@ def encode(blocks: Blocks) -> Bytes:
 
 
 def decode(data: Tensor | Bytes, grid: GgmlGrid) -> Blocks:
-    """The inverse of `encode`: bytes (d_out, bytes of a row) -> codes and their scales."""
+    """The inverse of `encode`: bytes (d_out, bytes of a row) uint8 -> codes and their scales."""
     raw = data.numpy() if isinstance(data, Tensor) else data
     d_out, layout = len(raw), grid.layout
     rows = np.ascontiguousarray(raw).reshape(-1, layout.bytes)
@@ -190,15 +197,15 @@ def decode(data: Tensor | Bytes, grid: GgmlGrid) -> Blocks:
         return None if values is None else torch.from_numpy(np.ascontiguousarray(values).reshape(d_out, -1)).to(dtype)
 
     signed = torch.from_numpy((codes.astype(np.int16) + _OFFSETS[grid.type]).astype(np.int8).reshape(d_out, -1))
-    found = matrix(step, torch.float32)
-    assert found is not None
-    return Blocks(signed, found, matrix(low, torch.float32), matrix(scales, torch.int16), matrix(lows, torch.int16), grid)
+    steps = matrix(step, torch.float32)
+    assert steps is not None
+    return Blocks(signed, steps, matrix(low, torch.float32), matrix(scales, torch.int16), matrix(lows, torch.int16), grid)
 
 
 # -- bytes of each grid: layouts of ggml-common.h ---------------------------------------------------------------------
 
 _OFFSETS = dict.fromkeys(LAYOUTS, 0) | {"q4_0": -8, "q5_0": -16, "q3_k": -4, "q6_k": -32}
-"""What is taken from a stored code to give the signed one."""
+"""What is added to a stored code to give the signed one."""
 
 _Encoder = Callable[[Bytes, Blocks, Callable[..., Bytes], Callable[..., npt.NDArray[np.int16]]], list[Bytes]]
 _Decoder = Callable[[Bytes], tuple[Bytes, Any, Any, Any, Any]]
@@ -209,16 +216,16 @@ def _number(rows: Bytes, at: int) -> npt.NDArray[np.float32]:
 
 
 def _stack(codes: Bytes, run: int, bits: int) -> Bytes:
-    """Bits of codes put side by side in bytes: byte i of a run holds codes i, i + n, i + 2n, ... from its lowest bits up.
+    """Pack the bits of codes into bytes: byte i of a run holds codes i, i + n, i + 2n, ... from its lowest bits up.
 
     codes (blocks, columns) below 2**bits; a run is the number of columns that share one stretch of run·bits/8 bytes.
     """
     per_byte = 8 // bits
     parts = codes.reshape(len(codes), -1, per_byte, run // per_byte)
-    found = np.zeros((*parts.shape[:2], parts.shape[3]), dtype=np.uint8)
+    packed = np.zeros((*parts.shape[:2], parts.shape[3]), dtype=np.uint8)
     for place in range(per_byte):
-        found |= parts[:, :, place] << np.uint8(bits * place)
-    return found.reshape(len(codes), -1)
+        packed |= parts[:, :, place] << np.uint8(bits * place)
+    return packed.reshape(len(codes), -1)
 
 
 def _unstack(data: Bytes, run: int, bits: int) -> Bytes:
