@@ -10,7 +10,7 @@ from tsotsallm.units import human_bytes
 
 
 def model_card(provenance: dict[str, Any], *, own_container: bool) -> str:
-    """What the model is, how it was made, what it weighs and how to run it."""
+    """The card's Markdown: what the model is, how it was made, its size in bytes, and how to run it."""
     source = provenance["source"]
     measures = provenance["measures"]
     stages = provenance["recipe"]
@@ -20,8 +20,8 @@ def model_card(provenance: dict[str, Any], *, own_container: bool) -> str:
         head["base_model"] = source
     quantised = any("quantize" in stage for stage in stages)
     if own_container:
-        usage = ("The weights lie in TSOTSALLM's own container (for grids of GGUF, NF4, 8-bit corrections, repeated layers "
-                 "stored once); plain transformers does not read it.\n\n"
+        usage = ("The weights are stored in TSOTSALLM's own container (for grids of GGUF, NF4, 8-bit corrections, repeated "
+                 "layers stored once); plain transformers does not read it.\n\n"
                  "```python\nimport tsotsallm\nmodel, tokenizer = tsotsallm.load(\"PATH\")\n```\n\n"
                  "For llama.cpp and Ollama: `tsotsallm export PATH --gguf OUT.gguf`.")
     else:
