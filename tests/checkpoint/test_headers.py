@@ -163,7 +163,7 @@ def entry(dtype: str, shape: list[Any], first: Any, last: Any) -> Header:
 BAD: dict[str, tuple[Callable[[Header], object], str]] = {
     "listed twice": (lambda header: json.dumps(header)[:-1] + f', "{Q}": {json.dumps(header[Q])}}}',
                      f"'{Q}' occurs twice"),
-    "a field twice": (lambda header: json.dumps(header).replace('"dtype":', '"dtype": "I8", "dtype":', 1), "'dtype' stands"),
+    "a field twice": (lambda header: json.dumps(header).replace('"dtype":', '"dtype": "I8", "dtype":', 1), "'dtype' occurs"),
     "overlapping": (lambda header: header[Q].update(data_offsets=header[Q.replace("1", "0")]["data_offsets"]), "overlap"),
     "negative offsets": (lambda header: header.update({"a": entry("F16", [4], -8, 0)}), "has offsets"),
     "huge offsets": (lambda header: header.update({"a": entry("F16", [4], 2**62, 2**62 + 8)}), "truncated"),
