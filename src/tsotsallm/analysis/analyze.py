@@ -1,4 +1,4 @@
-"""The whole look inside: numbers in one JSON file, and the pictures drawn from them."""
+"""The whole analysis of a model: numbers in one JSON file, and the pictures drawn from them."""
 
 from __future__ import annotations
 
@@ -24,27 +24,29 @@ Format = Literal["png", "svg"]
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was written, and the numbers."""
+    """The files that were written, and the numbers."""
 
     files: tuple[Path, ...]
     numbers: dict[str, Any]
 
     def plain(self) -> dict[str, Any]:
+        """The numbers and the names of the files, as JSON."""
         return {"files": [str(path) for path in self.files], **self.numbers}
 
 
 def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Path, *, layers: Sequence[int] | None = None,
             heads: Sequence[int] | None = None, picture: Format = "png", device: torch.device, scratch: Path | None = None,
             tick: Tick = silent) -> Analysis:
-    """Look inside the first of `models`, beside the others where they are given; pictures and analysis.json go to `out`.
+    """Analyse the first of `models`, beside the others where they are given; pictures and analysis.json go to `out`.
 
-    Attention and states are those of the text `ids`, of the first and the last layer unless `layers` says otherwise;
-    importance and outliers are of `corpus`.
+    Attention and states are those of the text `ids` in the first and the last layer, or in `layers`; importance and
+    outliers are computed on `corpus` for the first model. Raises CorpusError for a text of fewer than 8 tokens,
+    TsotsallmError for layers or heads that the model does not have.
     """
     pictures.pyplot()
     first = next(iter(models.values()))
     if len(ids) < 8:
-        raise CorpusError(f"the text has {len(ids)} tokens; spectra take 8 or more")
+        raise CorpusError(f"the text has {len(ids)} tokens; spectra need 8 or more")
     chosen = {name: _chosen(layers, view.spec.layers, "layer") if layers else [0, view.spec.layers - 1]
               for name, view in models.items()}
     shown = _chosen(heads, first.spec.heads, "head") if heads else list(range(min(first.spec.heads, pictures.MOST_HEADS)))
@@ -52,27 +54,27 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
     inside = {name: look_inside(view, ids, chosen[name], device) for name, view in models.items()}
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         measured = importances(first, corpus, Path(folder), device, tick)
-        found = outliers(first, corpus, Path(folder), device, tick)
+        peaks = outliers(first, corpus, Path(folder), device, tick)
     of_attention = {f"{name}, layer {layer}": attention_spectrum(maps.mean(0))
-                    for name, one in inside.items() for layer, maps in one.attention.items()}
+                    for name, inner in inside.items() for layer, maps in inner.attention.items()}
     of_states = {f"{name}, layer {layer}": state_spectrum(states)
-                 for name, one in inside.items() for layer, states in one.states.items()}
+                 for name, inner in inside.items() for layer, states in inner.states.items()}
     numbers = {
         "models": {name: str(view.checkpoint.directory) for name, view in models.items()}, "tokens": len(ids),
         "layers": chosen, "heads": shown, "attention": _attention_numbers(inside),
         "attention_spectra": _curves(of_attention), "state_spectra": _curves(of_states), "importance": measured,
-        "outliers": [one.plain() for one in found],
+        "outliers": [inner.plain() for inner in peaks],
         "corpus": {"source": corpus.source, "windows": len(corpus.windows), "tokens": corpus.tokens}}
     def file(name: str) -> Path:
         return out / f"{name}.{picture}"
 
     files = [
-        pictures.attention_maps({name: one.attention for name, one in inside.items()}, shown, file("attention")),
+        pictures.attention_maps({name: inner.attention for name, inner in inside.items()}, shown, file("attention")),
         pictures.spectra(_lists(of_attention), "Fourier transform of attention along the keys, mean over heads",
                          file("attention-spectra")),
         pictures.spectra(_lists(of_states), "Fourier transform of hidden states along the tokens, mean over channels",
                          file("state-spectra")),
-        pictures.importance(measured, file("importance")), pictures.outliers(found, file("outliers"))]
+        pictures.importance(measured, file("importance")), pictures.outliers(peaks, file("outliers"))]
     path = out / "analysis.json"
     path.write_text(json.dumps(numbers, indent=1), "utf-8")
     return Analysis((*files, path), numbers)
@@ -86,17 +88,17 @@ def _chosen(asked: Sequence[int], count: int, what: str) -> list[int]:
 
 
 def _attention_numbers(inside: dict[str, Inside]) -> dict[str, Any]:
-    """Of each layer and head: mean entropy in nats, mean distance in tokens, share on the first token."""
-    found: dict[str, Any] = {}
-    for name, one in inside.items():
-        for layer, maps in one.attention.items():
+    """For each model, layer and head: mean entropy in nats, mean distance in tokens, share on the first token."""
+    numbers: dict[str, Any] = {}
+    for name, inner in inside.items():
+        for layer, maps in inner.attention.items():
             tokens = maps.shape[-1]
             distance = (torch.arange(tokens)[:, None] - torch.arange(tokens)[None]).clamp(min=0)
             entropy = -(maps * maps.clamp(min=1e-12).log()).sum(-1).mean(-1)
-            found.setdefault(name, {})[str(layer)] = {
+            numbers.setdefault(name, {})[str(layer)] = {
                 "entropy": entropy.tolist(), "distance": (maps * distance).sum(-1).mean(-1).tolist(),
                 "first_token": maps[:, 1:, 0].mean(-1).tolist()}
-    return found
+    return numbers
 
 
 def _lists(curves: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, tuple[list[float], list[float]]]:

@@ -60,7 +60,7 @@ def token_weights(view: View, corpus: Corpus, kept: Path, scratch: Path, device:
 
     for index, _ in backward_sweep(view, corpus, scratch, device, tick, load=load):
         powers = {name: torch.cat(parts) for name, parts in squares.items()}
-        relative = {name: (values / values.mean().clamp(min=1e-38)).clamp(max=MOST).sqrt() for name, values in powers.items()}
+        relative = {name: (power / power.mean().clamp(min=1e-38)).clamp(max=MOST).sqrt() for name, power in powers.items()}
         squared = {f"{name}.square": values.mean() for name, values in powers.items()}
         shared = {name: torch.stack([relative[other] for other in group]).mean(0).contiguous()
                   for group in input_groups(relative) for name in group}
