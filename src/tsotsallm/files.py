@@ -10,10 +10,12 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tsotsallm.errors import TsotsallmError
 
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+"""A value of JSON."""
 SIDE_FILE_BYTES = 16 << 20
 """Limit in bytes of a JSON file beside the weights: config, index, provenance, adapter config."""
 TOKENIZER_BYTES = 200 << 20

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, Protocol, cast
 from urllib.parse import quote
 from xml.parsers import expat
 
@@ -56,6 +56,30 @@ _TOKEN = re.compile(rb"(?P<space>" + _SPACE + rb")|(?P<term>" + _TERM + rb")|(?P
                     + b"|" + _OPEN + rb")", re.DOTALL)
 _QUOTE = re.compile(rb"[\"']")
 _LINE_END = re.compile(rb"[.;,][ \t]*\r?\n")
+
+
+class Term(Protocol):
+    """A term of a statement in pyoxigraph: an IRI, a blank node or a literal."""
+
+    @property
+    def value(self) -> str:
+        """The IRI, the name of the blank node, or the text of the literal."""
+
+
+class Quad(Protocol):
+    """A statement in pyoxigraph, in its graph."""
+
+    @property
+    def subject(self) -> Term:
+        """What it is about."""
+
+    @property
+    def predicate(self) -> Term:
+        """Its property."""
+
+    @property
+    def object(self) -> Term:
+        """The value of the property."""
 
 
 class Unit(NamedTuple):
@@ -174,7 +198,7 @@ class Statements:
         self.skipped = Skipped(path, self._format.name, kind, strict=strict)
         self._faults: dict[tuple[str, str], int] = {}          # (value, what is wrong with it) -> statements
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Quad]:
         with opened(self.path, self.kind) as file:
             yield from self._of_xml(file) if self._format == self._rdf.RdfFormat.RDF_XML else self._of_text(file)
         self._find_lines()
@@ -182,7 +206,7 @@ class Statements:
 
     # -- N-Triples, N-Quads, Turtle, TriG, N3 -------------------------------------------------------------------------
 
-    def _of_text(self, file: IO[bytes]) -> Iterator[Any]:
+    def _of_text(self, file: IO[bytes]) -> Iterator[Quad]:
         held, line, size, begun = b"", 1, BLOCK, False
         while True:
             more = file.read(size)
@@ -202,7 +226,7 @@ class Statements:
                 raise self.kind(f"{self.skipped.place(line)} begins a statement of more than {LONGEST >> 20} MiB; the file "
                                 "is damaged, or has the suffix of another format")
 
-    def _take(self, held: bytes, line: int, *, last: bool) -> tuple[int, Iterator[Any]]:
+    def _take(self, held: bytes, line: int, *, last: bool) -> tuple[int, Iterator[Quad]]:
         """How many bytes make whole statements, and the quads in them."""
         if not self._graph and (end := len(held) if last else self._likely_end(held)):
             try:
@@ -241,7 +265,7 @@ class Statements:
             place = stop
         return units, place
 
-    def _parsed(self, text: bytes) -> list[Any]:
+    def _parsed(self, text: bytes) -> list[Quad]:
         """The quads of some statements, read with the prefixes and the base so far; those that they declare are kept.
 
         Raises SyntaxError where any of them does not parse.
@@ -258,7 +282,7 @@ class Statements:
         self.skipped.read += len(quads)
         return quads
 
-    def _read(self, units: list[Unit]) -> Iterator[Any]:
+    def _read(self, units: list[Unit]) -> Iterator[Quad]:
         """Yield the quads of statements; where some do not parse, of each half by itself."""
         while units and units[0].begins_in(self._distrusted):
             self.skipped.add(units[0].line, "after a statement that does not parse")
@@ -274,7 +298,7 @@ class Statements:
             return
         yield from quads
 
-    def _salvage(self, unit: Unit, error: SyntaxError) -> Iterator[Any]:
+    def _salvage(self, unit: Unit, error: SyntaxError) -> Iterator[Quad]:
         """Yield the quads of those predicates and objects of a statement that parse."""
         if not self._by_line:
             self._distrusted = (unit.line + unit.text.count(b"\n"), _QUOTE.search(unit.text) is not None)
@@ -300,7 +324,7 @@ class Statements:
 
     # -- RDF/XML ------------------------------------------------------------------------------------------------------
 
-    def _of_xml(self, file: IO[bytes]) -> Iterator[Any]:
+    def _of_xml(self, file: IO[bytes]) -> Iterator[Quad]:
         """Parse leniently, then check every term: after a bad term the strict parser continues with wrong statements."""
         parser = self._rdf.parse(input=file, format=self._format, base_iri=self._base, lenient=True)
         while True:

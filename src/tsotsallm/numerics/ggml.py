@@ -97,7 +97,7 @@ class GgmlGrid:
         """False: a plain Hugging Face checkpoint cannot hold ggml's blocks."""
         return False
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The grid as JSON, from which `grid_from` makes an equal one."""
         return {"type": self.type}
 
@@ -193,7 +193,7 @@ def decode(data: Tensor | Bytes, grid: GgmlGrid) -> Blocks:
     rows = np.ascontiguousarray(raw).reshape(-1, layout.bytes)
     codes, step, low, scales, lows = _DECODERS[grid.type](rows)
 
-    def matrix(values: npt.NDArray[Any] | None, dtype: torch.dtype) -> Tensor | None:
+    def matrix(values: Bytes | None, dtype: torch.dtype) -> Tensor | None:
         return None if values is None else torch.from_numpy(np.ascontiguousarray(values).reshape(d_out, -1)).to(dtype)
 
     signed = torch.from_numpy((codes.astype(np.int16) + _OFFSETS[grid.type]).astype(np.int8).reshape(d_out, -1))
@@ -208,7 +208,9 @@ _OFFSETS = dict.fromkeys(LAYOUTS, 0) | {"q4_0": -8, "q5_0": -16, "q3_k": -4, "q6
 """What is added to a stored code to give the signed one."""
 
 _Encoder = Callable[[Bytes, Blocks, Callable[..., Bytes], Callable[..., npt.NDArray[np.int16]]], list[Bytes]]
-_Decoder = Callable[[Bytes], tuple[Bytes, Any, Any, Any, Any]]
+_Decoded = tuple[Bytes, Bytes, Bytes | None, Bytes | None, Bytes | None]
+"""Codes, step and low of every block, scales and lows of every part."""
+_Decoder = Callable[[Bytes], _Decoded]
 
 
 def _number(rows: Bytes, at: int) -> npt.NDArray[np.float32]:
@@ -246,7 +248,7 @@ def _unbits(data: Bytes) -> Bytes:
     return np.unpackbits(data, axis=1, bitorder="little")
 
 
-def _encode_simple(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], _integers: Any) -> list[Bytes]:
+def _encode_simple(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], _integers: object) -> list[Bytes]:
     layout = blocks.grid.layout
     head = [numbers(blocks.step)] + ([numbers(blocks.low)] if layout.minimum else [])
     if layout.bits == 8:
@@ -256,7 +258,7 @@ def _encode_simple(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], 
 
 
 def _decode_simple(layout: Layout) -> _Decoder:
-    def decoder(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+    def decoder(rows: Bytes) -> _Decoded:
         step, low = _number(rows, 0), _number(rows, 2) if layout.minimum else None
         at = 4 if layout.minimum else 2
         if layout.bits == 8:
@@ -281,7 +283,7 @@ def _decode_scales_of_6_bits(data: Bytes) -> tuple[Bytes, Bytes]:
             np.concatenate([m & 63, (both >> 4) | (m >> 6 << 4)], axis=1))
 
 
-def _encode_q4_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., Any]) -> list[Bytes]:
+def _encode_q4_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., npt.NDArray[np.int16]]) -> list[Bytes]:
     head = [numbers(blocks.step), numbers(blocks.low),
             _encode_scales_of_6_bits(integers(blocks.scales), integers(blocks.lows))]
     high = [_stack(codes >> 4, 256, 1)] if blocks.grid.layout.bits == 5 else []
@@ -289,7 +291,7 @@ def _encode_q4_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], in
 
 
 def _decode_q4_k(layout: Layout) -> _Decoder:
-    def decoder(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+    def decoder(rows: Bytes) -> _Decoded:
         scales, lows = _decode_scales_of_6_bits(rows[:, 4:16])
         codes = _unstack(rows[:, -128:], 64, 4)
         if layout.bits == 5:
@@ -298,33 +300,33 @@ def _decode_q4_k(layout: Layout) -> _Decoder:
     return decoder
 
 
-def _encode_q2_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., Any]) -> list[Bytes]:
+def _encode_q2_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., npt.NDArray[np.int16]]) -> list[Bytes]:
     scales, lows = integers(blocks.scales).astype(np.uint8), integers(blocks.lows).astype(np.uint8)
     return [scales | (lows << 4), _stack(codes, 128, 2), numbers(blocks.step), numbers(blocks.low)]
 
 
-def _decode_q2_k(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+def _decode_q2_k(rows: Bytes) -> _Decoded:
     return _unstack(rows[:, 16:80], 128, 2), _number(rows, 80), _number(rows, 82), rows[:, :16] & 0x0F, rows[:, :16] >> 4
 
 
-def _encode_q3_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., Any]) -> list[Bytes]:
+def _encode_q3_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., npt.NDArray[np.int16]]) -> list[Bytes]:
     scales = (integers(blocks.scales) + 32).astype(np.uint8)
     low = (scales[:, :8] & 0x0F) | (scales[:, 8:] << 4)
     return [_stack(codes >> 2, 256, 1), _stack(codes & 3, 128, 2), low, _stack(scales >> 4, 16, 2), numbers(blocks.step)]
 
 
-def _decode_q3_k(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+def _decode_q3_k(rows: Bytes) -> _Decoded:
     low = np.concatenate([rows[:, 96:104] & 0x0F, rows[:, 96:104] >> 4], axis=1)
     scales = (low | (_unstack(rows[:, 104:108], 16, 2) << 4)).astype(np.int16) - 32
     return _unstack(rows[:, 32:96], 128, 2) | (_unstack(rows[:, :32], 256, 1) << 2), _number(rows, 108), None, scales, None
 
 
-def _encode_q6_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., Any]) -> list[Bytes]:
+def _encode_q6_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., npt.NDArray[np.int16]]) -> list[Bytes]:
     scales = integers(blocks.scales).astype(np.int8).view(np.uint8)
     return [_stack(codes & 0x0F, 128, 4), _stack(codes >> 4, 128, 2), scales, numbers(blocks.step)]
 
 
-def _decode_q6_k(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+def _decode_q6_k(rows: Bytes) -> _Decoded:
     codes = _unstack(rows[:, :128], 128, 4) | (_unstack(rows[:, 128:192], 128, 2) << 4)
     return codes, _number(rows, 208), None, np.ascontiguousarray(rows[:, 192:208]).view(np.int8).astype(np.int16), None
 

@@ -144,7 +144,7 @@ def train(tensors: dict[str, Tensor], objective: Objective, schedule: Schedule, 
         if state is not None:
             _save(state, tensors, optimizer, best, curve)
 
-    def look(step: int) -> None:
+    def validate(step: int) -> None:
         loss = objective.held_out()
         _require_finite(loss, step)
         curve.held_out.append((step, loss))
@@ -155,7 +155,7 @@ def train(tensors: dict[str, Tensor], objective: Objective, schedule: Schedule, 
 
     if not curve.held_out:
         tick("held-out loss", 0.0)
-        look(0)
+        validate(0)
     for step in range(len(curve.loss), schedule.steps):
         if curve.stopped:
             break
@@ -167,7 +167,7 @@ def train(tensors: dict[str, Tensor], objective: Objective, schedule: Schedule, 
         _step(tensors, optimizer, schedule, step)
         curve.loss.append((step + 1, loss))
         if (step + 1) % schedule.look_every == 0 or step + 1 == schedule.steps:
-            look(step + 1)
+            validate(step + 1)
             late = [at for at, _ in curve.held_out if at > curve.best_step]
             if len(late) >= schedule.patience:
                 curve.stopped = f"the held-out loss did not fall in {schedule.patience} validations"
