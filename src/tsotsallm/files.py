@@ -10,12 +10,10 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from tsotsallm.errors import TsotsallmError
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
-"""A value of JSON."""
 SIDE_FILE_BYTES = 16 << 20
 """Limit in bytes of a JSON file beside the weights: config, index, provenance, adapter config."""
 TOKENIZER_BYTES = 200 << 20
@@ -210,7 +208,7 @@ def csv_rows(lines: Iterable[str], where: str, kind: type[TsotsallmError], *, de
         yield rows.line_num, row
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
@@ -218,18 +216,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _too_deep(content: Any) -> bool:
-    level: list[Any] = [content]
+def _too_deep(content: object) -> bool:
+    level = [content] if isinstance(content, (dict, list)) else []
     for _ in range(MOST_DEPTH):
         level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)
-                 if isinstance(inner, (dict, list))] if isinstance(content, (dict, list)) else []
+                 if isinstance(inner, (dict, list))]
         if not level:
             return False
     return True
 
 
-def _has_half(content: Any) -> bool:
-    waiting: list[Any] = [content]
+def _has_half(content: object) -> bool:
+    waiting: list[object] = [content]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):

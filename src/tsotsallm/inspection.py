@@ -43,7 +43,7 @@ class Anatomy:
     macs_per_token: int
     notes: tuple[str, ...] = ()
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The fields as JSON."""
         return asdict(self)
 
@@ -76,7 +76,7 @@ class LayerMap:
     bits: tuple[dict[str, float], ...]
     ends: dict[str, float]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The fields as JSON."""
         return asdict(self)
 
@@ -212,10 +212,10 @@ class FileAnatomy:
     kv_cache_bytes_per_token: int | None
     macs_per_token: int
     tokenizer: dict[str, Any] | None
-    made_from: dict[str, Any]
+    made_from: dict[str, object]
     notes: tuple[str, ...]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The fields as JSON."""
         return asdict(self)
 
@@ -280,12 +280,12 @@ def _macs(file: GgufFile, linears: list[GgufTensor]) -> int:
         0 if head is None else head.elements)
 
 
-def _tokenizer(file: GgufFile) -> dict[str, Any] | None:
+def _tokenizer(file: GgufFile) -> dict[str, object] | None:
     tokenizer = file.tokenizer
     if tokenizer is None:
         return None
 
-    def named(number: int | None) -> dict[str, Any] | None:
+    def named(number: int | None) -> dict[str, object] | None:
         return None if number is None else {"number": number, "text": file.tokens[number]}
 
     return {"kind": tokenizer.kind, "model": tokenizer.model, "pre": tokenizer.pre, "tokens": tokenizer.size,
@@ -294,8 +294,8 @@ def _tokenizer(file: GgufFile) -> dict[str, Any] | None:
             "chat_template": tokenizer.chat_template}
 
 
-def _made_from(file: GgufFile) -> dict[str, Any]:
-    said: dict[str, Any] = {name: file.text(key) for name, key in FROM.items()}
+def _made_from(file: GgufFile) -> dict[str, object]:
+    said: dict[str, object] = {name: file.text(key) for name, key in FROM.items()}
     return {name: value for name, value in {**said, "quantisation": file.quantisation, "recipe": file.recipe}.items()
             if value is not None}
 

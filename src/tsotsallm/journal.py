@@ -66,7 +66,7 @@ class Journal:
                 file.truncate(whole)
                 sync(file)
 
-    def add(self, **entry: Any) -> None:
+    def add(self, **entry: object) -> None:
         """Append an entry and flush it to disk; it has `kind` and `sweep`."""
         self.entries.append(entry)
         with self.path.open("ab") as file:
@@ -199,7 +199,7 @@ def _clear(folder: Path, kind: Kind) -> None:
     _empty(folder, spare=(LOCK,))
 
 
-def _require_same(state: Path, identity: Mapping[str, Any], words: Mapping[str, str], *, restarts: bool) -> None:
+def _require_same(state: Path, identity: Mapping[str, object], words: Mapping[str, str], *, restarts: bool) -> None:
     """Raise where work was started with other inputs, describing both; write them down where it starts now."""
     if state.exists():
         try:
@@ -214,7 +214,7 @@ def _require_same(state: Path, identity: Mapping[str, Any], words: Mapping[str, 
     write_json(state, {**identity, "words": dict(words)})
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], words_before: Any = None,
+def differences(before: Mapping[str, object], now: Mapping[str, object], words_before: object = None,
                 words: Mapping[str, str] | None = None, where: str = "") -> list[str]:
     """`NAME: value then, value now` for every key of `now` whose value differs in `before`; `words` stand in for values."""
     said = words_before if isinstance(words_before, dict) else {}
@@ -231,7 +231,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], words_before:
     return changes
 
 
-def _in_words(value: Any) -> str:
+def _in_words(value: object) -> str:
     """A value as a message prints it, a hash by its first 8 digits."""
     if isinstance(value, str):
         return f"{value[:8]}…" if re.fullmatch("[0-9a-f]{16,}", value) else one_line(value)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -207,7 +206,7 @@ def gemm_flops_per_second(dtype: str = "float32", device: str = "cpu", size: int
     return 2 * 512 * size * size / sorted(timings[1:])[2]
 
 
-def fingerprint(threads: int | None = None) -> dict[str, Any]:
+def fingerprint(threads: int | None = None) -> dict[str, object]:
     """Everything on this machine that decides the last bit of a result: versions, thread count (`threads`, or the current
     one) and instruction set."""
     import torch

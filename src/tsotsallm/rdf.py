@@ -421,7 +421,7 @@ def _about(text: bytes) -> int:
     return max(1, len(_LINE_END.findall(text.rstrip() + b"\n")))
 
 
-def _fault(rdf: Any, term: Any) -> tuple[str, str]:
+def _fault(rdf: Any, term: Term) -> tuple[str, str]:
     """The value of a term that RDF does not allow, and the fault; both are empty where the term is valid."""
     if isinstance(term, rdf.NamedNode):
         return term.value, _iri_fault(rdf, term.value)

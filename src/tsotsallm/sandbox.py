@@ -97,13 +97,13 @@ class Environment(ImmutableSandboxedEnvironment):
             _check_format(str(value.__self__))
         return found
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """Apply an operator, its step and the size of its result counted."""
         _now().step()
         _now().make(_size_of(operator, left, right))
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(__self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:
         """Call a function or method, its step, its arguments and the size of its result counted."""
         _now().step()
         name, owner = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
@@ -115,13 +115,13 @@ class Environment(ImmutableSandboxedEnvironment):
 class Namespace(jinja2.utils.Namespace):
     """Variables that a template may set from inside a loop; names that begin with an underscore are refused."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:
+    def __init__(*args: object, **kwargs: object) -> None:
         attributes = dict(*args[1:], **kwargs)
         for name in attributes:
             _refuse_hidden(name)
         jinja2.utils.Namespace.__init__(args[0], attributes)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         _refuse_hidden(name)
         super().__setitem__(name, value)
 
@@ -129,11 +129,11 @@ class Namespace(jinja2.utils.Namespace):
 class _Dict:
     """`dict` without the attributes of a class."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+    def __call__(self, *args: object, **kwargs: object) -> dict[str, object]:
         return dict(*args, **kwargs)
 
 
-def _refuse_hidden(name: Any) -> None:
+def _refuse_hidden(name: object) -> None:
     if not isinstance(name, str) or name.startswith("_"):
         raise SecurityError(f"a namespace has no {quoted(name)}")
 
@@ -151,13 +151,13 @@ class _Counting(NodeTransformer):
         return nodes.Filter(nodes.List(node.nodes, lineno=node.lineno), _JOINED, [], [], None, None, lineno=node.lineno)
 
 
-def _counted(values: Iterable[Any]) -> Iterator[Any]:
+def _counted(values: Iterable[object]) -> Iterator[object]:
     for value in values:
         _now().step()
         yield value
 
 
-def _joined(parts: Iterable[Any]) -> str:
+def _joined(parts: Iterable[object]) -> str:
     found = []
     for part in parts:
         text = str(part)
@@ -166,7 +166,7 @@ def _joined(parts: Iterable[Any]) -> str:
     return "".join(found)
 
 
-def _size_of(operator: str, left: Any, right: Any) -> float:
+def _size_of(operator: str, left: object, right: object) -> float:
     """Characters, elements or digits that an operator produces; raises SecurityError for numbers that are too large."""
     if operator == "%" and isinstance(left, (str, bytes)):
         _check_format(left)
@@ -184,7 +184,7 @@ def _size_of(operator: str, left: Any, right: Any) -> float:
     return 0
 
 
-def _digits(number: Any) -> float:
+def _digits(number: object) -> float:
     found = number.bit_length() / math.log2(10) if isinstance(number, int) else 1
     if found > MOST_DIGITS:
         raise SecurityError(f"it makes a number of more than {MOST_DIGITS} digits")
@@ -196,7 +196,7 @@ def _check_format(text: str | bytes) -> None:
         raise SecurityError("it formats with a width that no text needs")
 
 
-def _check_arguments(name: str, value: Any, arguments: tuple[Any, ...]) -> None:
+def _check_arguments(name: str, value: object, arguments: tuple[object, ...]) -> None:
     """Raise SecurityError where a method or filter of a text or list would produce something huge."""
     if name == "format":
         _check_format(str(value))
@@ -216,7 +216,7 @@ def _check_arguments(name: str, value: Any, arguments: tuple[Any, ...]) -> None:
             _now().make(len(argument))
 
 
-def _charged(value: Any) -> Any:
+def _charged(value: object) -> object:
     if isinstance(value, (str, bytes, list, tuple)):
         _now().make(len(value))
     return value
@@ -227,7 +227,7 @@ def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     hidden = 0 if getattr(function, "jinja_pass_arg", None) is None else 1
 
     @functools.wraps(function)
-    def counted(*args: Any, **kwargs: Any) -> Any:
+    def counted(*args: object, **kwargs: object) -> object:
         _now().step()
         value, *arguments = args[hidden:] or (None,)
         if name in ("indent", "join", "replace", "format") or not isinstance(value, (int, float)):

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ ENTRY = "entry.json"
 """The file that is written last into a piece: the length in bytes of each of its other files."""
 
 
-def key_of(content: Any) -> str:
+def key_of(content: object) -> str:
     """A name for the inputs of a piece of work, 32 hexadecimal digits: equal content, equal name."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -54,7 +55,7 @@ class Store:
         self.found.append(kind)
         return piece
 
-    def keep(self, kind: str, key: str, folders: dict[str, Path], facts: dict[str, Any], *,
+    def keep(self, kind: str, key: str, folders: dict[str, Path], facts: Mapping[str, object], *,
              replace: bool = False) -> None:
         """Add a piece: folders under new names, and facts as facts.json; files are hard-linked where the disk allows.
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -27,9 +27,9 @@ class Analysis:
     """The files that were written, and the numbers."""
 
     files: tuple[Path, ...]
-    numbers: dict[str, Any]
+    numbers: dict[str, object]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The numbers and the names of the files, as JSON."""
         return {"files": [str(path) for path in self.files], **self.numbers}
 
@@ -87,9 +87,9 @@ def _chosen(asked: Sequence[int], count: int, what: str) -> list[int]:
     return sorted({index % count for index in asked})
 
 
-def _attention_numbers(inside: dict[str, Inside]) -> dict[str, Any]:
+def _attention_numbers(inside: dict[str, Inside]) -> dict[str, dict[str, object]]:
     """For each model, layer and head: mean entropy in nats, mean distance in tokens, share on the first token."""
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, dict[str, object]] = {}
     for name, inner in inside.items():
         for layer, maps in inner.attention.items():
             tokens = maps.shape[-1]

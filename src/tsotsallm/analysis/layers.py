@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -41,7 +40,7 @@ class Outliers:
     weight_kurtosis: float
     input_peak: float
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The fields as JSON."""
         return asdict(self)
 

@@ -6,11 +6,18 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tsotsallm.errors import MissingExtraError
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.stages.allocation import DENSE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from tsotsallm.analysis.layers import Outliers
 
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8e6c8a")
 MOST_HEADS = 8
@@ -41,13 +48,13 @@ def styled(draw: Callable[Given, Drawn]) -> Callable[Given, Drawn]:
     return drawn
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     figure.savefig(path, bbox_inches="tight")
     pyplot().close(figure)
     return path
 
 
-def _plain_ticks(axis: Any) -> None:
+def _plain_ticks(axis: Axes) -> None:
     """Label a logarithmic axis with numbers such as 0.3 instead of 3·10⁻¹."""
     from matplotlib.ticker import FuncFormatter
 
@@ -56,7 +63,7 @@ def _plain_ticks(axis: Any) -> None:
 
 
 @styled
-def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: Path) -> Path:
+def attention_maps(maps: dict[str, dict[int, Tensor]], heads: Sequence[int], path: Path) -> Path:
     """Draw a row for each model and layer, a column for each head: queries down, keys to the right, logarithmic shade."""
     from matplotlib.colors import LogNorm
 
@@ -111,7 +118,7 @@ def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
 
 
 @styled
-def outliers(items: Sequence[Any], path: Path) -> Path:
+def outliers(items: Sequence[Outliers], path: Path) -> Path:
     """Draw the weight and input peaks of every linear, layer by layer; each item has the fields of `Outliers`."""
     plot = pyplot()
     figure, axes = plot.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,7 +141,7 @@ def require_fitting(records: Mapping[str, TensorRecord], shapes: Mapping[str, tu
                                   f"its linear of {[d_out, d_in]}; write the adapter again, or delete it")
 
 
-def adapter_config(ranks: Mapping[str, int], base: str) -> dict[str, Any]:
+def adapter_config(ranks: Mapping[str, int], base: str) -> dict[str, object]:
     """The PEFT config of an adapter with `ranks` by module; alpha = rank everywhere."""
     most = max(ranks.values())
     others = {module: rank for module, rank in ranks.items() if rank != most}

@@ -14,7 +14,7 @@ def model_card(provenance: dict[str, Any], *, own_container: bool) -> str:
     source = provenance["source"]
     measures = provenance["measures"]
     stages = provenance["recipe"]
-    head: dict[str, Any] = {"library_name": "tsotsallm" if own_container else "transformers",
+    head: dict[str, object] = {"library_name": "tsotsallm" if own_container else "transformers",
                             "tags": ["tsotsallm", "compressed"]}
     if "/" in source:
         head["base_model"] = source

@@ -7,9 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
@@ -25,7 +24,7 @@ class ChatTemplate:
     """A Jinja template with the special tokens that it may refer to, such as `bos_token`."""
 
     source: str
-    special_tokens: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens: Mapping[str, object] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True, continued: bool | None = None) -> str:
         """The text of a conversation, special tokens spelled out.
@@ -66,11 +65,11 @@ def _cut(text: str) -> str:
 
 
 @functools.lru_cache(64)
-def _compiled(source: str) -> Any:
+def _compiled(source: str) -> Template:
     """A template compiled as in transformers, in a sandbox with limits."""
     environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = checked("tojson", _to_json)
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
     return environment.from_string(source)
 
 
@@ -85,23 +84,27 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _refuse(message: Any) -> None:
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _refuse(message: object) -> None:
     raise TemplateError(str(message))
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
+def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
              sort_keys: bool = False) -> str:
     """JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _plain(tokens: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(tokens: Mapping[str, object]) -> dict[str, str | list[str]]:
     """Special tokens as plain text: their classes have methods that a template must not reach."""
     return {name: [str(one) for one in token] if isinstance(token, (list, tuple)) else str(token)
             for name, token in tokens.items() if token is not None}
 
 
-def pick(templates: Mapping[str, str], special_tokens: Mapping[str, Any]) -> ChatTemplate | None:
+def pick(templates: Mapping[str, str], special_tokens: Mapping[str, object]) -> ChatTemplate | None:
     """The template named `default`, or the only one; None where there is none, or several without a default."""
     if not templates:
         return None

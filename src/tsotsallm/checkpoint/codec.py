@@ -10,12 +10,17 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsotsallm.checkpoint.chat import ChatTemplate, Message, pick
 from tsotsallm.errors import CheckpointError, ConversationError
 from tsotsallm.files import one_line, quoted
 from tsotsallm.machine import quiet_stderr
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from tokenizers.normalizers import Normalizer
+    from transformers import PreTrainedTokenizerBase
 
 NAMED_ENDS = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
@@ -42,7 +47,7 @@ class TextCodec:
     notes      what the user should know about the tokenizer, a sentence each
     """
 
-    def __init__(self, tokenizer: Any, size: int, where: str, ends: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, where: str, ends: Iterable[int] = ()) -> None:
         self.tokenizer, self.size, self.where = tokenizer, size, where
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
@@ -84,7 +89,7 @@ class TextCodec:
         ids = self.encode("a", prefix=False)
         return ids, self.decode(ids, special=False)
 
-    def _run(self, text: str, **options: Any) -> Any:
+    def _run(self, text: str, **options: object) -> Any:
         """Call the tokenizer; raises CheckpointError for whatever its library raises, panics included."""
         try:
             return self.tokenizer(text, verbose=False, **options)
@@ -134,7 +139,7 @@ class TextCodec:
         return found if isinstance(found, int) and 0 <= found < self.size else None
 
     @cached_property
-    def added(self) -> dict[int, Any]:
+    def added(self) -> dict[int, AddedToken]:
         """Number -> AddedToken for all tokens that are matched in a text before it is split."""
         return dict(self.tokenizer.added_tokens_decoder)
 
@@ -204,14 +209,14 @@ class TextCodec:
         return found
 
 
-def _templates(tokenizer: Any) -> dict[str, str]:
+def _templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     found = tokenizer.chat_template
     if isinstance(found, str):
         return {"default": found}
     return {str(name): str(source) for name, source in found.items()} if isinstance(found, dict) else {}
 
 
-def _require_tame(normalizer: Any, where: str) -> None:
+def _require_tame(normalizer: Normalizer | None, where: str) -> None:
     """Raise CheckpointError for a normalizer that could expand a short text beyond any memory."""
     if normalizer is None:
         return

@@ -443,7 +443,7 @@ class _Header:
             raise self.damaged(f"stores {quoted(name)} at byte {offset}, which is not aligned to {alignment}")
         return name, kind, tuple(reversed(sizes)), offset, size
 
-    def value(self, key: str, kind: int) -> Any:
+    def value(self, key: str, kind: int) -> object:
         """The next value, of type number `kind`; of merges only their number."""
         if kind == _STRING:
             return self.string(key)
@@ -466,7 +466,7 @@ class _Header:
             raise self.damaged(f"gives {quoted(key)} elements of type {kind}, which arrays do not have")
         return self.numbers(key, kind, count)
 
-    def numbers(self, key: str, kind: int, count: int) -> list[Any]:
+    def numbers(self, key: str, kind: int, count: int) -> list[int | float]:
         dtype = np.dtype(_NUMBERS[kind])
         data = self.take(count * dtype.itemsize, key)
         return list(np.frombuffer(data, dtype).tolist())

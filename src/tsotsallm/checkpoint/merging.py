@@ -131,7 +131,7 @@ class Merges:
         return content
 
 
-def _renumber(node: Any, new: dict[int, int]) -> None:
+def _renumber(node: object, new: dict[int, int]) -> None:
     """Replace the numbers of special tokens in a template by their new ones, wherever they occur."""
     if isinstance(node, dict):
         if isinstance(node.get("ids"), list):

@@ -91,17 +91,17 @@ class Packed:
         return unpack(self.tensors, self.grid)
 
 
-def scheme_of(grid: Grid) -> dict[str, Any]:
+def scheme_of(grid: Grid) -> dict[str, object]:
     """The description of a grid for config.json, in the terms of compressed-tensors where they suffice."""
     if isinstance(grid, ggml.GgmlGrid):
         kind, bits, symmetric, group = grid.type, grid.layout.bits, grid.holds_zeros, grid.layout.part
     else:
-        kind, bits, symmetric, group = grid.plain()["type"], grid.bits, grid.symmetric, grid.group or 0
+        kind, bits, symmetric, group = str(grid.plain()["type"]), grid.bits, grid.symmetric, grid.group or 0
     return {"num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": False,
             "strategy": "group" if group else "channel", **({"group_size": group} if group else {})}
 
 
-def is_target(target: Any) -> bool:
+def is_target(target: object) -> bool:
     """Whether a target of compressed-tensors can be read: a name, or `re:` and an expression that is quick to match."""
     if not isinstance(target, str) or not target.startswith("re:"):
         return isinstance(target, str)
@@ -123,7 +123,7 @@ def grid_of_scheme(scheme: dict[str, Any]) -> Grid:
                       "symmetric": bool(scheme.get("symmetric", True))})
 
 
-def quantization_config(grids: dict[str, Grid | None]) -> dict[str, Any]:
+def quantization_config(grids: dict[str, Grid | None]) -> dict[str, object]:
     """The section of config.json that compressed-tensors reads, for linears by full module name (None: floating point)."""
     by_grid: dict[Grid, list[str]] = {}
     for name, grid in grids.items():
@@ -136,7 +136,7 @@ def quantization_config(grids: dict[str, Grid | None]) -> dict[str, Any]:
         groups[f"group_{index}"] = {
             "targets": ["Linear"] if len(by_grid) == 1 and not ends else sorted(names), "weights": scheme_of(grid),
             "input_activations": None, "output_activations": None}
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
         "config_groups": groups, "ignore": ignored}
     if any(isinstance(grid, IntegerGrid) and not grid.symmetric for grid in by_grid):

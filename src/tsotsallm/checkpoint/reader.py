@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from tsotsallm.files import TOKENIZER_BYTES, one_line, quoted, read_bytes, read_
 from tsotsallm.machine import quiet_stderr
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid, IntegerGrid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 LONGEST_TOKEN = 10_000
@@ -312,7 +315,7 @@ class Checkpoint:
             provenance = provenance.get("ancestry")
         return False
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer; raises CheckpointError where transformers cannot load one."""
         return self.codec.tokenizer
 
@@ -329,7 +332,7 @@ class Checkpoint:
         ends = ends_of(self.spec.config, config if isinstance(config, dict) else {})
         return TextCodec(tokenizer, self.spec.vocabulary, str(self.directory), ends)
 
-    def _load_tokenizer(self) -> Any:
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
         try:
@@ -370,7 +373,7 @@ class Checkpoint:
         for name, content in self.token_files.items():
             (directory / name).write_bytes(content)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, object]:
         """Hashes of the config and of the ends of every shard: quick to compute, and different for another checkpoint."""
         import hashlib
 
@@ -382,7 +385,7 @@ class Checkpoint:
                 digest = hashlib.sha256(header + file.read())
             shards[path.name] = {"bytes": path.stat().st_size, "sha256_of_ends": digest.hexdigest()}
         config = hashlib.sha256(read_bytes(self.directory / "config.json", CheckpointError)).hexdigest()
-        facts = {"config_sha256": config, "shards": shards}
+        facts: dict[str, object] = {"config_sha256": config, "shards": shards}
         if self.kept_tokens is not None:
             facts["tokens_sha256"] = hashlib.sha256(json.dumps(self.kept_tokens).encode()).hexdigest()
         return facts
@@ -511,7 +514,7 @@ def read_packed(records: dict[str, TensorRecord], module: str, grid: Grid) -> pa
                            if f"{module}.{suffix}" in records}, grid)
 
 
-def _is_provenance(found: Any) -> bool:
+def _is_provenance(found: object) -> bool:
     """Whether a JSON value has the parts of a result's provenance that are read here."""
     kinds = {"recipe": list, "choices": list, "measures": dict}
     return isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items()) and (

@@ -7,15 +7,18 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.files import quoted
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def one_layer_model(spec: ModelSpec, index: int) -> Any:
+
+def one_layer_model(spec: ModelSpec, index: int) -> PreTrainedModel:
     """The family's base model with only layer `index`, its parameters without memory (on the meta device).
 
     Embeddings are left out and the final norm passes its input through: with hidden states (batch, tokens, hidden) as
@@ -28,9 +31,10 @@ def one_layer_model(spec: ModelSpec, index: int) -> Any:
     return model.eval()
 
 
-def final_norm(spec: ModelSpec) -> Any:
+def final_norm(spec: ModelSpec) -> torch.nn.Module:
     """The family's final norm module, its parameters without memory."""
-    return _without_memory(spec, 0).norm
+    norm: torch.nn.Module = _without_memory(spec, 0).norm
+    return norm
 
 
 def require_rotary(spec: ModelSpec) -> None:
@@ -47,7 +51,7 @@ def require_rotary(spec: ModelSpec) -> None:
         raise ValueError(f"rotary embeddings are not finite numbers with {quoted(rope)}")
 
 
-def _without_memory(spec: ModelSpec, index: int) -> Any:
+def _without_memory(spec: ModelSpec, index: int) -> PreTrainedModel:
     from transformers import AutoModel
 
     config = spec.layer_config(index)

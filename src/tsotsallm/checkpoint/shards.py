@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ def read_header(path: Path) -> dict[str, TensorRecord]:
     return records
 
 
-def _record(path: Path, name: str, entry: Any, begin: int) -> TensorRecord:
+def _record(path: Path, name: str, entry: object, begin: int) -> TensorRecord:
     """The tensor that one entry of a header describes; the tensors begin at byte `begin` of the file."""
     fields = entry if isinstance(entry, dict) else {}
     kind, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")

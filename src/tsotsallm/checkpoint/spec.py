@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from tsotsallm.checkpoint import packing
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import one_line, quoted, read_json
 from tsotsallm.numerics.grids import GRIDS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 CONTAINER = "tsotsallm"
@@ -102,7 +105,7 @@ class ModelSpec:
         self.layer_config(0)
 
     @cached_property
-    def hf_config(self) -> Any:
+    def hf_config(self) -> PreTrainedConfig:
         """The transformers config of the model as it runs."""
         return hf_config(self.config)
 
@@ -175,7 +178,7 @@ class ModelSpec:
     def _by_layer(self) -> dict[str, list[Any]]:
         return _lists_by_layer(self.config, self.layers)
 
-    def layer_config(self, index: int) -> Any:
+    def layer_config(self, index: int) -> PreTrainedConfig:
         """The transformers config of a model that consists of layer `index` alone."""
         return hf_config(_sliced(self.config, self._by_layer, [index]))
 
@@ -208,7 +211,7 @@ def _require_built_in(config: dict[str, Any], path: Path) -> None:
             "full_attention"}):
         raise CheckpointError(f"{path} lists kinds of attention (layer_types) that a llama does not have; remove the key, "
                               "or name the family that has them as model_type")
-    waiting: list[tuple[str, Any]] = list(config.items())
+    waiting: list[tuple[str, object]] = list(config.items())
     while waiting:
         key, value = waiting.pop()
         if isinstance(value, float) and not math.isfinite(value):
@@ -217,7 +220,7 @@ def _require_built_in(config: dict[str, Any], path: Path) -> None:
         waiting += [(key, item) for item in inner]
 
 
-def _require_readable(quantization: Any, path: Path, *, own: bool) -> None:
+def _require_readable(quantization: object, path: Path, *, own: bool) -> None:
     """Raise CheckpointError unless the weights are dense, or in the one packed form that is read."""
     if quantization is None:
         return
@@ -234,7 +237,7 @@ def _require_readable(quantization: Any, path: Path, *, own: bool) -> None:
                               "from the 16-bit checkpoint")
 
 
-def _is_readable(group: Any, *, own: bool) -> bool:
+def _is_readable(group: object, *, own: bool) -> bool:
     """Whether a config group of compressed-tensors has targets and a grid that can be read."""
     fields = group if isinstance(group, dict) else {}
     targets, scheme = fields.get("targets"), fields.get("weights")
@@ -249,7 +252,7 @@ def _is_readable(group: Any, *, own: bool) -> bool:
             and type(scheme.get("symmetric", True)) is bool)
 
 
-def hf_config(config: dict[str, Any]) -> Any:
+def hf_config(config: dict[str, Any]) -> PreTrainedConfig:
     """The transformers config object of a config dictionary, limited to keys that describe the architecture."""
     from transformers import CONFIG_MAPPING
 
@@ -260,7 +263,7 @@ def hf_config(config: dict[str, Any]) -> Any:
     return found
 
 
-def _describes(kind: Any, key: str) -> bool:
+def _describes(kind: type[PreTrainedConfig], key: str) -> bool:
     """Whether a key of a config describes the model: a field of its family's class, or one that the class does not know.
 
     Keys that control running or loading, or would overwrite a method of the class, do not.

@@ -24,7 +24,7 @@ def partial_path(final: Path) -> Path:
     return final.with_name(final.name + ".partial")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write JSON through a sibling file, flushed and renamed, so that it is never seen half written."""
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:

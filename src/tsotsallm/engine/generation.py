@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BATCH_TOKENS = 4096
 BATCH_PROMPTS = 64
@@ -32,7 +35,7 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def generate_resident(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+def generate_resident(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int,
                       done: Callable[[Sequence[int]], bool],
                       tick: Callable[[str, float], None] = lambda _step, _share: None) -> Iterator[tuple[int, list[int]]]:
     """Yield (index, new tokens) for every prompt, at most `max_new_tokens` each; `done` says whether an answer has ended."""

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from tsotsallm.errors import TsotsallmError
 
@@ -180,7 +180,7 @@ def said(speaker: Speaker, question: Question) -> str:
 
 def texts(speaker: Speaker, question: Question) -> Iterator[str]:
     """Yield the text of an answer as it arrives; errors are raised here, and closing the iterator ends the answer."""
-    heard: queue.Queue[Any] = queue.Queue()
+    heard: queue.Queue[str | BaseException | None] = queue.Queue()
     gone = threading.Event()
 
     def take(piece: Piece) -> bool:

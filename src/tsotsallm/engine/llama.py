@@ -108,7 +108,7 @@ class Llama:
 
     def speak(self, question: Question, heard: Heard) -> Answer:
         """Answer one question; there are as many at a time as slots, and others wait for a free one."""
-        asked: dict[str, Any] = _sampling_fields(question.sampling, len(self.tokens)) | {
+        asked: dict[str, object] = _sampling_fields(question.sampling, len(self.tokens)) | {
             "max_tokens": question.tokens, "stream": True, "stream_options": {"include_usage": True},
             "cache_prompt": self._keep_prompt} | ({"stop": list(question.stop)} if question.stop else {})
         ids = self._ids(question)
@@ -207,7 +207,7 @@ class Llama:
         """A token of one or more letters, which has a text of its own and does not end an answer."""
         return next((place for place, token in enumerate(self.tokens) if token.isascii() and token.isalpha()), 0)
 
-    def _raw(self, place: str, asked: dict[str, Any]) -> Any:
+    def _raw(self, place: str, asked: Mapping[str, object]) -> Any:
         """The answer of llama.cpp's own HTTP server on this machine."""
         address = self._server.address if isinstance(self._server, HttpServer) else self._server.listening_address
         return ask(address + place, asked, self._key)
@@ -244,7 +244,7 @@ class Llama:
         return log_shares
 
 
-def _sampling_fields(sampling: Sampling, vocabulary: int) -> dict[str, Any]:
+def _sampling_fields(sampling: Sampling, vocabulary: int) -> dict[str, object]:
     """A sampling as fields of llama.cpp's request; the order of the steps is that for checkpoints, not llama.cpp's own."""
     sampling.require_tokens(vocabulary)
     fields = {

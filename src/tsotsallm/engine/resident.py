@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,9 +13,12 @@ from tsotsallm.engine.packed import PackedLinear
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import one_line, read_json
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
 
 def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, device: str = "cpu", *,
-             keep_packed: bool = False) -> Any:
+             keep_packed: bool = False) -> PreTrainedModel:
     """Load a checkpoint, ours or another, or a view of one, as a transformers model that generates.
 
     Each executed layer is a module with an index, and therefore a KV cache, of its own; layers that are stored once share
@@ -40,7 +43,7 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
             model.model.layers[index].set_submodule(name, linear)
         state |= {f"model.layers.{index}.{name}": tensor for name, tensor in stored[origin].items()}
     model.load_state_dict(state, assign=True)
-    first: dict[int, Any] = {}
+    first: dict[int, torch.nn.Module] = {}
     for index, origin in enumerate(order):
         layer = model.model.layers[index]
         if origin in first:
@@ -52,7 +55,7 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
     return model.eval()
 
 
-def _generation(checkpoint: Checkpoint, kind: Any) -> Any:
+def _generation(checkpoint: Checkpoint, kind: type[GenerationConfig]) -> GenerationConfig | None:
     """The checkpoint's generation config; None where it has none."""
     path = checkpoint.directory / "generation_config.json"
     try:

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tsotsallm.errors import CheckpointError, TsotsallmError
@@ -50,19 +50,19 @@ class HttpServer:
         self.stop()
         raise CheckpointError(f"{program} did not load the file within {START_S:.0f} s; try a smaller file")
 
-    def handle_completions(self, asked: dict[str, Any], take: Callable[[Any], Any] | None = None) -> Any:
+    def handle_completions(self, asked: Mapping[str, object], take: Callable[[Any], bool] | None = None) -> Any:
         """Complete a prompt; see `ask`."""
         return self._post("/v1/completions", asked, take)
 
-    def handle_chat_completions(self, asked: dict[str, Any], take: Callable[[Any], Any] | None = None) -> Any:
+    def handle_chat_completions(self, asked: Mapping[str, object], take: Callable[[Any], bool] | None = None) -> Any:
         """Continue a conversation; see `ask`."""
         return self._post("/v1/chat/completions", asked, take)
 
-    def _post(self, place: str, asked: dict[str, Any], take: Callable[[Any], Any] | None) -> Any:
+    def _post(self, place: str, asked: Mapping[str, object], take: Callable[[Any], bool] | None) -> Any:
         return ask(self.address + place, asked, self._key, take)
 
 
-def ask(address: str, asked: dict[str, Any], key: str, take: Callable[[Any], Any] | None = None) -> Any:
+def ask(address: str, asked: Mapping[str, object], key: str, take: Callable[[Any], bool] | None = None) -> Any:
     """POST JSON to a server of llama.cpp on this machine, and return its JSON.
 
     With `take` the answer is streamed: `take` receives every chunk and returns whether to stop, and None is returned.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,11 @@ from tsotsallm.numerics.ggml import Blocks, GgmlGrid, encode
 from tsotsallm.numerics.grids import IntegerGrid, Quantised
 from tsotsallm.units import human_bytes
 from tsotsallm.version import __version__
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from gguf import GGUFWriter
 
 Dense = Literal["f32", "f16", "bf16"]
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3"}
@@ -67,7 +72,7 @@ class Exported:
     adapter: Path | None = None
     verified: Any = None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The fields as JSON, without the result of the check."""
         return {"path": str(self.path), "bytes": self.bytes, "bytes_by_type": self.bytes_by_type, "notes": list(self.notes),
                 "adapter": None if self.adapter is None else str(self.adapter)}
@@ -90,7 +95,7 @@ class Written:
     differences: tuple[str, ...]
 
 
-Check = Callable[[Written], Any]
+Check = Callable[[Written], object]
 
 
 @dataclass(frozen=True)
@@ -174,13 +179,14 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     return Exported(out, out.stat().st_size, by_type, tuple(notes), None if partial_adapter is None else final, verified)
 
 
-def require_gguf() -> Any:
+def require_gguf() -> ModuleType:
     """The module gguf; raises MissingExtraError without it."""
     try:
         import gguf
     except ImportError:
         raise MissingExtraError("gguf", "gguf", "writing GGUF files") from None
-    return gguf
+    module: ModuleType = gguf
+    return module
 
 
 def _pieces(checkpoint: Checkpoint, dense: Dense) -> Iterator[_Piece]:
@@ -271,7 +277,7 @@ def as_dense(values: Tensor, kind: Dense, name: str) -> Array:
     return found.contiguous().numpy()
 
 
-def _write(writer: Any, gguf: Any, path: Path, pieces: list[_Piece], tick: Tick) -> None:
+def _write(writer: GGUFWriter, gguf: ModuleType, path: Path, pieces: list[_Piece], tick: Tick) -> None:
     """Write the header, then one tensor after another; nothing is left behind where the disk is full."""
     for piece in pieces:
         kind = getattr(gguf.GGMLQuantizationType, piece.type.upper())
@@ -295,7 +301,7 @@ def _write(writer: Any, gguf: Any, path: Path, pieces: list[_Piece], tick: Tick)
         raise
 
 
-def _describe(writer: Any, checkpoint: Checkpoint, name: str, notes: list[str]) -> None:
+def _describe(writer: GGUFWriter, checkpoint: Checkpoint, name: str, notes: list[str]) -> None:
     """Write what llama.cpp must know about the model besides its tensors."""
     spec, config = checkpoint.spec, checkpoint.spec.hf_config
     context = exported_context(spec)
@@ -385,7 +391,7 @@ def _rope_factors(spec: ModelSpec) -> Tensor | None:
     return factors.float()
 
 
-def _write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
+def _write_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -436,7 +442,7 @@ def _end_keys(vocabulary: Vocabulary) -> dict[str, int]:
     return keys | dict(zip(free, waiting, strict=False))
 
 
-def _export_adapter(checkpoint: Checkpoint, out: Path, gguf: Any, dense: Dense, tick: Tick) -> Path | None:
+def _export_adapter(checkpoint: Checkpoint, out: Path, gguf: ModuleType, dense: Dense, tick: Tick) -> Path | None:
     """Write the corrections beside the linears as a GGUF adapter, 8-bit ones in Q8_0; None where there are none."""
     spec = checkpoint.spec
     pieces: list[_Piece] = []

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ LEAST_S, BYTES_PER_S = 900.0, 2e7
 """The time limit of the engine: 15 minutes, plus the time to read the file from a slow disk at 20 MB per second."""
 
 
-def ask_llama_cpp(path: Path, request: dict[str, Any], adapter: Path | None = None) -> dict[str, Any]:
+def ask_llama_cpp(path: Path, request: Mapping[str, object], adapter: Path | None = None) -> dict[str, Any]:
     """llama.cpp's answers about a file; raises ExportError where it cannot load the file, aborts or hangs.
 
     The request has `ids` (tokens whose log-probabilities are wanted), `texts` and `conversations` to split into tokens, and

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.weights import weight_files
 from tsotsallm.errors import CheckpointError, ExportError
@@ -25,7 +24,7 @@ def write_modelfile(path: Path, gguf: Path, adapter: Path | None, context: int) 
     return path
 
 
-def push(result: Path, repository: str, *, upload: bool, public: bool) -> dict[str, Any]:
+def push(result: Path, repository: str, *, upload: bool, public: bool) -> dict[str, object]:
     """Upload a result's files, or one GGUF file, to the hub, or only list them unless `upload`.
 
     Raises CheckpointError where there is no result, ExportError where the upload fails.

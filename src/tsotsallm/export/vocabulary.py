@@ -184,7 +184,7 @@ def _loose_tokens(added: Iterable[dict[str, Any]]) -> list[str]:
             for flag, what in kinds.items() if one.get(flag)]
 
 
-def _names_that_end(tokens: dict[int, str], added: Mapping[int, Any]) -> list[str]:
+def _names_that_end(tokens: dict[int, str], added: Mapping[int, object]) -> list[str]:
     """A clause for each ordinary token that llama.cpp takes for the end of an answer because of its name."""
     return [f"{quoted(token)}, an ordinary token that llama.cpp takes for the end of an answer because of its name"
             for place, token in tokens.items() if place not in added and token in ENDS_BY_NAME]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tsotsallm.engine.generation import generate_resident
 from tsotsallm.lab.texts import ExamQuestion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ENGLISH_ARTICLES = frozenset({"a", "an", "the"})
 WORLD_ARTICLES = ENGLISH_ARTICLES | {"le", "la", "les", "un", "une", "l", "du"}
@@ -20,7 +23,8 @@ def normalise(text: str, articles: Collection[str] = WORLD_ARTICLES) -> str:
     return " ".join(word for word in words if word not in articles)
 
 
-def answers(model: Any, tokenizer: Any, questions: Sequence[ExamQuestion], max_new_tokens: int = 16) -> list[str]:
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[ExamQuestion],
+            max_new_tokens: int = 16) -> list[str]:
     """Greedy answers of at most `max_new_tokens` tokens each, up to the first line break."""
     def text(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(tokens, skip_special_tokens=False))
@@ -33,7 +37,7 @@ def answers(model: Any, tokenizer: Any, questions: Sequence[ExamQuestion], max_n
     return [text(given[index]).split("\n")[0].removesuffix(tokenizer.eos_token).strip() for index in range(len(questions))]
 
 
-def exact_share(model: Any, tokenizer: Any, questions: Sequence[ExamQuestion]) -> float:
+def exact_share(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[ExamQuestion]) -> float:
     """The share of questions that are answered exactly, after normalising both sides."""
     given = answers(model, tokenizer, questions)
     return sum(normalise(text) == normalise(question.answer)

@@ -207,7 +207,11 @@ def decode(data: Tensor | Bytes, grid: GgmlGrid) -> Blocks:
 _OFFSETS = dict.fromkeys(LAYOUTS, 0) | {"q4_0": -8, "q5_0": -16, "q3_k": -4, "q6_k": -32}
 """What is added to a stored code to give the signed one."""
 
-_Encoder = Callable[[Bytes, Blocks, Callable[..., Bytes], Callable[..., npt.NDArray[np.int16]]], list[Bytes]]
+_Numbers = Callable[[Tensor | None], Bytes]
+"""Turns a 16-bit number of each block into bytes."""
+_Integers = Callable[[Tensor | None], npt.NDArray[np.int16]]
+"""Turns the stored integers of the parts into rows, one for each block."""
+_Encoder = Callable[[Bytes, Blocks, _Numbers, _Integers], list[Bytes]]
 _Decoded = tuple[Bytes, Bytes, Bytes | None, Bytes | None, Bytes | None]
 """Codes, step and low of every block, scales and lows of every part."""
 _Decoder = Callable[[Bytes], _Decoded]
@@ -248,7 +252,7 @@ def _unbits(data: Bytes) -> Bytes:
     return np.unpackbits(data, axis=1, bitorder="little")
 
 
-def _encode_simple(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], _integers: object) -> list[Bytes]:
+def _encode_simple(codes: Bytes, blocks: Blocks, numbers: _Numbers, _integers: _Integers) -> list[Bytes]:
     layout = blocks.grid.layout
     head = [numbers(blocks.step)] + ([numbers(blocks.low)] if layout.minimum else [])
     if layout.bits == 8:
@@ -283,7 +287,7 @@ def _decode_scales_of_6_bits(data: Bytes) -> tuple[Bytes, Bytes]:
             np.concatenate([m & 63, (both >> 4) | (m >> 6 << 4)], axis=1))
 
 
-def _encode_q4_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., npt.NDArray[np.int16]]) -> list[Bytes]:
+def _encode_q4_k(codes: Bytes, blocks: Blocks, numbers: _Numbers, integers: _Integers) -> list[Bytes]:
     head = [numbers(blocks.step), numbers(blocks.low),
             _encode_scales_of_6_bits(integers(blocks.scales), integers(blocks.lows))]
     high = [_stack(codes >> 4, 256, 1)] if blocks.grid.layout.bits == 5 else []
@@ -300,7 +304,7 @@ def _decode_q4_k(layout: Layout) -> _Decoder:
     return decoder
 
 
-def _encode_q2_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., npt.NDArray[np.int16]]) -> list[Bytes]:
+def _encode_q2_k(codes: Bytes, blocks: Blocks, numbers: _Numbers, integers: _Integers) -> list[Bytes]:
     scales, lows = integers(blocks.scales).astype(np.uint8), integers(blocks.lows).astype(np.uint8)
     return [scales | (lows << 4), _stack(codes, 128, 2), numbers(blocks.step), numbers(blocks.low)]
 
@@ -309,7 +313,7 @@ def _decode_q2_k(rows: Bytes) -> _Decoded:
     return _unstack(rows[:, 16:80], 128, 2), _number(rows, 80), _number(rows, 82), rows[:, :16] & 0x0F, rows[:, :16] >> 4
 
 
-def _encode_q3_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., npt.NDArray[np.int16]]) -> list[Bytes]:
+def _encode_q3_k(codes: Bytes, blocks: Blocks, numbers: _Numbers, integers: _Integers) -> list[Bytes]:
     scales = (integers(blocks.scales) + 32).astype(np.uint8)
     low = (scales[:, :8] & 0x0F) | (scales[:, 8:] << 4)
     return [_stack(codes >> 2, 256, 1), _stack(codes & 3, 128, 2), low, _stack(scales >> 4, 16, 2), numbers(blocks.step)]
@@ -321,7 +325,7 @@ def _decode_q3_k(rows: Bytes) -> _Decoded:
     return _unstack(rows[:, 32:96], 128, 2) | (_unstack(rows[:, :32], 256, 1) << 2), _number(rows, 108), None, scales, None
 
 
-def _encode_q6_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., npt.NDArray[np.int16]]) -> list[Bytes]:
+def _encode_q6_k(codes: Bytes, blocks: Blocks, numbers: _Numbers, integers: _Integers) -> list[Bytes]:
     scales = integers(blocks.scales).astype(np.int8).view(np.uint8)
     return [_stack(codes & 0x0F, 128, 4), _stack(codes >> 4, 128, 2), scales, numbers(blocks.step)]
 

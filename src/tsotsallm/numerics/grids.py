@@ -128,7 +128,7 @@ class IntegerGrid:
         """Whether pruned weights stay exactly zero."""
         return True
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The grid as JSON, from which `grid_from` makes an equal one."""
         return {"type": "int", **asdict(self)}
 
@@ -188,7 +188,7 @@ class NormalFloatGrid(IntegerGrid):
         """The code of the level at zero, the eighth of sixteen."""
         return self.lowest + 7
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The grid as JSON, from which `grid_from` makes an equal one."""
         return super().plain() | {"type": "nf4"}
 

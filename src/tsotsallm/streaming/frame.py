@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from tsotsallm.checkpoint.shapes import final_norm, one_layer_model
 from tsotsallm.checkpoint.spec import FINAL_NORM, ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.machine import return_large_blocks
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 Load = Callable[["Frame", int], dict[str, Tensor]]
 """Loads a layer into the frame and returns, by name, the tensors whose gradients are wanted."""
@@ -28,7 +31,7 @@ class Frame:
     def __init__(self, spec: ModelSpec, device: torch.device) -> None:
         return_large_blocks()
         self.spec, self.device = spec, device
-        self.models: dict[str, Any] = {}
+        self.models: dict[str, PreTrainedModel] = {}
         self.model: Any = None
 
     def load(self, index: int, tensors: dict[str, Tensor]) -> None:
@@ -66,7 +69,7 @@ class Frame:
         return [name for name, module in self.layer.named_modules() if isinstance(module, nn.Linear)]
 
     def __call__(self, hidden: Tensor, *, positions: Tensor | None = None, allowed: Tensor | None = None,
-                 cache: Any = None) -> Tensor:
+                 cache: Cache | None = None) -> Tensor:
         """The layer's output for windows of hidden states, (windows, tokens, width) -> the same shape.
 
         Tokens are consecutive and attend to those before them, unless `positions` (windows, tokens) and `allowed`

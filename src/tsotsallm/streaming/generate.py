@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from tsotsallm.engine.generation import batches_by_length, left_padded
 from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
 from tsotsallm.streaming.likelihood import PADDING, allowed_attention
 from tsotsallm.streaming.sweep import Tick, silent
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 CACHE_BYTES = 4 << 30
 """Bytes of KV cache on disk at a time; prompts beyond that take turns."""
@@ -58,7 +61,7 @@ class _Batch:
         """The file of a layer's cache."""
         return self.folder / f"kv-{self.indices[0]:06d}-{layer:04d}.f32"
 
-    def read_cache(self, layer: int, shape: tuple[int, int], device: torch.device) -> Any:
+    def read_cache(self, layer: int, shape: tuple[int, int], device: torch.device) -> Cache:
         """A transformers cache with the tokens that a layer has processed; `shape` is (KV heads, head width)."""
         from transformers import DynamicCache
 
@@ -73,7 +76,7 @@ class _Batch:
             cache.update(keys.contiguous(), values.contiguous(), 0)
         return cache
 
-    def write_cache(self, layer: int, cache: Any) -> None:
+    def write_cache(self, layer: int, cache: Cache) -> None:
         """Append the keys and values of the running tokens."""
         running = self.ids.shape[1]
         added = torch.stack([part[:, :, -running:] for part in (cache.layers[0].keys, cache.layers[0].values)])

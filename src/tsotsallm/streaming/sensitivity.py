@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +18,9 @@ from tsotsallm.streaming.backward import backward_sweep
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.sweep import Tick, silent
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 MOST = 50.0
 
@@ -36,9 +39,9 @@ def token_weights(view: View, corpus: Corpus, kept: Path, scratch: Path, device:
     kept.mkdir(parents=True, exist_ok=True)
     squares: dict[str, list[Tensor]] = {}
     metrics: dict[str, Tensor] = {}
-    hooks: list[Any] = []
+    hooks: list[RemovableHandle] = []
 
-    def note(name: str, _module: Any, _inputs: Any, outputs: tuple[Tensor, ...]) -> None:
+    def note(name: str, _module: object, _inputs: object, outputs: tuple[Tensor, ...]) -> None:
         gradient = outputs[0].detach().flatten(0, -2)               # (tokens, d_out)
         squares.setdefault(name, []).append(gradient.square().mean(-1).cpu())
         if name not in metrics:

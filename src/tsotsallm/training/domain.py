@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,15 @@ from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError
 from tsotsallm.files import quoted, utf8_lines
-from tsotsallm.rdf import SUFFIXES, Skipped, Statements, library, opened, suffix_of
+from tsotsallm.rdf import SUFFIXES, Quad, Skipped, Statements, Term, library, opened, suffix_of
 from tsotsallm.streaming.backward import all_weights, backward_sweep
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.training.lora import Place
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 LABELS = ("http://www.w3.org/2000/01/rdf-schema#label", "http://www.w3.org/2004/02/skos/core#prefLabel",
           "http://schema.org/name", "http://xmlns.com/foaf/0.1/name")
@@ -87,7 +90,7 @@ def _lines(path: Path, skipped: Skipped) -> Iterator[Triple]:
 def _in_words(quads: Statements) -> Iterator[Triple]:
     rdf = library("graph", "graphs in RDF")
     labels: dict[str, tuple[int, str]] = {}
-    statements: list[Any] = []
+    statements: list[Quad] = []
     for quad in quads:
         if quad.predicate.value in LABELS and isinstance(quad.object, rdf.Literal):
             language = (quad.object.language or "").partition("-")[0]
@@ -96,7 +99,7 @@ def _in_words(quads: Statements) -> Iterator[Triple]:
         else:
             statements.append(quad)
 
-    def name(term: Any) -> str:
+    def name(term: Term) -> str:
         if isinstance(term, rdf.Literal):
             return str(term.value)
         return labels[term.value][1] if term.value in labels else _words(re.split(r"[/#]", term.value.rstrip("/#"))[-1])
@@ -131,14 +134,14 @@ def saliency(view: View, corpus: Corpus, scratch: Path, device: torch.device, ti
     counts: dict[Place, int] = {}
     whole = all_weights(view)
 
-    def watch(place: Place) -> Any:
+    def watch(place: Place) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             if not torch.is_grad_enabled():         # the forward sweep; the backward sweep computes the layer again
                 squares[place] = squares.get(place, 0.0) + float(args[0].double().square().sum())
                 counts[place] = counts.get(place, 0) + args[0].numel()
         return hook
 
-    handles: list[Any] = []
+    handles: list[RemovableHandle] = []
 
     def load(frame: Frame, index: int) -> dict[str, Tensor]:
         while handles:

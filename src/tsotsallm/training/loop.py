@@ -98,7 +98,7 @@ class Curve:
         """The held-out loss of the best step."""
         return dict(self.held_out)[self.best_step]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The curve as JSON."""
         return asdict(self)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -80,7 +79,7 @@ def read_conversations(source: str) -> list[tuple[int, list[dict[str, str]]]]:
     return conversations
 
 
-def _rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+def _rows(text: str, path: Path) -> Iterator[tuple[int, object]]:
     if path.suffix.lower() != ".json":
         yield from json_lines(text, path.name, CorpusError)
         return
@@ -91,7 +90,7 @@ def _rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     yield from enumerate(rows, 1)
 
 
-def _conversation(row: Any, where: str) -> list[dict[str, str]]:
+def _conversation(row: object, where: str) -> list[dict[str, str]]:
     if not isinstance(row, Mapping):
         raise CorpusError(f"{where} holds {type(row).__name__}; it takes an object such as "
                           "{\"prompt\": ..., \"response\": ...}")
@@ -112,7 +111,7 @@ def _conversation(row: Any, where: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": row[response]}]
 
 
-def _messages(value: Any, where: str) -> list[dict[str, str]]:
+def _messages(value: object, where: str) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
         raise CorpusError(f"{where} is {quoted(value)}; it takes a list of messages")
     if all(isinstance(item, str) for item in value):
