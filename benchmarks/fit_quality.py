@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import tsotsallm
-from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.lab.texts import world_text
-from tsotsallm.machine import human_bytes
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.planning import whole_spec
 from tsotsallm.stages.allocation import MIXED
@@ -39,6 +38,7 @@ from tsotsallm.stages.quantize.sizes import other_bytes
 from tsotsallm.store import Store
 from tsotsallm.streaming.corpus import read_text
 from tsotsallm.study.fit import target_of
+from tsotsallm.units import human_bytes
 
 Recipe = list[dict[str, Any]]
 LITTLE, BEST = 8, 3

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from tsotsallm.checkpoint.anatomy import layer_shapes
 from tsotsallm.checkpoint.reader import layer_prefix
+from tsotsallm.checkpoint.shapes import layer_shapes
 from tsotsallm.checkpoint.shards import write_shard
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 

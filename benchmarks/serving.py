@@ -32,7 +32,7 @@ DIRECT = """
 import sys, threading, time
 from pathlib import Path
 from tsotsallm.engine.llama import Llama
-from tsotsallm.engine.speaking import Question, Sampling
+from tsotsallm.engine.interface import Question, Sampling
 path, slots, seconds, tokens = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 engine, made = Llama(path, slots=slots), []
 engine.speak(Question("The", 2), lambda piece: False)

@@ -13,7 +13,7 @@ import tsotsallm
 from tsotsallm.lab.exam import exact_share
 from tsotsallm.lab.texts import examination
 from tsotsallm.lab.world import build_world
-from tsotsallm.machine import human_bytes, human_seconds
+from tsotsallm.units import human_bytes, human_seconds
 
 RECIPE = "embedded"
 EXAM_SEED = 1_000_003

@@ -128,7 +128,7 @@ def test_unfinished_work_of_another_recipe_is_not_taken_over(tiny: Path, text: P
     with pytest.raises(Stop):
         tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, progress=stop, **SMALL)
     for recipe, more, message in (
-            ("gptq:3:32", {}, r"recipe: gptq:4:32 then, gptq:3:32 now\); finish it as it was begun, or .* --restart"),
+            ("gptq:3:32", {}, r"recipe: gptq:4:32 then, gptq:3:32 now\); finish it with those, or .* --restart"),
             ("gptq:4:32", {"windows": 4}, r"corpus: 6 windows of 64 tokens from .*words.txt, seed 0 then, 4 windows"),
             ("gptq:4:32", {"seed": 3}, r"\(corpus: .*, seed 0 then, .*, seed 3 now\)"),
             ("gptq:4:32", {"keep_stages": True}, "keep_stages: no then, yes now"),
@@ -187,8 +187,8 @@ def test_restart_deletes_nothing_else(tiny: Path, text: Path, tmp_path: Path) ->
 
     partial.mkdir()
     (partial / "thesis.txt").write_text("years")
-    refused(r"is no unfinished work \(it holds thesis.txt, but no run.json\)")
-    with pytest.raises(ResumeError, match="no unfinished work"):        # nor is it worked in, and deleted when all is done
+    refused(r"is not unfinished work \(it holds thesis.txt, but no run.json\)")
+    with pytest.raises(ResumeError, match="is not unfinished work"):     # nor is it worked in and then deleted
         tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "out")
     (partial / "run.json").write_text('{"runs": "mine"}')
     refused("not recognised as unfinished work of compress")

@@ -101,7 +101,7 @@ def test_json_that_is_none_or_too_deep_is_refused(text: str) -> None:
 
 def test_a_name_twice_is_refused_where_that_is_asked_for(tmp_path: Path) -> None:
     assert parse_json('{"a": 1, "a": 2}', "x", RecipeError) == {"a": 2}
-    with pytest.raises(RecipeError, match="'a' stands there twice"):
+    with pytest.raises(RecipeError, match="'a' occurs twice"):
         parse_json('{"b": {"a": 1, "a": 2}}', "x", RecipeError, unique=True)
     (tmp_path / "x.json").write_text('\ufeff{"a": "\u2028"}', "utf-8")
     assert read_json(tmp_path / "x.json", RecipeError) == {"a": "\u2028"}

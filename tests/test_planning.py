@@ -19,8 +19,8 @@ import pytest
 import tsotsallm
 from tests.test_compress import SMALL, same_bytes
 from tsotsallm import compression, hub
-from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import CorpusError, RecipeError, install_command
 from tsotsallm.planning import make_plan

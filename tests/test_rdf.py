@@ -192,7 +192,7 @@ def test_faults_anywhere_lose_themselves_and_add_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("<http://x/a> <http://x/b> <http://x/c> .\n".encode("utf-16"), "is UTF-16; RDF is written in UTF-8"),
+    ("<http://x/a> <http://x/b> <http://x/c> .\n".encode("utf-16"), "is UTF-16, but RDF is written in UTF-8"),
     (b"\x1f\x8b\x08", "cannot be unpacked"), (b"x" * 5000, "is not valid N-Triples"),
     (b"<http://x/a> <http://x/b> \"\xe9\" .\n", "line 1 is not valid N-Triples .Invalid UTF-8")])
 def test_what_is_no_graph_says_so(tmp_path: Path, content: bytes, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What a user can do wrong. A message says what was found, the rule, and the remedy."""
+"""Errors that a user can correct. Each message says what was found, the rule, and the remedy."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 
 
 class TsotsallmError(Exception):
-    """Base of every error that is the user's to mend; the command line prints it without a traceback."""
+    """Base of every error that the user can correct; the command line prints it without a traceback."""
 
 
 class CheckpointError(TsotsallmError):
-    """A checkpoint is missing, damaged, unsafe, or not what its config says."""
+    """A checkpoint is missing, damaged or unsafe, or does not match its config."""
 
 
 class RecipeError(TsotsallmError):
-    """A recipe cannot be read or asks for something impossible."""
+    """A recipe cannot be read, or asks for something impossible."""
 
 
 class CorpusError(TsotsallmError):
@@ -30,35 +30,35 @@ class TaskError(TsotsallmError):
 
 
 class ResourceError(TsotsallmError):
-    """The machine has too little memory or disk for what was asked."""
+    """The machine has too little memory or disk space for the task."""
 
 
 class NumericsError(TsotsallmError):
-    """The arithmetic broke down: not finite, not positive definite."""
+    """The arithmetic failed: a value is not finite, or a matrix is not positive definite."""
 
 
 class ResumeError(TsotsallmError):
-    """Unfinished work exists that belongs to other inputs."""
+    """Unfinished work exists that was started with other inputs."""
 
 
 class ExportError(TsotsallmError):
-    """A result cannot be written in the form that was asked for."""
+    """A result cannot be written in the requested form."""
 
 
 class StudyError(TsotsallmError):
-    """A study's space, ledger or budget cannot be used."""
+    """A study's search space, ledger or budget cannot be used."""
 
 
 class ClusterError(TsotsallmError):
-    """Other computers cannot be reached, or do not fit together."""
+    """Other computers cannot be reached, or their versions or data do not match."""
 
 
 class ReportError(TsotsallmError):
-    """There is nothing to report on, or no place for it."""
+    """There is nothing to report on, or the report has no place to go."""
 
 
 class ServeError(TsotsallmError):
-    """A service cannot be started as it was asked for."""
+    """A service cannot be started with these options."""
 
 
 class TablesError(TsotsallmError):
@@ -74,7 +74,7 @@ class MissingExtraError(TsotsallmError):
 
 
 def install_command(extra: str) -> str:
-    """What installs the packages of an extra into this very environment, within the checkout's constraints if it has any."""
+    """The shell command that installs the packages of an extra into this environment, under the checkout's constraints."""
     import re
     import sys
     from importlib import metadata
@@ -82,7 +82,7 @@ def install_command(extra: str) -> str:
 
     try:
         known = metadata.requires("tsotsallm") or []
-    except metadata.PackageNotFoundError:       # run from its source, without being installed
+    except metadata.PackageNotFoundError:       # run from source, not installed
         known = []
     needed = [line.partition(";")[0].strip() for line in known if re.search(rf"""extra == ['"]{extra}['"]""", line)]
     constraints = Path(__file__).resolve().parents[2] / "constraints.txt"
@@ -92,7 +92,7 @@ def install_command(extra: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known word closest to a mistyped one, with all known words listed."""
+    """`; did you mean X? (known: ...)`: the known word closest to a mistyped one, and the list of all known words."""
     import difflib
 
     known = sorted(known)

@@ -1,4 +1,4 @@
-"""Files from strangers: only regular ones, of bounded size, decoded and parsed with errors of one line."""
+"""Untrusted files: only regular ones of bounded size are read, and errors of decoding and parsing fit on one line."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from typing import Any
 from tsotsallm.errors import TsotsallmError
 
 SIDE_FILE_BYTES = 16 << 20
-"""Limit of a JSON file beside the weights: config, index, provenance, adapter config."""
+"""Limit in bytes of a JSON file beside the weights: config, index, provenance, adapter config."""
 TOKENIZER_BYTES = 200 << 20
-"""Limit of tokenizer.json; the largest vocabularies in use take some 35 MB."""
+"""Limit in bytes of tokenizer.json; the largest vocabularies in use take about 35 MB."""
 DATA_BYTES = 4 << 30
-"""Limit of a data set or text that is read whole."""
+"""Limit in bytes of a data set or text that is read whole."""
 YAML_CHARACTERS, YAML_VALUES, YAML_NUMBER = 1 << 17, 100_000, 1 << 63
-"""Limits of a recipe, a study or a task: such a file is read slowly, 100 kB in a second or two."""
+"""Limits of a recipe, a study or a task: YAML parses slowly, 100 kB in a second or two."""
 MOST_DEPTH = 100
-"""Nesting of objects and lists in JSON."""
+"""Deepest nesting of objects and lists in JSON and YAML."""
 PSEUDO = ("/proc/", "/sys/")
-"""Where files say that they are empty, and may hold anything, or block."""
+"""Folders whose files report a size of 0, whatever they hold, and may block."""
 QUOTED_CHARACTERS = 80
 MESSAGE_CHARACTERS = 300
 CSV_CHARACTERS = 10_000_000
-"""Limit of a cell of CSV where a reader names none."""
+"""Limit of a CSV cell where the caller sets none."""
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def quoted(value: object, most: int = QUOTED_CHARACTERS) -> str:
-    """A value as a message quotes it: on one line, at most `most` characters."""
+    """The repr of a value for a message: one line, at most `most` characters, halves of surrogate pairs replaced."""
     try:
         text = repr(value)
     except Exception:  # repr of a strange object must not hide the error that is reported
@@ -44,7 +44,7 @@ def quoted(value: object, most: int = QUOTED_CHARACTERS) -> str:
 
 
 def one_line(message: object, most: int = MESSAGE_CHARACTERS) -> str:
-    """A library's message on one line, cut to at most `most` characters."""
+    """A library's message on one line, cut to at most `most` characters, with characters that do not print replaced."""
     try:
         text = " ".join(str(message).split())
     except Exception:  # as above
@@ -54,12 +54,15 @@ def one_line(message: object, most: int = MESSAGE_CHARACTERS) -> str:
 
 
 def regular_size(path: Path, kind: type[TsotsallmError]) -> int:
-    """Bytes of a regular file, links followed; raises `kind` for a directory, device, FIFO or socket, and for what the file
-    system refuses, FileNotFoundError for nothing at all."""
+    """The size in bytes of a regular file, links followed.
+
+    Raises `kind` for a directory, device, FIFO or socket and for whatever the file system refuses, FileNotFoundError where
+    there is no such file.
+    """
     try:
         facts = path.stat()
     except ValueError:
-        raise kind(f"{quoted(str(path))} is no possible file name") from None
+        raise kind(f"{quoted(str(path))} is not a possible file name") from None
     except FileNotFoundError:
         raise
     except OSError as error:            # a loop of links, a name that is too long, a folder that may not be entered
@@ -69,19 +72,19 @@ def regular_size(path: Path, kind: type[TsotsallmError]) -> int:
         raise kind(f"{path} is {names.get(stat.S_IFMT(facts.st_mode), 'a device')}, where a regular file is expected; "
                    "replace it")
     if facts.st_size == 0 and os.path.realpath(path).startswith(PSEUDO):
-        raise kind(f"{path} is a file of the kernel, where one on a disk is expected; replace it")
+        raise kind(f"{path} is a file of the kernel, where a file on disk is expected; replace it")
     return facts.st_size
 
 
 def read_bytes(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYTES) -> bytes:
     """The bytes of a regular file of at most `limit` bytes; raises `kind` otherwise, FileNotFoundError where there is none.
 
-    No more than the size that the file system reports is read, so that a file of /proc cannot block.
+    Reads no more than the size that the file system reports, so that a file of /proc cannot block.
     """
     size = regular_size(path, kind)
     if size > limit:
-        raise kind(f"{path} has {size} bytes, more than the {limit} that such a file may have; it is damaged, or something "
-                   "else")
+        raise kind(f"{path} has {size} bytes, more than the {limit} that such a file may have; it is damaged, or a "
+                   "file of another kind")
     if size == 0:
         return b""
     try:
@@ -92,7 +95,7 @@ def read_bytes(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BY
 
 
 def read_utf8(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYTES) -> str:
-    """The text of a UTF-8 file, a byte-order mark left out; line ends stay as they are."""
+    """The text of a UTF-8 file without its byte-order mark; line ends stay as they are. Raises like `read_bytes`."""
     content = read_bytes(path, kind, limit)
     try:
         return content.decode("utf-8-sig")
@@ -103,14 +106,14 @@ def read_utf8(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYT
 
 
 def read_json(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYTES) -> Any:
-    """The content of a JSON file; raises `kind` with what is wrong, FileNotFoundError where there is none."""
+    """The content of a JSON file; raises `kind` with the fault, FileNotFoundError where there is no such file."""
     return parse_json(read_utf8(path, kind, limit), str(path), kind)
 
 
 def parse_json(text: str, where: str, kind: type[TsotsallmError], *, unique: bool = False) -> Any:
-    """JSON of bounded depth without halves of surrogate pairs; raises `kind`, naming `where`.
+    """Parse JSON of bounded depth and without halves of surrogate pairs; raises `kind`, naming `where`.
 
-    With `unique` an object that has a name twice is refused, of which readers would take one or the other.
+    With `unique`, an object with a duplicate name is refused, since readers differ in which of the two they use.
     """
     try:
         content = json.loads(text, object_pairs_hook=_unique if unique else None)
@@ -121,13 +124,12 @@ def parse_json(text: str, where: str, kind: type[TsotsallmError], *, unique: boo
     if _too_deep(content):
         raise kind(f"{where} nests objects and lists too deeply (more than {MOST_DEPTH}); it is damaged")
     if "\\u" in text and _has_half(content):
-        raise kind(f"{where} holds half of a surrogate pair (such as \\ud800), which is no character; remove it")
+        raise kind(f"{where} holds half of a surrogate pair (such as \\ud800), which is not a character; remove it")
     return content
 
 
 def parse_yaml(text: str, where: str, kind: type[TsotsallmError]) -> Any:
-    """YAML of bounded size, depth and numbers, what its aliases stand for counted each time; raises `kind`, naming
-    `where`."""
+    """Parse YAML of bounded size, depth and numbers, aliases counted each time they occur; raises `kind`, naming `where`."""
     import yaml
 
     if len(text) > YAML_CHARACTERS:
@@ -136,38 +138,38 @@ def parse_yaml(text: str, where: str, kind: type[TsotsallmError]) -> Any:
         content = yaml.safe_load(text)
     except RecursionError:
         raise kind(f"{where} nests its values too deeply (more than {MOST_DEPTH}); it is damaged") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:   # the last four for odd scalars
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:   # the last four from odd scalars
         raise kind(f"{where} is not valid YAML ({one_line(error)})") from None
     count, level = 0, [content]
     for _ in range(MOST_DEPTH):
         count += len(level)
         if count > YAML_VALUES:
             break
-        for one in level:
-            if not isinstance(one, (str, int, float, dict, list, type(None))):
-                raise kind(f"{where} holds {quoted(one)}, a {type(one).__name__}; write it in quotes if it is text")
-            if isinstance(one, int) and abs(one) >= YAML_NUMBER:
-                raise kind(f"{where} holds the number {quoted(one, 30)}, which is too large for anything")
+        for value in level:
+            if not isinstance(value, (str, int, float, dict, list, type(None))):
+                raise kind(f"{where} holds {quoted(value)}, a {type(value).__name__}; write it in quotes if it is text")
+            if isinstance(value, int) and abs(value) >= YAML_NUMBER:
+                raise kind(f"{where} holds the number {quoted(value, 30)}, which is too large")
         level = [inner for outer in level if isinstance(outer, (dict, list))
                  for inner in ((*outer, *outer.values()) if isinstance(outer, dict) else outer)]
         if not level:
             if "\\" in text and _has_half(content):
-                raise kind(f"{where} holds half of a surrogate pair (such as \\ud800), which is no character; remove it")
+                raise kind(f"{where} holds half of a surrogate pair (such as \\ud800), which is not a character; remove it")
             return content
     raise kind(f"{where} holds more than {YAML_VALUES} values, or nests them more than {MOST_DEPTH} deep; it is damaged")
 
 
 def lines(text: str) -> list[str]:
-    """The lines of a text; they end at \\n or \\r\\n alone.
+    """The lines of a text, which end only at \\n or \\r\\n.
 
-    `str.splitlines` would also cut at U+2028 and its like, which are part of what people write.
+    `str.splitlines` would also split at U+2028 and the like, which occur in ordinary text.
     """
     found = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").split("\n")
     return [line.removesuffix("\r") for line in (found if found[-1] else found[:-1])]
 
 
 def utf8_lines(file: Iterable[bytes], where: str, kind: type[TsotsallmError]) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line) of an open UTF-8 file of any size, as `lines` has them; raises `kind` with the line."""
+    """Yield (line number, line) of an open UTF-8 file of any size, split as `lines` does; raises `kind` with the line."""
     for number, line in enumerate(file, 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -177,7 +179,7 @@ def utf8_lines(file: Iterable[bytes], where: str, kind: type[TsotsallmError]) ->
 
 
 def json_lines(text: str, where: str, kind: type[TsotsallmError]) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of JSON lines, empty ones skipped."""
+    """Yield (line number, value) of JSON lines, empty ones skipped; raises `kind` with the line."""
     for number, line in enumerate(lines(text), 1):
         if line.strip():
             yield number, parse_json(line, f"{where}, line {number},", kind)
@@ -185,10 +187,10 @@ def json_lines(text: str, where: str, kind: type[TsotsallmError]) -> Iterator[tu
 
 def csv_rows(lines: Iterable[str], where: str, kind: type[TsotsallmError], *, delimiter: str = ",",
              longest: int = CSV_CHARACTERS) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of its last line, cells) of every row of CSV, empty rows too; raises `kind` with the line.
+    """Yield (number of its last line, cells) for every row of CSV, empty rows included; raises `kind` with the line.
 
-    A cell has at most `longest` characters. The library's own limit holds for the whole process, and whoever reads CSV may
-    change it, so that it is set anew for each row and every cell is counted here.
+    A cell has at most `longest` characters. The library's own limit is global to the process and any reader of CSV may
+    change it, so it is set again for each row, and every cell is measured here.
     """
     rows = csv.reader(lines, delimiter=delimiter)
     while True:
@@ -201,39 +203,39 @@ def csv_rows(lines: Iterable[str], where: str, kind: type[TsotsallmError], *, de
             raise kind(f"{where}, line {rows.line_num} cannot be read as CSV ({one_line(error)}); is a quotation mark never "
                        "closed?") from None
         if max(map(len, row), default=0) > longest:
-            raise kind(f"{where}, line {rows.line_num} has a cell of {max(map(len, row))} characters, as where a quotation "
-                       f"mark is never closed; {longest} are read at most")
+            raise kind(f"{where}, line {rows.line_num} has a cell of {max(map(len, row))} characters, more than the "
+                       f"{longest} that are read; close its quotation mark, or split the cell")
         yield rows.line_num, row
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{quoted(twice)} stands there twice")
+        raise ValueError(f"{quoted(twice)} occurs twice")
     return found
 
 
-def _too_deep(content: Any) -> bool:
-    level: list[Any] = [content]
+def _too_deep(content: object) -> bool:
+    level = [content] if isinstance(content, (dict, list)) else []
     for _ in range(MOST_DEPTH):
         level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)
-                 if isinstance(inner, (dict, list))] if isinstance(content, (dict, list)) else []
+                 if isinstance(inner, (dict, list))]
         if not level:
             return False
     return True
 
 
-def _has_half(content: Any) -> bool:
-    waiting: list[Any] = [content]
+def _has_half(content: object) -> bool:
+    waiting: list[object] = [content]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, str):
-            if _HALVES.search(one):
+        value = waiting.pop()
+        if isinstance(value, str):
+            if _HALVES.search(value):
                 return True
-        elif isinstance(one, dict):
-            waiting += one.keys()
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
+        elif isinstance(value, dict):
+            waiting += value.keys()
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
     return False

@@ -1,4 +1,4 @@
-"""Data sets of the hub: whether they are within reach, and their rows."""
+"""Data sets on the Hugging Face hub: whether they can be reached, and their rows."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tsotsallm.errors import MissingExtraError, TsotsallmError, install_command
 from tsotsallm.files import one_line
 
 SECONDS = 3.0
-"""How long the hub may take to answer before it counts as out of reach."""
+"""How long the hub may take to answer before it counts as unreachable."""
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 def is_name(source: str) -> bool:
-    """Whether a source is owner/name of a data set, and no file or folder."""
+    """Whether a source names a data set of the hub, as owner/name, and is not a file or folder."""
     return not Path(source).exists() and source.count("/") == 1 and not Path(source).suffix and source[0] not in ".~"
 
 
 def obstacle() -> str | None:
-    """What must be done before a data set of the hub can be read; None where nothing seems in the way."""
+    """What the user must do before a data set of the hub can be read; None where nothing seems to be in the way."""
     try:
         version("datasets")
     except PackageNotFoundError:
@@ -33,34 +33,38 @@ def obstacle() -> str | None:
     for name in OFFLINE:
         if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
             return f"unset {name}"
-    found = [f"no answer within {SECONDS:.0f} s"]
+    obstacles = [f"no answer within {SECONDS:.0f} s"]
 
     def ask() -> None:
         request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=SECONDS).close()
         except urllib.error.HTTPError:
-            pass                        # it answers
+            pass                        # the hub answers
         except (OSError, ValueError) as error:
-            found.append(one_line(getattr(error, "reason", error)))
+            obstacles.append(one_line(getattr(error, "reason", error)))
             return
-        found.clear()
+        obstacles.clear()
 
-    asking = threading.Thread(target=ask, daemon=True)      # looking a name up has no time limit of its own
+    asking = threading.Thread(target=ask, daemon=True)      # resolving a name has no time limit of its own
     asking.start()
     asking.join(SECONDS)
-    return f"connect to the internet ({found[-1]})" if found else None
+    return f"connect to the internet ({obstacles[-1]})" if obstacles else None
 
 
 def rows(repository: str, configuration: str | None = None, *, split: str, kind: type[TsotsallmError],
          instead: str) -> Iterator[dict[str, Any]]:
-    """Rows of a data set, streamed; raises `kind` where it cannot be had, with what can be done instead."""
+    """Yield the rows of a data set as they are downloaded.
+
+    Raises `kind` where the data set cannot be reached or read, with the remedy `instead`, and MissingExtraError without the
+    package `datasets`.
+    """
     what = f"the data set {repository} of the hub"
     try:
         from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise MissingExtraError("datasets", "hub", f"reading {what}") from None
-    if (first := obstacle()) is not None:       # its library tries for half a minute
+    if (first := obstacle()) is not None:       # its library would try for half a minute
         raise kind(f"{what} is out of reach: {first}, or {instead}")
     try:
         yield from load_dataset(repository, configuration, split=split, streaming=True)

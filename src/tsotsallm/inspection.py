@@ -1,4 +1,4 @@
-"""The anatomy of a checkpoint or a GGUF file: layers, widths, parameters, bytes by part, cache and work per token."""
+"""The anatomy of a checkpoint or a GGUF file: layers, widths, parameters, bytes by part, cache and operations per token."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint.adapter import is_adapter
-from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
 from tsotsallm.checkpoint.reader import PACKED_NAME, PROVENANCE, Checkpoint
+from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, MOST_LAYERS
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import quoted
@@ -19,7 +19,7 @@ from tsotsallm.stages.layers import Layers
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Bytes are those of the stored tensors; parameters count stored weights once, packed or not."""
+    """The anatomy of a checkpoint; bytes are those of the stored tensors, and parameters count stored weights once."""
 
     path: str
     family: str
@@ -43,12 +43,13 @@ class Anatomy:
     macs_per_token: int
     notes: tuple[str, ...] = ()
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as JSON."""
         return asdict(self)
 
 
 def part_of(name: str) -> str:
-    """embeddings, attention, feed-forward, norms, head or adapter: the part of the model that a tensor belongs to."""
+    """The part of the model that a tensor belongs to: embeddings, attention, feed-forward, norms, head or adapter."""
     if is_adapter(name):
         return "adapter"
     if name.startswith(EMBEDDING):
@@ -62,24 +63,31 @@ def part_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Which layers of the original a model runs, in order, and how many bits a weight of each of their linears takes."""
+    """The layers of the original that a model runs, in order, and the bits per weight of their linears.
+
+    layers  number of layers of the original
+    runs    the original's layer behind each layer
+    bits    linear -> bits per weight, for each layer
+    ends    embeddings or head -> bits per weight
+    """
 
     layers: int
     runs: tuple[int, ...]
     bits: tuple[dict[str, float], ...]
     ends: dict[str, float]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as JSON."""
         return asdict(self)
 
 
 def layer_map(checkpoint: Checkpoint) -> LayerMap:
-    """What became of every layer of the first ancestor, as far as results tell."""
+    """What became of every layer of the first ancestor, as far as the provenance says."""
     provenance = checkpoint.provenance
     runs = _runs(provenance) if provenance is not None else None
     if runs is None or len(runs) != checkpoint.spec.layers:
         runs = list(range(checkpoint.spec.layers))
-    layers = max(_layers_before(provenance), *(one + 1 for one in runs))
+    layers = max(_layers_before(provenance), *(layer + 1 for layer in runs))
     bits = []
     for index in range(checkpoint.spec.layers):
         sizes: dict[str, int] = {}
@@ -104,10 +112,10 @@ def _layers_before(provenance: dict[str, Any] | None) -> int:
 
 
 def _runs(provenance: dict[str, Any]) -> list[int] | None:
-    """Layers of the first ancestor in the order that a result runs them; None where an older result does not tell."""
+    """Layers of the first ancestor in the order in which a result runs them; None where an older result does not say."""
     parent, count = provenance.get("ancestry"), provenance["measures"].get("source_layers")
     if count is not None and not (type(count) is int and 0 < count <= MOST_LAYERS):
-        raise CheckpointError(f"{PROVENANCE} tells of a source with {quoted(count)} layers; restore it")
+        raise CheckpointError(f"{PROVENANCE} gives its source {quoted(count)} layers; restore it")
     runs = _runs(parent) if parent is not None else None if count is None else list(range(count))
     chosen = iter([choice["order"] for choice in provenance["choices"] if "order" in choice])
     for stage in provenance["recipe"] if runs is not None else ():
@@ -121,7 +129,7 @@ def _runs(provenance: dict[str, Any]) -> list[int] | None:
 
 
 def importance_in(provenance: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Metric -> layer -> what `depth` measured of it before anything was removed, as a result's provenance tells."""
+    """Metric -> layer -> its importance as `depth` measured it before anything was removed, from a result's provenance."""
     metrics = [stage["depth"]["importance"] for stage in provenance.get("recipe", [])
                if stage.get("depth", {}).get("remove")]
     rounds = [choice["rounds"][0] for choice in provenance.get("choices", []) if choice.get("rounds")]
@@ -133,13 +141,13 @@ PARTS = ("embeddings", "attention", "feed-forward", "norms", "head", "adapter")
 
 
 def end_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of everything that is no part of a layer, in weights: packed embeddings and heads by their `.weight`."""
+    """Name -> shape of everything outside the layers; packed embeddings and heads by the name and shape of their weight."""
     names = dict.fromkeys(PACKED_NAME.sub(".weight", name) for name in checkpoint.end_records() if not is_adapter(name))
     return {name: checkpoint.shape_of(name) for name in names}
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
-    """Measure a checkpoint from its headers alone."""
+    """The anatomy of a checkpoint, from its headers alone."""
     spec = checkpoint.spec
     parameters, sizes = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     kept = checkpoint.end_records()
@@ -168,15 +176,15 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
 
 @dataclass(frozen=True)
 class FileAnatomy:
-    """What a GGUF file is made of, in the words of `Anatomy`; None where its header does not say.
+    """The anatomy of a GGUF file, in the terms of `Anatomy`; None where its header does not say.
 
-    heads, kv_heads, feed_forward  of the layer that has most; `notes` say where layers differ
-    storage                        types of the tensors, that with most bytes first
-    bytes                          of the tensors; `file_bytes` are those of the file
+    heads, kv_heads, feed_forward  those of the layer that has most; `notes` say where layers differ
+    storage                        types of the tensors, the one with most bytes first
+    bytes                          those of the tensors; `file_bytes` are those of the file
     tokenizer                      kind, model, pre, tokens, merges, bos and eos (number and text), adds_bos, adds_eos,
                                    chat_template
-    made_from                      what the header says of the model's name, quantisation and origin, our own recipe included
-    notes                          why no engine runs the file, and what else its reader should know
+    made_from                      the header's fields on name, quantisation and origin, and our own recipe
+    notes                          why no engine runs the file, and what else the user should know
     """
 
     path: str
@@ -204,10 +212,11 @@ class FileAnatomy:
     kv_cache_bytes_per_token: int | None
     macs_per_token: int
     tokenizer: dict[str, Any] | None
-    made_from: dict[str, Any]
+    made_from: dict[str, object]
     notes: tuple[str, ...]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as JSON."""
         return asdict(self)
 
 
@@ -217,11 +226,11 @@ FROM = {"name": "general.name", "basename": "general.basename", "size": "general
         "base model's page": "general.base_model.0.repo_url", "quantised by": "general.quantized_by",
         "importance matrix": "quantize.imatrix.file", "text of the importance matrix": "quantize.imatrix.dataset",
         "version of tsotsallm": "tsotsallm.version", "original": "tsotsallm.source"}
-"""What a file's header may say of its origin."""
+"""What a file's header may say about its origin -> the key."""
 
 
 def part_of_gguf(name: str) -> str:
-    """The part of the model that a tensor of a GGUF file belongs to, `other` for those that have no word here."""
+    """The part of the model that a tensor of a GGUF file belongs to; `other` for tensors that are not known here."""
     if name.endswith((".lora_a", ".lora_b")):
         return "adapter"
     if "norm" in name:
@@ -235,12 +244,12 @@ def part_of_gguf(name: str) -> str:
 
 
 def inspect_file(path: str | Path) -> FileAnatomy:
-    """Measure a GGUF file from its header alone."""
+    """The anatomy of a GGUF file, from its header alone; raises CheckpointError where it cannot be read."""
     file = GgufFile.open(path)
     parameters, sizes = dict.fromkeys((*PARTS, "other"), 0), dict.fromkeys((*PARTS, "other"), 0)
     by_type: dict[str, list[int]] = {}
     for name, tensor in file.tensors.items():
-        weights = 0 if name.startswith("rope_") else tensor.elements        # these follow from the config
+        weights = 0 if name.startswith("rope_") else tensor.elements        # they follow from the config
         parameters[part_of_gguf(name)] += weights
         sizes[part_of_gguf(name)] += tensor.size
         counts = by_type.setdefault(tensor.type, [0, 0])
@@ -264,28 +273,29 @@ def inspect_file(path: str | Path) -> FileAnatomy:
 
 
 def _macs(file: GgufFile, linears: list[GgufTensor]) -> int:
-    """Multiply-accumulates of a token: its linears, of experts those that it uses, and the head."""
+    """Multiply-accumulates for each token: the linears, of experts only those in use, and the head."""
     count, used = file.experts
     head = file.tensors.get("output.weight", file.tensors.get("token_embd.weight"))
     return sum(tensor.elements * used // count if "_exps." in tensor.name else tensor.elements for tensor in linears) + (
         0 if head is None else head.elements)
 
 
-def _tokenizer(file: GgufFile) -> dict[str, Any] | None:
-    found = file.tokenizer
-    if found is None:
+def _tokenizer(file: GgufFile) -> dict[str, object] | None:
+    tokenizer = file.tokenizer
+    if tokenizer is None:
         return None
 
-    def named(number: int | None) -> dict[str, Any] | None:
+    def named(number: int | None) -> dict[str, object] | None:
         return None if number is None else {"number": number, "text": file.tokens[number]}
 
-    return {"kind": found.kind, "model": found.model, "pre": found.pre, "tokens": found.size, "merges": found.merges,
-            "bos": named(found.bos), "eos": named(found.eos), "adds_bos": found.adds_bos, "adds_eos": found.adds_eos,
-            "chat_template": found.chat_template}
+    return {"kind": tokenizer.kind, "model": tokenizer.model, "pre": tokenizer.pre, "tokens": tokenizer.size,
+            "merges": tokenizer.merges, "bos": named(tokenizer.bos), "eos": named(tokenizer.eos),
+            "adds_bos": tokenizer.adds_bos, "adds_eos": tokenizer.adds_eos,
+            "chat_template": tokenizer.chat_template}
 
 
-def _made_from(file: GgufFile) -> dict[str, Any]:
-    said: dict[str, Any] = {name: file.text(key) for name, key in FROM.items()}
+def _made_from(file: GgufFile) -> dict[str, object]:
+    said: dict[str, object] = {name: file.text(key) for name, key in FROM.items()}
     return {name: value for name, value in {**said, "quantisation": file.quantisation, "recipe": file.recipe}.items()
             if value is not None}
 

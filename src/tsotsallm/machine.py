@@ -1,60 +1,27 @@
-"""This computer: cores, free memory and disk, and how fast it multiplies; measured, never assumed."""
+"""This computer: cores, free memory and disk, and the speed of matrix products; measured, never assumed."""
 
 from __future__ import annotations
 
 import functools
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 GIB = 1 << 30
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
 PROGRESS = "TSOTSALLM_PROGRESS"
-"""Environment variable: where it is set, the command line tells its progress as lines of JSON, for other programs."""
-
-
-def human_bytes(count: float) -> str:
-    """Bytes for people, in decimal units: 2.50 GB, 13.1 MB, 820 B."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
-def bytes_from_text(text: str, where: str) -> int:
-    """Bytes of 700MB, 1.5 GB, 2000; decimal units, or binary ones as MiB."""
-    from tsotsallm.errors import RecipeError
-
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMGT]?)(i?)B?)\s*", text, re.IGNORECASE)
-    if match is None:
-        raise RecipeError(f"{where} is {text!r}; it takes bytes, such as 700MB or 1.5GB")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
-
-
-def human_seconds(seconds: float) -> str:
-    """Seconds for people: 1 h 32 min, 4 min 10 s, 3.2 s."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes = int(seconds // 60)
-    if minutes < 60:
-        return f"{minutes} min {int(seconds % 60)} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+"""Environment variable: where it is set, the command line prints its progress as lines of JSON, for other programs."""
 
 
 def free_ram_bytes() -> int:
-    """Memory that a new program can take without swapping, a container's limit included."""
+    """Bytes of memory that a new program can use without swapping, within a container's limit."""
     free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
@@ -68,7 +35,7 @@ def free_ram_bytes() -> int:
 
 
 def free_disk_bytes(path: Path) -> int:
-    """Free bytes of the file system that holds `path` or its nearest existing parent."""
+    """Free bytes on the file system that holds `path` or its nearest existing parent."""
     path = path.absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -76,14 +43,14 @@ def free_disk_bytes(path: Path) -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use, a container's limit included; two threads of one core count once."""
+    """Cores that this process may use, within a container's limit; two threads of one core count once."""
     allowed = len(_allowed())
     limits = [allowed, psutil.cpu_count(logical=False) or allowed, _quota() or allowed]
     return max(1, min(limits))
 
 
 def _quota() -> int | None:
-    """Processors' worth of time that the container of this process may use."""
+    """The processor time that the container of this process may use, in whole processors; None without a limit."""
     try:
         time_us, period_us = CPU_QUOTA.read_text().split()
         return None if time_us == "max" else max(1, round(int(time_us) / int(period_us)))
@@ -99,28 +66,29 @@ def _allowed() -> list[int]:
 # -- threads ----------------------------------------------------------------------------------------------------------
 
 THREADS = "TSOTSALLM_THREADS"
-"""Environment variable: so many threads, asked for by the user (what `--threads` sets)."""
+"""Environment variable: the number of threads that the user asked for (set by `--threads`)."""
 OPENMP = "OMP_NUM_THREADS"
 MOST_THREADS = 1024
 SPINS = "10000"
-"""Rounds that a thread of GNU's OpenMP waits before it sleeps: some 30 µs, longer than the steps of a small model take."""
+"""Rounds that a thread of GNU's OpenMP spins before it sleeps: about 30 µs, longer than a step of a small model."""
 WATCHED_S = 0.2
 LARGE_FLOPS = 2e8
-"""What takes one core some 3 ms: less is done sooner than a second thread is woken where other programs are busy."""
+"""About 3 ms on one core: smaller operations finish before a second thread would wake up on a busy machine."""
 
 
 def wait_passively() -> None:
-    """Let idle threads of OpenMP sleep soon, where the user said nothing else: those that spin for long make a run beside
-    another busy program 3 to 10 times slower, those that sleep at once make llama.cpp up to 15 times slower on a small
-    model, which waits some hundred times for every token. It is read when torch is loaded.
+    """Let idle threads of OpenMP sleep soon, unless the user set a policy; takes effect when torch is loaded.
+
+    Threads that spin for long make a run beside another busy program 3 to 10 times slower; threads that sleep at once make
+    llama.cpp up to 15 times slower on a small model, which waits about a hundred times for every token.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)      # goes before the policy, where OpenMP is GNU's
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)      # takes precedence over the policy in GNU's OpenMP
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def idle_cores(watched_s: float = WATCHED_S) -> int:
-    """Cores that other programs leave free, looked at for a moment in which this one does nothing; at least one."""
+    """Cores that other programs leave free, watched for `watched_s` seconds while this one is idle; at least one."""
     shares = dict(enumerate(psutil.cpu_percent(watched_s, percpu=True)))
     allowed = _allowed()
     busy = sum(shares.get(number, 0.0) for number in allowed) / 100 / len(allowed)
@@ -128,7 +96,7 @@ def idle_cores(watched_s: float = WATCHED_S) -> int:
 
 
 def use_threads(count: int | None) -> None:
-    """Before torch is loaded, which reads it: so many threads, or, where the user set none, as many as cores are idle."""
+    """Set the number of threads; call it before torch is loaded. None: one for each idle core, unless the user set it."""
     if count is not None:
         os.environ[THREADS] = os.environ[OPENMP] = os.environ["MKL_NUM_THREADS"] = str(count)
     elif "torch" not in sys.modules and not {OPENMP, "MKL_NUM_THREADS"} & os.environ.keys():
@@ -136,18 +104,18 @@ def use_threads(count: int | None) -> None:
 
 
 def chosen_threads() -> int | None:
-    """The count that the environment says, for what is no OpenMP; None where it says none."""
+    """The thread count that the environment sets, for engines that do not use OpenMP; None where it sets none."""
     text = os.environ.get(OPENMP, "")
     return int(text) if text.isdecimal() and 0 < int(text) <= MOST_THREADS else None
 
 
 @contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """Compute on so many threads meanwhile."""
+    """Let torch compute on `count` threads inside the block."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(count)        # also where nothing changes: MKL then takes exactly so many
+    torch.set_num_threads(count)        # even where nothing changes: MKL then uses exactly this number
     try:
         yield
     finally:
@@ -159,9 +127,9 @@ _SPARED: ContextVar[int | None] = ContextVar("threads that small operations spar
 
 @contextmanager
 def threads_for(flops: float) -> Iterator[None]:
-    """Compute operations of at most so many floating-point operations on one thread, larger ones on all that were chosen.
+    """Compute on one thread inside the block where `flops` floating-point operations are few, else on all that were chosen.
 
-    May stand inside one another. It depends on shapes alone, never on load, so that results stay the same.
+    Blocks may be nested. The choice depends on shapes alone, never on load, so that results stay the same.
     """
     import torch
 
@@ -175,12 +143,12 @@ def threads_for(flops: float) -> Iterator[None]:
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process now."""
+    """Resident memory of this process now, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_rss_bytes() -> int:
-    """Highest resident memory of this process so far."""
+    """Highest resident memory of this process so far, in bytes."""
     on_windows = getattr(psutil.Process().memory_info(), "peak_wset", None)
     if on_windows is not None:
         return int(on_windows)
@@ -196,10 +164,10 @@ RETURNED_AT_ONCE = 8 << 20
 
 @functools.cache
 def return_large_blocks() -> None:
-    """Let freed blocks of 8 MB and more go back to the system at once.
+    """Let freed blocks of 8 MB and more return to the system at once.
 
-    glibc raises that limit to 32 MB as a program frees large blocks; matrices of 16 MB then lie scattered in a heap that
-    cannot shrink, which took 250 MB on the Llama-3.2-1B shape.
+    glibc raises that limit to 32 MB as a program frees large blocks; matrices of 16 MB are then scattered over a heap that
+    cannot shrink, which cost 250 MB on the Llama-3.2-1B shape.
     """
     import ctypes
 
@@ -211,7 +179,7 @@ def return_large_blocks() -> None:
 
 
 def release_memory() -> None:
-    """Give smaller freed blocks back to the system as well."""
+    """Return smaller freed blocks to the system as well."""
     import ctypes
 
     if sys.platform == "linux":
@@ -223,7 +191,7 @@ def release_memory() -> None:
 
 @functools.cache
 def gemm_flops_per_second(dtype: str = "float32", device: str = "cpu", size: int = 2048) -> float:
-    """Floating-point operations per second of a matrix product, the median of five, about half a second."""
+    """Floating-point operations per second of a matrix product, the median of five runs; takes about half a second."""
     import torch
 
     left = torch.randn(512, size, dtype=getattr(torch, dtype), device=device)
@@ -238,8 +206,9 @@ def gemm_flops_per_second(dtype: str = "float32", device: str = "cpu", size: int
     return 2 * 512 * size * size / sorted(timings[1:])[2]
 
 
-def fingerprint(threads: int | None = None) -> dict[str, Any]:
-    """What decides the last bit of a result on this machine: versions, threads (now, or so many), instruction set."""
+def fingerprint(threads: int | None = None) -> dict[str, object]:
+    """Everything on this machine that decides the last bit of a result: versions, thread count (`threads`, or the current
+    one) and instruction set."""
     import torch
     import transformers
 
@@ -253,9 +222,9 @@ def fingerprint(threads: int | None = None) -> dict[str, Any]:
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Keep what native code writes to standard error, such as the panics of Rust libraries, off the terminal for a while.
+    """Keep what native code writes to standard error, such as panics of Rust libraries, off the terminal inside the block.
 
-    The whole process is meant, not one thread: keep the block short.
+    This affects the whole process, not one thread: keep the block short.
     """
     try:
         sys.stderr.flush()

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tsotsallm.checkpoint.anatomy import input_groups, layer_shapes, linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import input_groups, layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import EMBEDDING, ModelSpec
 from tsotsallm.errors import ResourceError
-from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, human_bytes, rss_bytes
+from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, rss_bytes
 from tsotsallm.numerics.rounding import OUTPUTS
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.stages.contract import LayerFile, Model, Stage
@@ -25,6 +25,7 @@ from tsotsallm.stages.costs import (
     layer_weights,
 )
 from tsotsallm.streaming.hidden import BATCH_TOKENS
+from tsotsallm.units import human_bytes
 
 FILE_BYTES = 64 << 10
 """Of a result besides its tensors: headers, config, provenance."""

@@ -1,4 +1,4 @@
-"""Statements of RDF files as strangers write them: those that do not parse are skipped, counted, and named by their line."""
+"""Statements of untrusted RDF files: those that do not parse are skipped, counted, and named by their line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, Protocol, cast
 from urllib.parse import quote
 from xml.parsers import expat
 
@@ -18,17 +18,17 @@ from tsotsallm.files import one_line, quoted, regular_size
 
 SUFFIXES = (".ttl", ".nt", ".nq", ".trig", ".rdf", ".owl", ".n3", ".xml")
 MOST_SKIPPED = 0.01
-"""Share of a file's statements that may be skipped."""
+"""The largest share of a file's statements that may be skipped."""
 SHOWN = 10
-"""Skipped statements that are named."""
+"""How many skipped statements are named."""
 BLOCK = 1 << 20
 LONGEST = 64 << 20
-"""Bytes of one statement."""
+"""Limit of one statement, in bytes."""
 _LANGUAGE_STRING = "http://www.w3.org/1999/02/22-rdf-syntax-ns#langString"
 _WHERE = re.compile(r"^Parser error (?:at|between) line .*?column.*?: ", re.DOTALL)
 
-# Tokens of Turtle, as far as they matter to where a statement ends. A quotation mark that is not closed on its line stands
-# for the rest of the line without its last punctuation, so that the damage ends there.
+# Tokens of Turtle, as far as they decide where a statement ends. A quotation mark that is not closed on its line matches the
+# rest of the line without its last punctuation, so that the damage ends there.
 _PLAIN = rb"""(?:[^\s"'<>#.;,\[\](){}\\]|\\[^\r\n])"""
 _LONG = rb'"""(?:[^"\\]|\\.|"(?!""))*+"""|' + rb"'''(?:[^'\\]|\\.|'(?!''))*+'''"
 _SHORT = rb'"(?!"")(?:[^"\\\r\n]|\\[^\r\n])*+"|' + rb"'(?!'')(?:[^'\\\r\n]|\\[^\r\n])*+'"
@@ -43,9 +43,9 @@ _DIRECTIVE = rb"""(?i:BASE\s*+<[^<>]*+>|PREFIX\s++[^\s:]*+:\s*+<[^<>]*+>|VERSION
 
 
 def _pattern(ends: bytes, *, last: bool) -> re.Pattern[bytes]:
-    """Matches a directive as SPARQL has it, or a statement up to the mark that ends it.
+    """A pattern for a directive in SPARQL's form, or a statement up to the mark that ends it.
 
-    `last` is for the end of a file, where a long string that is open is never closed.
+    `last` is for the end of a file, where a long string that is still open is never closed.
     """
     tokens = b"|".join((_SPACE, _TERM, rb"<<", _OPEN, *([_OPEN_LONG] if last else []), rb"[^" + ends + rb"\"'<]"))
     return re.compile(rb"(?:" + _SPACE + rb")*+" + _DIRECTIVE + rb"|(?:" + tokens + rb")*+(?P<end>[" + ends + rb"])",
@@ -58,29 +58,56 @@ _QUOTE = re.compile(rb"[\"']")
 _LINE_END = re.compile(rb"[.;,][ \t]*\r?\n")
 
 
+class Term(Protocol):
+    """A term of a statement in pyoxigraph: an IRI, a blank node or a literal."""
+
+    @property
+    def value(self) -> str:
+        """The IRI, the name of the blank node, or the text of the literal."""
+
+
+class Quad(Protocol):
+    """A statement in pyoxigraph, in its graph."""
+
+    @property
+    def subject(self) -> Term:
+        """What it is about."""
+
+    @property
+    def predicate(self) -> Term:
+        """Its property."""
+
+    @property
+    def object(self) -> Term:
+        """The value of the property."""
+
+
 class Unit(NamedTuple):
-    """What is skipped or read as a whole: a line of N-Triples, a statement of Turtle, with the graph around it (TriG)."""
+    """What is read or skipped as a whole: a line of N-Triples, or a statement of Turtle with the graph around it (TriG)."""
 
     line: int
     text: bytes
     graph: bytes = b""
 
     def begins_in(self, distrusted: tuple[int, bool]) -> bool:
-        """Whether it may be the inside of a string that a fault opened: it begins on the line that a fault ended on, and
-        there is a quotation mark before or after it."""
+        """Whether this may be the inside of a string that a fault left open.
+
+        That is so where it begins on the line that a fault ended on, with a quotation mark before or after it.
+        """
         line, quoted_before = distrusted
         begin = self.text.lstrip(b" \t")
         return self.line == line and begin != b"" and not begin.startswith((b"\n", b"\r", b"#")) and (
             quoted_before or _QUOTE.search(begin.partition(b"\n")[0]) is not None)
 
     def written(self) -> bytes:
+        """The text to parse, inside its graph where it has one."""
         if not self.graph:
             return self.text
         return b"%s{%s" % (self.graph, self.text if self.text.endswith(b"}") else self.text + b"}")
 
 
 def library(extra: str, what: str) -> Any:
-    """pyoxigraph, or an error that says how to get it."""
+    """The module pyoxigraph; raises MissingExtraError, with the command that installs it, where it is missing."""
     try:
         import pyoxigraph
     except ImportError:
@@ -89,13 +116,13 @@ def library(extra: str, what: str) -> Any:
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that says what a file holds: .ttl of a.ttl and of a.ttl.gz."""
+    """The suffix that names the format of a file: .ttl for a.ttl and for a.ttl.gz."""
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 @contextmanager
 def opened(path: Path, kind: type[TsotsallmError]) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked where its name ends in .gz."""
+    """Open a file for reading, unpacked where its name ends in .gz; raises `kind` where it cannot be read or unpacked."""
     regular_size(path, kind)
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -105,9 +132,9 @@ def opened(path: Path, kind: type[TsotsallmError]) -> Iterator[IO[bytes]]:
 
 
 class Skipped:
-    """What could not be read of a file: how many statements, and the lines of the first ten.
+    """Counts the statements of a file that could not be read, and keeps the lines of the first ten.
 
-    Raises `kind` at the first one (`strict`), or where `judge` finds more than 1%.
+    Raises `kind` at the first one (`strict`), or in `judge` where they are more than 1%.
     """
 
     def __init__(self, path: Path, form: str, kind: type[TsotsallmError], *, strict: bool = False) -> None:
@@ -116,14 +143,15 @@ class Skipped:
         self._first: dict[tuple[int, str], None] = {}
 
     def add(self, line: int, message: object, statements: int = 1) -> None:
-        """Note some statements that are skipped; line 0 stands for one that is not known."""
+        """Record skipped statements; line 0 means that the line is not known. Raises `kind` where `strict`."""
         self.count += statements
         if len(self._first) < SHOWN:
             self._first[line, one_line(_WHERE.sub("", str(message)), 200)] = None
         if self.strict:
-            raise self.kind(f"{self._begin()}; correct it, or leave out --strict, and it is skipped")
+            raise self.kind(f"{self._begin()}; correct it, or leave out --strict to skip it")
 
     def judge(self) -> None:
+        """Raise `kind` where more than 1% of the statements were skipped."""
         if self.count > MOST_SKIPPED * (self.read + self.count):
             raise self.kind(f"{self._begin()}; {self.count:,} of {self.read + self.count:,} statements are not, more than "
                             f"the {MOST_SKIPPED:.0%} that may be skipped: correct them, or give the file the suffix of its "
@@ -131,6 +159,7 @@ class Skipped:
 
     @property
     def notes(self) -> list[str]:
+        """One line that counts what was skipped, and one for each of the first ten; empty where nothing was."""
         if not self.count:
             return []
         return [f"{self.path.name}: {self.count:,} of {self.read + self.count:,} statements are not valid {self.form} and "
@@ -138,6 +167,7 @@ class Skipped:
                 *(f"{self.place(line)}: {message}" for line, message in self._first)]
 
     def place(self, line: int) -> str:
+        """The name of the file, with the line where it is known (not 0)."""
         return f"{self.path.name}, line {line}" if line else self.path.name
 
     def _begin(self) -> str:
@@ -146,11 +176,11 @@ class Skipped:
 
 
 class Statements:
-    """The quads of a file, in one pass; `skipped` then says what could not be read.
+    """Iterates over the quads of a file in one pass; `skipped` then says what could not be read.
 
-    Raises `kind` where that is too much, and where nothing after a fault can be trusted (RDF/XML that is not well-formed).
-    The parser's own recovery is not used: it drops the statement after a fault silently, and reads a literal without its
-    closing quotation mark together with what follows.
+    Raises `kind` where too much was skipped, and where nothing after a fault can be trusted (RDF/XML that is not
+    well-formed). The parser's own recovery is not used: it silently drops the statement after a fault, and reads a literal
+    without its closing quotation mark together with the text after it.
     """
 
     def __init__(self, path: Path, kind: type[TsotsallmError], extra: str, *, strict: bool = False) -> None:
@@ -164,11 +194,11 @@ class Statements:
         ends = rb".{}" if self._format == formats.TRIG else b"."
         self._statement, self._last = (_pattern(ends, last=last) for last in (False, True))
         self._graph = b""
-        self._distrusted = (0, False)   # the line that a fault ended on, and whether there was a quotation mark before
+        self._distrusted = (0, False)   # the line that a fault ended on, and whether a quotation mark came before
         self.skipped = Skipped(path, self._format.name, kind, strict=strict)
         self._faults: dict[tuple[str, str], int] = {}          # (value, what is wrong with it) -> statements
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Quad]:
         with opened(self.path, self.kind) as file:
             yield from self._of_xml(file) if self._format == self._rdf.RdfFormat.RDF_XML else self._of_text(file)
         self._find_lines()
@@ -176,33 +206,33 @@ class Statements:
 
     # -- N-Triples, N-Quads, Turtle, TriG, N3 -------------------------------------------------------------------------
 
-    def _of_text(self, file: IO[bytes]) -> Iterator[Any]:
+    def _of_text(self, file: IO[bytes]) -> Iterator[Quad]:
         held, line, size, begun = b"", 1, BLOCK, False
         while True:
             more = file.read(size)
             held += more
             if not begun and held.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise self.kind(f"{self.path.name} is UTF-16; RDF is written in UTF-8: convert it first")
+                raise self.kind(f"{self.path.name} is UTF-16, but RDF is written in UTF-8; convert it first")
             held = held if begun else held.removeprefix(b"\xef\xbb\xbf")
             begun = True
-            taken, found = self._take(held, line, last=not more)
-            yield from found
+            taken, quads = self._take(held, line, last=not more)
+            yield from quads
             if not more:
                 return
             line += held.count(b"\n", 0, taken)
-            size = BLOCK if taken else max(BLOCK, len(held))        # a long statement is not searched over and over
+            size = BLOCK if taken else max(BLOCK, len(held))        # a long statement is not searched again and again
             held = held[taken:]
             if len(held) > LONGEST:
                 raise self.kind(f"{self.skipped.place(line)} begins a statement of more than {LONGEST >> 20} MiB; the file "
                                 "is damaged, or has the suffix of another format")
 
-    def _take(self, held: bytes, line: int, *, last: bool) -> tuple[int, Iterator[Any]]:
-        """How many bytes make whole statements, and the quads of these."""
+    def _take(self, held: bytes, line: int, *, last: bool) -> tuple[int, Iterator[Quad]]:
+        """How many bytes make whole statements, and the quads in them."""
         if not self._graph and (end := len(held) if last else self._likely_end(held)):
             try:
                 return end, iter(self._parsed(held[:end]))
             except SyntaxError:
-                pass                        # something in it is wrong, or it ends within a statement
+                pass                        # it contains a fault, or ends within a statement
         end = len(held) if last else held.rfind(b"\n") + 1
         if self._by_line:
             return end, self._read([Unit(line + number, text + b"\n")
@@ -211,17 +241,17 @@ class Statements:
         return end, self._read(units)
 
     def _likely_end(self, held: bytes) -> int:
-        """Where the last statement seems to end; it does end there if all before parses, which began where one does."""
+        """Where the last statement seems to end; it does end there if everything before parses."""
         if self._by_line:
             return held.rfind(b"\n") + 1
         mark = b"}" if self._format == self._rdf.RdfFormat.TRIG else b"."
         return max((held.rfind(mark + end) + len(mark + end) for end in (b"\n", b"\r\n") if mark + end in held), default=0)
 
     def _split(self, held: bytes, stop: int, line: int, *, last: bool) -> tuple[list[Unit], int]:
-        """Whole statements up to `stop`, and where they end."""
+        """The whole statements up to `stop`, and where they end."""
         units, place = [], 0
-        while (found := self._statement.match(held, place, stop) or (self._last.match(held, place, stop) if last else None)):
-            text, end = held[place:found.end()], found["end"]
+        while (match := self._statement.match(held, place, stop) or (self._last.match(held, place, stop) if last else None)):
+            text, end = held[place:match.end()], match["end"]
             if end == b"{":
                 self._graph = b" ".join(text[:-1].split(b"\n")) or b" "
             else:
@@ -229,33 +259,36 @@ class Statements:
                 if end == b"}":
                     self._graph = b""
             line += text.count(b"\n")
-            place = found.end()
+            place = match.end()
         if last and held[place:].strip():
             units.append(Unit(line, held[place:], self._graph))
             place = stop
         return units, place
 
-    def _parsed(self, text: bytes) -> list[Any]:
-        """The quads of some statements, after the prefixes and the base so far; those that it declares are kept."""
+    def _parsed(self, text: bytes) -> list[Quad]:
+        """The quads of some statements, read with the prefixes and the base so far; those that they declare are kept.
+
+        Raises SyntaxError where any of them does not parse.
+        """
         prefixes = b"" if self._by_line else b"".join(f"@prefix {name}: <{iri}> . ".encode()
                                                       for name, iri in self._prefixes.items())
         parser = self._rdf.parse(input=prefixes + text, format=self._format, base_iri=self._base)
         try:
-            found = list(parser)
-        except MemoryError as error:        # its own limit of 16 MiB a term
+            quads = list(parser)
+        except MemoryError as error:        # the parser's limit of 16 MiB per term
             raise SyntaxError(str(error)) from None
         if not self._by_line:
             self._prefixes, self._base = parser.prefixes, parser.base_iri or self._base
-        self.skipped.read += len(found)
-        return found
+        self.skipped.read += len(quads)
+        return quads
 
-    def _read(self, units: list[Unit]) -> Iterator[Any]:
-        """The quads of statements; where some do not parse, those of either half."""
+    def _read(self, units: list[Unit]) -> Iterator[Quad]:
+        """Yield the quads of statements; where some do not parse, of each half by itself."""
         while units and units[0].begins_in(self._distrusted):
             self.skipped.add(units[0].line, "after a statement that does not parse")
             units = units[1:]
         try:
-            found = self._parsed(b"".join(unit.written() for unit in units))
+            quads = self._parsed(b"".join(unit.written() for unit in units))
         except SyntaxError as error:
             if len(units) == 1:
                 yield from self._salvage(units[0], error)
@@ -263,10 +296,10 @@ class Statements:
                 yield from self._read(units[:len(units) // 2])
                 yield from self._read(units[len(units) // 2:])
             return
-        yield from found
+        yield from quads
 
-    def _salvage(self, unit: Unit, error: SyntaxError) -> Iterator[Any]:
-        """Of a statement with several predicates or objects those that parse."""
+    def _salvage(self, unit: Unit, error: SyntaxError) -> Iterator[Quad]:
+        """Yield the quads of those predicates and objects of a statement that parse."""
         if not self._by_line:
             self._distrusted = (unit.line + unit.text.count(b"\n"), _QUOTE.search(unit.text) is not None)
         parts, rest = ([], None) if self._by_line else _parts(unit)
@@ -286,13 +319,13 @@ class Statements:
                              f"{mark} without its end" if mark in ('"', "'", "<") else message, _about(unit.text[rest:]))
 
     def _line(self, unit: Unit, error: SyntaxError) -> int:
-        text = unit.text.rstrip()           # a fault at the end of the text is its last line's
+        text = unit.text.rstrip()           # a fault at the end of the text belongs to its last line
         return unit.line + min((error.lineno or 1) - 1, text.count(b"\n"))
 
     # -- RDF/XML ------------------------------------------------------------------------------------------------------
 
-    def _of_xml(self, file: IO[bytes]) -> Iterator[Any]:
-        """Read without checks, then check every term: the strict parser goes on after a bad one with wrong statements."""
+    def _of_xml(self, file: IO[bytes]) -> Iterator[Quad]:
+        """Parse leniently, then check every term: after a bad term the strict parser continues with wrong statements."""
         parser = self._rdf.parse(input=file, format=self._format, base_iri=self._base, lenient=True)
         while True:
             try:
@@ -325,15 +358,15 @@ class Statements:
         return None
 
     def _find_lines(self) -> None:
-        """Note the faults with the lines where their values first stand; one that is put together from several has none."""
+        """Record the faults with the line where each value first occurs; a value composed of several parts has none."""
         wanted: dict[str, list[bytes]] = {}
         for value in {value: None for value, _ in self._faults if value}:
-            last = re.split("[/#]", value)[-1]          # all that stands there where the rest is a base
+            last = re.split("[/#]", value)[-1]          # all that the file spells out where the rest is a base
             wanted[value] = [form.replace("&", "&amp;").encode() for form in (value, last) if re.search(r"[^\w.]", form)]
         lines: dict[str, int] = {}
         with opened(self.path, self.kind) as file:
             for number, text in enumerate(file if wanted else (), 1):
-                for value in [one for one in wanted if any(form in text for form in wanted[one])]:
+                for value in [sought for sought in wanted if any(form in text for form in wanted[sought])]:
                     lines[value] = number
                     del wanted[value]
                 if not wanted:
@@ -343,12 +376,11 @@ class Statements:
 
 
 def _parts(unit: Unit) -> tuple[list[Unit], int | None]:
-    """A statement of Turtle as one statement an object, each from its object's line, and where the rest begins that cannot
-    be cut out.
+    """Split a statement of Turtle into one statement per object, each with its object's line.
 
-    Nothing after a quotation mark that is left open, or after an object that is not one term, is cut out: there text may
-    look like statements, and predicates may belong to another subject. Neither is what a subject in brackets has, which
-    would be another thing in every part.
+    Also returns where the rest begins that cannot be split (None: there is no rest). That is everything after a quotation
+    mark that is left open, or after an object that is not one term: text there may resemble statements, and predicates may
+    belong to another subject. A subject in brackets is not split either, since it would be a new node in every part.
     """
     parts: list[Unit] = []
     terms: list[bytes] = []                     # subject, predicate, object
@@ -385,12 +417,12 @@ def _parts(unit: Unit) -> tuple[list[Unit], int | None]:
 
 
 def _about(text: bytes) -> int:
-    """About how many statements a text would be: lines that end one, since it may have swallowed others."""
+    """Roughly how many statements a text holds: the lines that end one, since it may have swallowed others."""
     return max(1, len(_LINE_END.findall(text.rstrip() + b"\n")))
 
 
-def _fault(rdf: Any, term: Any) -> tuple[str, str]:
-    """The value of a term that RDF does not allow, and what is wrong with it; both empty where nothing is."""
+def _fault(rdf: Any, term: Term) -> tuple[str, str]:
+    """The value of a term that RDF does not allow, and the fault; both are empty where the term is valid."""
     if isinstance(term, rdf.NamedNode):
         return term.value, _iri_fault(rdf, term.value)
     if isinstance(term, rdf.Literal):

@@ -1,4 +1,4 @@
-"""Jinja templates from strangers: nothing of Python's own in reach, and bounds for the steps and the text that they make."""
+"""Untrusted Jinja templates: no access to Python's internals, and limits on their steps and on the text they make."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from jinja2.visitor import NodeTransformer
 from tsotsallm.files import quoted
 
 MOST_STEPS, MOST_CHARACTERS = 200_000, 10_000_000
-"""Rounds of loops and calls of one rendering, and characters that it makes, what it throws away included."""
+"""Limits of one rendering: loop iterations and calls, and characters produced, discarded ones included."""
 MORE_STEPS, MORE_CHARACTERS = 10, 100
-"""So many more for each character of its input."""
+"""What each character of the input adds to these limits."""
 MOST_NUMBER = 100_000
-"""Widths, counts and indents."""
+"""Limit of widths, counts and indents."""
 MOST_DIGITS = 300
 _FORMAT = re.compile(r"\d{6}|\*|\{[^{}]*\{")
-"""A width of six digits, or one that is itself a value."""
+"""Matches a width of six digits, or one that is itself a value."""
 _STEPS, _JOINED = "tsotsallm_steps", "tsotsallm_joined"
 
 
 @dataclass
 class _Left:
-    """What a rendering may still do."""
+    """What is left of the limits of a rendering."""
 
     steps: int = MOST_STEPS
     characters: int = MOST_CHARACTERS
@@ -55,7 +55,7 @@ _left: ContextVar[_Left] = ContextVar("left")
 
 @contextmanager
 def bounded(input_characters: int = 0) -> Iterator[None]:
-    """What is compiled and rendered inside has bounded steps and text; SecurityError, a TemplateError, beyond them."""
+    """Limit the steps and the text of templates compiled and rendered inside; beyond them SecurityError, a TemplateError."""
     token = _left.set(_Left(MOST_STEPS + MORE_STEPS * input_characters,
                             MOST_CHARACTERS + MORE_CHARACTERS * input_characters))
     try:
@@ -70,7 +70,7 @@ def _now() -> _Left:
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, whose loops, calls, operators and filters are counted; use it inside `bounded`."""
+    """Jinja's sandbox with loops, calls, operators and filters counted; use it inside `bounded`."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -87,20 +87,24 @@ class Environment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
+        """Join the parts of a rendered text, their characters counted."""
         return _joined(parts)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The sandboxed form of `str.format`, refused for widths that no text needs; None where `value` is not one."""
         found = super().wrap_str_format(value)
         if found is not None:
             _check_format(str(value.__self__))
         return found
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        """Apply an operator, its step and the size of its result counted."""
         _now().step()
         _now().make(_size_of(operator, left, right))
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(__self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:
+        """Call a function or method, its step, its arguments and the size of its result counted."""
         _now().step()
         name, owner = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
         if isinstance(owner, (str, bytes, list, tuple, int, float)):
@@ -109,15 +113,15 @@ class Environment(ImmutableSandboxedEnvironment):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """Variables that a template may set from inside a loop; none whose name Python gives a meaning to."""
+    """Variables that a template may set from inside a loop; names that begin with an underscore are refused."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:
+    def __init__(*args: object, **kwargs: object) -> None:
         attributes = dict(*args[1:], **kwargs)
         for name in attributes:
             _refuse_hidden(name)
         jinja2.utils.Namespace.__init__(args[0], attributes)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         _refuse_hidden(name)
         super().__setitem__(name, value)
 
@@ -125,17 +129,17 @@ class Namespace(jinja2.utils.Namespace):
 class _Dict:
     """`dict` without the attributes of a class."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+    def __call__(self, *args: object, **kwargs: object) -> dict[str, object]:
         return dict(*args, **kwargs)
 
 
-def _refuse_hidden(name: Any) -> None:
+def _refuse_hidden(name: object) -> None:
     if not isinstance(name, str) or name.startswith("_"):
         raise SecurityError(f"a namespace has no {quoted(name)}")
 
 
 class _Counting(NodeTransformer):
-    """Puts a counter before what every loop goes through, and before texts that `~` joins."""
+    """Wraps what every loop iterates over, and the texts that `~` joins, in counters."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -147,13 +151,13 @@ class _Counting(NodeTransformer):
         return nodes.Filter(nodes.List(node.nodes, lineno=node.lineno), _JOINED, [], [], None, None, lineno=node.lineno)
 
 
-def _counted(values: Iterable[Any]) -> Iterator[Any]:
+def _counted(values: Iterable[object]) -> Iterator[object]:
     for value in values:
         _now().step()
         yield value
 
 
-def _joined(parts: Iterable[Any]) -> str:
+def _joined(parts: Iterable[object]) -> str:
     found = []
     for part in parts:
         text = str(part)
@@ -162,12 +166,12 @@ def _joined(parts: Iterable[Any]) -> str:
     return "".join(found)
 
 
-def _size_of(operator: str, left: Any, right: Any) -> float:
-    """Characters, elements or digits of what an operator makes; SecurityError for numbers that are no use."""
+def _size_of(operator: str, left: object, right: object) -> float:
+    """Characters, elements or digits that an operator produces; raises SecurityError for numbers that are too large."""
     if operator == "%" and isinstance(left, (str, bytes)):
         _check_format(left)
         return len(left)
-    sizes = [len(one) if isinstance(one, (str, bytes, list, tuple)) else None for one in (left, right)]
+    sizes = [len(operand) if isinstance(operand, (str, bytes, list, tuple)) else None for operand in (left, right)]
     if operator == "+":
         return sum(size or 0 for size in sizes)
     if operator == "*":
@@ -180,7 +184,7 @@ def _size_of(operator: str, left: Any, right: Any) -> float:
     return 0
 
 
-def _digits(number: Any) -> float:
+def _digits(number: object) -> float:
     found = number.bit_length() / math.log2(10) if isinstance(number, int) else 1
     if found > MOST_DIGITS:
         raise SecurityError(f"it makes a number of more than {MOST_DIGITS} digits")
@@ -192,8 +196,8 @@ def _check_format(text: str | bytes) -> None:
         raise SecurityError("it formats with a width that no text needs")
 
 
-def _check_arguments(name: str, value: Any, arguments: tuple[Any, ...]) -> None:
-    """Raise where a method or filter of a text or list would make something huge."""
+def _check_arguments(name: str, value: object, arguments: tuple[object, ...]) -> None:
+    """Raise SecurityError where a method or filter of a text or list would produce something huge."""
     if name == "format":
         _check_format(str(value))
         return
@@ -205,32 +209,32 @@ def _check_arguments(name: str, value: Any, arguments: tuple[Any, ...]) -> None:
         separator, parts = (str(value), arguments[0]) if isinstance(value, str) else (str(arguments[0]), value)
         _now().make(len(separator) * (len(parts) if hasattr(parts, "__len__") else 1))
         return
-    for one in arguments:
-        if isinstance(one, (int, float)) and one > MOST_NUMBER:
+    for argument in arguments:
+        if isinstance(argument, (int, float)) and argument > MOST_NUMBER:
             raise SecurityError(f"{name} is given a number above {MOST_NUMBER}")
-        if isinstance(one, (str, bytes)):
-            _now().make(len(one))
+        if isinstance(argument, (str, bytes)):
+            _now().make(len(argument))
 
 
-def _charged(value: Any) -> Any:
+def _charged(value: object) -> object:
     if isinstance(value, (str, bytes, list, tuple)):
         _now().make(len(value))
     return value
 
 
 def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is counted; its first argument, after a context where it takes one, is the value."""
+    """A filter with its steps, arguments and results counted; its first argument, after a context if any, is the value."""
     hidden = 0 if getattr(function, "jinja_pass_arg", None) is None else 1
 
     @functools.wraps(function)
-    def found(*args: Any, **kwargs: Any) -> Any:
+    def counted(*args: object, **kwargs: object) -> object:
         _now().step()
         value, *arguments = args[hidden:] or (None,)
         if name in ("indent", "join", "replace", "format") or not isinstance(value, (int, float)):
             _check_arguments(name, value, (*arguments, *kwargs.values()))
-        elif name == "round" and any(isinstance(one, int) and abs(one) > MOST_DIGITS
-                                     for one in (*arguments, *kwargs.values())):
+        elif name == "round" and any(isinstance(argument, int) and abs(argument) > MOST_DIGITS
+                                     for argument in (*arguments, *kwargs.values())):
             raise SecurityError("it rounds to more digits than a number has")
         return _charged(function(*args, **kwargs))
 
-    return found
+    return counted

@@ -1,4 +1,4 @@
-"""Finished pieces of work, found again by what went into them: passes of recipes, measurements, sensitivities."""
+"""Finished pieces of work, found again by their inputs: passes of recipes, measurements, sensitivities."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tsotsallm.errors import ResourceError
 
 ENTRY = "entry.json"
-"""Written last into a piece: what went into it, and the length of each of its files."""
+"""The file that is written last into a piece: the length in bytes of each of its other files."""
 
 
-def key_of(content: Any) -> str:
-    """A name for what went into a piece of work: equal content, equal name."""
+def key_of(content: object) -> str:
+    """A name for the inputs of a piece of work, 32 hexadecimal digits: equal content, equal name."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 class Store:
-    """A folder of pieces, each a folder of files; beyond `limit_bytes` those that were used longest ago are dropped.
+    """A folder of pieces, each a folder of files; beyond `limit_bytes` the least recently used are dropped.
 
-    Several processes may use one store. A piece appears whole or not at all, and one that was cut or changed in length is
-    dropped when it is looked for. A disk that is full keeps nothing new and stops nobody: `problems` tells.
+    Several processes may share a store. A piece appears whole or not at all, and one whose files changed in length is
+    dropped when it is next looked up. On a full disk nothing new is kept and no work stops; `problems` says so.
     """
 
     def __init__(self, root: Path, limit_bytes: int) -> None:
@@ -40,7 +41,7 @@ class Store:
                                 "folder") from None
 
     def find(self, kind: str, key: str) -> Path | None:
-        """The folder of a piece, if it is there and whole."""
+        """The folder of a piece; None where it is missing or damaged, in which case its remains are deleted."""
         piece = self.root / f"{kind}-{key}"
         try:
             files = json.loads((piece / ENTRY).read_text("utf-8"))["files"]
@@ -54,14 +55,14 @@ class Store:
         self.found.append(kind)
         return piece
 
-    def keep(self, kind: str, key: str, folders: dict[str, Path], facts: dict[str, Any], *,
-             anew: bool = False) -> None:
-        """Add a piece: folders under new names, and facts as facts.json; files are linked where the disk can.
+    def keep(self, kind: str, key: str, folders: dict[str, Path], facts: Mapping[str, object], *,
+             replace: bool = False) -> None:
+        """Add a piece: folders under new names, and facts as facts.json; files are hard-linked where the disk allows.
 
-        A piece that is there stays, unless `anew` says that this one is better.
+        A piece that already exists stays, unless `replace` is set.
         """
         piece, draft = self.root / f"{kind}-{key}", self.root / f".{uuid.uuid4().hex}"
-        if (piece / ENTRY).exists() and not anew:
+        if (piece / ENTRY).exists() and not replace:
             return
         try:
             draft.mkdir()
@@ -79,16 +80,17 @@ class Store:
                 return                          # another process was faster
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            self.problems.append(f"{self.root} is full: nothing more is kept there, and what recipes have in common is done "
-                                 "again")
+            self.problems.append(f"{self.root} is full: nothing more is kept there, and steps that recipes share are "
+                                 "computed again")
         self.evict(spare=piece)
 
     def facts(self, piece: Path) -> dict[str, Any]:
+        """The facts that were stored with a piece."""
         found: dict[str, Any] = json.loads((piece / "facts.json").read_text("utf-8"))
         return found
 
     def evict(self, spare: Path | None = None) -> None:
-        """Drop the pieces that were used longest ago, until the rest is within the limit; never `spare`."""
+        """Drop the least recently used pieces until the rest is within the limit; never `spare`."""
         pieces = []
         for piece in self.root.iterdir():
             try:
@@ -106,15 +108,18 @@ class Store:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """A second name for every file of a folder, or a copy where a disk has no links."""
+    """Hard-link every file of a folder under `target`, or copy it where the disk has no links.
+
+    Raises OSError where the disk is full.
+    """
     target.mkdir(parents=True)
-    for one in source.iterdir():
-        if one.is_dir():
-            link_tree(one, target / one.name)
+    for entry in source.iterdir():
+        if entry.is_dir():
+            link_tree(entry, target / entry.name)
             continue
         try:
-            os.link(one, target / one.name)
+            os.link(entry, target / entry.name)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            shutil.copy2(one, target / one.name)
+            shutil.copy2(entry, target / entry.name)

@@ -12,7 +12,7 @@ import tsotsallm
 from tsotsallm import errors
 from tsotsallm.api import analyze, annotate, fit, generate, report, serve, study
 from tsotsallm.api.bundle import make_bundle
-from tsotsallm.engine.speaking import Sampling
+from tsotsallm.engine.interface import Sampling
 from tsotsallm.evaluation.examination import ExaminationKeywords, ExaminationOptions
 from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
 from tsotsallm.evaluation.perplexity import PerplexityKeywords, PerplexityOptions

@@ -13,8 +13,8 @@ import tsotsallm
 from tests.conftest import build
 from tests.fidelity import kinds
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine.interface import Question, said
 from tsotsallm.engine.llama import Llama
-from tsotsallm.engine.speaking import Question, said
 from tsotsallm.engine.transformer import Transformer
 from tsotsallm.errors import CheckpointError, ConversationError, CorpusError, ExportError
 from tsotsallm.stages.vocabulary import Vocabulary

@@ -289,7 +289,7 @@ CASES = {
     "no such type": (key(NAME, 13), "type of number 13"),
     "a key without a name": (key("", 4), "a key without a name"),
     "a key twice": (header(keys=2, rest=2 * (text(NAME) + struct.pack("<II", 4, 1))), "names 'general.name' twice"),
-    "alignment 3": (key(ALIGNMENT, 4, 3, form="<II"), "no power of two"),
+    "alignment 3": (key(ALIGNMENT, 4, 3, form="<II"), "not a power of two"),
     "alignment 8": (key(ALIGNMENT, 4, 8, form="<II"), "llama.cpp needs 32"),
     "alignment 0": (key(ALIGNMENT, 4, 0, form="<II"), "a number from 1"),
     "five dimensions": (weights(tensor("a", 1, 1, 1, 1, 1)), "5 dimensions"),

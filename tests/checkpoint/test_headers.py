@@ -86,7 +86,7 @@ def test_integers_are_no_weights(model: Path, text: Path, tmp_path: Path, name: 
         with_header(model / SINGLE, change)
     else:
         save_file(tensors | {name: tensors[name].to(kinds[dtype])}, model / SINGLE)
-    message = refused(model, f"is stored in {dtype}, which is no type of weights")
+    message = refused(model, f"is stored in {dtype}, which is not a type of weights")
     assert name in message
     if name == Q:
         verbs: list[Callable[[], object]] = [
@@ -95,7 +95,7 @@ def test_integers_are_no_weights(model: Path, text: Path, tmp_path: Path, name: 
             lambda: tsotsallm.evaluate(model, text, context=48, limit=2),
             lambda: tsotsallm.to_gguf(model, tmp_path / "out.gguf")]
         for verb in verbs:
-            with pytest.raises(CheckpointError, match="no type of weights"):
+            with pytest.raises(CheckpointError, match="not a type of weights"):
                 verb()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
@@ -162,8 +162,8 @@ def entry(dtype: str, shape: list[Any], first: Any, last: Any) -> Header:
 
 BAD: dict[str, tuple[Callable[[Header], object], str]] = {
     "listed twice": (lambda header: json.dumps(header)[:-1] + f', "{Q}": {json.dumps(header[Q])}}}',
-                     f"'{Q}' stands there twice"),
-    "a field twice": (lambda header: json.dumps(header).replace('"dtype":', '"dtype": "I8", "dtype":', 1), "'dtype' stands"),
+                     f"'{Q}' occurs twice"),
+    "a field twice": (lambda header: json.dumps(header).replace('"dtype":', '"dtype": "I8", "dtype":', 1), "'dtype' occurs"),
     "overlapping": (lambda header: header[Q].update(data_offsets=header[Q.replace("1", "0")]["data_offsets"]), "overlap"),
     "negative offsets": (lambda header: header.update({"a": entry("F16", [4], -8, 0)}), "has offsets"),
     "huge offsets": (lambda header: header.update({"a": entry("F16", [4], 2**62, 2**62 + 8)}), "truncated"),
@@ -180,8 +180,8 @@ BAD: dict[str, tuple[Callable[[Header], object], str]] = {
     "a huge shape": (lambda header: header.update({"a": entry("F16", [2**62, 2**62], 0, 8)}), "claims 8 bytes"),
     "a shape without end": (lambda header: header.update({"a": entry("F16", [1] * 100_000, 0, 2)}), "has offsets"),
     "an entry of text": (lambda header: header.update({"a": "F16"}), "has offsets None"),
-    "no object": (lambda _: "[]", "no JSON object"),
-    "a number": (lambda _: "7", "no JSON object"),
+    "no object": (lambda _: "[]", "not a JSON object"),
+    "a number": (lambda _: "7", "not a JSON object"),
     "nested without end": (lambda _: "[" * 100_000, "too deeply"),
     "metadata nested without end": (lambda header: json.dumps(header | {"__metadata__": 0})[:-2] + '{"a":' * 900 + "1" +
                                     "}" * 901, "too deeply"),

@@ -308,7 +308,7 @@ TENSORS: dict[str, dict[str, torch.Tensor]] = {
 def test_an_adapter_that_does_not_fit_is_refused(model: Path, case: str) -> None:
     with_adapter(model)
     save_file(TENSORS[case], model / ADAPTER)
-    refused(model, r"does not fit its linear|no linear of a layer|not part of a LoRA adapter|does not know")
+    refused(model, r"does not fit its linear|not a linear of a layer|not part of a LoRA adapter|does not have")
 
 
 def test_an_adapter_that_fits_is_added(model: Path, plain: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_tensor_of_the_base_is_not_taken_for_an_adapter(model: Path) -> None:
     shard = sorted(model.glob("model-*.safetensors"))[0]
     save_file(load_file(shard) | {"model.layers.0.mlp.up_proj.lora_A.weight": torch.zeros(2, 64),
                                   "model.layers.0.mlp.up_proj.lora_B.weight": torch.zeros(96, 2)}, shard)
-    refused(model, "lies among the weights of its base")
+    refused(model, "is stored among the weights of its base")
 
 
 def test_a_single_file_that_cannot_be_opened_is_one_line(plain: Path, tmp_path: Path) -> None:

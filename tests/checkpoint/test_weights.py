@@ -357,7 +357,7 @@ def a_lora_inside_the_weights(models: dict[str, Path], path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[dict[str, Path], Path], None], str]] = {
-    "index and transformers disagree": (index_and_transformers_disagree, "holds it too, and transformers would take that"),
+    "index and transformers disagree": (index_and_transformers_disagree, "holds it too, and transformers would read that"),
     "only a variant": (only_a_variant, r"model\.fp16\.safetensors, but no model\.safetensors .* rename"),
     "an adapter alone": (an_adapter_alone, "holds an adapter .* merge it into its base"),
     "only embeddings, untied": (only_embeddings_although_untied, "needs tensor lm_head.weight, .* random numbers"),
@@ -366,10 +366,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Path], Path], None], str]] = {
     "with and without the prefix": (with_and_without_the_prefix, "'model.norm.weight' twice"),
     "of several processes": (of_several_processes, "shard-00001-model-00001-of-00001.safetensors"),
     "named but missing": (named_but_missing, "newer.safetensors does not exist"),
-    "named outside": (named_outside, "no safetensors file of this directory"),
-    "named nonsense": (named_nonsense, "no safetensors file of this directory"),
+    "named outside": (named_outside, "not a safetensors file of this directory"),
+    "named nonsense": (named_nonsense, "not a safetensors file of this directory"),
     "an index alone": (index_alone, r"model-00001-of-\d+\.safetensors does not exist; download or copy the missing shard"),
-    "a LoRA inside the weights": (a_lora_inside_the_weights, "lies among the weights of its base"),
+    "a LoRA inside the weights": (a_lora_inside_the_weights, "is stored among the weights of its base"),
 }
 
 

@@ -11,8 +11,8 @@ import torch
 
 import tsotsallm
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine.interface import Piece, Question, Sampling, Speaker, said
 from tsotsallm.engine.llama import Llama
-from tsotsallm.engine.speaking import Piece, Question, Sampling, Speaker, said
 from tsotsallm.engine.transformer import Transformer
 from tsotsallm.errors import TsotsallmError
 

@@ -17,8 +17,8 @@ import torch
 
 import tsotsallm
 from tsotsallm.engine import llama
+from tsotsallm.engine.interface import Piece, Question, said
 from tsotsallm.engine.llama import Llama
-from tsotsallm.engine.speaking import Piece, Question, said
 from tsotsallm.errors import CheckpointError, MissingExtraError
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tsotsallm
 from tests.conftest import build
-from tsotsallm.checkpoint.anatomy import work_of
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import work_of
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.evaluation.cost import cost_of, devices

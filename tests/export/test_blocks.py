@@ -16,8 +16,8 @@ from tests.cli.running import tsotsallm as command
 from tests.conftest import build
 from tests.export.test_gguf import IDS, compare
 from tests.llama import dequantise
-from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.errors import ExportError
 from tsotsallm.export.blocks import TYPES, blocks_of, held, not_held, packing_of
 from tsotsallm.export.gguf import NAMES, export_gguf

@@ -114,7 +114,7 @@ def require_refusals(adapter: Path, model: Path, changed: Path) -> None:
     reader = gguf.GGUFReader(adapter)
     for key, value, kind, message in (
             ("general.architecture", "qwen2", gguf.GGUFValueType.STRING, "is an adapter for 'qwen2'"),
-            ("adapter.type", "dora", gguf.GGUFValueType.STRING, "is no adapter of low-rank factors"),
+            ("adapter.type", "dora", gguf.GGUFValueType.STRING, "is not an adapter of low-rank factors"),
             ("adapter.lora.alpha", 16.0, gguf.GGUFValueType.FLOAT64, "a finite number in 32 bits is expected"),
             ("adapter.lora.alpha", "16", gguf.GGUFValueType.STRING, "a finite number in 32 bits is expected")):
         writer = gguf.GGUFWriter(changed, value if key == "general.architecture" else "llama")

@@ -17,8 +17,8 @@ from tests.conftest import FAMILIES, build
 from tests.fidelity import kinds
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine.interface import Piece, Question, Speaker
 from tsotsallm.engine.llama import Llama
-from tsotsallm.engine.speaking import Piece, Question, Speaker
 from tsotsallm.engine.transformer import HALF, Transformer
 from tsotsallm.errors import CheckpointError, ExportError
 from tsotsallm.export.vocabulary import unlisted_pairs

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from tsotsallm.engine.speaking import Answer, Heard, Piece, Question, Token
+from tsotsallm.engine.interface import Answer, Heard, Piece, Question, Token
 from tsotsallm.serve.app import create_app, listening
 from tsotsallm.serve.guard import Rules
 from tsotsallm.serve.jobs import Jobs

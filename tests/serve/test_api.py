@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import tsotsallm
 from tests.serve.running import serving
 from tsotsallm.cli import app
-from tsotsallm.engine.speaking import Question, Sampling, said
+from tsotsallm.engine.interface import Question, Sampling, said
 from tsotsallm.serve.guard import Rules
 from tsotsallm.serve.served import Loading, Models, load, load_all, name_of
 

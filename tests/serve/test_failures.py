@@ -13,7 +13,7 @@ import pytest
 
 from tests.serve.running import Scripted, serving, with_scripted
 from tests.serve.test_hostile import answer
-from tsotsallm.engine.speaking import Answer, Heard, Piece, Question, Token
+from tsotsallm.engine.interface import Answer, Heard, Piece, Question, Token
 from tsotsallm.errors import CheckpointError
 from tsotsallm.serve.guard import HEADERS
 

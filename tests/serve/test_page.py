@@ -91,7 +91,7 @@ def steady(page: Any) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_talking(browser: Any, models: Models, width: int, tmp_path: Path) -> None:
-    from tsotsallm.engine.speaking import Question, said
+    from tsotsallm.engine.interface import Question, said
 
     with serving(models) as address, page_at(browser, address, width) as page:
         page.select_option("#model-a", "small")

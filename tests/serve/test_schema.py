@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import tsotsallm
+from tsotsallm.engine.interface import Piece, Question, Sampling
 from tsotsallm.engine.llama import Llama
-from tsotsallm.engine.speaking import Piece, Question, Sampling
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.serve.schema import RULES, checked, grammar_of
 

@@ -14,7 +14,7 @@ import tsotsallm
 from tests.conftest import build, shared
 from tsotsallm.checkpoint.merging import Merges
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.tokens import vocabulary_bytes
+from tsotsallm.checkpoint.token_bytes import vocabulary_bytes
 from tsotsallm.errors import CheckpointError, RecipeError
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.lab.texts import world_text

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from tests.conftest import build
-from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.errors import CorpusError, ResourceError, ResumeError, StudyError
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.lab.texts import world_text
@@ -213,8 +213,8 @@ def test_work_that_was_begun_otherwise_is_refused_with_both_values(model: Path, 
             (model, settings(other), rf"texts: {text} \({length} characters\) then, {other} \({length} characters\) now"),
             (model, replace(settings(text), keep_text=(str(text),)), f"texts to keep: none then, {text} now"),
             (second, settings(text), f"model: {model} then, {second} now")):
-        with pytest.raises(ResumeError, match=rf"work holds unfinished work that was begun otherwise \(.*{changed}.*\); "
-                                              "finish it as it was begun, or delete it and begin again with --restart"):
+        with pytest.raises(ResumeError, match=rf"holds unfinished work that was started with other inputs \(.*{changed}.*\);"
+                                              " finish it with those, or delete it and start again with --restart"):
             fit(str(source), Target(10**6), tmp_path / "out", how, lambda _line: None)
     begun(model, tmp_path / "named", settings(same_name))
     same_name.write_text(text.read_text("utf-8")[::-1], "utf-8")
@@ -257,9 +257,9 @@ def test_restart_deletes_nothing_that_is_not_a_fits(model: Path, text: Path, tmp
     work.mkdir(parents=True)
     (work / "thesis.txt").write_text("years")
     for restart in (True, False):           # a folder of that name would be deleted when a fit is done
-        refused(r"work exists and is no unfinished work \(it holds thesis.txt, but no run.json\)", restart=restart)
+        refused(r"work exists and is not unfinished work \(it holds thesis.txt, but no run.json\)", restart=restart)
     (work / "run.json").write_text('{"source": {}, "recipe": [], "corpus": null, "machine": {}}')      # a compression's
-    refused("not recognised as unfinished work of fit, so that --restart deletes nothing")
+    refused("not recognised as unfinished work of fit, so --restart deletes nothing")
     shutil.rmtree(out)
     begun(model, out, settings(text))
     (work / "thesis.txt").write_text("years")

@@ -1,1 +1,1 @@
-"""A look inside a model: attention and its spectra, importance of layers, outliers."""
+"""Analysis of a model's inside: attention and its spectra, importance of layers, outliers."""

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -24,12 +24,12 @@ Format = Literal["png", "svg"]
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was written, and the numbers."""
+    """The files that were written, and the numbers."""
 
     files: tuple[Path, ...]
-    numbers: dict[str, Any]
+    numbers: dict[str, object]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """Files and numbers, as JSON takes them."""
         return {"files": [str(path) for path in self.files], **self.numbers}
 
@@ -54,7 +54,7 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
     pictures.pyplot()
     first = next(iter(models.values()))
     if len(ids) < 8:
-        raise CorpusError(f"the text has {len(ids)} tokens; spectra take 8 or more")
+        raise CorpusError(f"the text has {len(ids)} tokens; spectra need 8 or more")
     chosen = {name: _chosen(layers, view.spec.layers, "layer") if layers else [0, view.spec.layers - 1]
               for name, view in models.items()}
     shown = _chosen(heads, first.spec.heads, "head") if heads else list(range(min(first.spec.heads, pictures.MOST_HEADS)))
@@ -62,27 +62,27 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
     inside = {name: look_inside(view, ids, chosen[name], device) for name, view in models.items()}
     with tempfile.TemporaryDirectory(dir=run.scratch, ignore_cleanup_errors=True) as folder:
         measured = importances(first, corpus, Path(folder), device, run.tick)
-        found = outliers(first, corpus, Path(folder), device, run.tick)
+        peaks = outliers(first, corpus, Path(folder), device, run.tick)
     of_attention = {f"{name}, layer {layer}": attention_spectrum(maps.mean(0))
-                    for name, one in inside.items() for layer, maps in one.attention.items()}
+                    for name, inner in inside.items() for layer, maps in inner.attention.items()}
     of_states = {f"{name}, layer {layer}": state_spectrum(states)
-                 for name, one in inside.items() for layer, states in one.states.items()}
+                 for name, inner in inside.items() for layer, states in inner.states.items()}
     numbers = {
         "models": {name: str(view.checkpoint.directory) for name, view in models.items()}, "tokens": len(ids),
         "layers": chosen, "heads": shown, "attention": _attention_numbers(inside),
         "attention_spectra": _curves(of_attention), "state_spectra": _curves(of_states), "importance": measured,
-        "outliers": [one.plain() for one in found],
+        "outliers": [inner.plain() for inner in peaks],
         "corpus": {"source": corpus.source, "windows": len(corpus.windows), "tokens": corpus.tokens}}
     def file(name: str) -> Path:
         return out / f"{name}.{drawn.picture}"
 
     files = [
-        pictures.attention_maps({name: one.attention for name, one in inside.items()}, shown, file("attention")),
+        pictures.attention_maps({name: inner.attention for name, inner in inside.items()}, shown, file("attention")),
         pictures.spectra(_lists(of_attention), "Fourier transform of attention along the keys, mean over heads",
                          file("attention-spectra")),
         pictures.spectra(_lists(of_states), "Fourier transform of hidden states along the tokens, mean over channels",
                          file("state-spectra")),
-        pictures.importance(measured, file("importance")), pictures.outliers(found, file("outliers"))]
+        pictures.importance(measured, file("importance")), pictures.outliers(peaks, file("outliers"))]
     path = out / "analysis.json"
     path.write_text(json.dumps(numbers, indent=1), "utf-8")
     return Analysis((*files, path), numbers)
@@ -95,18 +95,18 @@ def _chosen(asked: Sequence[int], count: int, what: str) -> list[int]:
     return sorted({index % count for index in asked})
 
 
-def _attention_numbers(inside: dict[str, Inside]) -> dict[str, Any]:
-    """Of each layer and head: mean entropy in nats, mean distance in tokens, share on the first token."""
-    found: dict[str, Any] = {}
-    for name, one in inside.items():
-        for layer, maps in one.attention.items():
+def _attention_numbers(inside: dict[str, Inside]) -> dict[str, dict[str, object]]:
+    """For each model, layer and head: mean entropy in nats, mean distance in tokens, share on the first token."""
+    numbers: dict[str, dict[str, object]] = {}
+    for name, inner in inside.items():
+        for layer, maps in inner.attention.items():
             tokens = maps.shape[-1]
             distance = (torch.arange(tokens)[:, None] - torch.arange(tokens)[None]).clamp(min=0)
             entropy = -(maps * maps.clamp(min=1e-12).log()).sum(-1).mean(-1)
-            found.setdefault(name, {})[str(layer)] = {
+            numbers.setdefault(name, {})[str(layer)] = {
                 "entropy": entropy.tolist(), "distance": (maps * distance).sum(-1).mean(-1).tolist(),
                 "first_token": maps[:, 1:, 0].mean(-1).tolist()}
-    return found
+    return numbers
 
 
 def _lists(curves: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, tuple[list[float], list[float]]]:

@@ -14,7 +14,7 @@ from tsotsallm.streaming.frame import Frame
 
 @dataclass(frozen=True)
 class Inside:
-    """Of chosen layers: attention (heads, tokens, tokens), each row a query, and output states (tokens, width)."""
+    """For chosen layers: attention (heads, tokens, tokens) with a row for each query, and output states (tokens, width)."""
 
     attention: dict[int, Tensor]
     states: dict[int, Tensor]
@@ -22,7 +22,7 @@ class Inside:
 
 @torch.no_grad()
 def look_inside(view: View, ids: Sequence[int], layers: Sequence[int], device: torch.device) -> Inside:
-    """Run one text through all layers, one in memory, and keep what the chosen layers attend to and put out."""
+    """Run one text through all layers, one in memory at a time, and keep attention and outputs of the chosen layers."""
     hidden = view.embed(torch.tensor(ids))[None]
     frame = Frame(view.spec, device)
     attention, states = {}, {}
@@ -40,9 +40,9 @@ def look_inside(view: View, ids: Sequence[int], layers: Sequence[int], device: t
 def attention_spectrum(attention: Tensor) -> tuple[Tensor, Tensor]:
     """Magnitude of the Fourier transform of attention along the keys, mean over the queries of the second half.
 
-    attention (..., queries, keys) -> (frequencies in cycles per token (bins,), magnitudes (..., bins)). A query sees only
-    the keys up to itself: row q is transformed over its q + 1 keys, less its mean, which would fill the lowest bin, and
-    read at frequencies that all those rows have in common, (0, 1/2] in steps of 2 / keys.
+    attention (..., queries, keys) -> (frequencies in cycles per token (bins,), magnitudes (..., bins)). A query attends
+    only to keys up to itself: row q is transformed over its q + 1 keys, less its mean, which would dominate the lowest bin,
+    at frequencies that all these rows have in common, (0, 1/2] in steps of 2 / keys.
     """
     keys = attention.shape[-1]
     first = keys // 2

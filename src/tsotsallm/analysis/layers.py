@@ -1,14 +1,13 @@
-"""Layer by layer: importance by each metric, and outliers of weights and activations."""
+"""The importance of every layer by each metric, and outliers of weights and activations."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tsotsallm.checkpoint.anatomy import input_groups
+from tsotsallm.checkpoint.shapes import input_groups
 from tsotsallm.checkpoint.view import View
 from tsotsallm.stages.contract import Workplace
 from tsotsallm.stages.depth import IMPORTANCES
@@ -18,7 +17,7 @@ from tsotsallm.streaming.sweep import Tick, TwoStates, embed_corpus, silent, swe
 
 def importances(view: View, corpus: Corpus, scratch: Path, device: torch.device,
                 tick: Tick = silent) -> dict[str, list[float]]:
-    """Metric -> importance of every layer: what `depth` would rank layers by."""
+    """Metric -> importance of every layer, by which `depth` would rank them."""
     layers = list(range(view.spec.layers))
     found = {}
     for metric, measure in IMPORTANCES.items():
@@ -29,7 +28,7 @@ def importances(view: View, corpus: Corpus, scratch: Path, device: torch.device,
 
 @dataclass(frozen=True)
 class Outliers:
-    """How far the largest stand out in one linear: of its weights, and of the channels of its inputs.
+    """How far the largest weights, and the largest channels of the inputs, of one linear stand out.
 
     `weight_peak` is max|w| over the root mean square, `weight_kurtosis` E[w⁴]/E[w²]² (3 for a normal distribution),
     `input_peak` the largest channel's root mean square over the median channel's.
@@ -41,7 +40,8 @@ class Outliers:
     weight_kurtosis: float
     input_peak: float
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as JSON."""
         return asdict(self)
 
 
@@ -50,7 +50,7 @@ def outliers(view: View, corpus: Corpus, scratch: Path, device: torch.device, ti
     """Outliers of every linear, from one sweep."""
     states = TwoStates(scratch, [len(window) for window in corpus.windows], view.spec.hidden)
     embed_corpus(view, corpus, states.inputs_of(0))
-    found = []
+    peaks = []
     for visit in sweep(view, states, observe=True, device=device, tick=tick):
         for group in input_groups(visit.names):
             norms = visit.gram_of(group[0]).norms
@@ -58,7 +58,7 @@ def outliers(view: View, corpus: Corpus, scratch: Path, device: torch.device, ti
             for name in group:
                 weight = visit.linear(name).reference
                 square = weight.square().mean()
-                found.append(Outliers(visit.index, name, float(weight.abs().max() / square.sqrt()),
+                peaks.append(Outliers(visit.index, name, float(weight.abs().max() / square.sqrt()),
                                       float((weight / square.sqrt()).pow(4).mean()), peak))
     states.remove()
-    return found
+    return peaks

@@ -6,11 +6,18 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tsotsallm.errors import MissingExtraError
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.stages.allocation import DENSE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from tsotsallm.analysis.layers import Outliers
 
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8e6c8a")
 MOST_HEADS = 8
@@ -20,11 +27,12 @@ Drawn = TypeVar("Drawn")
 
 
 def pyplot() -> Any:
+    """Matplotlib's pyplot, which draws to files unless it is loaded already; raises MissingExtraError without it."""
     try:
         import matplotlib
     except ImportError:
         raise MissingExtraError("matplotlib", "report", "drawing pictures") from None
-    if "matplotlib.pyplot" not in sys.modules:      # a notebook keeps the backend that it chose
+    if "matplotlib.pyplot" not in sys.modules:      # a notebook keeps its own backend
         matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -32,7 +40,7 @@ def pyplot() -> Any:
 
 
 def styled(draw: Callable[Given, Drawn]) -> Callable[Given, Drawn]:
-    """Draw in the style of this project, and leave that of the caller as it is."""
+    """Decorate a function to draw in this project's style, without changing that of the caller."""
     @functools.wraps(draw)
     def drawn(*args: Given.args, **settings: Given.kwargs) -> Drawn:
         with pyplot().rc_context(STYLE):
@@ -40,14 +48,14 @@ def styled(draw: Callable[Given, Drawn]) -> Callable[Given, Drawn]:
     return drawn
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     figure.savefig(path, bbox_inches="tight")
     pyplot().close(figure)
     return path
 
 
-def _plain_ticks(axis: Any) -> None:
-    """Numbers such as 0.3 on a logarithmic axis instead of 3·10⁻¹."""
+def _plain_ticks(axis: Axes) -> None:
+    """Label a logarithmic axis with numbers such as 0.3 instead of 3·10⁻¹."""
     from matplotlib.ticker import FuncFormatter
 
     for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
@@ -55,14 +63,14 @@ def _plain_ticks(axis: Any) -> None:
 
 
 @styled
-def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: Path) -> Path:
-    """One row a model and layer, one column a head: queries downwards, keys to the right, logarithmic shade."""
+def attention_maps(maps: dict[str, dict[int, Tensor]], heads: Sequence[int], path: Path) -> Path:
+    """Draw a row for each model and layer, a column for each head: queries down, keys to the right, logarithmic shade."""
     from matplotlib.colors import LogNorm
 
     rows = [(model, layer, attention) for model, layers in maps.items() for layer, attention in layers.items()]
     plot = pyplot()
     shades = plot.get_cmap("viridis").copy()
-    shades.set_bad("#e8e8e8")       # what a query cannot see
+    shades.set_bad("#e8e8e8")       # what a query cannot attend to
     figure, axes = plot.subplots(len(rows), len(heads), figsize=(1.7 * len(heads) + 1.6, 1.8 * len(rows)), squeeze=False,
                                  layout="constrained")
     for line, (model, layer, attention) in zip(axes, rows, strict=True):
@@ -82,7 +90,7 @@ def attention_maps(maps: dict[str, dict[int, Any]], heads: Sequence[int], path: 
 
 @styled
 def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, path: Path) -> Path:
-    """Magnitude against frequency, one curve a model and layer."""
+    """Draw magnitude against frequency, one curve for each model and layer."""
     plot = pyplot()
     figure, axis = plot.subplots(figsize=(6.4, 3.6), layout="constrained")
     for number, (name, (frequencies, magnitudes)) in enumerate(curves.items()):
@@ -96,7 +104,7 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title
 
 @styled
 def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
-    """One panel a metric: a bar for each layer."""
+    """Draw one panel for each metric, with a bar for each layer."""
     plot = pyplot()
     figure, axes = plot.subplots(2, 2, figsize=(8, 5), layout="constrained")
     for axis, (metric, values), colour in zip(axes.flat, metrics.items(), COLOURS, strict=True):
@@ -110,19 +118,20 @@ def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
 
 
 @styled
-def outliers(found: Sequence[Any], path: Path) -> Path:
-    """Weight and input peaks of every linear, layer by layer."""
+def outliers(items: Sequence[Outliers], path: Path) -> Path:
+    """Draw the weight and input peaks of every linear, layer by layer; each item has the fields of `Outliers`."""
     plot = pyplot()
     figure, axes = plot.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    names = list(dict.fromkeys(one.linear for one in found))
+    names = list(dict.fromkeys(item.linear for item in items))
     colours = plot.get_cmap("tab10")
     for number, name in enumerate(names):
-        mine = [one for one in found if one.linear == name]
-        layers = [one.layer for one in mine]
+        mine = [item for item in items if item.linear == name]
+        layers = [item.layer for item in mine]
         label = name.rpartition(".")[2]
-        axes[0].plot(layers, [one.weight_peak for one in mine], marker="o", markersize=3, label=label, color=colours(number))
+        look: dict[str, Any] = {"marker": "o", "markersize": 3, "color": colours(number)}
+        axes[0].plot(layers, [item.weight_peak for item in mine], label=label, **look)
         if label not in ("k_proj", "v_proj", "up_proj"):       # their inputs are those of q_proj and gate_proj
-            axes[1].plot(layers, [one.input_peak for one in mine], marker="o", markersize=3, color=colours(number))
+            axes[1].plot(layers, [item.input_peak for item in mine], **look)
     for axis in axes:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set(xlabel="layer", ylabel="max |w| / root mean square", title="weights")
@@ -134,25 +143,25 @@ def outliers(found: Sequence[Any], path: Path) -> Path:
 
 @styled
 def training_curve(trained: Mapping[str, Any], path: Path) -> Path:
-    """The loss of every step, smoothed over a twentieth of them, and every look at the held-out samples.
+    """Draw the loss of every step, smoothed over a twentieth of them, and every validation.
 
-    One panel for every source that was trained on; layers that were trained one after another share one panel.
+    There is one panel for each source of samples; layers that were trained one after another share a panel.
     """
     plot = pyplot()
     samples = trained["samples"]
     if "layer" in samples[0]:
         figure, axis = plot.subplots(figsize=(5.2, 3.2), layout="constrained")
-        layers = [one["layer"] for one in samples]
-        first = [one["curve"]["held_out"][0][1] for one in samples]
-        best = [min(loss for _, loss in one["curve"]["held_out"]) for one in samples]
+        layers = [sample["layer"] for sample in samples]
+        first = [sample["curve"]["held_out"][0][1] for sample in samples]
+        best = [min(loss for _, loss in sample["curve"]["held_out"]) for sample in samples]
         axis.plot(layers, first, color=COLOURS[1], marker="o", markersize=3, label="before")
         axis.plot(layers, best, color=COLOURS[0], marker="o", markersize=3, label="after")
         axis.set(xlabel="layer", ylabel="relative squared error, held out", ylim=(0, None))
         axis.legend(frameon=False)
         return _save(figure, path)
     figure, axes = plot.subplots(1, len(samples), figsize=(5.2 * len(samples), 3.2), squeeze=False, layout="constrained")
-    for axis, one in zip(axes[0], samples, strict=True):
-        curve = one["curve"]
+    for axis, sample in zip(axes[0], samples, strict=True):
+        curve = sample["curve"]
         steps, losses = zip(*curve["loss"], strict=True)
         width = max(1, len(losses) // 20)
         smooth = [sum(losses[max(0, place - width + 1):place + 1]) / len(losses[max(0, place - width + 1):place + 1])
@@ -161,14 +170,14 @@ def training_curve(trained: Mapping[str, Any], path: Path) -> Path:
         axis.plot(steps, smooth, color=COLOURS[0], label="training")
         axis.plot(*zip(*curve["held_out"], strict=True), color=COLOURS[1], marker="o", markersize=3, label="held out")
         axis.axvline(curve["best_step"], color="#999999", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="step", ylabel="loss, nats a token", title=Path(one["source"]).name)
+        axis.set(xlabel="step", ylabel="loss, nats per token", title=Path(sample["source"]).name)
         axis.legend(frameon=False)
     return _save(figure, path)
 
 
 @styled
 def selection(decision: Mapping[str, Any], path: Path) -> Path:
-    """The score of every linear, layers to the right, and a frame around those that were chosen."""
+    """Draw the score of every linear, layers to the right, with a frame around those that were chosen."""
     plot = pyplot()
     layers = sorted({layer for layer, _, _ in decision["scores"]})
     names = list(dict.fromkeys(name for _, name, _ in decision["scores"]))
@@ -183,23 +192,23 @@ def selection(decision: Mapping[str, Any], path: Path) -> Path:
     axis.set_xticks(range(len(layers)), layers)
     axis.set_yticks(range(len(names)), [name.rpartition(".")[2] for name in names])
     axis.set_xlabel("layer")
-    figure.colorbar(image, label="how much more the domain asks")
+    figure.colorbar(image, label="importance for the domain, relative")
     return _save(figure, path)
 
 
 @styled
 def ranks(decision: Mapping[str, Any], path: Path) -> Path:
-    """The rank that every linear got, layers to the right."""
+    """Draw the rank of every linear's correction, layers to the right."""
     return _by_place(decision["ranks"], "rank", "", path)
 
 
 @styled
 def grids(decision: Mapping[str, Any], path: Path) -> Path:
-    """The bits a weight that every linear got, layers to the right; those of embeddings and head above."""
+    """Draw the bits per weight of every linear, layers to the right; those of embeddings and head are in the title."""
     found = {key: 16.0 if kind == DENSE else GgmlGrid(kind).bits_per_weight for key, kind in decision["grids"].items()}
     linears = {key: bits for key, bits in found.items() if key[0].isdigit()}
     ends = ", ".join(f"{key.rpartition('.')[2]} {bits:.4g}" for key, bits in found.items() if key not in linears)
-    return _by_place(linears, "bits a weight", ends, path)
+    return _by_place(linears, "bits per weight", ends, path)
 
 
 def _by_place(values: Mapping[str, float], label: str, title: str, path: Path) -> Path:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Unpack, cast
 
 from tsotsallm.api.generate import SamplingKeywords
+from tsotsallm.engine.factory import speaker
+from tsotsallm.engine.interface import Question, Sampling
+from tsotsallm.engine.interface import texts as texts_of
 from tsotsallm.engine.llama import CacheType
-from tsotsallm.engine.speakers import speaker
-from tsotsallm.engine.speaking import Question, Sampling
-from tsotsallm.engine.speaking import texts as texts_of
 from tsotsallm.errors import ConversationError
 from tsotsallm.evaluation.options import amended
 

@@ -12,10 +12,9 @@ from typing import TypedDict, Unpack
 from tsotsallm.api.report import beginnings, samples_of
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.writer import write_json
-from tsotsallm.errors import TsotsallmError
+from tsotsallm.errors import StudyError, TsotsallmError
 from tsotsallm.evaluation.examination import Examination, check_tasks, examine
 from tsotsallm.evaluation.options import amended
-from tsotsallm.machine import bytes_from_text
 from tsotsallm.report.fitted import fit_document
 from tsotsallm.report.page import write as write_page
 from tsotsallm.run.work import Progress
@@ -23,6 +22,7 @@ from tsotsallm.study.fit import Fitted, target_of
 from tsotsallm.study.fit import fit as find_fit
 from tsotsallm.study.units import Settings as FitSettings
 from tsotsallm.study.units import whole_text
+from tsotsallm.units import bytes_from_text
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
         check_tasks(options.tasks, data=options.data, limit=options.limit)
     checkpoint = Checkpoint.open(model)
     target = target_of(checkpoint.spec.kv_bytes_per_token(), device=device, faster_than=faster_than,
-                       size=None if size is None else bytes_from_text(str(size), "--bytes"))
+                       size=None if size is None else bytes_from_text(str(size), "--bytes", StudyError))
     settings = FitSettings(None if options.calibration is None else str(options.calibration),
                            tuple(map(str, options.keep_text)), options.windows, min(options.window, checkpoint.spec.context),
                            options.seed, minutes=options.minutes,

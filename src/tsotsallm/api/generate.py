@@ -10,10 +10,10 @@ from typing import TypedDict, Unpack, cast
 
 from tsotsallm.api.computers import Computers
 from tsotsallm.cluster.generation import continuations_on
+from tsotsallm.engine.factory import continuations, speaker
+from tsotsallm.engine.interface import Question, Sampling
+from tsotsallm.engine.interface import texts as texts_of
 from tsotsallm.engine.llama import CacheType
-from tsotsallm.engine.speakers import continuations, speaker
-from tsotsallm.engine.speaking import Question, Sampling
-from tsotsallm.engine.speaking import texts as texts_of
 from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.evaluation.options import amended
 from tsotsallm.files import DATA_BYTES, lines, read_utf8

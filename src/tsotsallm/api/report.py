@@ -11,8 +11,8 @@ from typing import TypedDict, Unpack
 
 from tsotsallm.api.generate import read_prompts
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
-from tsotsallm.engine.speakers import continuations
-from tsotsallm.engine.speaking import Sampling
+from tsotsallm.engine.factory import continuations
+from tsotsallm.engine.interface import Sampling
 from tsotsallm.errors import ReportError, ResourceError
 from tsotsallm.evaluation.cost import check_fits
 from tsotsallm.evaluation.examination import Examination, ExaminationOptions, examine, text_task

@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack, cast
 from tsotsallm.engine.llama import CacheType
 from tsotsallm.errors import MissingExtraError, ServeError
 from tsotsallm.evaluation.options import amended
-from tsotsallm.machine import bytes_from_text
+from tsotsallm.units import bytes_from_text
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def serve(models: Sequence[str | Path], *, port: int = 8080, host: str = "127.0.
         raise ServeError("name a model to serve, such as a GGUF file or 'embedded'")
     if studio is not None and not Path(studio).is_dir():
         raise ServeError(f"{studio} is not a folder; make it first, or name one with --folder")
-    rules = dataclasses.replace(check_rules(host, key), body_bytes=bytes_from_text(str(options.max_body), "--max-body"))
+    most = bytes_from_text(str(options.max_body), "--max-body", ServeError)
+    rules = dataclasses.replace(check_rules(host, key), body_bytes=most)
     place = listening(host, port)
     try:
         how = Loading(cast(CacheType, options.kv), options.slots, options.prompt_cache, options.country)

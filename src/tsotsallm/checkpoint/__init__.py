@@ -1,1 +1,1 @@
-"""Checkpoints on disk: read lazily, looked at through a view, written in streams."""
+"""Checkpoints on disk: read lazily, seen through a view, written in a stream."""

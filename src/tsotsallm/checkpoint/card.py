@@ -6,22 +6,22 @@ from typing import Any
 
 import yaml
 
-from tsotsallm.machine import human_bytes
+from tsotsallm.units import human_bytes
 
 
 def model_card(provenance: dict[str, Any], *, own_container: bool) -> str:
-    """What the model is, how it was made, what it weighs and how to run it."""
+    """The card's Markdown: what the model is, how it was made, its size in bytes, and how to run it."""
     source = provenance["source"]
     measures = provenance["measures"]
     stages = provenance["recipe"]
-    head: dict[str, Any] = {"library_name": "tsotsallm" if own_container else "transformers",
+    head: dict[str, object] = {"library_name": "tsotsallm" if own_container else "transformers",
                             "tags": ["tsotsallm", "compressed"]}
     if "/" in source:
         head["base_model"] = source
     quantised = any("quantize" in stage for stage in stages)
     if own_container:
-        usage = ("The weights lie in TSOTSALLM's own container (for grids of GGUF, NF4, 8-bit corrections, repeated layers "
-                 "stored once); plain transformers does not read it.\n\n"
+        usage = ("The weights are stored in TSOTSALLM's own container (for grids of GGUF, NF4, 8-bit corrections, repeated "
+                 "layers stored once); plain transformers does not read it.\n\n"
                  "```python\nimport tsotsallm\nmodel, tokenizer = tsotsallm.load(\"PATH\")\n```\n\n"
                  "For llama.cpp and Ollama: `tsotsallm export PATH --gguf OUT.gguf`.")
     else:

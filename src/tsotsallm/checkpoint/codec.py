@@ -1,6 +1,6 @@
-"""What text becomes for one model: tokens, what is put around them, tokens that end an answer, conversations.
+"""Text <-> tokens of one model: the tokens around a text, those that end an answer, and conversations.
 
-Everything is taken from the tokenizer as transformers loads it, never from its files: tokens can stand in `tokenizer.json`,
+Everything is taken from the tokenizer as transformers loads it, never from its files: tokens may be in `tokenizer.json`,
 `tokenizer_config.json` or `added_tokens.json`, and a tokenizer class may rebuild the rules of its file.
 """
 
@@ -10,25 +10,30 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsotsallm.checkpoint.chat import ChatTemplate, Message, pick
 from tsotsallm.errors import CheckpointError, ConversationError
 from tsotsallm.files import one_line, quoted
 from tsotsallm.machine import quiet_stderr
 
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from tokenizers.normalizers import Normalizer
+    from transformers import PreTrainedTokenizerBase
+
 NAMED_ENDS = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
     "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["))
-"""Tokens that llama.cpp ends an answer at by their names, whatever a file says (llama-vocab.cpp); so do all engines here."""
+"""Tokens at which llama.cpp ends an answer because of their names (llama-vocab.cpp); all engines here do the same."""
 INFILL_ENDS = {
     "pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "repository": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"), "separator": ("<|file_sep|>",)}
-"""The same where a file has no token of that kind."""
+"""Names that count in the same way where a file has no token of that kind."""
 ENDS_BY_NAME = NAMED_ENDS.union(*INFILL_ENDS.values())
 MOST_GROWTH = 1000.0
-"""By how much a normalizer may lengthen a text; more is an attack, not a language."""
+"""By what factor a normalizer may lengthen a text; a larger one is an attack, not a language."""
 
 
 class TextCodec:
@@ -36,13 +41,13 @@ class TextCodec:
 
     size       rows of the model's embeddings
     prefix     tokens that are put before a text, usually BOS
-    suffix     tokens that the tokenizer puts after a text, usually none; they are left out, since no text could be continued
-    ends       tokens that end an answer, the tokenizer's EOS first
+    suffix     tokens that the tokenizer puts after a text, usually none; left out, since no text could be continued after
+    them ends       tokens that end an answer, the tokenizer's EOS first
     chat       the template of conversations; None where the model does not converse
-    notes      what a user should know
+    notes      what the user should know about the tokenizer, a sentence each
     """
 
-    def __init__(self, tokenizer: Any, size: int, where: str, ends: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, where: str, ends: Iterable[int] = ()) -> None:
         self.tokenizer, self.size, self.where = tokenizer, size, where
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
@@ -56,26 +61,26 @@ class TextCodec:
     # -- tokens -----------------------------------------------------------------------------------------------
 
     def encode(self, text: str, *, prefix: bool = True) -> list[int]:
-        """Tokens of a text, with what belongs before it; raises CheckpointError for a token that the model lacks."""
+        """Tokens of a text, with its prefix; raises CheckpointError for a token that the model lacks."""
         ids = self._run(text, add_special_tokens=False)["input_ids"]
         return self._known([*self.prefix, *ids] if prefix else list(ids))
 
     def encode_once(self, text: str) -> list[int]:
-        """As `encode`, without the prefix where the text begins with it already, as lm-eval does."""
+        """Like `encode`, but without the prefix where the text already begins with BOS, as in lm-eval."""
         first = self.tokenizer.bos_token
         return self.encode(text, prefix=not (first is not None and text.startswith(first)))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """Tokens without prefix, and the characters [start, end) of each; None where the tokenizer does not report these."""
+        """Tokens without prefix, and the characters [start, end) of each; None where the tokenizer does not report them."""
         found = self._run(text, add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast)
         return self._known(list(found["input_ids"])), found.get("offset_mapping")
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
-        """Text of tokens; without `special` special tokens are left out."""
+        """The text of tokens; special tokens are left out unless `special`."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=not special))
 
     def continuation(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Text that tokens add to a text before them: unlike `decode` it keeps the space that a first word begins with."""
+        """The text that tokens add to a preceding text: unlike `decode`, it keeps the space before a first word."""
         before, text = self._before
         return self.decode([*before, *ids], special=special)[len(text):]
 
@@ -84,24 +89,23 @@ class TextCodec:
         ids = self.encode("a", prefix=False)
         return ids, self.decode(ids, special=False)
 
-    def _run(self, text: str, **options: Any) -> Any:
-        """The tokenizer's own answer; CheckpointError for whatever its library raises, panics included."""
+    def _run(self, text: str, **options: object) -> Any:
+        """Call the tokenizer; raises CheckpointError for whatever its library raises, panics included."""
         try:
             return self.tokenizer(text, verbose=False, **options)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
             raise
         except BaseException as error:
-            raise CheckpointError(f"{self.where} has a tokenizer that cannot cut a text ({type(error).__name__}: "
+            raise CheckpointError(f"{self.where} has a tokenizer that cannot split a text ({type(error).__name__}: "
                                   f"{one_line(error)}); copy the tokenizer files of the original model") from None
 
     def _known(self, ids: list[int]) -> list[int]:
         if ids and max(ids) >= self.size:
             place = max(ids)
-            raise CheckpointError(f"{self.where}: the tokenizer numbers "
-                                  f"{quoted(self.tokenizer.convert_ids_to_tokens(place))} "
-                                  f"{place}, but the model has {self.size} tokens: tokenizer and weights do not belong "
-                                  "together; "
-                                  "copy the tokenizer files of the original model")
+            token = quoted(self.tokenizer.convert_ids_to_tokens(place))
+            raise CheckpointError(f"{self.where}: the tokenizer numbers {token} {place}, but the model has {self.size} "
+                                  "tokens: tokenizer and weights do not belong together; copy the tokenizer files of the "
+                                  "original model")
         return ids
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -117,14 +121,17 @@ class TextCodec:
 
     @property
     def bos(self) -> int | None:
+        """The token that begins a text; None where the tokenizer has none."""
         return self._single("bos_token_id")
 
     @property
     def eos(self) -> int | None:
+        """The token that ends a text; None where the tokenizer has none."""
         return self._single("eos_token_id")
 
     @property
     def padding(self) -> int | None:
+        """The token that fills up batches; None where the tokenizer has none."""
         return self._single("pad_token_id")
 
     def _single(self, name: str) -> int | None:
@@ -132,16 +139,16 @@ class TextCodec:
         return found if isinstance(found, int) and 0 <= found < self.size else None
 
     @cached_property
-    def added(self) -> dict[int, Any]:
-        """Number -> AddedToken of all tokens that are found in a text before it is cut."""
+    def added(self) -> dict[int, AddedToken]:
+        """Number -> AddedToken for all tokens that are matched in a text before it is split."""
         return dict(self.tokenizer.added_tokens_decoder)
 
     def _ends(self, more: Iterable[int]) -> tuple[int, ...]:
-        """EOS, those that the model's configs name, that of a conversation's turn, and those known by their names."""
+        """EOS, the ends that the model's configs name, the end of a conversation's turn, and those known by their names."""
         found = [self.eos, *more, *(self._turn_end() if self.chat is not None else ()),
                  *(place for place, token in self.added.items() if str(token) in ENDS_BY_NAME)]
         known = tuple(dict.fromkeys(token for token in found if token is not None and 0 <= token < self.size))
-        return known or (() if self.bos is None else (self.bos,))       # without any, a new text's beginning ends this one
+        return known or (() if self.bos is None else (self.bos,))       # without any, the beginning of a new text counts
 
     def _turn_end(self) -> list[int]:
         """The special token that the chat template puts after an answer."""
@@ -162,19 +169,19 @@ class TextCodec:
     # -- conversations ----------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], *, answer: bool = True, continued: bool | None = None) -> str:
-        """The text of a conversation; ConversationError where the model does not converse, or refuses this one."""
+        """The text of a conversation; raises ConversationError where there is no chat template, or it refuses this one."""
         if self.chat is None:
             raise ConversationError(f"{self.where} {self.no_chat}: it completes text, but does not converse; use "
                                     "`tsotsallm generate`, or copy the chat template of the model it was made from")
         return self.chat.render(messages, answer=answer, continued=continued)
 
     def conversation(self, messages: Sequence[Message], *, answer: bool = True, continued: bool | None = None) -> list[int]:
-        """Tokens of a conversation: of its rendered text as it is, since a template writes BOS itself where it wants one."""
+        """Tokens of a conversation's rendered text, without a prefix: a template writes BOS itself where it wants one."""
         return self.encode(self.render(messages, answer=answer, continued=continued), prefix=False)
 
     @property
     def no_chat(self) -> str:
-        """Why the model does not converse."""
+        """The reason why the model does not converse, as it follows the model's name in a message."""
         if len(self.templates) > 1:
             return f"has the chat templates {', '.join(sorted(self.templates))} and none of them is named `default`"
         return "has no chat template"
@@ -184,35 +191,33 @@ class TextCodec:
         if self.suffix:
             tokens = " ".join(map(str, self.tokenizer.convert_ids_to_tokens(list(self.suffix))))
             found.append(f"the tokenizer appends {tokens} to every text; it is left off prompts, which could not be "
-                         "continued "
-                         "otherwise")
+                         "continued otherwise")
         if len(self.templates) > 1 and self.chat is None:
-            found.append(f"the tokenizer {self.no_chat}, so that the model does not converse")
+            found.append(f"the tokenizer {self.no_chat}, so the model does not converse")
         return tuple(found)
 
     # -- the tokenizer as data --------------------------------------------------------------------------------
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The tokenizer as loaded, in the form of a tokenizer.json; CheckpointError where it has no such form."""
+        """The loaded tokenizer in the form of a tokenizer.json; raises CheckpointError where it has no such form."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise CheckpointError(f"{self.where} has a tokenizer that has no tokenizer.json form; save it with "
-                                  "transformers' "
-                                  "save_pretrained first")
+                                  "transformers' save_pretrained first")
         found: dict[str, Any] = json.loads(backend.to_str())
         return found
 
 
-def _templates(tokenizer: Any) -> dict[str, str]:
+def _templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     found = tokenizer.chat_template
     if isinstance(found, str):
         return {"default": found}
     return {str(name): str(source) for name, source in found.items()} if isinstance(found, dict) else {}
 
 
-def _require_tame(normalizer: Any, where: str) -> None:
-    """Refuse a normalizer that could blow a short text up beyond any memory."""
+def _require_tame(normalizer: Normalizer | None, where: str) -> None:
+    """Raise CheckpointError for a normalizer that could expand a short text beyond any memory."""
     if normalizer is None:
         return
     growth = 1.0
@@ -236,7 +241,7 @@ def _steps(step: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def ends_of(*configs: dict[str, Any]) -> list[int]:
-    """Tokens that end an answer as configs name them: a number or a list under `eos_token_id`."""
+    """The tokens that configs name as ends of an answer: a number or a list under `eos_token_id`."""
     found: list[int] = []
     for config in configs:
         named = config.get("eos_token_id")

@@ -1,6 +1,6 @@
-"""What a GGUF file says: facts of its header with llama.cpp's defaults, its tokenizer, where its tensors lie.
+"""The contents of a GGUF file: header fields with llama.cpp's defaults, its tokenizer, the places of its tensors.
 
-The header is read once, with every size compared with the file before anything is allocated; tensors are read later.
+The header is read once, and every size is compared with the file before anything is allocated; tensors are read later.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ FILE_TYPES = {
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
     21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0"}
-"""general.file_type -> what the quantisation is called."""
+"""general.file_type -> the name of the quantisation."""
 KINDS = {"gpt2": "byte-level BPE", "llama": "SentencePiece", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV"}
-"""tokenizer.ggml.model -> what such a tokenizer is called."""
+"""tokenizer.ggml.model -> the usual name of such a tokenizer."""
 _SPECIAL = {"llama": (1, 2), "gpt2": (11, 11), "bert": (101, None), "t5": (None, 1)}
-"""tokenizer.ggml.model -> BOS and EOS that llama.cpp takes where the header names none."""
+"""tokenizer.ggml.model -> the BOS and EOS that llama.cpp uses where the header names none."""
 _BOS_BY_PRE = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
                "tekken", "chameleon")
-"""tokenizer.ggml.pre of BPE tokenizers before whose text llama.cpp puts BOS where the header does not say."""
+"""tokenizer.ggml.pre of the BPE tokenizers for which llama.cpp adds BOS where the header does not say."""
 
 MOST_HEADER_BYTES = 256 << 20
 MOST_STRING_BYTES = 16 << 20
@@ -61,7 +61,7 @@ _FLOAT, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: its type, its shape with rows first, and the bytes [start, start + size) where it lies."""
+    """One tensor: its type, its shape with rows first, and its bytes [start, start + size) in the file."""
 
     name: str
     type: str
@@ -71,12 +71,13 @@ class GgufTensor:
 
     @property
     def elements(self) -> int:
+        """How many weights it has."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """How a file cuts text: `bos` and `eos` as llama.cpp takes them, None where there are none."""
+    """How a file splits text into tokens: `bos` and `eos` as llama.cpp uses them, None where there are none."""
 
     model: str
     pre: str | None
@@ -90,12 +91,13 @@ class GgufTokenizer:
 
     @property
     def kind(self) -> str:
+        """The usual name of its algorithm, such as byte-level BPE."""
         return KINDS.get(self.model, self.model)
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """An open file: its fields by key (of merges, only how many) with the numbers of their types, its tensors by name."""
+    """The header of a file: fields by key (of merges, only their number), the types of the fields, tensors by name."""
 
     path: Path
     version: int
@@ -106,7 +108,7 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: str | Path) -> GgufFile:
-        """Read a header; CheckpointError with what is wrong."""
+        """Read a header; raises CheckpointError with the fault."""
         path = Path(path)
         try:
             size = regular_size(path, CheckpointError)
@@ -121,23 +123,27 @@ class GgufFile:
 
     @cached_property
     def architecture(self) -> str:
+        """The name of the architecture; empty where the header does not say."""
         return self.text("general.architecture") or ""
 
     @cached_property
     def layers(self) -> int | None:
+        """Number of layers; None where the header does not say."""
         return self.number(f"{self.architecture}.block_count", most=MOST_LAYERS)
 
     @cached_property
     def hidden(self) -> int | None:
+        """Width of the hidden states; None where the header does not say."""
         return self.number(f"{self.architecture}.embedding_length")
 
     @cached_property
     def context(self) -> int | None:
+        """Positions that the model was trained for; None where the header does not say."""
         return self.number(f"{self.architecture}.context_length")
 
     @cached_property
     def vocabulary(self) -> int | None:
-        """Rows of the embeddings: what the model can say, tokens that the tokenizer does not know included."""
+        """Rows of the embeddings, including those of tokens that the tokenizer does not have; None where unknown."""
         embeddings = self.tensors.get("token_embd.weight")
         if embeddings is not None and len(embeddings.shape) == 2:
             return embeddings.shape[0]
@@ -145,30 +151,32 @@ class GgufFile:
 
     @cached_property
     def feed_forward(self) -> tuple[int, ...]:
-        """Width of every layer; empty where the header does not say."""
+        """Width of every feed-forward layer; empty where the header does not say."""
         return self._per_layer("feed_forward_length") or ()
 
     @cached_property
     def heads(self) -> tuple[int, ...]:
-        """Attention heads of every layer; none where the header does not say, as in models without attention."""
+        """Attention heads of every layer; 0 where the header does not say, as in models without attention."""
         return self._per_layer("attention.head_count") or (0,) * (self.layers or 0)
 
     @cached_property
     def kv_heads(self) -> tuple[int, ...]:
-        """Key and value heads of every layer: by default as many as there are heads."""
+        """Key and value heads of every layer; by default as many as attention heads."""
         return self._per_layer("attention.head_count_kv") or self.heads
 
     @cached_property
     def key_length(self) -> int | None:
+        """Width of a head's keys; None where the header does not say."""
         return self._head_width("key")
 
     @cached_property
     def value_length(self) -> int | None:
+        """Width of a head's values; None where the header does not say."""
         return self._head_width("value")
 
     @property
     def cache_elements_per_token(self) -> int | None:
-        """Numbers in the key-value cache for one token; None where the header does not say."""
+        """Numbers in the key-value cache for each token; None where the header does not say."""
         if self.key_length is None or self.value_length is None:
             return None
         return sum(self.kv_heads) * (self.key_length + self.value_length)
@@ -183,11 +191,11 @@ class GgufFile:
 
     @property
     def parameters(self) -> int:
-        """Weights of the model; factors of RoPE, which follow from its config, are none."""
+        """Number of weights; factors of RoPE, which follow from the config, do not count."""
         return sum(one.elements for one in self.tensors.values() if not one.name.startswith("rope_"))
 
     def require_language_model(self) -> None:
-        """Raise CheckpointError unless the header has all that llama.cpp needs to run a model."""
+        """Raise CheckpointError unless the header has everything that llama.cpp needs to run a language model."""
         part, parts = self.split
         if part > 1:
             raise CheckpointError(f"{self.path} is part {part} of {parts} of a model; give the first part, with the others "
@@ -198,28 +206,30 @@ class GgufFile:
                                   "model's GGUF file")
         if kind != "model" or self.architecture == "clip":
             what = "the part of a model that sees pictures" if kind == "model" else quoted(kind)
-            raise CheckpointError(f"{self.path} is {what}, no language model; give a language model's GGUF file")
+            raise CheckpointError(f"{self.path} is {what}, not a language model; give a language model's GGUF file")
         needed = {"general.architecture": self.architecture, f"{self.architecture}.block_count": self.layers,
                   f"{self.architecture}.embedding_length": self.hidden, f"{self.architecture}.context_length": self.context,
                   "tokenizer.ggml.model": self.text("tokenizer.ggml.model"), "tokenizer.ggml.tokens": self.tokens}
-        missing = [key for key, found in needed.items() if not found]
+        missing = [key for key, value in needed.items() if not value]
         if missing:
             raise CheckpointError(f"{self.path} has no {missing[0]} in its header, without which no engine runs a language "
                                   "model; convert or download it again")
-        for key, found in self.fields.items():
-            if isinstance(found, float) and key.startswith(f"{self.architecture}."):
+        for key, value in self.fields.items():
+            if isinstance(value, float) and key.startswith(f"{self.architecture}."):
                 least = 0.0 if key.endswith(("epsilon", "freq_base")) else -math.inf
-                if not math.isfinite(found) or found < least:
-                    raise self._strange(key, found, "a finite number" + " from 0 on" * (least == 0))
+                if not math.isfinite(value) or value < least:
+                    raise self._strange(key, value, "a finite number" + " from 0 on" * (least == 0))
         if not self.tensors:
             raise CheckpointError(f"{self.path} holds a vocabulary but no weights; give a language model's GGUF file")
 
     def require_adapter_of(self, model: GgufFile) -> None:
-        """Raise CheckpointError unless the header is that of an adapter for a model: llama.cpp aborts where a field of an
-        adapter has another type than it expects."""
+        """Raise CheckpointError unless this is an adapter for `model`.
+
+        llama.cpp aborts where a field of an adapter has a type that it does not expect.
+        """
         if self.text("general.type") != "adapter" or self.text("adapter.type") != "lora":
-            raise CheckpointError(f"{self.path} is no adapter of low-rank factors; give the file that `tsotsallm export` "
-                                  "wrote beside the model's")
+            raise CheckpointError(f"{self.path} is not an adapter of low-rank factors; give the file that `tsotsallm "
+                                  "export` wrote beside the model's")
         if self.architecture != model.architecture:
             raise CheckpointError(f"{self.path} is an adapter for {quoted(self.architecture)}, but {model.path} is a model "
                                   f"of {quoted(model.architecture)}; give the adapter that was made for it")
@@ -229,7 +239,7 @@ class GgufFile:
 
     @property
     def split(self) -> tuple[int, int]:
-        """Which part of how many this file is: (1, 1) for a whole model."""
+        """The number of this part and the number of all parts: (1, 1) for a whole model."""
         parts = self.number("split.count", least=0) or 1
         return (self.number("split.no", least=0) or 0) + 1, parts
 
@@ -237,7 +247,7 @@ class GgufFile:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """Texts of the tokens by number; empty where the file has none."""
+        """The texts of the tokens in the order of their numbers; empty where the file has none."""
         found = self.fields.get("tokenizer.ggml.tokens", [])
         if not isinstance(found, list) or not all(isinstance(token, str) for token in found):
             raise self._strange("tokenizer.ggml.tokens", found, "a list of texts")
@@ -245,7 +255,7 @@ class GgufFile:
 
     @cached_property
     def tokenizer(self) -> GgufTokenizer | None:
-        """What the header says of the tokenizer, with llama.cpp's defaults; None where it has no tokens."""
+        """The header's description of the tokenizer, with llama.cpp's defaults; None where it has no tokens."""
         if not self.tokens:
             return None
         model, pre = self.text("tokenizer.ggml.model") or "", self.text("tokenizer.ggml.pre")
@@ -261,47 +271,49 @@ class GgufFile:
 
     @cached_property
     def recipe(self) -> list[Any] | None:
-        """The stages by which a file of ours was made; None in others."""
+        """The stages that made one of our own files; None in others."""
         text = self.text("tsotsallm.recipe")
         if text is None:
             return None
         try:
-            found = json.loads(text)
+            stages = json.loads(text)
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, list):
+            stages = None
+        if not isinstance(stages, list):
             raise self._strange("tsotsallm.recipe", text, "a recipe in JSON")
-        return found
+        return stages
 
     @property
     def quantisation(self) -> str | None:
-        """What the file calls its own quantisation."""
+        """The file's own name of its quantisation; None where it has none."""
         number = self.number("general.file_type", least=0)
         return None if number is None else FILE_TYPES.get(number & ~1024, f"type {number}")
 
     # -- fields -------------------------------------------------------------------------------------------------------
 
     def text(self, key: str) -> str | None:
+        """A field that must be text; None where it is missing, CheckpointError where it is something else."""
         found = self.fields.get(key)
         if found is not None and not isinstance(found, str):
             raise self._strange(key, found, "a text")
         return found
 
     def number(self, key: str, *, least: int = 1, most: int = MOST_NUMBER) -> int | None:
+        """A field that must be a whole number in [least, most]; None where it is missing, else CheckpointError."""
         found = self.fields.get(key)
         if found is not None and not (type(found) is int and least <= found <= most):
             raise self._strange(key, found, f"a number from {least} to {most}")
         return found
 
     def numbers(self, key: str) -> list[int]:
-        """A list of whole numbers; empty where the header has none."""
+        """A field that must be a list of whole numbers; empty where it is missing, else CheckpointError."""
         found = self.fields.get(key, [])
         if not isinstance(found, list) or not all(type(one) is int for one in found):
             raise self._strange(key, found, "a list of whole numbers")
         return found
 
     def _per_layer(self, name: str) -> tuple[int, ...] | None:
-        """A number for every layer, given once or as a list; None where it is not given."""
+        """A number for every layer, from one number or a list; None where it is missing."""
         key, layers = f"{self.architecture}.{name}", self.layers
         found = self.fields.get(key)
         if found is None or layers is None:
@@ -315,11 +327,11 @@ class GgufFile:
         given = self.number(f"{self.architecture}.attention.{kind}_length", least=0)
         if given is not None or self.hidden is None:
             return given
-        heads = next((count for count in self.heads[:1] if count), None)      # llama.cpp divides by those of the first layer
+        heads = next((count for count in self.heads[:1] if count), None)      # llama.cpp divides by the first layer's
         return None if heads is None else self.hidden // heads
 
     def token_number(self, name: str) -> int | None:
-        """What the header names as a special token, such as `bos`, whether there is such a token or not."""
+        """The number that the header gives for a special token such as `bos`, whether or not that token exists."""
         return self.number(f"tokenizer.ggml.{name}_token_id", least=0, most=2 ** 32 - 1)
 
     def _special(self, name: str, default: int | None) -> int | None:
@@ -328,13 +340,13 @@ class GgufFile:
         return known[0] if known else None
 
     def _strange(self, key: str, found: object, expected: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} says {quoted(found)} of {key}, where {expected} is expected; convert or "
+        return CheckpointError(f"{self.path} gives {key} as {quoted(found)}, where {expected} is expected; convert or "
                                "download it again")
 
     # -- tensors ------------------------------------------------------------------------------------------------------
 
     def rows(self, tensor: GgufTensor, most: int | None = None) -> Iterator[npt.NDArray[np.uint8]]:
-        """The bytes of a tensor's rows, or of the first `most` of them, (rows, bytes of a row), some MiB at a time."""
+        """Yield the bytes of a tensor's rows, or of the first `most`, as (rows, bytes of a row) of at most 32 MiB."""
         count = math.prod(tensor.shape[:-1])
         width = tensor.size // count if count else 0
         left, step = count if most is None else min(count, most), max(1, CHUNK_BYTES // max(1, width))
@@ -343,13 +355,13 @@ class GgufFile:
             while left and width:
                 data = file.read(min(left, step) * width)
                 if len(data) < min(left, step) * width:
-                    raise CheckpointError(f"{self.path} has become shorter while it was read; copy or download it again")
+                    raise CheckpointError(f"{self.path} became shorter while it was read; copy or download it again")
                 yield np.frombuffer(data, np.uint8).reshape(-1, width)
                 left -= min(left, step)
 
 
 def begins_as_gguf(path: Path) -> bool:
-    """Whether a regular file begins as GGUF does."""
+    """Whether a path is a regular file that begins like GGUF."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -357,7 +369,7 @@ def begins_as_gguf(path: Path) -> bool:
 
 
 class _Header:
-    """Reads a header from its beginning; no size that it names is believed before it was compared with the file's."""
+    """Reads a header from its beginning; no size in it is trusted before it is compared with the file's."""
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self.file, self.path, self.size = file, path, size
@@ -385,22 +397,23 @@ class _Header:
                 raise self.damaged(f"names {quoted(key)} twice" if key else "has a key without a name")
             types[key] = self.integer(4)
             fields[key] = self.value(key, types[key])
-        found = GgufFile(self.path, version, self.size, fields, {}, types)
-        alignment = found.number("general.alignment", most=1 << 20) or 32
+        file = GgufFile(self.path, version, self.size, fields, {}, types)
+        alignment = file.number("general.alignment", most=1 << 20) or 32
         if alignment & (alignment - 1):
-            raise self.damaged(f"aligns its tensors to {alignment} bytes, which is no power of two")
+            raise self.damaged(f"aligns its tensors to {alignment} bytes, which is not a power of two")
         if alignment < LEAST_ALIGNMENT:
             raise self.damaged(f"aligns its tensors to {alignment} bytes, where llama.cpp needs {LEAST_ALIGNMENT}")
         entries = [self.entry(alignment) for _ in range(tensors)]
         data = -(-self.place // alignment) * alignment
         for name, kind, shape, offset, size in entries:
-            if name in found.tensors:
+            if name in file.tensors:
                 raise self.damaged(f"names the tensor {quoted(name)} twice")
-            found.tensors[name] = GgufTensor(name, kind, shape, data + offset, size)
-        self.check_places(found.tensors)
-        return found
+            file.tensors[name] = GgufTensor(name, kind, shape, data + offset, size)
+        self.check_places(file.tensors)
+        return file
 
     def check_places(self, tensors: dict[str, GgufTensor]) -> None:
+        """Raise CheckpointError unless all tensors are inside the file and none overlap."""
         end = max((one.start + one.size for one in tensors.values()), default=0)
         if end > self.size:
             raise self.too_short(f"its header describes {quoted(end)}")
@@ -422,20 +435,21 @@ class _Header:
         kind, block, block_bytes = TYPES[number]
         elements = math.prod(sizes)
         if (row := sizes[0] if sizes else 1) % block:
-            raise self.damaged(f"stores {quoted(name)} as {kind}, of which {block} stand in a block, in rows of {row}")
+            raise self.damaged(f"stores {quoted(name)} as {kind}, in blocks of {block}, with rows of {row}")
         size = elements // block * block_bytes
         if size > self.size:
             raise self.too_short(f"{quoted(name)} alone has {quoted(size)}")
         if offset % alignment:
-            raise self.damaged(f"stores {quoted(name)} from byte {offset} on, which is not aligned to {alignment}")
+            raise self.damaged(f"stores {quoted(name)} at byte {offset}, which is not aligned to {alignment}")
         return name, kind, tuple(reversed(sizes)), offset, size
 
-    def value(self, key: str, kind: int) -> Any:
+    def value(self, key: str, kind: int) -> object:
+        """The next value, of type number `kind`; of merges only their number."""
         if kind == _STRING:
             return self.string(key)
         if kind in _NUMBERS:
-            [found] = self.numbers(key, kind, 1)
-            return bool(found) if kind == _BOOL else found
+            [number] = self.numbers(key, kind, 1)
+            return bool(number) if kind == _BOOL else number
         if kind != _ARRAY:
             raise self.damaged(f"gives {quoted(key)} a type of number {kind}, which GGUF does not have")
         kind, count = self.integer(4), self.integer(8)
@@ -452,7 +466,7 @@ class _Header:
             raise self.damaged(f"gives {quoted(key)} elements of type {kind}, which arrays do not have")
         return self.numbers(key, kind, count)
 
-    def numbers(self, key: str, kind: int, count: int) -> list[Any]:
+    def numbers(self, key: str, kind: int, count: int) -> list[int | float]:
         dtype = np.dtype(_NUMBERS[kind])
         data = self.take(count * dtype.itemsize, key)
         return list(np.frombuffer(data, dtype).tolist())

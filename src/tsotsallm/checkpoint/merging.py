@@ -1,4 +1,4 @@
-"""Which tokens of a BPE tokenizer some texts need, and the same tokenizer with only those."""
+"""The tokens of a BPE tokenizer that given texts need, and the same tokenizer with only those."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from tsotsallm.errors import CheckpointError
 Pair = tuple[str, str]
 PART_CHARACTERS, OVERLAP = 20_000, 64
 _BREAK = re.compile(r"\n(?=[^\W\d_])")
-"""A line break before a letter: no word of any rule goes on across it, while empty lines are words of their own."""
+"""A line break before a letter: no splitting rule has a word that crosses it, while empty lines are words of their own."""
 
 
 class Merges:
-    """A tokenizer.json's BPE model: its vocabulary, its merges by rank, how it cuts text into words."""
+    """The BPE model of a tokenizer.json: its vocabulary and its merges by rank."""
 
     def __init__(self, codec: TextCodec) -> None:
         self.codec, content = codec, codec.content
         model = content.get("model") or {}
         if model.get("type") != "BPE" or not model.get("merges"):
             raise CheckpointError(f"{codec.where} has no BPE tokenizer with merges (it is {model.get('type')}); its "
-                                  "vocabulary "
-                                  "cannot be cut")
+                                  "vocabulary cannot be reduced")
         self.content = content
         self.merged_ids: dict[str, int] = dict(model["vocab"])
-        self.added_ids: dict[str, int] = {one["content"]: one["id"] for one in content.get("added_tokens") or ()}
-        self.vocabulary = self.merged_ids | self.added_ids      # Llama 3's special tokens, say, stand among the added only
-        self.pairs: list[Pair] = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one)  # type: ignore[misc]
-                                  for one in model["merges"]]
+        self.added_ids: dict[str, int] = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+        self.vocabulary = self.merged_ids | self.added_ids      # Llama 3's special tokens are only among the added ones
+        self.pairs: list[Pair] = [tuple(token.split(" ", 1)) if isinstance(token, str) else tuple(token)  # type: ignore[misc]
+                                  for token in model["merges"]]
         self.ranks = {pair: rank for rank, pair in enumerate(self.pairs)}
         self.byte_level = not model.get("byte_fallback")
-        self.named = {one for one in (*codec.ends, *codec.prefix, *codec.suffix, codec.bos, codec.eos, codec.padding)
-                      if one is not None}
+        self.named = {token for token in (*codec.ends, *codec.prefix, *codec.suffix, codec.bos, codec.eos, codec.padding)
+                      if token is not None}
 
     @property
     def always_kept(self) -> set[str]:
-        """Bytes, special and added tokens, those that begin or end a text, and the unknown one: whatever a text holds can
-        still be encoded."""
-        found = {token for token in self.vocabulary if len(token) == 6 and token.startswith("<0x") and token.endswith(">")}
+        """Bytes, special and added tokens, those that begin or end a text, and the unknown one.
+
+        With them every text can still be encoded.
+        """
+        kept = {token for token in self.vocabulary if len(token) == 6 and token.startswith("<0x") and token.endswith(">")}
         if self.byte_level:
             from tokenizers import pre_tokenizers
 
-            found |= set(pre_tokenizers.ByteLevel.alphabet()) & self.vocabulary.keys()
+            kept |= set(pre_tokenizers.ByteLevel.alphabet()) & self.vocabulary.keys()
         unknown = self.content["model"].get("unk_token")
         named = {token for token, place in self.vocabulary.items() if place in self.named}
-        return found | named | ({unknown} & self.vocabulary.keys()) | self.added_ids.keys()
+        return kept | named | ({unknown} & self.vocabulary.keys()) | self.added_ids.keys()
 
     def merged(self, word: str) -> list[str]:
-        """Every token that merging some characters makes on its way, the characters first; those of its end result are the
-        last."""
+        """Every token that arises while the characters of a word are merged: first the characters, last the result."""
         symbols: list[str | None] = list(word)
         made = [symbol for symbol in word if symbol in self.vocabulary]
         following, before = list(range(1, len(symbols) + 1)), list(range(-1, len(symbols) - 1))
@@ -66,7 +66,7 @@ class Merges:
             left, right = self.pairs[rank]
             after = following[place]
             if symbols[place] != left or after >= len(symbols) or symbols[after] != right:
-                continue                    # one of the two was merged otherwise
+                continue                    # one of the two was merged with another
             symbols[place], symbols[after] = left + right, None
             made.append(left + right)
             following[place] = following[after]
@@ -80,18 +80,17 @@ class Merges:
         return made
 
     def needed(self, texts: Iterable[str]) -> Counter[str]:
-        """How often each token stands in some texts as the tokenizer itself cuts them, whole or as a step towards a longer
-        one.
+        """How often each token occurs in texts split by the tokenizer itself, whole or as a step towards a longer one.
 
-        What is merged on the way to a token lies inside it, so that its own characters tell all its steps.
+        The steps towards a token are parts of it, so they follow from its own characters.
         """
-        found: Counter[int] = Counter()
+        times_of: Counter[int] = Counter()
         for text in texts:
             for part in parts_of(text):
-                found.update(self.codec.encode(part, prefix=False))
+                times_of.update(self.codec.encode(part, prefix=False))
         names = {place: token for token, place in self.vocabulary.items()}
         counts: Counter[str] = Counter()
-        for place, times in found.items():
+        for place, times in times_of.items():
             for token in {names[place], *(() if names[place] in self.added_ids else self.merged(names[place]))}:
                 counts[token] += times
         return counts
@@ -99,8 +98,9 @@ class Merges:
     def kept(self, needed: Counter[str], size: int | None) -> list[int]:
         """Ids of the tokens to keep, rising: all that are needed, or the `size` that are needed most.
 
-        With more room than is needed the earliest merges fill it. A token comes only after the two that it is merged from,
-        which stand in the texts at least as often as it does.
+        Spare room is filled with the earliest merges. A token is added only after the two that it is merged from, which
+        occur in the texts at least as often. Raises CheckpointError where `size` is too small for the tokens that are
+        always kept.
         """
         kept = self.always_kept
         order = sorted((token for token in needed if token not in kept),
@@ -119,20 +119,20 @@ class Merges:
         return sorted(self.vocabulary[token] for token in kept)
 
     def cut(self, kept: list[int]) -> dict[str, Any]:
-        """tokenizer.json with only these tokens, numbered anew in the order that they had."""
+        """The tokenizer.json with only these tokens, renumbered in their old order."""
         new = {old: place for place, old in enumerate(kept)}
         content: dict[str, Any] = json.loads(json.dumps(self.content))
         vocabulary = {token: new[old] for token, old in self.merged_ids.items() if old in new}
         content["model"]["vocab"] = vocabulary
         content["model"]["merges"] = [[left, right] for left, right in self.pairs
                                       if left in vocabulary and right in vocabulary and left + right in vocabulary]
-        content["added_tokens"] = [one | {"id": new[one["id"]]} for one in content.get("added_tokens") or ()]
+        content["added_tokens"] = [token | {"id": new[token["id"]]} for token in content.get("added_tokens") or ()]
         _renumber(content.get("post_processor"), new)
         return content
 
 
-def _renumber(node: Any, new: dict[int, int]) -> None:
-    """Special tokens of a template by their new numbers, wherever they stand in it."""
+def _renumber(node: object, new: dict[int, int]) -> None:
+    """Replace the numbers of special tokens in a template by their new ones, wherever they occur."""
     if isinstance(node, dict):
         if isinstance(node.get("ids"), list):
             node["ids"] = [new[old] for old in node["ids"]]
@@ -147,13 +147,13 @@ def _renumber(node: Any, new: dict[int, int]) -> None:
 
 
 def parts_of(text: str) -> Iterator[str]:
-    """A text in parts of some 20,000 characters, which end at a line break before a letter.
+    """Yield a text in parts of about 20,000 characters, which end at a line break before a letter.
 
-    Each begins with the end of the part before it, so that every stretch of the text is seen with what stands around it.
+    Each begins with the end of the part before it, so that every stretch of the text is seen in its context.
     """
     start = 0
     while start < len(text):
-        found = _BREAK.search(text, start + PART_CHARACTERS)
-        end = len(text) if found is None else found.end()
+        line_break = _BREAK.search(text, start + PART_CHARACTERS)
+        end = len(text) if line_break is None else line_break.end()
         yield text[max(0, start - OVERLAP):end]
         start = end

@@ -1,7 +1,7 @@
 """Low-bit codes <-> bytes: ggml's blocks, or the dense layout of compressed-tensors (`pack-quantized`).
 
-In the latter the codes of a row, shifted to be unsigned, form one little-endian stream of bits, padded to 32: four-
-and eight-bit files are the same as those of every earlier version; 3, 5, 6 and 7 bits follow version 0.20 and later.
+In the latter the codes of a row, shifted to be unsigned, form one little-endian stream of bits, padded to 32: 4-bit and
+8-bit files are the same in every version; 3, 5, 6 and 7 bits follow version 0.20 and later.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REPEATS, _NESTED = re.compile(r"[*+{]|(?<!\()\?"), re.compile(r"\)[*+{]")
 
 
 def pack_rows(codes: Tensor, bits: int) -> Tensor:
-    """(rows, columns) int8 codes -> (rows, ceil(columns·bits/32)) int32."""
+    """Pack signed codes, (rows, columns) int8, into bits: (rows, ceil(columns·bits/32)) int32."""
     rows, columns = codes.shape
     words = -(-columns * bits // 32)
     packed = np.zeros((rows, words * 4), dtype=np.uint8)
@@ -52,7 +52,7 @@ def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
 
 
 SUFFIXES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_blocks")
-"""The tensors that a packed linear is made of."""
+"""Suffixes of the tensors that a packed linear may consist of."""
 
 
 def pack(quantised: Stored) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def pack(quantised: Stored) -> dict[str, Tensor]:
 
 
 def unpack(tensors: dict[str, Tensor], grid: Grid) -> Stored:
-    """The inverse of `pack`."""
+    """The inverse of `pack`: a weight on `grid` from its tensors by suffix."""
     if isinstance(grid, ggml.GgmlGrid):
         return ggml.decode(tensors["weight_blocks"], grid)
     d_out, d_in = (int(size) for size in tensors["weight_shape"])
@@ -81,34 +81,35 @@ def unpack(tensors: dict[str, Tensor], grid: Grid) -> Stored:
 
 @dataclass(frozen=True)
 class Packed:
-    """One linear as its file holds it: the tensors by the suffix of their names."""
+    """One linear as stored in its file: the tensors by the suffix of their names."""
 
     tensors: dict[str, Tensor]
     grid: Grid
 
     def unpack(self) -> Stored:
+        """Its codes and scales."""
         return unpack(self.tensors, self.grid)
 
 
-def scheme_of(grid: Grid) -> dict[str, Any]:
-    """How a grid is described in config.json, in the terms of compressed-tensors where these suffice."""
+def scheme_of(grid: Grid) -> dict[str, object]:
+    """The description of a grid for config.json, in the terms of compressed-tensors where they suffice."""
     if isinstance(grid, ggml.GgmlGrid):
         kind, bits, symmetric, group = grid.type, grid.layout.bits, grid.holds_zeros, grid.layout.part
     else:
-        kind, bits, symmetric, group = grid.plain()["type"], grid.bits, grid.symmetric, grid.group or 0
+        kind, bits, symmetric, group = str(grid.plain()["type"]), grid.bits, grid.symmetric, grid.group or 0
     return {"num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": False,
             "strategy": "group" if group else "channel", **({"group_size": group} if group else {})}
 
 
-def is_target(target: Any) -> bool:
-    """Whether a target of compressed-tensors is read: a name, or `re:` and an expression that takes no time to match."""
+def is_target(target: object) -> bool:
+    """Whether a target of compressed-tensors can be read: a name, or `re:` and an expression that is quick to match."""
     if not isinstance(target, str) or not target.startswith("re:"):
         return isinstance(target, str)
     try:
         re.compile(target[3:])
     except (re.error, RecursionError, OverflowError):
         return False
-    # backtracking over many or nested repetitions would never end
+    # backtracking over many or nested repetitions might never end
     return len(_REPEATS.findall(target)) <= MOST_REPEATS and not _NESTED.search(target)
 
 
@@ -122,8 +123,8 @@ def grid_of_scheme(scheme: dict[str, Any]) -> Grid:
                       "symmetric": bool(scheme.get("symmetric", True))})
 
 
-def quantization_config(grids: dict[str, Grid | None]) -> dict[str, Any]:
-    """compressed-tensors' section of config.json for linears by full module name (None: left in floating point)."""
+def quantization_config(grids: dict[str, Grid | None]) -> dict[str, object]:
+    """The section of config.json that compressed-tensors reads, for linears by full module name (None: floating point)."""
     by_grid: dict[Grid, list[str]] = {}
     for name, grid in grids.items():
         if grid is not None:
@@ -135,7 +136,7 @@ def quantization_config(grids: dict[str, Grid | None]) -> dict[str, Any]:
         groups[f"group_{index}"] = {
             "targets": ["Linear"] if len(by_grid) == 1 and not ends else sorted(names), "weights": scheme_of(grid),
             "input_activations": None, "output_activations": None}
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
         "config_groups": groups, "ignore": ignored}
     if any(isinstance(grid, IntegerGrid) and not grid.symmetric for grid in by_grid):

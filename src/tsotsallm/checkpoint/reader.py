@@ -1,4 +1,4 @@
-"""A checkpoint read lazily, from a directory or the hub: a layer, a tensor, some rows, never the model."""
+"""A checkpoint read lazily from a directory or the hub: a layer, a tensor or some rows, never the whole model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,9 +28,12 @@ from tsotsallm.machine import quiet_stderr
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid, IntegerGrid
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 EMBEDDED = "embedded"
 LONGEST_TOKEN = 10_000
-"""Characters of an added token, which every text is searched for."""
+"""Limit in characters of an added token, since every text is searched for it."""
 PROVENANCE = "tsotsallm.json"
 PACKED = packing.SUFFIXES
 KEPT_FILES = re.compile(
@@ -44,18 +47,20 @@ CHECKED_BYTES = 32 << 20
 PACKED_NAME = re.compile(rf"\.({'|'.join(PACKED)})$")
 OTHER_PACKINGS = {"qweight": "GPTQ or AWQ", "absmax": "bitsandbytes", "SCB": "bitsandbytes", "W_q": "HQQ",
                   "codebooks": "AQLM", "weight_scale_inv": "an FP8 method", "weight_bitmask": "sparse compressed-tensors"}
-"""What the tensors of other methods are called -> the method."""
+"""Suffix of the tensors of another method -> that method."""
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
 def layer_prefix(index: int) -> str:
+    """What the names of a stored layer's tensors begin with."""
     return f"model.layers.{index}."
 
 
 class Checkpoint:
-    """Tensors of one checkpoint by name; values are effective weights, whatever form they are stored in.
+    """The tensors of one checkpoint by name; values are effective weights, whatever form they are stored in.
 
-    `notes` say what lies in the directory and is not used.
+    `notes` say which files of the directory are not used. Opening raises CheckpointError for a directory that is not a
+    whole, sound checkpoint of a known family.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -64,11 +69,11 @@ class Checkpoint:
         files = weight_files(directory)
         self.records = read_weights(files)
         if self.spec.tied and EMBEDDING not in self.records and HEAD in self.records:
-            self.records[EMBEDDING] = self.records.pop(HEAD)    # transformers ties them to whichever is stored
+            self.records[EMBEDDING] = self.records.pop(HEAD)    # transformers ties both to whichever is stored
         for name in self.records:
             if name.endswith(adapter.PEFT):
-                raise CheckpointError(f"{directory}: {quoted(name)} lies among the weights of its base, where transformers "
-                                      "leaves it out; merge it into the base with PEFT first")
+                raise CheckpointError(f"{directory}: {quoted(name)} is stored among the weights of its base, where "
+                                      "transformers ignores it; merge it into the base with PEFT first")
         corrections, notes = adapter.read_adapter(directory, ours=(directory / PROVENANCE).exists())
         self.records |= corrections
         self.notes: tuple[str, ...] = files.notes + notes
@@ -78,23 +83,26 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path) -> Checkpoint:
-        """Open a local directory, the name `embedded`, or a hub id (downloaded once)."""
+        """Open a local directory, the packaged model by the name `embedded`, or a hub id (downloaded once).
+
+        Raises CheckpointError where it cannot be found or read.
+        """
         return cls(locate(source))
 
     def restricted(self, tokens: Sequence[int], config: dict[str, Any], files: dict[str, bytes]) -> Checkpoint:
-        """The same model with only some tokens, by rising old number, under a new config and new tokenizer files."""
+        """The same model with only the tokens `tokens` (rising old numbers), a new config and new tokenizer files."""
         other = copy.copy(self)
         other.spec = ModelSpec(config, self.spec.quantization, self.spec.layer_order)
         other.kept_tokens, other.token_files = list(tokens), files
         for name in ("names_by_layer", "provenance", "codec"):
             other.__dict__.pop(name, None)
         if not files:
-            other.__dict__["codec"] = self.codec        # text keeps the numbers that tokens had
+            other.__dict__["codec"] = self.codec        # text keeps the old numbers of tokens
         return other
 
     @cached_property
     def tokens_of_original(self) -> list[int] | None:
-        """The numbers that this model's tokens had before its vocabulary was cut; None where it never was."""
+        """The old numbers of this model's tokens where its vocabulary was reduced; None where it never was."""
         path = self.directory / VOCABULARY
         try:
             content = read_json(path, CheckpointError)
@@ -108,7 +116,7 @@ class Checkpoint:
         return kept
 
     def with_tokens_of(self, other: Checkpoint) -> Checkpoint:
-        """This model with only the tokens that another kept of its vocabulary; itself where the other kept all."""
+        """This model with only the tokens of its vocabulary that `other` kept; itself where the other kept all."""
         kept = other.tokens_of_original
         if kept is None or self.spec.vocabulary == other.spec.vocabulary or kept[-1] >= self.spec.vocabulary:
             return self
@@ -117,13 +125,14 @@ class Checkpoint:
     # -- tensors ----------------------------------------------------------------------------------------------
 
     def record(self, name: str) -> TensorRecord:
+        """The place of a stored tensor; raises CheckpointError where there is none."""
         try:
             return self.records[name]
         except KeyError:
             raise CheckpointError(f"{self.directory} has no tensor {quoted(name)}; the checkpoint is incomplete") from None
 
     def grid_of(self, name: str) -> Grid:
-        """The grid of a packed linear, by its full module name."""
+        """The grid of a packed linear, by its full module name; raises CheckpointError where the config names none."""
         for group in (self.spec.quantization or {}).get("config_groups", {}).values():
             for target in group["targets"]:
                 matches = re.match(target[3:], name) if target.startswith("re:") else target in (name, "Linear")
@@ -132,7 +141,7 @@ class Checkpoint:
         raise CheckpointError(f"{self.directory}: {name} is packed but config.json has no scheme for it")
 
     def tensor(self, name: str) -> Tensor:
-        """The effective values of a tensor in float32; NaN and infinity are refused."""
+        """The effective float32 values of a tensor, its low-rank correction added; CheckpointError for NaN and infinity."""
         if self.kept_tokens is not None and name in (EMBEDDING, HEAD):
             return self.rows(name, 0, len(self.kept_tokens))
         module = name.removesuffix(".weight")
@@ -145,7 +154,7 @@ class Checkpoint:
         return values
 
     def packed(self, module: str) -> packing.Packed | None:
-        """A linear as it lies packed in its file, by its full module name; None where it is dense."""
+        """A packed linear as stored, by its full module name; None where it is dense."""
         if not self.is_packed(module):
             return None
         return read_packed(self.records, module, self.grid_of(module))
@@ -155,7 +164,7 @@ class Checkpoint:
         return f"{module}.weight_packed" in self.records or f"{module}.weight_blocks" in self.records
 
     def beside(self, module: str) -> adapter.LowRank | None:
-        """The low-rank correction that lies beside a linear, if any."""
+        """The low-rank correction that is stored beside a linear, by its full module name; None where there is none."""
         return adapter.LowRank.read(self.records, module)
 
     def without_beside(self, modules: Iterable[str]) -> Checkpoint:
@@ -168,7 +177,7 @@ class Checkpoint:
         return other
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows [first, last) of embeddings or head in float32; NaN and infinity are refused."""
+        """Rows [first, last) of embeddings or head, (rows, hidden) float32; CheckpointError for NaN and infinity."""
         module = name.removesuffix(".weight")
         stored = self.stored_rows(name, first, last)
         if self.is_packed(module):
@@ -179,7 +188,7 @@ class Checkpoint:
         return values
 
     def stored_rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows [first, last) of embeddings or head as they are stored, by the numbers that tokens have here."""
+        """Rows [first, last) of embeddings or head as stored, by the numbers that tokens have here."""
         module = name.removesuffix(".weight")
         record = self.record(f"{module}.weight_blocks" if self.is_packed(module) else name)
         if self.kept_tokens is None or name not in (EMBEDDING, HEAD):
@@ -193,7 +202,7 @@ class Checkpoint:
         return torch.cat([record.read(low, high) for low, high in runs])
 
     def require_finite(self, name: str) -> None:
-        """Read a stored tensor piece by piece and raise CheckpointError if it holds NaN or infinity."""
+        """Read a stored tensor in pieces and raise CheckpointError where it holds NaN or infinity."""
         record = self.record(name)
         if record.dtype.is_floating_point and not record.shape:
             self._require_finite(record.read().float(), name)
@@ -206,7 +215,7 @@ class Checkpoint:
     def _require_finite(self, values: Tensor, name: str) -> None:
         # a sum is finite for finite weights (short of overflow) and costs one pass
         if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
-            raise CheckpointError(f"{self.directory}: tensor {name} holds NaN or infinity; the checkpoint is damaged, "
+            raise CheckpointError(f"{self.directory}: tensor {name} holds NaN or infinity; the checkpoint is damaged; "
                                   "download or convert it again")
 
     @cached_property
@@ -219,7 +228,7 @@ class Checkpoint:
         return names
 
     def layer_names(self, stored: int) -> list[str]:
-        """Names of a stored layer's tensors as a model knows them, without prefix; packed ones by their weight."""
+        """Names of a stored layer's tensors as a model knows them, without prefix; of packed ones, that of their weight."""
         names = (PACKED_NAME.sub(".weight", name) for name in self.names_by_layer.get(stored, [])
                  if not adapter.is_adapter(name))
         return list(dict.fromkeys(names))
@@ -230,24 +239,25 @@ class Checkpoint:
         return {name: self.tensor(prefix + name) for name in self.layer_names(stored)}
 
     def layer_records(self, stored: int) -> dict[str, TensorRecord]:
-        """One stored layer exactly as it lies on disk."""
+        """The tensors of one stored layer exactly as on disk, by name without prefix."""
         prefix = layer_prefix(stored)
         return {name: self.records[prefix + name] for name in self.names_by_layer.get(stored, [])}
 
     @property
     def head_name(self) -> str:
+        """The name of the tensor that serves as head: the embeddings where they are tied."""
         return EMBEDDING if self.spec.tied else HEAD
 
     @property
     def storage(self) -> torch.dtype:
-        """The floating-point type that new tensors are stored in: that of the config, or of dense embeddings."""
+        """The floating-point type for new tensors: that of dense embeddings, else that of the config, else float16."""
         if EMBEDDING in self.records:
             return self.records[EMBEDDING].dtype
         found = getattr(torch, str(self.spec.config.get("dtype") or self.spec.config.get("torch_dtype")), None)
         return found if isinstance(found, torch.dtype) else torch.float16
 
     def end_pieces(self) -> dict[str, Piece]:
-        """Everything that is not part of a layer, to be written: as stored, of embeddings and head the kept tokens."""
+        """Everything outside the layers, to be written as stored; of embeddings and head only the kept tokens."""
         found: dict[str, Piece] = dict(self.end_records())
         if self.kept_tokens is not None:
             for name in (EMBEDDING, HEAD):
@@ -257,7 +267,7 @@ class Checkpoint:
         return found
 
     def end_records(self) -> dict[str, TensorRecord]:
-        """Everything that is not part of a layer, as stored; a tied head is left out."""
+        """Everything outside the layers, as stored; a tied head is left out."""
         skipped = {HEAD} if self.spec.tied else set()
         return {name: record for name, record in self.records.items()
                 if not _LAYER.fullmatch(name) and name not in skipped}
@@ -271,7 +281,7 @@ class Checkpoint:
 
     @property
     def kept_files(self) -> list[Path]:
-        """Tokenizer, generation config, chat template and licence files; those that new ones stand for are left out."""
+        """Tokenizer, generation config, chat template and licence files, except those that new ones replace."""
         stale = {*self.token_files, *(STALE if self.token_files else ())}
         files = [path for path in self.directory.iterdir() if KEPT_FILES.fullmatch(path.name) and path.name not in stale]
         more = self.directory / MORE_TEMPLATES
@@ -280,24 +290,24 @@ class Checkpoint:
 
     @cached_property
     def provenance(self) -> dict[str, Any] | None:
-        """tsotsallm.json of a result of ours, None otherwise."""
+        """The tsotsallm.json of a result of ours; None elsewhere. Raises CheckpointError where it is damaged."""
         path = self.directory / PROVENANCE
         try:
-            found = read_json(path, CheckpointError)
+            content = read_json(path, CheckpointError)
         except FileNotFoundError:
             return None
-        generations = [found]
+        generations = [content]
         while generations:
-            one = generations.pop()
-            if not _is_provenance(one):
-                raise CheckpointError(f"{path} is damaged: it does not tell recipe, choices and measures of a result; "
+            generation = generations.pop()
+            if not _is_provenance(generation):
+                raise CheckpointError(f"{path} is damaged: it lacks the recipe, choices or measures of a result; "
                                       "restore it, or delete it if the weights are not ours")
-            generations += [] if one.get("ancestry") is None else [one["ancestry"]]
-        return dict(found)
+            generations += [] if generation.get("ancestry") is None else [generation["ancestry"]]
+        return dict(content)
 
     @property
     def is_sparse(self) -> bool:
-        """Whether its zeros were made on purpose, by us."""
+        """Whether the `sparsity` stage made zeros in it, here or in an ancestor."""
         provenance = self.provenance
         while provenance is not None:
             if any("sparsity" in stage for stage in provenance["recipe"]):
@@ -305,13 +315,13 @@ class Checkpoint:
             provenance = provenance.get("ancestry")
         return False
 
-    def tokenizer(self) -> Any:
-        """The checkpoint's tokenizer; CheckpointError when there is none that transformers can load."""
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer; raises CheckpointError where transformers cannot load one."""
         return self.codec.tokenizer
 
     @cached_property
     def codec(self) -> TextCodec:
-        """What text becomes for this model: tokens, ends of answers, conversations."""
+        """Text <-> tokens for this model, with the ends of answers and the chat template."""
         tokenizer = self._load_tokenizer()
         try:
             config = read_json(self.directory / "generation_config.json", CheckpointError)
@@ -322,7 +332,7 @@ class Checkpoint:
         ends = ends_of(self.spec.config, config if isinstance(config, dict) else {})
         return TextCodec(tokenizer, self.spec.vocabulary, str(self.directory), ends)
 
-    def _load_tokenizer(self) -> Any:
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
         try:
@@ -330,23 +340,23 @@ class Checkpoint:
                 for path in self.kept_files:
                     if (size := regular_size(path, CheckpointError)) > TOKENIZER_BYTES:
                         raise CheckpointError(f"{path.name} has {size} bytes")
-                found = AutoTokenizer.from_pretrained(directory, config=self.spec.hf_config, local_files_only=True,
+                tokenizer = AutoTokenizer.from_pretrained(directory, config=self.spec.hf_config, local_files_only=True,
                                                       trust_remote_code=False)
-            _ = found.all_special_ids           # where a special token is none, transformers asks itself for ever
-            longest = max((len(str(token)) for token in found.added_tokens_decoder.values()), default=0)
+            _ = tokenizer.all_special_ids           # where a special token is None, transformers recurses for ever
+            longest = max((len(str(token)) for token in tokenizer.added_tokens_decoder.values()), default=0)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
             raise
-        except BaseException as error:  # transformers raises many types here, and panics of its Rust part are BaseExceptions
+        except BaseException as error:  # transformers raises many types, and panics of Rust are BaseExceptions
             raise CheckpointError(f"{self.directory} has no usable tokenizer ({type(error).__name__}: {one_line(error)}); "
                                   "copy tokenizer.json and tokenizer_config.json of the original model into it") from None
         if longest > LONGEST_TOKEN:
             raise CheckpointError(f"{self.directory} has an added token of {longest} characters, more than the "
                                   f"{LONGEST_TOKEN} that one may have; copy the original model's tokenizer files into it")
-        return found
+        return tokenizer
 
     @contextmanager
     def _token_directory(self) -> Iterator[Path]:
-        """Where the tokenizer's files lie: in the checkpoint, or for a while with the new ones instead."""
+        """The directory of the tokenizer's files: the checkpoint, or a temporary one where new ones replace some."""
         if not self.token_files:
             yield self.directory
             return
@@ -355,7 +365,7 @@ class Checkpoint:
             yield Path(temporary)
 
     def copy_kept_files(self, directory: Path) -> None:
-        """Copy tokenizer, generation config, chat templates and licences into a directory, new ones in place of old ones."""
+        """Copy tokenizer, generation config, chat templates and licences into a directory, new ones instead of old ones."""
         for path in self.kept_files:
             target = directory / path.relative_to(self.directory)
             target.parent.mkdir(exist_ok=True)
@@ -363,8 +373,8 @@ class Checkpoint:
         for name, content in self.token_files.items():
             (directory / name).write_bytes(content)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Config, and name, length and header of every shard: changes when the checkpoint does, and is quick."""
+    def fingerprint(self) -> dict[str, object]:
+        """Hashes of the config and of the ends of every shard: quick to compute, and different for another checkpoint."""
         import hashlib
 
         shards = {}
@@ -375,17 +385,17 @@ class Checkpoint:
                 digest = hashlib.sha256(header + file.read())
             shards[path.name] = {"bytes": path.stat().st_size, "sha256_of_ends": digest.hexdigest()}
         config = hashlib.sha256(read_bytes(self.directory / "config.json", CheckpointError)).hexdigest()
-        found = {"config_sha256": config, "shards": shards}
+        facts: dict[str, object] = {"config_sha256": config, "shards": shards}
         if self.kept_tokens is not None:
-            found["tokens_sha256"] = hashlib.sha256(json.dumps(self.kept_tokens).encode()).hexdigest()
-        return found
+            facts["tokens_sha256"] = hashlib.sha256(json.dumps(self.kept_tokens).encode()).hexdigest()
+        return facts
 
     def _check(self) -> None:
-        """Config against tensors: all that the architecture needs are there, in the right shapes and in types of weights.
+        """Raise CheckpointError unless every tensor that the config calls for is there, with the right shape and type.
 
-        What the config says is compared with the file before anything is made in its size.
+        Sizes in the config are compared with the files before anything is allocated by them.
         """
-        from tsotsallm.checkpoint.anatomy import layer_shapes, require_rotary
+        from tsotsallm.checkpoint.shapes import layer_shapes, require_rotary
 
         spec = self.spec
         _refuse_other_packing(self.records, self.directory)
@@ -402,7 +412,7 @@ class Checkpoint:
                                   "holds; the checkpoint is incomplete or its config is of another model")
         if extra := sorted(self.names_by_layer.keys() - stored):
             raise CheckpointError(f"{self.directory}: shards hold layers {quoted(extra)} that config.json "
-                                  f"({spec.stored_layers} layers) does not know; config and weights do not belong together")
+                                  f"({spec.stored_layers} layers) does not have; config and weights do not belong together")
         linears: dict[str, tuple[int, int]] = {}
         for index, layer in enumerate(spec.layer_order):
             prefix = layer_prefix(layer)
@@ -426,22 +436,22 @@ class Checkpoint:
                                   f"{one_line(error)}") from None
 
     def _require(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise unless a tensor is stored in this shape, in floating point or packed."""
-        found = self._stored_shape(name)
-        if found is None:
+        """Raise CheckpointError unless a tensor is stored in this shape, in floating point or packed."""
+        stored = self._stored_shape(name)
+        if stored is None:
             random = "; transformers would fill it with random numbers" if name in (EMBEDDING, HEAD) else ""
             raise CheckpointError(f"{self.directory}: config.json needs tensor {name}, which no shard holds{random}; "
                                   "the checkpoint is incomplete or its config is of another model")
-        if found != shape:
-            raise CheckpointError(f"{self.directory}: tensor {name} has shape {list(found)}, config.json says "
+        if stored != shape:
+            raise CheckpointError(f"{self.directory}: tensor {name} has shape {list(stored)}, config.json says "
                                   f"{list(shape)}; config and weights do not belong together")
         record = self.records.get(name)
         if record is not None and not record.dtype.is_floating_point:
-            raise CheckpointError(f"{self.directory}: tensor {name} is stored in {DTYPE_NAMES[record.dtype]}, which is no "
-                                  "type of weights; start from a checkpoint in 16 or 32 bits (BF16, F16, F32)")
+            raise CheckpointError(f"{self.directory}: tensor {name} is stored in {DTYPE_NAMES[record.dtype]}, which is not "
+                                  "a type of weights; start from a checkpoint in 16 or 32 bits (BF16, F16, F32)")
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, however it is stored."""
+        """The shape of a tensor, however it is stored; raises CheckpointError where it is missing."""
         found = self._stored_shape(name)
         if found is None:
             raise CheckpointError(f"{self.directory} has no tensor {name}; the checkpoint is incomplete")
@@ -484,11 +494,11 @@ class Checkpoint:
         if not isinstance(grid, GgmlGrid) or blocks.dtype != torch.uint8 or len(blocks.shape) != 2 or (
                 blocks.shape[1] % grid.layout.bytes):
             raise CheckpointError(f"{self.directory}: {module}.weight_blocks holds {list(blocks.shape)} of {blocks.dtype}, "
-                                  "which are no blocks of the grid in config.json; compress again")
+                                  "which are not blocks of the grid in config.json; compress again")
         return blocks.shape[0], blocks.shape[1] // grid.layout.bytes * grid.layout.block
 
     def _require_same_head(self) -> None:
-        """A head that is stored although the config ties it to the embeddings must equal them."""
+        """Raise CheckpointError where the config ties the head to the embeddings, but a stored head differs from them."""
         head, embeddings = self.records[HEAD], self.record(EMBEDDING)
         same = head.shape == embeddings.shape
         for first in range(0, head.shape[0] if same else 0, 4096):
@@ -499,13 +509,13 @@ class Checkpoint:
 
 
 def read_packed(records: dict[str, TensorRecord], module: str, grid: Grid) -> packing.Packed:
-    """A packed linear as it lies in its file."""
+    """The stored tensors of a packed linear, by its full module name."""
     return packing.Packed({suffix: records[f"{module}.{suffix}"].read() for suffix in PACKED
                            if f"{module}.{suffix}" in records}, grid)
 
 
-def _is_provenance(found: Any) -> bool:
-    """Whether plain data has the parts of a result's provenance that are looked at."""
+def _is_provenance(found: object) -> bool:
+    """Whether a JSON value has the parts of a result's provenance that are read here."""
     kinds = {"recipe": list, "choices": list, "measures": dict}
     return isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items()) and (
         isinstance(found.get("ancestry"), dict | None)
@@ -515,7 +525,7 @@ def _is_provenance(found: Any) -> bool:
 
 
 def _refuse_other_packing(records: Iterable[str], directory: Path) -> None:
-    """Raise where tensors are parts of weights that another method packed, whatever the config says."""
+    """Raise CheckpointError where another method packed the weights, whatever the config says."""
     for name in records:
         method = OTHER_PACKINGS.get(name.rpartition(".")[2])
         if method is not None:
@@ -524,7 +534,10 @@ def _refuse_other_packing(records: Iterable[str], directory: Path) -> None:
 
 
 def locate(source: str | Path) -> Path:
-    """The directory of a checkpoint: a local path, the packaged `embedded` model, or a hub id to download."""
+    """The directory of a checkpoint: a local path, the packaged `embedded` model, or a download from the hub.
+
+    Raises CheckpointError where there is none.
+    """
     path = Path(source)
     if path.is_dir():
         return path
@@ -539,7 +552,7 @@ def locate(source: str | Path) -> Path:
 
 
 def embedded_directory() -> Path:
-    """Where the embedded model lies in the installed package."""
+    """The directory of the embedded model in the installed package."""
     directory = Path(__file__).parents[1] / "lab" / "model"
     if not (directory / "config.json").exists():
         raise CheckpointError("the embedded model is missing from this installation; install the package again")
@@ -553,7 +566,7 @@ def _download(repository: str) -> Path:
     patterns = [SINGLE, f"{adapter.FOLDER}/{adapter.WEIGHTS}", f"{MORE_TEMPLATES}/*.jinja", "*.json", "*.model", "*.jinja",
                 "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
     try:
-        while True:                     # the config or an index names what is still to come
+        while True:                     # the config or an index names the files that are still missing
             directory = Path(snapshot_download(repository, allow_patterns=patterns,
                                                ignore_patterns=["consolidated*", "original/*"]))
             wanted = [glob.escape(name) for name in files_to_fetch(directory)]

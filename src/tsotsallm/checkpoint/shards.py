@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -27,20 +27,20 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 8 << 20
-"""Some fifty thousand tensors."""
+"""Room for about fifty thousand tensors."""
 MOST_DIMENSIONS = 8
 COPY_BYTES = 8 << 20
 
 
 def byte_view(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor; of the tensor itself, not a copy, when it is contiguous and on the CPU."""
+    """The bytes of a tensor, without a copy where it is contiguous and on the CPU."""
     view: memoryview = tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data
     return view
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """Where one tensor lies: file, bytes [start, start + size), type and shape."""
+    """The place of one tensor: file, bytes [start, start + size), type and shape."""
 
     path: Path
     dtype: torch.dtype
@@ -49,7 +49,10 @@ class TensorRecord:
     size: int
 
     def read(self, first_row: int = 0, last_row: int | None = None) -> Tensor:
-        """The tensor, or its rows [first_row, last_row), in its stored type."""
+        """The tensor, or its rows [first_row, last_row), in its stored type.
+
+        Raises CheckpointError where the file has become shorter.
+        """
         shape, start, size = self.shape, self.start, self.size
         if last_row is not None or first_row:
             row_bytes = size // shape[0]
@@ -70,7 +73,7 @@ class TensorRecord:
         return tensor
 
     def chunks(self) -> Iterator[bytes]:
-        """The stored bytes, piece by piece."""
+        """Yield the stored bytes in pieces of at most 8 MiB; raises CheckpointError where the file has become shorter."""
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             left = self.size
@@ -83,7 +86,7 @@ class TensorRecord:
 
 
 def read_header(path: Path) -> dict[str, TensorRecord]:
-    """The tensors of a safetensors file, checked against its length; raises CheckpointError with what is wrong."""
+    """The tensors of a safetensors file by name, checked against its length; raises CheckpointError with the fault."""
     try:
         length = regular_size(path, CheckpointError)
         with path.open("rb") as file:
@@ -102,12 +105,12 @@ def read_header(path: Path) -> dict[str, TensorRecord]:
                               "copy it again") from None
     header = parse_json(text, f"{path} has an unreadable safetensors header: it", CheckpointError, unique=True)
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has an unreadable safetensors header: it is no JSON object; download or copy it "
+        raise CheckpointError(f"{path} has an unreadable safetensors header: it is not a JSON object; download or copy it "
                               "again")
     records = {name: _record(path, name, entry, 8 + size) for name, entry in header.items() if name != "__metadata__"}
     spans = sorted((record.start, record.start + record.size) for record in records.values() if record.size)
     if any(before[1] > after[0] for before, after in pairwise(spans)):
-        raise CheckpointError(f"{path} has tensors that overlap; the file is damaged, download or copy it again")
+        raise CheckpointError(f"{path} has tensors that overlap; the file is damaged; download or copy it again")
     end = max((record.start + record.size for record in records.values()), default=0)
     if length < end:
         raise CheckpointError(f"{path} is {length} bytes long but its header describes {end}: it is truncated; download or "
@@ -115,10 +118,10 @@ def read_header(path: Path) -> dict[str, TensorRecord]:
     return records
 
 
-def _record(path: Path, name: str, entry: Any, begin: int) -> TensorRecord:
-    """One entry of a header whose tensors begin at byte `begin` of the file."""
-    found = entry if isinstance(entry, dict) else {}
-    kind, shape, offsets = found.get("dtype"), found.get("shape"), found.get("data_offsets")
+def _record(path: Path, name: str, entry: object, begin: int) -> TensorRecord:
+    """The tensor that one entry of a header describes; the tensors begin at byte `begin` of the file."""
+    fields = entry if isinstance(entry, dict) else {}
+    kind, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2 or (
             len(shape) > MOST_DIMENSIONS
             or any(type(number) is not int or not 0 <= number < 1 << 63 for number in (*shape, *offsets))):
@@ -131,7 +134,7 @@ def _record(path: Path, name: str, entry: Any, begin: int) -> TensorRecord:
     first, last = offsets
     if math.prod(shape) * dtype.itemsize != last - first:
         raise CheckpointError(f"{path}: tensor {quoted(name)} claims {last - first} bytes for shape {quoted(shape)} of "
-                              f"{kind}; the file is damaged, download or copy it again")
+                              f"{kind}; the file is damaged; download or copy it again")
     return TensorRecord(path, dtype, tuple(shape), begin + first, last - first)
 
 
@@ -139,7 +142,7 @@ Piece = Tensor | TensorRecord
 
 
 def _layout(pieces: dict[str, Piece]) -> bytes:
-    """The header for tensors in the given order."""
+    """The header of a file that holds tensors in the given order."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, piece in pieces.items():
@@ -153,7 +156,7 @@ def _layout(pieces: dict[str, Piece]) -> bytes:
 
 
 def write_shard(path: Path, pieces: dict[str, Piece]) -> str:
-    """Write tensors, or copies of stored ones, in the given order; flushed to disk. Returns the file's sha256."""
+    """Write tensors, or copies of stored ones, in the given order, flushed to disk; returns the file's sha256."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for chunk in _shard_bytes(pieces):
@@ -173,11 +176,13 @@ def _shard_bytes(pieces: dict[str, Piece]) -> Iterator[bytes | memoryview]:
 
 
 def sync(file: BinaryIO) -> None:
+    """Flush an open file through to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(COPY_BYTES):
@@ -186,7 +191,7 @@ def sha256(path: Path) -> str:
 
 
 def group_by_size(paths: Iterable[Path], limit_bytes: int) -> list[list[Path]]:
-    """Neighbouring files put together up to a size."""
+    """Group neighbouring files so that each group has at most `limit_bytes`, or is one file."""
     groups: list[list[Path]] = []
     filled = 0
     for path in paths:

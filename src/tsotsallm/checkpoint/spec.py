@@ -1,4 +1,4 @@
-"""config.json -> what a checkpoint is made of."""
+"""config.json -> widths, layers and layout of a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,16 +17,19 @@ from tsotsallm.errors import CheckpointError
 from tsotsallm.files import one_line, quoted, read_json
 from tsotsallm.numerics.grids import GRIDS
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 CONTAINER = "tsotsallm"
 MOST_LAYERS = 10_000
 CONFIG_BYTES = 4 << 20
 KERNELS = {"attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
                    "_experts_implementation", "_experts_implementation_internal"}
-"""Keys that say with which of transformers' kernels to run; they go with a machine, not with a model."""
+"""Keys that choose among transformers' kernels; they belong to a machine, not to a model."""
 RUNTIME = {"use_cache", "transformers_weights", "fusion_config", "distributed_config", *KERNELS}
 OTHER_FAMILIES = {"sliding_window", "attention_chunk_size", "kv_sharing_modes"}
-"""Keys that transformers' cache would heed in a family whose attention does not."""
+"""Keys that transformers' cache would obey in a family whose attention does not."""
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -44,6 +47,7 @@ class ModelSpec:
 
     @classmethod
     def read(cls, directory: Path) -> ModelSpec:
+        """Read the config of a checkpoint; raises CheckpointError where it is missing, unsound, or of an unknown family."""
         path = directory / "config.json"
         try:
             config: Any = read_json(path, CheckpointError, CONFIG_BYTES)
@@ -53,7 +57,7 @@ class ModelSpec:
         if isinstance(config, dict) and config.get("model_type") == CONTAINER:
             order, config = config.get("layer_order"), config.get("model")
             if not isinstance(order, list) or not all(type(index) is int and 0 <= index < len(order) for index in order):
-                raise CheckpointError(f"{path} has no usable layer_order: the container is damaged, compress again")
+                raise CheckpointError(f"{path} has no usable layer_order: the container is damaged; compress again")
         if not isinstance(config, dict):
             raise CheckpointError(f"{path} does not hold a JSON object: it is not a Hugging Face config")
         quantization = config.pop("quantization_config", None)
@@ -70,7 +74,7 @@ class ModelSpec:
         config = {key: value for key, value in config.items() if key not in KERNELS}
         for key in {"dtype", "torch_dtype"} & config.keys():
             if not isinstance(getattr(torch, str(config[key]), None), torch.dtype):
-                del config[key]         # transformers then takes the weights' own type
+                del config[key]         # transformers then uses the weights' own type
         spec = cls(config, quantization, tuple(range(layers) if order is None else order))
         try:
             spec._require_sound(layers)
@@ -101,61 +105,72 @@ class ModelSpec:
         self.layer_config(0)
 
     @cached_property
-    def hf_config(self) -> Any:
-        """The transformers config of the model that runs."""
+    def hf_config(self) -> PreTrainedConfig:
+        """The transformers config of the model as it runs."""
         return hf_config(self.config)
 
     @property
     def family(self) -> str:
+        """The model type, one of FAMILIES."""
         return str(self.config["model_type"])
 
     @property
     def layers(self) -> int:
+        """Layers that are executed, repeated ones included."""
         return len(self.layer_order)
 
     @property
     def stored_layers(self) -> int:
+        """Layers that are stored, each counted once."""
         return len(set(self.layer_order))
 
     @property
     def hidden(self) -> int:
+        """Width of the hidden states."""
         return int(self.hf_config.hidden_size)
 
     @property
     def feed_forward(self) -> int:
+        """Width of the feed-forward layers."""
         return int(self.hf_config.intermediate_size)
 
     @property
     def heads(self) -> int:
+        """Attention heads of a layer."""
         return int(self.hf_config.num_attention_heads)
 
     @property
     def kv_heads(self) -> int:
+        """Key and value heads of a layer."""
         found = self.hf_config.num_key_value_heads
         return self.heads if found is None else int(found)
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return int(getattr(self.hf_config, "head_dim", None) or self.hidden // self.heads)
 
     @property
     def vocabulary(self) -> int:
+        """Rows of the embeddings."""
         return int(self.hf_config.vocab_size)
 
     @property
     def tied(self) -> bool:
+        """Whether the head uses the embeddings' weights."""
         return bool(self.hf_config.tie_word_embeddings)
 
     @property
     def context(self) -> int:
+        """Positions that the model was trained for."""
         return int(self.hf_config.max_position_embeddings)
 
     def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
-        """Bytes of KV cache for one token in a 16-bit cache; every executed layer has its own."""
+        """Bytes of KV cache for each token, with elements of `element_bytes`; every executed layer has its own cache."""
         return 2 * self.layers * self.kv_heads * self.head_dim * element_bytes
 
     def with_layers(self, count: int) -> ModelSpec:
-        """The spec of a model with so many layers of the same kind, whichever they are."""
+        """The spec of a model with `count` layers of the same kind, no matter which."""
         order = [min(index, self.layers - 1) for index in range(count)]
         return ModelSpec(_sliced(self.config, self._by_layer, order), self.quantization, tuple(range(count)))
 
@@ -163,12 +178,12 @@ class ModelSpec:
     def _by_layer(self) -> dict[str, list[Any]]:
         return _lists_by_layer(self.config, self.layers)
 
-    def layer_config(self, index: int) -> Any:
+    def layer_config(self, index: int) -> PreTrainedConfig:
         """The transformers config of a model that consists of layer `index` alone."""
         return hf_config(_sliced(self.config, self._by_layer, [index]))
 
     def attention_window(self, index: int) -> int | None:
-        """How many tokens, itself included, a token of layer `index` sees; None for all before it."""
+        """How many tokens, itself included, a token of layer `index` attends to; None: all before it."""
         config = self.layer_config(index)
         kinds = getattr(config, "layer_types", None)
         sliding = kinds[0] == "sliding_attention" if kinds else True
@@ -176,7 +191,7 @@ class ModelSpec:
         return int(window) if sliding and window else None
 
     def signature(self, index: int) -> str:
-        """Equal for layers that can be run by the same one-layer model."""
+        """A text that is equal for layers that the same one-layer model can run."""
         return json.dumps({key: values[index] for key, values in self._by_layer.items()}, sort_keys=True)
 
 
@@ -190,42 +205,42 @@ def _require_built_in(config: dict[str, Any], path: Path) -> None:
                               "start from a model whose layers are alike")
     if config.get("is_causal", True) is not True:
         raise CheckpointError(f"{path} asks for attention in both directions (is_causal is {quoted(config['is_causal'])}); "
-                              "what is read are models that predict the next token")
+                              "only models that predict the next token are read")
     kinds = config.get("layer_types")
     if config["model_type"] == "llama" and kinds is not None and (not isinstance(kinds, list) or {*map(str, kinds)} - {
             "full_attention"}):
         raise CheckpointError(f"{path} lists kinds of attention (layer_types) that a llama does not have; remove the key, "
                               "or name the family that has them as model_type")
-    waiting: list[tuple[str, Any]] = list(config.items())
+    waiting: list[tuple[str, object]] = list(config.items())
     while waiting:
         key, value = waiting.pop()
         if isinstance(value, float) and not math.isfinite(value):
             raise CheckpointError(f"{path}: {quoted(key)} is {value}; a config holds finite numbers, download it again")
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        waiting += [(key, one) for one in inner]
+        waiting += [(key, item) for item in inner]
 
 
-def _require_readable(quantization: Any, path: Path, *, own: bool) -> None:
-    """Raise CheckpointError unless weights are dense or in the one packed form that is read exactly."""
+def _require_readable(quantization: object, path: Path, *, own: bool) -> None:
+    """Raise CheckpointError unless the weights are dense, or in the one packed form that is read."""
     if quantization is None:
         return
-    found = quantization if isinstance(quantization, dict) else {}
-    groups = found.get("config_groups")
-    if found.get("quant_method") != "compressed-tensors" or found.get("format") != "pack-quantized" or not (
+    section = quantization if isinstance(quantization, dict) else {}
+    groups = section.get("config_groups")
+    if section.get("quant_method") != "compressed-tensors" or section.get("format") != "pack-quantized" or not (
             isinstance(groups, dict) and all(_is_readable(group, own=own) for group in groups.values())):
-        method = f" with {quoted(found['quant_method'])}" if "quant_method" in found else ""
-        form = f" in format {quoted(found['format'])}" if "format" in found else ""
-        raise CheckpointError(f"{path}: quantised{method}{form}; what is read is compressed-tensors' pack-quantized format "
+        method = f" with {quoted(section['quant_method'])}" if "quant_method" in section else ""
+        form = f" in format {quoted(section['format'])}" if "format" in section else ""
+        raise CheckpointError(f"{path}: quantised{method}{form}; only compressed-tensors' pack-quantized format is read, "
                               "with integer weights by group or channel; start from the 16-bit checkpoint")
-    if found.get("transform_config"):
+    if section.get("transform_config"):
         raise CheckpointError(f"{path}: quantised with rotations at run time (transform_config), which are not read; start "
                               "from the 16-bit checkpoint")
 
 
-def _is_readable(group: Any, *, own: bool) -> bool:
-    """Whether one of compressed-tensors' config groups has targets and a grid that are read."""
-    found = group if isinstance(group, dict) else {}
-    targets, scheme = found.get("targets"), found.get("weights")
+def _is_readable(group: object, *, own: bool) -> bool:
+    """Whether a config group of compressed-tensors has targets and a grid that can be read."""
+    fields = group if isinstance(group, dict) else {}
+    targets, scheme = fields.get("targets"), fields.get("weights")
     if not isinstance(targets, list) or not isinstance(scheme, dict):
         return False
     size = scheme.get("group_size")
@@ -237,21 +252,21 @@ def _is_readable(group: Any, *, own: bool) -> bool:
             and type(scheme.get("symmetric", True)) is bool)
 
 
-def hf_config(config: dict[str, Any]) -> Any:
-    """The transformers config object of a config dictionary: what describes the architecture, not how to run it."""
+def hf_config(config: dict[str, Any]) -> PreTrainedConfig:
+    """The transformers config object of a config dictionary, limited to keys that describe the architecture."""
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[config["model_type"]]
     found = kind(**{key: value for key, value in config.items() if _describes(kind, key)})
     if found.pad_token_id is not None and not 0 <= found.pad_token_id < found.vocab_size:
-        found.pad_token_id = None       # padding has no part in what a text comes to
+        found.pad_token_id = None       # padding has no effect on results
     return found
 
 
-def _describes(kind: Any, key: str) -> bool:
+def _describes(kind: type[PreTrainedConfig], key: str) -> bool:
     """Whether a key of a config describes the model: a field of its family's class, or one that the class does not know.
 
-    What steers running or loading, and what would overwrite a method of the class, does not.
+    Keys that control running or loading, or would overwrite a method of the class, do not.
     """
     from transformers import PreTrainedConfig
 
@@ -264,7 +279,7 @@ def _describes(kind: Any, key: str) -> bool:
 
 
 def slice_config(config: dict[str, Any], order: Sequence[int], layers: int) -> dict[str, Any]:
-    """The config with `order` as its layers: what it lists layer by layer is sliced with them.
+    """The config with `order` as its layers; values that it lists layer by layer are sliced with them.
 
     Per-layer kinds that the config class derives from a layer's index (sliding windows, layers without RoPE) are
     written out, so that a layer keeps its kind wherever it moves.
@@ -273,7 +288,7 @@ def slice_config(config: dict[str, Any], order: Sequence[int], layers: int) -> d
 
 
 def _lists_by_layer(config: dict[str, Any], layers: int) -> dict[str, list[Any]]:
-    """What a config lists layer by layer."""
+    """The values that a config lists layer by layer, by key."""
     return {key: value for key, value in hf_config(config).to_dict().items()
             if "layer" in key and isinstance(value, list) and len(value) == layers}
 

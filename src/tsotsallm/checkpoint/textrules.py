@@ -1,4 +1,4 @@
-"""What a GGUF file says of text: prefix, leading spaces, chat template. Files of ours also say what GGUF has no key for."""
+"""A GGUF file's rules for text: prefix, leading spaces, chat template; our files add keys for what GGUF cannot express."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tsotsallm.checkpoint.chat import ChatTemplate, pick
 from tsotsallm.checkpoint.gguf_file import GgufFile
 
 PREFIX, LEADING_SPACE, COMPOSED = "tsotsallm.text_prefix", "tsotsallm.leading_space", "tsotsallm.composed"
-"""Keys of ours: tokens that belong before a plain text where `add_bos_token` cannot say so, and `first` or `always` (the
-schemes of the tokenizers library's Metaspace) where `add_space_prefix` cannot."""
+"""Our keys: tokens that belong before a plain text where `add_bos_token` cannot say so; `first` or `always` (the schemes of
+the tokenizers library's Metaspace) where `add_space_prefix` cannot; and whether accents are composed (NFC)."""
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
-"""Types of tokens that are found in a text before it is cut."""
+"""Types of tokens that are matched in a text before it is split."""
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
@@ -23,9 +23,10 @@ class TextRules:
     bos            the token that begins a text; -1 where there is none
     adds_bos       whether the file asks engines to put it before every text, conversations included
     prefix         tokens that belong before a plain text
-    leading_space  `first` or `always`; empty where `add_space_prefix` says all there is
-    composed       whether accents are joined with their letters first (Unicode's NFC), which no key of GGUF says
+    leading_space  `first` or `always`; empty where `add_space_prefix` says everything
+    composed       whether accents are joined with their letters first (Unicode's NFC), for which GGUF has no key
     space_prefix   whether the engine puts a space before a text, and after every special token
+    special        texts of the tokens that are matched before a text is split
     """
 
     bos: int = -1
@@ -39,7 +40,7 @@ class TextRules:
 
     @classmethod
     def read(cls, file: GgufFile) -> TextRules:
-        """The rules of an open file, with llama.cpp's defaults for what it leaves out."""
+        """The rules of an open file, with llama.cpp's defaults for what it omits."""
         tokens, cut = file.tokens, file.tokenizer
         if cut is None:
             return cls()
@@ -49,7 +50,7 @@ class TextRules:
         template = file.text("tokenizer.chat_template")
         prefix = file.numbers(PREFIX) if PREFIX in file.fields else [bos] if cut.adds_bos else []
         return cls(
-            bos, cut.adds_bos, tuple(one for one in prefix if 0 <= one < len(tokens)), file.text(LEADING_SPACE) or "",
+            bos, cut.adds_bos, tuple(token for token in prefix if 0 <= token < len(tokens)), file.text(LEADING_SPACE) or "",
             bool(file.fields.get("tokenizer.ggml.add_space_prefix", cut.model == "llama")), bool(file.fields.get(COMPOSED)),
             tuple(token for token, kind in zip(tokens, kinds, strict=False) if
                   kind in (UNKNOWN, CONTROL, USER_DEFINED) and token),
@@ -57,11 +58,11 @@ class TextRules:
                  {f"{name}_token": token for name, token in named.items()}))
 
     def normal(self, text: str) -> str:
-        """A text in the form that the tokenizer cuts."""
+        """A text in the form that the tokenizer splits."""
         return unicodedata.normalize("NFC", text) if self.composed else text
 
     def as_cut(self, text: str) -> str:
-        """The text that llama.cpp must be given so that it cuts a text as the tokenizer does that the file was made from."""
+        """The text to give to llama.cpp so that it splits `text` like the tokenizer that the file was made from."""
         text = self.normal(text)
         if not self.leading_space or not text or text.startswith(self.special):
             return text

@@ -17,22 +17,23 @@ from tsotsallm.errors import CorpusError
 
 @dataclass(frozen=True)
 class View:
-    """`order[i]` is the executed layer of the checkpoint that runs as layer i here."""
+    """A checkpoint in an order of its own: `order[i]` is the executed layer of the checkpoint that runs as layer i."""
 
     checkpoint: Checkpoint
     order: tuple[int, ...]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> View:
+        """The view of a whole checkpoint in its own order."""
         return cls(checkpoint, tuple(range(checkpoint.spec.layers)))
 
     def reordered(self, order: Sequence[int]) -> View:
-        """The same checkpoint with layers `order` of this view."""
+        """The same checkpoint with only the layers `order` of this view, in that order."""
         return View(self.checkpoint, tuple(self.order[index] for index in order))
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """The spec of the model that this view shows, every layer written out."""
+        """The spec of the model that this view shows, repeated layers written out."""
         whole = self.checkpoint.spec
         if self.order == tuple(range(whole.layers)):
             config = whole.config
@@ -49,13 +50,18 @@ class View:
         return self.checkpoint.layer(self.stored(index))
 
     def layer_tensor(self, index: int, name: str) -> Tensor:
+        """The effective float32 values of one tensor of layer `index`, by its name inside the layer."""
         return self.checkpoint.tensor(layer_prefix(self.stored(index)) + name)
 
     def layer_records(self, index: int) -> dict[str, TensorRecord]:
+        """The tensors of layer `index` exactly as stored, by name inside the layer."""
         return self.checkpoint.layer_records(self.stored(index))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings of token ids, read row by row: (tokens,) -> (tokens, hidden) float32."""
+        """Embeddings of token ids, read row by row: (tokens,) -> (tokens, hidden) float32.
+
+        Raises CorpusError for a token that the model does not have.
+        """
         unique, places = torch.unique(ids, return_inverse=True)
         if len(unique) and int(unique[-1]) >= self.spec.vocabulary:
             raise CorpusError(f"the text has token {int(unique[-1])}, but {self.checkpoint.directory} has "

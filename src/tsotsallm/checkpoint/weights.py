@@ -1,4 +1,4 @@
-"""Which files of a directory hold its weights: those that transformers would run, and what lies beside them unused."""
+"""Which files of a directory hold its weights: those that transformers would load, and the unused ones beside them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SHOWN = 4
 class WeightFiles:
     """The files that hold a directory's weights.
 
-    files    where tensors are read from; of a tensor that several hold, the last one counts
+    files    the files to read tensors from; where several hold a tensor, the last one counts
     index    the index that names them, if any
     beside   names of other files that hold weights, which are not used
     """
@@ -42,17 +42,18 @@ class WeightFiles:
 
     @property
     def used(self) -> str:
+        """The name of the index, or of the only file."""
         return self.files[0].name if self.index is None else self.index.name
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What lies in the directory and is not used, one sentence each."""
+        """A sentence about each kind of weights in the directory that is not used."""
         adapter = [name for name in self.beside if name.startswith("adapter_") and ADAPTER_CONFIG in self.beside]
         others = [name for name in self.beside if name not in adapter]
         notes = []
         if others:
             notes.append(f"the weights are those of {self.used}, as in transformers; not used: {_listed(others)}; delete "
-                         "what is left over")
+                         "them if they are left over")
         if adapter:
             notes.append(f"the weights are those of {self.used} alone; not used: {_listed(adapter)}, which transformers "
                          "adds where PEFT is installed; merge the adapter with PEFT first if it belongs to the model")
@@ -60,9 +61,9 @@ class WeightFiles:
 
 
 def weight_files(directory: Path) -> WeightFiles:
-    """The files that transformers would read a directory's weights from; CheckpointError where there are none to read.
+    """The files from which transformers would read a directory's weights; raises CheckpointError where there are none.
 
-    Its order: the file that config.json names outright, model.safetensors, model.safetensors.index.json.
+    Its order is: the file that config.json names outright, model.safetensors, model.safetensors.index.json.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist")
@@ -96,25 +97,25 @@ def files_to_fetch(directory: Path) -> list[str]:
 
 
 def read_weights(files: WeightFiles) -> dict[str, TensorRecord]:
-    """Every tensor by the name that transformers knows it by."""
+    """Every tensor, by the name under which transformers knows it."""
     headers = {path.name: read_header(path) for path in files.files}
     if files.index is not None:
         _require_index(files.index, headers)
     stored = {name: record for header in headers.values() for name, record in header.items()}
-    found: dict[str, TensorRecord] = {}
+    by_name: dict[str, TensorRecord] = {}
     for name, record in stored.items():
-        if name.endswith(_CACHES):      # rotary frequencies of old checkpoints follow from the config
+        if name.endswith(_CACHES):      # rotary frequencies in old checkpoints, which follow from the config
             continue
         known = _as_known(name)
-        if known in found:
+        if known in by_name:
             raise CheckpointError(f"{record.path.parent} holds {quoted(known)} twice, with and without the prefix 'model.'; "
                                   "delete one")
-        found[known] = record
-    return found
+        by_name[known] = record
+    return by_name
 
 
 def _require_index(index: Path, headers: dict[str, dict[str, TensorRecord]]) -> None:
-    """Raise unless the shards hold what the index says, and transformers would take every tensor from where it says."""
+    """Raise unless the shards hold what the index says, and transformers would read every tensor from the shard it names."""
     last = {name: file for file, header in headers.items() for name in header}
     for name, file in _weight_map(index).items():
         if name not in headers[file]:
@@ -122,11 +123,11 @@ def _require_index(index: Path, headers: dict[str, dict[str, TensorRecord]]) -> 
                                   "belong together")
         if last[name] != file:
             raise CheckpointError(f"{index} says that {quoted(name)} is in {file}, but {last[name]} holds it too, and "
-                                  "transformers would take that one; delete the one that is left over")
+                                  "transformers would read that one; delete the one that is left over")
 
 
 def _as_known(name: str) -> str:
-    """A tensor's name with the prefix `model.` that a base model's lack, and without one too many, as transformers does."""
+    """A tensor's name with exactly one prefix `model.`: base models lack it and others repeat it, as transformers allows."""
     if _WITHOUT_PREFIX.match(name):
         return f"model.{name}"
     return name.removeprefix("model.") if _PREFIX_TWICE.match(name) else name
@@ -140,19 +141,19 @@ def _named_outright(directory: Path) -> str | None:
         return None
     named = config.get(NAMED) if isinstance(config, dict) else None
     if named is not None and (not isinstance(named, str) or Path(named).name != named or not named.endswith(SUFFIXES)):
-        raise CheckpointError(f"{directory / 'config.json'} names {quoted(named)} as weights ({NAMED}), which is no "
+        raise CheckpointError(f"{directory / 'config.json'} names {quoted(named)} as weights ({NAMED}), which is not a "
                               "safetensors file of this directory; remove the key, or name one")
     return named
 
 
 def _shards(index: Path) -> Iterable[Path]:
-    """The files that an index names, in the order of their names; links out of the checkpoint are refused."""
+    """Yield the files that an index names, sorted; raises CheckpointError for links that lead out of the checkpoint."""
     directory = index.parent
-    home, beside = directory.resolve(), index.resolve().parent  # a hub cache links index and shards alike to its blobs
+    home, beside = directory.resolve(), index.resolve().parent  # a hub cache links both index and shards to its blobs
     for file in sorted(set(_weight_map(index).values())):
         if Path(file).name != file or file == ".." or not file.isprintable() or len(file) > LONGEST_NAME:
-            raise CheckpointError(f"{index} names {quoted(file)}, which lies outside the checkpoint or is no file's name; "
-                                  "refused")
+            raise CheckpointError(f"{index} names {quoted(file)}, which is outside the checkpoint or is not a file name; "
+                                  "name a file of this directory")
         path = directory / file
         try:
             real = path.resolve()
@@ -174,7 +175,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _nothing(directory: Path, names: list[str]) -> CheckpointError:
-    """What is there instead of weights that can be read."""
+    """The error that says what a directory holds instead of weights that can be read."""
     weights = [name for name in names if _WEIGHTS.fullmatch(name) and not name.startswith("adapter_")]
     if not weights and (ADAPTER_CONFIG in names or ADAPTER_WEIGHTS in names):
         return CheckpointError(f"{directory} holds an adapter ({ADAPTER_CONFIG}) and no whole model; merge it into its base "
@@ -184,8 +185,8 @@ def _nothing(directory: Path, names: list[str]) -> CheckpointError:
                                f"that transformers looks for; rename the one that is meant to {SINGLE}")
     if pickled := [name for name in names if _PICKLED.fullmatch(name)]:
         return CheckpointError(f"{directory} holds pickled weights only ({quoted(pickled[0])}), and loading a pickle can "
-                               "run any code; convert it to safetensors with transformers' save_pretrained, in a place "
-                               "you trust")
+                               "run any code; convert it to safetensors with transformers' save_pretrained, where that is "
+                               "safe")
     return CheckpointError(f"{directory} holds no {SINGLE} and no {INDEX}")
 
 

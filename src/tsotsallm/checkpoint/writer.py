@@ -1,4 +1,4 @@
-"""A result written in a stream: one part a layer, joined into shards, and named only when complete."""
+"""Writes a result in a stream: one part per layer, joined into shards, with the final name only when complete."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SHARD_BYTES = 2_000_000_000
 
 
 def partial_path(final: Path) -> Path:
-    """Where a result lies until it is complete."""
+    """The directory of a result until it is complete: its final name with `.partial`."""
     return final.with_name(final.name + ".partial")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write JSON through a sibling file, flushed and renamed, so that it is never seen half written."""
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
-        # halves of surrogate pairs stand for bytes of file names that are no text, which no UTF-8 holds
+        # halves of surrogate pairs, which UTF-8 cannot hold, stand for bytes in file names that are not text
         file.write(json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "replace"))
         sync(file)
     temporary.replace(path)
@@ -43,23 +43,25 @@ class Writer:
         directory.mkdir(parents=True, exist_ok=True)
 
     def part(self, index: int) -> Path:
+        """The file of part `index`: a layer, or after the last layer the rest of the model."""
         return self.directory / f"part-{index:05d}.safetensors"
 
     def write_layer(self, index: int, pieces: dict[str, Piece]) -> str:
-        """Write layer `index`; returns the part's sha256."""
+        """Write layer `index` from tensors by name inside the layer; returns the part's sha256."""
         prefix = layer_prefix(index)
         return write_shard(self.part(index), {prefix + name: pieces[name] for name in sorted(pieces)})
 
     def write_ends(self, pieces: dict[str, Piece], layers: int) -> str:
-        """Write what is not a layer, as the last part."""
+        """Write everything outside the layers as the last part, after `layers` others; returns its sha256."""
         return write_shard(self.part(layers), {name: pieces[name] for name in sorted(pieces)})
 
     def finish(self, source: Checkpoint, config: dict[str, Any], grids: dict[str, Grid | None],
                layer_order: list[int] | None, kept: list[int], layers: int) -> None:
         """Join the parts into shards of at most 2 GB and write config, index and the source's other files.
 
-        `kept` are the written layers in the order of their final numbers; part `layers` holds what is not a layer.
-        The parts stay until `remove_parts`, so that a kill in between loses nothing.
+        `grids` are those of the linears by full module name; `kept` are the written layers in the order of their final
+        numbers; part `layers` holds everything outside the layers. The parts stay until `remove_parts`, so that a kill in
+        between loses nothing. Raises CheckpointError where a part is missing.
         """
         paths = {self.part(index): (layer_prefix(index), layer_prefix(number)) for number, index in enumerate(kept)}
         paths[self.part(layers)] = ("", "")
@@ -74,9 +76,9 @@ class Writer:
             records: dict[str, Piece] = {}
             for path in group:
                 was, now = paths[path]
-                found = {now + tensor.removeprefix(was): record for tensor, record in read_header(path).items()}
-                beside |= {name: record for name, record in found.items() if name.endswith(PEFT)}
-                records |= {name: record for name, record in found.items() if not name.endswith(PEFT)}
+                renamed = {now + tensor.removeprefix(was): record for tensor, record in read_header(path).items()}
+                beside |= {name: record for name, record in renamed.items() if name.endswith(PEFT)}
+                records |= {name: record for name, record in renamed.items() if not name.endswith(PEFT)}
             write_shard(self.directory / name, records)
             weight_map |= dict.fromkeys(records, name)
             total += sum(record.size for record in read_header(self.directory / name).values())
@@ -108,12 +110,13 @@ class Writer:
         write_json(folder / CONFIG, adapter_config(ranks, BASE))
 
     def remove_parts(self) -> None:
+        """Delete the parts, after `finish` joined them."""
         for path in self.directory.glob("part-*.safetensors"):
             path.unlink()
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a complete directory its final name."""
+    """Flush a complete directory to disk and give it its final name."""
     for path in partial.rglob("*"):
         if path.is_file():
             with path.open("r+b") as file:

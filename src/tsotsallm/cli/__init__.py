@@ -79,7 +79,7 @@ for command in (one for commands in SECTIONS.values() for one in commands):
 
 
 def _show_version(asked: bool) -> None:
-    from tsotsallm import __version__
+    from tsotsallm.version import __version__
 
     if asked:
         print(f"tsotsallm {__version__}")

@@ -66,7 +66,8 @@ def annotate(tables: Annotated[list[str], typer.Argument(help="Tables to annotat
 
 def print_annotations(done: Annotations) -> None:
     """Print what was annotated, what was noted, what failed."""
-    from tsotsallm.machine import human_bytes, human_seconds, peak_rss_bytes
+    from tsotsallm.machine import peak_rss_bytes
+    from tsotsallm.units import human_bytes, human_seconds
 
     names = {"cea": "cells", "cta": "columns", "cpa": "pairs of columns"}
     print(f"{done.tables} tables: " + ", ".join(f"{count:,} {names[task]}" for task, count in done.answers.items())

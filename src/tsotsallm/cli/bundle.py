@@ -38,7 +38,7 @@ def make(models: Annotated[list[str], typer.Argument(help="Models to pack: GGUF 
     """
     with answers(as_json):
         from tsotsallm.api.bundle import make_bundle
-        from tsotsallm.machine import human_bytes
+        from tsotsallm.units import human_bytes
 
         made = make_bundle(models, out, platform=platform, python=python, index=index, say=to_stderr if as_json else print)
         print_json(asdict(made)) if as_json else print(

@@ -76,7 +76,7 @@ def compress(model: Model, recipe: RecipeText,
 def print_result(result: Result) -> None:
     """Print what became smaller, what trainings learned, how long it took, and where the result is."""
     from tsotsallm.cli.lines import table
-    from tsotsallm.machine import human_bytes, human_seconds
+    from tsotsallm.units import human_bytes, human_seconds
 
     table("Result", ["", "before", "after", "ratio"], [
         ["parameters", f"{result.parameters:,}", f"{result.result_parameters:,}",
@@ -103,7 +103,7 @@ def print_stages(scores: Examination) -> None:
     """Print one row per stage, the original first: its scores, and its bytes."""
     from tsotsallm.cli.evaluate import score_cells
     from tsotsallm.cli.lines import table
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     shown = [one for one in scores.comparisons if not one.group and not one.measure.startswith("of which")]
     rows = []

@@ -10,7 +10,7 @@ def devices(as_json: AsJson = False) -> None:
     with answers(as_json):
         from tsotsallm.cli.lines import table
         from tsotsallm.evaluation import cost
-        from tsotsallm.machine import human_bytes
+        from tsotsallm.units import human_bytes
 
         known = cost.devices()
         if as_json:

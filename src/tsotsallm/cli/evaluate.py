@@ -249,7 +249,7 @@ def _examination(request: Request) -> None:
 def print_speeds(speeds: dict[str, MeasuredSpeed]) -> None:
     """Print one row per GGUF file."""
     from tsotsallm.cli.lines import table
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     table("Speed in llama.cpp", ["file", "new tokens per second", "prompt tokens per second", "memory taken", "threads"],
           [[name, f"{one.decode_tokens_per_s:.1f}", f"{one.prefill_tokens_per_s:.1f}", human_bytes(one.grown_bytes),
@@ -340,7 +340,7 @@ def _differences(one: Comparison) -> list[str]:
 def print_costs(costs: tuple[Cost, ...]) -> None:
     """Print one column per model: bytes, work, and what was measured of speed and energy."""
     from tsotsallm.cli.lines import table
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     parts = [part for part in costs[0].disk_bytes_by_part if any(cost.disk_bytes_by_part[part] for cost in costs)]
     rows = [["parameters", *(f"{cost.parameters:,}" for cost in costs)],
@@ -377,7 +377,7 @@ def print_costs(costs: tuple[Cost, ...]) -> None:
 def print_forecasts(forecasts: list[TaskForecast]) -> None:
     """Print one row per task and model: how it would run, and the least time that it takes."""
     from tsotsallm.cli.lines import table
-    from tsotsallm.machine import human_seconds
+    from tsotsallm.units import human_seconds
 
     table("Evaluation", ["task", "model", "items", "how", "tokens", "passes over the weights", "floor of time"],
           [[one.task, one.model, str(one.items), one.how, f"{one.tokens:,}", str(one.passes), human_seconds(one.floor_s)]

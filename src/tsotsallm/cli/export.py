@@ -45,7 +45,7 @@ def export(model: Model,
 
 def print_export(written: dict[str, Any]) -> None:
     """Print what was written, its size, how it compares with llama.cpp, and notes for its reader."""
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     for name in ("gguf", "adapter", "modelfile", "hf"):
         if written.get(name):

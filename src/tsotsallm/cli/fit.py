@@ -72,7 +72,7 @@ def print_fit(fitted: Fitted, scores: Examination | None) -> None:
     """Print one row per candidate, then the best one, and the scores on tasks where there are some."""
     from tsotsallm.cli.evaluate import print_examination
     from tsotsallm.cli.lines import table
-    from tsotsallm.machine import human_bytes, human_seconds
+    from tsotsallm.units import human_bytes, human_seconds
 
     table("Rounds", ["round", "structure", "windows", "predicted KL", "measured KL", "file", "tokens/s"], [
         [str(one.number), one.structure, str(one.windows), f"{one.predicted:.4f}", f"{one.measured:.4f} ± {one.error:.4f}",

@@ -42,7 +42,7 @@ def franken(model: Model,
 def print_orders(results: list[OrderResult]) -> None:
     """Print one row per order; the published accuracy (of another model, on 50 questions) beside ours."""
     from tsotsallm.cli.lines import table
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     rows = []
     for one in results:

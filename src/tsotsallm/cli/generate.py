@@ -45,7 +45,7 @@ def generate(model: GgufOrCheckpoint,
     """
     with answers():
         from tsotsallm.api.generate import generate, generate_many
-        from tsotsallm.engine.speaking import Sampling
+        from tsotsallm.engine.interface import Sampling
         from tsotsallm.errors import TsotsallmError
 
         computers = computers_from(workers, tls_ca, tls_cert, tls_key)

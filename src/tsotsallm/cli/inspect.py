@@ -30,7 +30,7 @@ def print_anatomy(name: str, found: Anatomy | FileAnatomy) -> None:
     """Print one row per part, then widths, storage and costs; of a GGUF file also its tokenizer and origin."""
     from tsotsallm.cli.lines import print_notes, table
     from tsotsallm.inspection import Anatomy
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     rows = [[part, f"{found.parameters_by_part[part]:,}", human_bytes(size), f"{size / max(found.bytes, 1):.1%}"]
             for part, size in found.bytes_by_part.items()]
@@ -58,7 +58,7 @@ def _print_file(found: FileAnatomy) -> None:
 
     from tsotsallm.cli.lines import table
     from tsotsallm.files import one_line
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     table("types", ["type", "parameters", "bytes", "share"], [
         [kind, f"{found.parameters_by_type[kind]:,}", human_bytes(size), f"{size / max(found.bytes, 1):.1%}"]

@@ -84,7 +84,8 @@ def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from tsotsallm.machine import human_bytes, peak_rss_bytes, rss_bytes
+    from tsotsallm.machine import peak_rss_bytes, rss_bytes
+    from tsotsallm.units import human_bytes
 
     console = Console(stderr=True)
     bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=10), TextColumn("{task.percentage:>3.0f}%"),

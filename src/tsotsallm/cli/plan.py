@@ -46,7 +46,7 @@ def plan(model: Model, recipe: RecipeText,
 def print_plan(forecast: Forecast) -> None:
     """Print one row per sweep, and what the whole takes."""
     from tsotsallm.cli.lines import table
-    from tsotsallm.machine import human_bytes, human_seconds
+    from tsotsallm.units import human_bytes, human_seconds
 
     rows = []
     for number, sweep in enumerate(forecast.sweeps, 1):

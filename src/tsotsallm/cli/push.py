@@ -29,7 +29,7 @@ def push(result: Annotated[Path, typer.Argument(help="Result to upload: its dire
 
 def print_push(sent: dict[str, Any]) -> None:
     """Print what was, or would be, uploaded."""
-    from tsotsallm.machine import human_bytes
+    from tsotsallm.units import human_bytes
 
     for name, size in sent["files"].items():
         print(f"{human_bytes(size):>10}  {name}")

@@ -111,8 +111,8 @@ def _values(pairs: list[str]) -> dict[str, str]:
 def print_study(result: Found) -> None:
     """Print one row per trial, then the hypervolume, the verdict, and where ledger and report are."""
     from tsotsallm.cli.lines import table
-    from tsotsallm.machine import human_bytes
     from tsotsallm.study.verdict import size_of, verdict_markdown
+    from tsotsallm.units import human_bytes
 
     best = {trial.number for trial in result.front}
     rows = []

@@ -27,7 +27,8 @@ def worker(scheduler: Annotated[str, typer.Argument(help="Address of the cluster
     """
     with answers():
         from tsotsallm.cluster.worker import parse_tls, run_worker
-        from tsotsallm.machine import bytes_from_text
+        from tsotsallm.errors import ClusterError
+        from tsotsallm.units import bytes_from_text
 
-        run_worker(scheduler, work=work, memory=None if memory is None else bytes_from_text(memory, "--memory"),
-                   threads=threads, name=name, host=host, tls=parse_tls(tls_ca, tls_cert, tls_key))
+        most = None if memory is None else bytes_from_text(memory, "--memory", ClusterError)
+        run_worker(scheduler, work=work, memory=most, threads=threads, name=name, host=host, tls=parse_tls(tls_ca, tls_cert, tls_key))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tsotsallm import __version__
 from tsotsallm.cluster.inputs import Bundle, next_piece, receive
 from tsotsallm.cluster.worker import (
     MEMORY,
@@ -25,6 +24,7 @@ from tsotsallm.cluster.worker import (
     worker_folder,
 )
 from tsotsallm.errors import ClusterError
+from tsotsallm.version import __version__
 
 CHECK = 2.0
 """Seconds between checks whether workers came or went."""

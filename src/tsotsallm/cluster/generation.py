@@ -8,8 +8,8 @@ from pathlib import Path
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.inputs import Bundle
 from tsotsallm.cluster.worker import Failure
-from tsotsallm.engine.speakers import continuations
-from tsotsallm.engine.speaking import Sampling
+from tsotsallm.engine.factory import continuations
+from tsotsallm.engine.interface import Sampling
 from tsotsallm.errors import ClusterError
 
 

@@ -12,11 +12,11 @@ from typing import Any, TypedDict
 
 import psutil
 
-from tsotsallm import __version__
 from tsotsallm.cluster.inputs import Bundle, local_path, received
 from tsotsallm.errors import ClusterError, MissingExtraError, TsotsallmError
 from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.journal import hold, living_holder
+from tsotsallm.version import __version__
 
 MEMORY = "memory"
 """The Dask resource that jobs ask for, in bytes."""

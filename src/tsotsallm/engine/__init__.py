@@ -1,1 +1,1 @@
-"""A whole model that runs."""
+"""Whole models that run: checkpoints in transformers, GGUF files in llama.cpp."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BATCH_TOKENS = 4096
 BATCH_PROMPTS = 64
 
 
 def batches_by_length(prompts: Sequence[Sequence[int]], most_tokens: int = BATCH_TOKENS) -> list[list[int]]:
-    """Indices of prompts that run together: like lengths, long ones first, at most 64 prompts and so many tokens."""
+    """Indices of prompts to run together: similar lengths, long ones first, at most 64 prompts and `most_tokens` tokens."""
     found: list[list[int]] = []
     for index in sorted(range(len(prompts)), key=lambda index: -len(prompts[index])):
         longest = len(prompts[found[-1][0]]) if found else 0
@@ -24,7 +27,7 @@ def batches_by_length(prompts: Sequence[Sequence[int]], most_tokens: int = BATCH
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """(ids, mask), both (prompts, longest): prompts end together, and the mask is 0 before each begins."""
+    """(ids, mask), both (prompts, longest) int64: prompts end together, and the mask is 0 before the start of each."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -32,10 +35,10 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def generate_resident(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+def generate_resident(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int,
                       done: Callable[[Sequence[int]], bool],
                       tick: Callable[[str, float], None] = lambda _step, _share: None) -> Iterator[tuple[int, list[int]]]:
-    """Yield (index, new tokens) of every prompt, at most `max_new_tokens` each; `done` says when one has ended."""
+    """Yield (index, new tokens) for every prompt, at most `max_new_tokens` each; `done` says whether an answer has ended."""
     finished = 0
     for batch in batches_by_length(prompts):
         ids, mask = (tensor.to(model.device) for tensor in left_padded([prompts[index] for index in batch]))

@@ -1,4 +1,4 @@
-"""A GGUF file in llama.cpp: its own server, in xllamacpp and called in this process, or llama-server from the PATH."""
+"""A GGUF file in llama.cpp: its server, in this process by xllamacpp, or as the program llama-server from the PATH."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.textrules import TextRules
+from tsotsallm.engine.interface import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
 from tsotsallm.engine.server import HttpServer, ask
-from tsotsallm.engine.speaking import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
 from tsotsallm.errors import CheckpointError, ConversationError, MissingExtraError, TsotsallmError
 from tsotsallm.machine import chosen_threads
 
@@ -29,7 +29,7 @@ MOST_FORCED = 1e6
 
 
 def installed() -> bool:
-    """Whether llama.cpp can be asked here: in xllamacpp, or as llama-server."""
+    """Whether llama.cpp is available, as xllamacpp or as llama-server."""
     return _in_process() or shutil.which("llama-server") is not None
 
 
@@ -38,12 +38,14 @@ def _in_process() -> bool:
 
 
 class Llama:
-    """One GGUF file, ready to run.
+    """One GGUF file, ready to run; raises MissingExtraError without llama.cpp, CheckpointError for a file that cannot run.
 
-    kv           type of its key-value cache, f32 for comparisons
+    kv           type of the key-value cache, f32 for comparisons
+    adapter      GGUF file of low-rank corrections to run with it
     context      tokens of each conversation (0: as many as the model knows)
+    threads      threads of the engine (None: the number that the environment sets)
     slots        conversations at a time, batched together
-    keep_prompt  whether what a slot has read serves the next question that begins alike
+    keep_prompt  whether a slot reuses the tokens that it has processed for the next question that begins alike
     """
 
     def __init__(self, path: Path, *, kv: CacheType = "f16", adapter: Path | None = None, context: int = 0,
@@ -67,20 +69,20 @@ class Llama:
         self.file = file
         self.cache_bytes_per_token = (file.cache_elements_per_token or 0) * CACHE_BITS[kv] / 8
         self._adapter, self._threads, self._keep_prompt = adapter, threads or chosen_threads(), keep_prompt
-        self._key = secrets.token_urlsafe(24)       # llama.cpp listens on this machine too, but answers nobody else
+        self._key = secrets.token_urlsafe(24)       # llama.cpp listens on a port, and answers only who has the key
 
     @cached_property
     def _server(self) -> Any:
-        """The running engine: started when it is first asked something, since one that was never asked cannot be stopped."""
+        """The running engine, started with the first request, since one that never had a request cannot be stopped."""
         if self._program is not None:
             return HttpServer(self._program, self._options(), self._key)
         import xllamacpp
 
-        os.environ.setdefault("GGML_NO_BACKTRACE", "1")     # else it starts a debugger, for pages of text, where it aborts
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")     # else it prints pages of text where it aborts
         asked = xllamacpp.CommonParams()
         asked.model.path, asked.n_ctx, asked.n_parallel = str(self.path), self.context * self.slots, self.slots
         asked.verbosity, asked.warmup, asked.fit_params, asked.api_keys = -1, False, False, [self._key]
-        asked.cache_ram_mib = 0         # else prompts that were read are kept beside the slots, up to 8 GB of them
+        asked.cache_ram_mib = 0         # else processed prompts are kept beside the slots, up to 8 GB of them
         asked.cache_type_k = asked.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{self.kv.upper()}")
         attention = xllamacpp.llama_flash_attn_type
         asked.flash_attn_type = (attention.LLAMA_FLASH_ATTN_TYPE_ENABLED if self.kv.startswith("q") else
@@ -96,7 +98,7 @@ class Llama:
                                   f"and {self.path.stat().st_size >> 20} MiB of memory free?") from None
 
     def _options(self) -> list[str]:
-        """What llama-server is told: the same as xllamacpp."""
+        """The command line of llama-server, with the same settings as for xllamacpp."""
         options = ["--model", str(self.path), "--ctx-size", str(self.context * self.slots), "--parallel", str(self.slots),
                    "--no-warmup", "--cache-ram", "0",
                    "--cache-type-k", self.kv, "--cache-type-v", self.kv, "--flash-attn",
@@ -105,15 +107,15 @@ class Llama:
         return options + (["--lora", str(self._adapter)] if self._adapter is not None else [])
 
     def speak(self, question: Question, heard: Heard) -> Answer:
-        """Answer one question; as many at a time as there are slots, the next ones wait for a free one."""
-        asked: dict[str, Any] = _sampling_fields(question.sampling, len(self.tokens)) | {
+        """Answer one question; there are as many at a time as slots, and others wait for a free one."""
+        asked: dict[str, object] = _sampling_fields(question.sampling, len(self.tokens)) | {
             "max_tokens": question.tokens, "stream": True, "stream_options": {"include_usage": True},
             "cache_prompt": self._keep_prompt} | ({"stop": list(question.stop)} if question.stop else {})
         ids = self._ids(question)
         require_prompt(ids, self.context)
         asked["prompt"] = ids
         if question.likeliest is not None:
-            asked["logprobs"] = max(1, question.likeliest)      # 0 would tell nothing of any token
+            asked["logprobs"] = max(1, question.likeliest)      # with 0 no token would be reported
         hearing = _Hearing(heard, question.likeliest)
         began = time.perf_counter()
         try:
@@ -127,19 +129,19 @@ class Llama:
         return hearing.answer(time.perf_counter() - began)
 
     def _ids(self, question: Question) -> list[int]:
-        """Tokens of a prompt: conversations are rendered by the same code as those of checkpoints, and cut by llama.cpp."""
+        """Tokens of a prompt; conversations are rendered by the same code as for checkpoints, and split by llama.cpp."""
         if isinstance(question.prompt, str):
             return self.tokenize(question.prompt)
         if not question.converses:
-            return [one for one in question.prompt if isinstance(one, int)]
+            return [item for item in question.prompt if isinstance(item, int)]
         if self.chat is None:
             raise ConversationError(f"{self.path} has no chat template: it completes text, but does not converse; use "
                                     "`tsotsallm generate`")
-        ids = self._cut(self.rules.normal(self.chat.render([one for one in question.prompt if isinstance(one, dict)])))
+        ids = self._cut(self.rules.normal(self.chat.render([item for item in question.prompt if isinstance(item, dict)])))
         return [self.rules.bos, *ids] if self.rules.adds_bos and ids[:1] != [self.rules.bos] else ids
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text as the checkpoint's tokenizer cuts it, with what belongs before it."""
+        """Token ids of a text as the checkpoint's tokenizer splits it, with its prefix."""
         return [*self.prefix, *self.encode_with_offsets(text)[0]]
 
     @property
@@ -148,7 +150,7 @@ class Llama:
         return self.rules.prefix
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], None]:
-        """Token ids of a text without what belongs before it; llama.cpp does not tell which characters they stand for."""
+        """Token ids of a text without prefix, and None: llama.cpp does not report which characters they stand for."""
         return self._cut(self.rules.as_cut(text)), None
 
     def _cut(self, text: str) -> list[int]:
@@ -156,6 +158,7 @@ class Llama:
                                                             "parse_special": True})["tokens"]]
 
     def prompt_tokens(self, ids: Sequence[int], likeliest: int, stopped: Callable[[], bool]) -> Iterator[Token]:
+        """Yield a prompt's tokens with their log-probabilities, the first without; ends early once `stopped` is true."""
         for place in range(len(ids)):
             if stopped():
                 return
@@ -164,13 +167,13 @@ class Llama:
                 continue
             answer: Any = self._server.handle_completions({
                 "prompt": list(ids[:place]), "max_tokens": 1, "logprobs": max(1, likeliest), "temperature": 0,
-                "logit_bias": [[int(ids[place]), MOST_FORCED]]})    # what is told is the probability before the bias
+                "logit_bias": [[int(ids[place]), MOST_FORCED]]})    # the reported probability is that before the bias
             if "error" in answer:
                 raise TsotsallmError(f"llama.cpp could not score the text: {answer['error']['message']}")
             content = (answer["choices"][0]["logprobs"] or {}).get("content")
             if content:
                 yield _token(content[0], likeliest)
-            else:                       # half a character has no text, and llama.cpp tells nothing of it
+            else:                       # part of a character has no text, and llama.cpp reports nothing for it
                 shares = self.next_log_probabilities(ids[:place])
                 best = shares.topk(max(1, likeliest))
                 yield Token(*self._text_of(ids[place]), float(shares[ids[place]]), tuple(
@@ -182,17 +185,17 @@ class Llama:
         return text, text.encode()
 
     def raw_tokens(self, text: str) -> list[int]:
-        """Token ids of a text as llama.cpp by itself cuts it, with what it puts before it."""
+        """Token ids of a text as llama.cpp by itself splits it, with the prefix that it adds."""
         return [int(one) for one in self._raw("/tokenize", {"content": text, "add_special": True,
                                                             "parse_special": True})["tokens"]]
 
     def raw_conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation as llama.cpp by itself renders and cuts it; none where it refuses the conversation."""
+        """Token ids of a conversation as llama.cpp by itself renders and splits it; empty where it refuses to."""
         found = self._raw("/apply-template", {"messages": [dict(message) for message in messages]})
         return self.raw_tokens(str(found["prompt"])) if "prompt" in found else []
 
     def ends_at(self, token: int) -> bool:
-        """Whether llama.cpp ends an answer at a token."""
+        """Whether llama.cpp ends an answer at a token; TsotsallmError where it does not answer."""
         answer: Any = self._server.handle_completions({
             "prompt": [self.first_letter], "max_tokens": 2, "temperature": 0, "logit_bias": [[int(token), MOST_FORCED]]})
         if "error" in answer:
@@ -201,16 +204,16 @@ class Llama:
 
     @property
     def first_letter(self) -> int:
-        """A token of one or more letters, which has a text of its own and ends nothing."""
+        """A token of one or more letters, which has a text of its own and does not end an answer."""
         return next((place for place, token in enumerate(self.tokens) if token.isascii() and token.isalpha()), 0)
 
-    def _raw(self, place: str, asked: dict[str, Any]) -> Any:
-        """What llama.cpp's own HTTP server on this machine answers."""
+    def _raw(self, place: str, asked: Mapping[str, object]) -> Any:
+        """The answer of llama.cpp's own HTTP server on this machine."""
         address = self._server.address if isinstance(self._server, HttpServer) else self._server.listening_address
         return ask(address + place, asked, self._key)
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
-        """Seconds that llama.cpp took for a prompt, and for so many tokens after it."""
+        """Seconds that llama.cpp takes for a prompt, and for `tokens` tokens after it."""
         answer: Any = self._server.handle_completions({"prompt": list(prompt), "max_tokens": tokens, "temperature": 0,
                                                        "ignore_eos": True, "cache_prompt": False})
         if "error" in answer:
@@ -219,15 +222,15 @@ class Llama:
         return found["prompt_ms"] / 1000, found["predicted_ms"] / 1000
 
     def log_likelihoods(self, ids: Sequence[int]) -> Iterator[float]:
-        """log P of every token after the first, given those before it."""
+        """Yield log P of every token after the first in nats; raises CheckpointError where it is not a number."""
         for token in itertools.islice(self.prompt_tokens(ids, 1, lambda: False), 1, None):
             if token.logprob is None:
-                raise CheckpointError(f"{self.path}: the probability of a token is no number; its weights are damaged, "
+                raise CheckpointError(f"{self.path}: the probability of a token is not a number; its weights are damaged: "
                                       "export or copy it again")
             yield token.logprob
 
     def next_log_probabilities(self, ids: Sequence[int]) -> Tensor:
-        """log P of every token of the vocabulary after the given ones, (vocabulary,)."""
+        """log P in nats of every token of the vocabulary after the given ones, (vocabulary,) float32."""
         import torch
 
         answer: Any = self._server.handle_completions({
@@ -235,14 +238,14 @@ class Llama:
                                                                                                 MOST_FORCED]]})
         if "error" in answer:
             raise TsotsallmError(f"llama.cpp could not score the text: {answer['error']['message']}")
-        found = torch.full((len(self.tokens),), float("-inf"))
-        for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
-            found[one["id"]] = one["logprob"]
-        return found
+        log_shares = torch.full((len(self.tokens),), float("-inf"))
+        for candidate in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            log_shares[candidate["id"]] = candidate["logprob"]
+        return log_shares
 
 
-def _sampling_fields(sampling: Sampling, vocabulary: int) -> dict[str, Any]:
-    """A sampling in llama.cpp's words; the order is that in which checkpoints are sampled, not llama.cpp's own."""
+def _sampling_fields(sampling: Sampling, vocabulary: int) -> dict[str, object]:
+    """A sampling as fields of llama.cpp's request; the order of the steps is that for checkpoints, not llama.cpp's own."""
     sampling.require_tokens(vocabulary)
     fields = {
         "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p,
@@ -254,7 +257,7 @@ def _sampling_fields(sampling: Sampling, vocabulary: int) -> dict[str, Any]:
 
 
 class _Hearing:
-    """Makes pieces of the chunks of a stream, and remembers how it ended."""
+    """Turns the chunks of a stream into pieces, and remembers how it ended."""
 
     def __init__(self, heard: Heard, likeliest: int | None) -> None:
         self.heard, self.likeliest = heard, likeliest or 0
@@ -264,6 +267,7 @@ class _Hearing:
         self.last: dict[str, Any] = {}
 
     def take(self, chunk: Any) -> bool:
+        """Pass on one chunk; returns whether the answer should end."""
         if "error" in chunk:
             self.failed = chunk["error"]["message"]
             return False
@@ -273,7 +277,7 @@ class _Hearing:
         for choice in chunk.get("choices", []):
             text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
             content = (choice.get("logprobs") or {}).get("content") or []
-            tokens = tuple(_token(one, self.likeliest) for one in content)
+            tokens = tuple(_token(reported, self.likeliest) for reported in content)
             self.made += bool(text or tokens)
             self.finish = choice.get("finish_reason") or self.finish
             if text or tokens:
@@ -281,6 +285,7 @@ class _Hearing:
         return ended
 
     def answer(self, seconds: float) -> Answer:
+        """How the answer ended; `seconds` stand in where llama.cpp reports no timing."""
         usage, timings = self.last.get("usage", {}), self.last.get("timings", {})
         return Answer(self.finish, usage.get("prompt_tokens", 0), usage.get("completion_tokens", self.made),
                       timings.get("prompt_ms", 0.0) / 1000, timings.get("predicted_ms", 1000 * seconds) / 1000)

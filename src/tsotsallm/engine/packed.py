@@ -13,20 +13,21 @@ from tsotsallm.checkpoint.packing import Packed
 
 
 class PackedLinear(nn.Module):
-    """A frozen linear on a grid, with the low-rank correction that lies beside it, if any."""
+    """A frozen linear on a grid, with the low-rank correction beside it, if any."""
 
     def __init__(self, packed: Packed, bias: Tensor | None, beside: LowRank | None) -> None:
         super().__init__()
         self.packed, self.bias, self.beside = packed, bias, beside
 
     def unpacked(self) -> Tensor:
-        """(d_out, d_in) float32."""
+        """The effective weight, (d_out, d_in) float32."""
         weight = self.packed.unpack().dequantise()
         if self.beside is not None:
             weight = self.beside.added_to(weight)
         return weight
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out)."""
         product: Tensor = _Product.apply(inputs, self)  # type: ignore[no-untyped-call]
         return product if self.bias is None else product + self.bias
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,13 +13,16 @@ from tsotsallm.engine.packed import PackedLinear
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import one_line, read_json
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
 
 def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, device: str = "cpu", *,
-             keep_packed: bool = False) -> Any:
-    """Load any checkpoint, ours included, or a view of one as a transformers model that generates.
+             keep_packed: bool = False) -> PreTrainedModel:
+    """Load a checkpoint, ours or another, or a view of one, as a transformers model that generates.
 
-    Each executed layer is a module with its own index, hence its own KV cache; layers that are stored once hold the
-    same parameters. With `keep_packed`, linears that lie packed on disk lie packed in memory too.
+    Each executed layer is a module with an index, and therefore a KV cache, of its own; layers that are stored once share
+    their parameters. With `keep_packed`, linears that are packed on disk stay packed in memory.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -40,7 +43,7 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
             model.model.layers[index].set_submodule(name, linear)
         state |= {f"model.layers.{index}.{name}": tensor for name, tensor in stored[origin].items()}
     model.load_state_dict(state, assign=True)
-    first: dict[int, Any] = {}
+    first: dict[int, torch.nn.Module] = {}
     for index, origin in enumerate(order):
         layer = model.model.layers[index]
         if origin in first:
@@ -52,8 +55,8 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
     return model.eval()
 
 
-def _generation(checkpoint: Checkpoint, kind: Any) -> Any:
-    """What the checkpoint says about generating; None where it says nothing."""
+def _generation(checkpoint: Checkpoint, kind: type[GenerationConfig]) -> GenerationConfig | None:
+    """The checkpoint's generation config; None where it has none."""
     path = checkpoint.directory / "generation_config.json"
     try:
         return kind.from_dict(read_json(path, CheckpointError))
@@ -69,18 +72,18 @@ def _generation(checkpoint: Checkpoint, kind: Any) -> Any:
 def _packed_linears(checkpoint: Checkpoint, stored: int) -> dict[str, PackedLinear]:
     """The packed linears of a stored layer, by name without prefix."""
     prefix = layer_prefix(stored)
-    found = {}
+    linears = {}
     for name in checkpoint.layer_names(stored):
         module = name.removesuffix(".weight")
         if name.endswith(".weight") and (packed := checkpoint.packed(prefix + module)) is not None:
             bias = f"{prefix}{module}.bias"
-            found[module] = PackedLinear(packed, checkpoint.tensor(bias) if bias in checkpoint.records else None,
+            linears[module] = PackedLinear(packed, checkpoint.tensor(bias) if bias in checkpoint.records else None,
                                          checkpoint.beside(prefix + module))
-    return found
+    return linears
 
 
 def _share(original: torch.nn.Module, copy: torch.nn.Module) -> None:
-    """Let one module use the parameters of another of the same make."""
+    """Let one module use the parameters of another of the same structure."""
     for name, parameter in original.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(copy.get_submodule(owner), leaf, parameter)

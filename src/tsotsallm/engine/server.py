@@ -1,4 +1,4 @@
-"""llama-server from the PATH, asked over HTTP on this machine: the same questions and answers as in xllamacpp."""
+"""llama-server from the PATH, over HTTP on this machine, with the same requests and answers as xllamacpp."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import time
 import urllib.error
 import urllib.request
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tsotsallm.errors import CheckpointError, TsotsallmError
 
 START_S = 600.0
-"""A large file on a slow disk takes minutes to load."""
+"""Limit for loading a file: a large one on a slow disk takes minutes."""
 
 
 class HttpServer:
-    """A process of llama-server with one file, on a free port of 127.0.0.1; it ends with this object."""
+    """A process of llama-server with one file, on a free port of 127.0.0.1, which ends with this object.
+
+    Raises CheckpointError where it does not load the file.
+    """
 
     def __init__(self, program: str, options: Sequence[str], key: str) -> None:
         with socket.socket() as probe:
@@ -28,7 +31,7 @@ class HttpServer:
             port = probe.getsockname()[1]
         self.address, self._key = f"http://127.0.0.1:{port}", key
         self._process = subprocess.Popen([program, *options, "--host", "127.0.0.1", "--port", str(port)],
-                                         env=os.environ | {"LLAMA_API_KEY": key},      # others see a process's options
+                                         env=os.environ | {"LLAMA_API_KEY": key},      # users see options
                                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
         self.stop = weakref.finalize(self, _end, self._process)
         self._wait(program)
@@ -47,19 +50,24 @@ class HttpServer:
         self.stop()
         raise CheckpointError(f"{program} did not load the file within {START_S:.0f} s; try a smaller file")
 
-    def handle_completions(self, asked: dict[str, Any], take: Callable[[Any], Any] | None = None) -> Any:
+    def handle_completions(self, asked: Mapping[str, object], take: Callable[[Any], bool] | None = None) -> Any:
+        """Complete a prompt; see `ask`."""
         return self._post("/v1/completions", asked, take)
 
-    def handle_chat_completions(self, asked: dict[str, Any], take: Callable[[Any], Any] | None = None) -> Any:
+    def handle_chat_completions(self, asked: Mapping[str, object], take: Callable[[Any], bool] | None = None) -> Any:
+        """Continue a conversation; see `ask`."""
         return self._post("/v1/chat/completions", asked, take)
 
-    def _post(self, place: str, asked: dict[str, Any], take: Callable[[Any], Any] | None) -> Any:
-        """The answer; with `take` its chunks as they come, and None. What `take` answers with true ends it."""
+    def _post(self, place: str, asked: Mapping[str, object], take: Callable[[Any], bool] | None) -> Any:
         return ask(self.address + place, asked, self._key, take)
 
 
-def ask(address: str, asked: dict[str, Any], key: str, take: Callable[[Any], Any] | None = None) -> Any:
-    """POST JSON to a server of llama.cpp on this machine."""
+def ask(address: str, asked: Mapping[str, object], key: str, take: Callable[[Any], bool] | None = None) -> Any:
+    """POST JSON to a server of llama.cpp on this machine, and return its JSON.
+
+    With `take` the answer is streamed: `take` receives every chunk and returns whether to stop, and None is returned.
+    Raises TsotsallmError where the server does not answer.
+    """
     request = urllib.request.Request(address, json.dumps(asked).encode(),
                                      {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
     try:
@@ -74,7 +82,7 @@ def ask(address: str, asked: dict[str, Any], key: str, take: Callable[[Any], Any
     except urllib.error.HTTPError as error:
         content = error.read().decode(errors="replace")
         try:
-            return json.loads(content)      # llama.cpp's own words, under `error`
+            return json.loads(content)      # llama.cpp's own message, under `error`
         except ValueError:
             raise TsotsallmError(f"llama-server answered {error.code}: {content[:200]}") from None
     except (urllib.error.URLError, OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from tsotsallm import __version__
+from tsotsallm.version import __version__
 
 
 def cache_root() -> Path:

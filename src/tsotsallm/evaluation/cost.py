@@ -14,13 +14,14 @@ from typing import TypedDict
 import torch
 import yaml
 
-from tsotsallm.checkpoint.anatomy import layer_shapes, work_of
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import layer_shapes, work_of
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TsotsallmError
 from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
 from tsotsallm.inspection import end_shapes, inspect_checkpoint
-from tsotsallm.machine import chosen_threads, cores, free_ram_bytes, human_bytes
+from tsotsallm.machine import chosen_threads, cores, free_ram_bytes
+from tsotsallm.units import human_bytes
 
 NONZERO_ROWS = 16_384
 

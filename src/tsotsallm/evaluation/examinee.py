@@ -15,12 +15,13 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TaskError
 from tsotsallm.evaluation.cost import parameters_of
-from tsotsallm.machine import free_ram_bytes, human_bytes, release_memory
+from tsotsallm.machine import free_ram_bytes, release_memory
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.likelihood import Likelihood, Tree, log_likelihoods
 from tsotsallm.streaming.score import final_states
 from tsotsallm.streaming.sweep import Tick, silent
+from tsotsallm.units import human_bytes
 
 RESIDENT_ROOM = 1.2
 """Memory of a resident model relative to its float32 weights: cache and activations take up to a fifth more."""

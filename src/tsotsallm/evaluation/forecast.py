@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from tsotsallm.checkpoint.anatomy import work_of
+from tsotsallm.checkpoint.shapes import work_of
 from tsotsallm.evaluation.examinee import Examinee
 from tsotsallm.evaluation.task_run import PreparedTask
 from tsotsallm.machine import gemm_flops_per_second

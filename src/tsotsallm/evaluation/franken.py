@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tsotsallm.checkpoint.anatomy import work_of
+from tsotsallm.checkpoint.shapes import work_of
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError, nearest
 from tsotsallm.evaluation.cost import bytes_of, parameters_of

@@ -1,1 +1,1 @@
-"""Results in the forms that other engines run."""
+"""Results in the formats that other engines run: GGUF and plain Hugging Face."""

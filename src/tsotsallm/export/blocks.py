@@ -1,12 +1,12 @@
-"""Integer grids as blocks of ggml: the same codes under the same scales, where a type of GGUF holds both.
+"""Integer grids as blocks of ggml: the same codes with the same scales, where a type of GGUF can hold both.
 
-A matrix of ours has one scale s for a group of columns, and values s·(code − zero point). Three of ggml's forms hold that:
+A matrix of ours has one scale s for a group of columns, and values s·(code − zero point). Three of ggml's forms hold these:
 
     d·q                   with d = s                          q4_0, q5_0, q8_0, and by parts q3_k, q6_k
     d·q + m               with d = s, m = −s·zero point       q4_1, q5_1, where half precision holds every m
     d·1·q − e·z           with d = e = s, z an integer        by parts: q2_k, q4_k, q5_k
 
-The scale is repeated for every block of 32 or 256 columns, so that blocks must divide the groups. Asymmetric grids fit the
+The scale is repeated for every block of 32 or 256 columns, so blocks must divide the groups. Asymmetric grids fit the
 first form too: a code less its zero point is an integer with one more bit.
 """
 
@@ -22,22 +22,22 @@ from tsotsallm.numerics.ggml import Blocks, GgmlGrid, half
 from tsotsallm.numerics.grids import IntegerGrid, NormalFloatGrid, Quantised
 
 TYPES = ("q2_k", "q3_k", "q4_0", "q4_k", "q4_1", "q5_0", "q5_k", "q5_1", "q6_k", "q8_0")
-"""What matrices are packed as, the smallest first; of two as large, the one with the simpler blocks."""
+"""The types to try, the smallest first; of two with equal size, the one with simpler blocks."""
 BLOCK = 32
 """Columns of the smallest block."""
 SUBNORMAL = 2.0 ** -14
-"""Below this half precision has fewer digits: it rounds dense weights of this size as well."""
+"""Below this, half precision has fewer digits; dense weights of this size are rounded as well."""
 
 
 @dataclass(frozen=True)
 class Packing:
     """How GGUF holds a matrix on an integer grid.
 
-    source  the grid that it lies on
+    source  its integer grid
     grid    the smallest type that holds its codes and scales; None where none does
-    reason  why none does, to follow "with"
-    share   by what share of its value a scale would change in half precision, where that is why
-    change  by how much a value changes at most, where scales below 2⁻¹⁴ lose digits; 0 where all is exact
+    reason  why none does, phrased to follow "with"
+    share   the relative change of a scale in half precision, where that is the reason
+    change  the largest change of a value, where scales below 2⁻¹⁴ lose digits; 0 where everything is exact
     """
 
     source: IntegerGrid
@@ -48,7 +48,7 @@ class Packing:
 
 
 def packing_of(grid: IntegerGrid, d_in: int, scales: Tensor, zero_points: Tensor | None) -> Packing:
-    """The type for a matrix with rows of `d_in` columns, from its scales and zero points, both (d_out, groups)."""
+    """Choose the type for a matrix with `d_in` columns from its scales and zero points, both (d_out, groups)."""
     group = grid.group or d_in
     if isinstance(grid, NormalFloatGrid):
         return Packing(grid, None, "levels of a normal distribution, nf4")
@@ -70,40 +70,40 @@ def packing_of(grid: IntegerGrid, d_in: int, scales: Tensor, zero_points: Tensor
 
 
 def held(packings: Iterable[Packing], storage: torch.dtype) -> list[str]:
-    """What became of matrices that GGUF holds, a sentence for every grid and type."""
+    """A note for every grid and type about the matrices that GGUF can hold."""
     counts: dict[tuple[IntegerGrid, GgmlGrid], int] = {}
     changes: dict[tuple[IntegerGrid, GgmlGrid], float] = {}
-    for one in packings:
-        if one.grid is not None:
-            key = one.source, one.grid
-            counts[key], changes[key] = counts.get(key, 0) + 1, max(changes.get(key, 0.0), one.change)
-    found = []
+    for packing in packings:
+        if packing.grid is not None:
+            key = packing.source, packing.grid
+            counts[key], changes[key] = counts.get(key, 0) + 1, max(changes.get(key, 0.0), packing.change)
+    sentences = []
     for (source, grid), count in counts.items():
         change = changes[source, grid]
-        found.append(
+        sentences.append(
             f"{count} linears of {source.bits} bits are packed as {grid.type}, with the same codes and "
-            + (f"scales in half precision, which changes values by {change:.1g} at most" if change else "the same scales")
+            + (f"scales in half precision, which changes values by at most {change:.1g}" if change else "the same scales")
             + ("" if storage == torch.float32 else "; values are code times scale, which readers of the checkpoint round to "
-               f"{str(storage).removeprefix('torch.')}, by {torch.finfo(storage).eps / 2:.2%} at most")
-            + (f"; {grid.bits_per_weight} bits a weight are more than {source.bits} bits need: q2_k and q3_k are GGUF's own "
-               "grids for these" if source.bits < 4 <= grid.layout.bits else ""))
-    return found
+               f"{str(storage).removeprefix('torch.')}, by at most {torch.finfo(storage).eps / 2:.2%}")
+            + (f"; {grid.bits_per_weight} bits per weight are more than {source.bits} bits need: q2_k and q3_k are GGUF's "
+               "own grids for these" if source.bits < 4 <= grid.layout.bits else ""))
+    return sentences
 
 
 def not_held(packings: Iterable[Packing]) -> str:
-    """How many matrices no type of GGUF holds, and why; empty where it holds all."""
-    loose = [one for one in packings if one.grid is None]
+    """A note about the matrices that no type of GGUF can hold, and why; empty where there are none."""
+    loose = [packing for packing in packings if packing.grid is None]
     if not loose:
         return ""
-    share = max(one.share for one in loose)
-    reasons = ", and ".join(dict.fromkeys(one.reason for one in loose))
+    share = max(packing.share for packing in loose)
+    reasons = ", and ".join(dict.fromkeys(packing.reason for packing in loose))
     return (f"{len(loose)} linears fit no type of GGUF exactly, with {reasons}"
             + ("" if share == 0 else " (some would be infinite)" if share == float("inf") else
                f" (it would change values by up to {share:.2g} of themselves)"))
 
 
 def blocks_of(matrix: Quantised, target: GgmlGrid) -> Blocks:
-    """The blocks of a matrix in the type that `packing_of` chose."""
+    """A matrix as blocks of the type that `packing_of` chose."""
     layout = target.layout
     d_out, d_in = matrix.codes.shape
     groups = matrix.scales.shape[1]
@@ -121,14 +121,14 @@ def blocks_of(matrix: Quantised, target: GgmlGrid) -> Blocks:
 
 
 def _span(grid: IntegerGrid, zero_points: Tensor | None) -> tuple[int, int]:
-    """The least and the largest that a code less its zero point can be."""
+    """The smallest and the largest possible value of a code less its zero point."""
     if zero_points is None:
         return grid.lowest, grid.highest
     return grid.lowest - int(zero_points.max()), grid.highest - int(zero_points.min())
 
 
 def _holds(target: GgmlGrid, grid: IntegerGrid, scales: Tensor, zero_points: Tensor | None) -> bool:
-    """Whether a type holds whatever the codes are, under scales that half precision holds."""
+    """Whether a type holds all possible codes, with scales that half precision holds."""
     layout = target.layout
     if not layout.minimum:
         least, most = _span(grid, zero_points)

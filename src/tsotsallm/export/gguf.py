@@ -1,4 +1,4 @@
-"""A checkpoint as one GGUF file: layer by layer, blocks of ggml's grids copied as they are."""
+"""A checkpoint as one GGUF file, written tensor by tensor; blocks of ggml's grids are copied unchanged."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tsotsallm import __version__
 from tsotsallm.checkpoint.adapter import LowRank, is_adapter
 from tsotsallm.checkpoint.codec import INFILL_ENDS, NAMED_ENDS
 from tsotsallm.checkpoint.packing import unpack_rows
@@ -25,21 +24,27 @@ from tsotsallm.errors import ExportError, MissingExtraError, ResourceError
 from tsotsallm.export.blocks import Packing, blocks_of, held, not_held, packing_of
 from tsotsallm.export.vocabulary import Vocabulary, read_vocabulary
 from tsotsallm.files import quoted
-from tsotsallm.machine import human_bytes
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, encode
 from tsotsallm.numerics.grids import IntegerGrid, Quantised
+from tsotsallm.units import human_bytes
+from tsotsallm.version import __version__
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from gguf import GGUFWriter
 
 Dense = Literal["f32", "f16", "bf16"]
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3"}
 PAIRED_HALVES = ("llama", "smollm3")
-"""Architectures whose engine turns neighbouring numbers by RoPE, not the two halves of a head."""
+"""Architectures whose engine applies RoPE to neighbouring numbers, not to the two halves of a head."""
 
 _ATTENTION = frozenset(f"self_attn.{one}_proj" for one in "qkvo")
 _INPUTS = _ATTENTION - {"self_attn.o_proj"}
 BIASES = {"llama": _ATTENTION | {f"mlp.{one}_proj" for one in ("gate", "up", "down")}, "qwen2": _INPUTS,
           "qwen3": frozenset[str](),
           "smollm3": frozenset[str]()}
-"""Architecture -> linears whose bias llama.cpp loads."""
+"""Architecture -> linears whose biases llama.cpp loads."""
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -53,7 +58,12 @@ Tick = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Exported:
-    """A written file, and what its reader should know."""
+    """A written file, and notes for the user.
+
+    bytes_by_type  type of GGUF -> bytes of its tensors
+    adapter        the file with the low-rank corrections, if any
+    verified       the result of `check`
+    """
 
     path: Path
     bytes: int
@@ -62,16 +72,21 @@ class Exported:
     adapter: Path | None = None
     verified: Any = None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as JSON, without the result of the check."""
         return {"path": str(self.path), "bytes": self.bytes, "bytes_by_type": self.bytes_by_type, "notes": list(self.notes),
                 "adapter": None if self.adapter is None else str(self.adapter)}
 
 
 @dataclass(frozen=True)
 class Written:
-    """A complete file under its temporary name, for a check: its adapter, context, the types of its matrices, and which
-    texts
-    are known to be cut otherwise."""
+    """A complete file under its temporary name, for a check.
+
+    adapter      the file with the low-rank corrections, if any
+    context      positions that the file states
+    types        types of GGUF of its matrices
+    differences  texts that are known to be split differently
+    """
 
     path: Path
     adapter: Path | None
@@ -80,12 +95,12 @@ class Written:
     differences: tuple[str, ...]
 
 
-Check = Callable[[Written], Any]
+Check = Callable[[Written], object]
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """One tensor of the file: known before it is read; of matrices on integer grids, how GGUF holds them."""
+    """One tensor of the file, described before it is read; `packing` says how GGUF holds a matrix on an integer grid."""
 
     name: str
     shape: tuple[int, ...]
@@ -95,23 +110,24 @@ class _Piece:
 
     @property
     def bytes(self) -> int:
+        """Bytes of its data."""
         if self.type in ("f32", "f16", "bf16"):
             return math.prod(self.shape) * (4 if self.type == "f32" else 2)
         return GgmlGrid(self.type).stored_bytes(self.shape[0], self.shape[1])
 
 
 def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None, name: str = "",
-                accept_differences: bool = True,
-                check: Check | None = None, tick: Tick = lambda _what, _share: None) -> Exported:
+                accept_differences: bool = True, check: Check | None = None,
+                tick: Tick = lambda _what, _share: None) -> Exported:
     """Write a checkpoint, ours or another, as GGUF; low-rank corrections go into an adapter file beside it.
 
-    Weights on ggml's grids are copied, those on integer grids packed where a type of GGUF holds them. All others are
-    written as `dense` (by default f32 where they are stored so, else f16); without `dense`, a file that would for that
-    reason be larger than the checkpoint is refused. One tensor at a time is in memory. The file gets its name when it is
-    complete and `check`, which is given it under a temporary name in the same folder, has raised nothing.
+    Weights on ggml's grids are copied, those on integer grids packed where a type of GGUF can hold them. All others are
+    written as `dense` (by default f32 where they are stored so, else f16); without `dense`, a file that would therefore be
+    larger than the checkpoint is refused. One tensor at a time is in memory. The file gets its name once it is complete
+    and `check`, which receives it under a temporary name in the same folder, has raised nothing.
 
-    Where GGUF has no means to say how the tokenizer treats some texts, this is a note, or without `accept_differences` a
-    refusal.
+    Where GGUF cannot express how the tokenizer treats some texts, a note says so, or without `accept_differences` the
+    export is refused. Raises ExportError for a model that cannot be exported, ResourceError where the disk is full.
     """
     gguf = require_gguf()
     spec = checkpoint.spec
@@ -122,14 +138,12 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     _require_known(checkpoint)
     vocabulary = read_vocabulary(checkpoint.codec)
     if vocabulary.differences:
-        told = "; ".join(vocabulary.differences)
+        listed = "; ".join(vocabulary.differences)
         if not accept_differences:
-            raise ExportError(f"GGUF has no means to say how this tokenizer treats {told}; engines would cut such text "
-                              "otherwise: "
-                              "export with --accept-differences if that is no matter (`tsotsallm` itself reads the file "
-                              "rightly "
-                              "where a beginning is concerned)")
-        notes.append(f"other engines cut some text otherwise than the checkpoint's tokenizer: {told}")
+            raise ExportError(f"GGUF cannot express how this tokenizer treats {listed}; engines would split such text "
+                              "differently: export with --accept-differences if that does not matter (`tsotsallm` itself "
+                              "treats beginnings of texts correctly)")
+        notes.append(f"other engines split some text differently from the checkpoint's tokenizer: {listed}")
     notes += vocabulary.notes
     pieces = list(_pieces(checkpoint, kind))
     partial = out.with_name(out.name + ".partial")
@@ -156,7 +170,7 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
         if partial_adapter is not None:
             partial_adapter.replace(final)
         partial.replace(out)
-    except BaseException:                   # Ctrl-C included: nothing half-made stays
+    except BaseException:                   # Ctrl-C included: no half-written file stays
         for path in (partial, final.with_name(final.name + ".partial")):
             path.unlink(missing_ok=True)
         raise
@@ -165,17 +179,18 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     return Exported(out, out.stat().st_size, by_type, tuple(notes), None if partial_adapter is None else final, verified)
 
 
-def require_gguf() -> Any:
-    """The gguf library; MissingExtraError without it."""
+def require_gguf() -> ModuleType:
+    """The module gguf; raises MissingExtraError without it."""
     try:
         import gguf
     except ImportError:
         raise MissingExtraError("gguf", "gguf", "writing GGUF files") from None
-    return gguf
+    module: ModuleType = gguf
+    return module
 
 
 def _pieces(checkpoint: Checkpoint, dense: Dense) -> Iterator[_Piece]:
-    """All tensors of the file, repeated layers written out."""
+    """Yield all tensors of the file, repeated layers written out."""
     spec = checkpoint.spec
     yield _piece(checkpoint, "token_embd.weight", EMBEDDING, dense)
     if (factors := _rope_factors(spec)) is not None:
@@ -191,7 +206,7 @@ def _pieces(checkpoint: Checkpoint, dense: Dense) -> Iterator[_Piece]:
 
 
 def _row_order(spec: ModelSpec, module: str) -> Tensor | None:
-    """In which order the engine wants the rows of queries and keys: halves of a head interleaved."""
+    """The order in which the engine expects the rows of queries and keys, halves of a head interleaved; None: as stored."""
     heads = {"self_attn.q_proj": spec.heads, "self_attn.k_proj": spec.kv_heads}.get(module)
     if heads is None or ARCHITECTURES[spec.family] not in PAIRED_HALVES:
         return None
@@ -204,20 +219,20 @@ def _piece(checkpoint: Checkpoint, name: str, source: str, dense: Dense, rows: T
     shape = checkpoint.shape_of(source)
     if isinstance(grid, GgmlGrid):
         def blocks() -> Array:
-            found = checkpoint.record(f"{module}.weight_blocks").read()
-            return (found if rows is None else found[rows]).numpy()
+            stored = checkpoint.record(f"{module}.weight_blocks").read()
+            return (stored if rows is None else stored[rows]).numpy()
         return _Piece(name, shape, grid.type, blocks)
     packing = None if grid is None else packing_of(grid, shape[1], *_scales(checkpoint, module, grid))
     if packing is not None and (target := packing.grid) is not None:
         def packed() -> Array:
-            found = blocks_of(_quantised(checkpoint, module), target)
-            return encode(found if rows is None else found.rows_at(rows))
+            stored = blocks_of(_quantised(checkpoint, module), target)
+            return encode(stored if rows is None else stored.rows_at(rows))
         return _Piece(name, shape, target.type, packed, packing)
     kind: Dense = "f32" if len(shape) == 1 else dense
 
     def values() -> Array:
-        found = checkpoint.without_beside([module]).tensor(source)
-        return as_dense(found if rows is None else found[rows], kind, name)
+        stored = checkpoint.without_beside([module]).tensor(source)
+        return as_dense(stored if rows is None else stored[rows], kind, name)
     return _Piece(name, shape, kind, values, packing)
 
 
@@ -238,7 +253,7 @@ def _quantised(checkpoint: Checkpoint, module: str) -> Quantised:
 
 
 def _packing_notes(checkpoint: Checkpoint, pieces: list[_Piece], out: Path, dense: Dense, *, refuse: bool) -> list[str]:
-    """What becomes of linears on integer grids; ExportError where the file would be larger than the checkpoint."""
+    """Notes on linears on integer grids; raises ExportError where the file would be larger than the checkpoint."""
     packings = [piece.packing for piece in pieces if piece.packing is not None]
     notes = held(packings, checkpoint.storage)
     if why := not_held(packings):
@@ -253,7 +268,7 @@ def _packing_notes(checkpoint: Checkpoint, pieces: list[_Piece], out: Path, dens
 
 
 def as_dense(values: Tensor, kind: Dense, name: str) -> Array:
-    """Values in a type of GGUF; ExportError where 16 bits do not reach."""
+    """Values as a dense type of GGUF; raises ExportError where they exceed the range of f16."""
     if kind == "bf16":
         return values.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
     found = values.to(torch.float32 if kind == "f32" else torch.float16)
@@ -262,8 +277,8 @@ def as_dense(values: Tensor, kind: Dense, name: str) -> Array:
     return found.contiguous().numpy()
 
 
-def _write(writer: Any, gguf: Any, path: Path, pieces: list[_Piece], tick: Tick) -> None:
-    """Header, then one tensor after another; nothing is left behind where the disk is too small."""
+def _write(writer: GGUFWriter, gguf: ModuleType, path: Path, pieces: list[_Piece], tick: Tick) -> None:
+    """Write the header, then one tensor after another; nothing is left behind where the disk is full."""
     for piece in pieces:
         kind = getattr(gguf.GGMLQuantizationType, piece.type.upper())
         writer.add_tensor_info(piece.name, piece.shape, np.dtype(np.float32), piece.bytes, raw_dtype=kind)
@@ -286,12 +301,12 @@ def _write(writer: Any, gguf: Any, path: Path, pieces: list[_Piece], tick: Tick)
         raise
 
 
-def _describe(writer: Any, checkpoint: Checkpoint, name: str, notes: list[str]) -> None:
-    """What llama.cpp must know of the model besides its tensors."""
+def _describe(writer: GGUFWriter, checkpoint: Checkpoint, name: str, notes: list[str]) -> None:
+    """Write what llama.cpp must know about the model besides its tensors."""
     spec, config = checkpoint.spec, checkpoint.spec.hf_config
     context = exported_context(spec)
     if context < spec.context:
-        notes.append(f"layers look back over {context} tokens only, which llama.cpp does not know of this architecture: the "
+        notes.append(f"layers attend to {context} tokens only, which llama.cpp does not support for this architecture: the "
                      f"file's context is {context}, within which both are the same")
     writer.add_name(name)
     writer.add_string("tsotsallm.version", __version__)
@@ -319,38 +334,36 @@ def _describe(writer: Any, checkpoint: Checkpoint, name: str, notes: list[str]) 
     if spec.family == "smollm3":
         wanted = [int((index + 1) % 4 != 0) for index in range(spec.layers)]
         if list(config.no_rope_layers) != wanted:
-            raise ExportError("llama.cpp leaves RoPE out of every fourth layer of smollm3, but this model's layers stand in "
+            raise ExportError("llama.cpp leaves RoPE out of every fourth layer of smollm3, but this model's layers are in "
                               "another order; remove layers in groups of four, or run it with transformers")
 
 
 def exported_context(spec: ModelSpec) -> int:
-    """Positions that a file may promise: within these, layers that look back over a window of tokens see all there is."""
+    """Positions that a file may state: within these, layers with an attention window attend to everything."""
     windows = [window for index in range(spec.layers) if (window := spec.attention_window(index)) is not None]
     return min([spec.context, *windows])
 
 
 def _require_known(checkpoint: Checkpoint) -> None:
-    """Refuse by name what the architecture does not have in llama.cpp."""
+    """Raise ExportError for anything that the architecture does not have in llama.cpp."""
     spec, config = checkpoint.spec, checkpoint.spec.hf_config
     if config.hidden_act not in ("silu", "swish"):
         raise ExportError(f"hidden_act is {quoted(config.hidden_act)}, but llama.cpp computes every {spec.family} with "
-                          "silu; "
-                          "nothing is exported: run this model with transformers")
+                          "silu; nothing is exported: run this model with transformers")
     partial = (config.rope_parameters or {}).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor",
                                                                                      None) or 1
     if partial != 1:
-        raise ExportError(f"partial_rotary_factor is {quoted(partial)}, which llama.cpp does not know of {spec.family}; "
-                          "nothing is "
-                          "exported: run this model with transformers")
+        raise ExportError(f"partial_rotary_factor is {quoted(partial)}, which llama.cpp does not support for {spec.family}; "
+                          "nothing is exported: run this model with transformers")
     if not 0 < spec.context < 1 << 31 or not 0 < spec.feed_forward < 1 << 31:
-        raise ExportError(f"max_position_embeddings is {quoted(spec.context)}, which no engine takes; correct config.json")
+        raise ExportError(f"max_position_embeddings is {quoted(spec.context)}, which no engine supports; correct "
+                          "config.json")
     allowed = BIASES[ARCHITECTURES[spec.family]]
     strange = sorted({name for stored in set(spec.layer_order) for name in checkpoint.layer_names(stored)
                       if name.endswith(".bias") and name.removesuffix(".bias") not in allowed})
     if strange:
         raise ExportError(f"the model has {strange[0]}, which llama.cpp's {ARCHITECTURES[spec.family]} does not load; "
-                          "nothing is "
-                          "exported: run this model with transformers")
+                          "nothing is exported: run this model with transformers")
 
 
 def _has_corrections(checkpoint: Checkpoint) -> bool:
@@ -360,13 +373,13 @@ def _has_corrections(checkpoint: Checkpoint) -> bool:
 def _rope(spec: ModelSpec) -> dict[str, Any]:
     rope = {"rope_type": "default", **(spec.hf_config.rope_parameters or {})}
     if rope["rope_type"] not in ("default", "llama3", "linear"):
-        raise ExportError(f"the model scales its positions by {rope['rope_type']}, which is not exported; what is: no "
-                          "scaling, linear, and Llama 3's")
+        raise ExportError(f"the model scales its positions by {rope['rope_type']}, which is not exported; supported are "
+                          "no scaling, linear, and Llama 3's")
     return rope
 
 
 def _rope_factors(spec: ModelSpec) -> Tensor | None:
-    """By what Llama 3's scaling divides each frequency, told by the transformers library, (head_dim / 2,)."""
+    """The factors by which Llama 3's scaling divides each frequency, from the transformers library, (head_dim / 2,)."""
     if _rope(spec)["rope_type"] != "llama3":
         return None
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -378,7 +391,7 @@ def _rope_factors(spec: ModelSpec) -> Tensor | None:
     return factors.float()
 
 
-def _write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
+def _write_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -408,64 +421,66 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 
 
 def _end_keys(vocabulary: Vocabulary) -> dict[str, int]:
-    """Key -> token of all that ends an answer: EOS, end of turn, end of message, and the three of infilling, at which
-    engines
-    end as well. Tokens that llama.cpp knows by their names need none."""
+    """Key -> token for everything that ends an answer: EOS, end of turn, end of message, and three tokens of infilling.
+
+    Engines end at all of these. Tokens that llama.cpp knows by their names need no key. Raises ExportError where there are
+    more tokens than keys.
+    """
     first, *more = vocabulary.ends
-    found = {"eos": first}
+    keys = {"eos": first}
     waiting = [token for token in more if vocabulary.tokens[token] not in NAMED_ENDS]
     for key, names in (("fim_pad", "pad"), ("fim_rep", "repository"), ("fim_sep", "separator")):
         own = next((token for token in waiting if vocabulary.tokens[token] in INFILL_ENDS[names]), None)
         if own is not None:
-            found[key] = own
+            keys[key] = own
             waiting.remove(own)
-    free = [key for key in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep") if key not in found]
+    free = [key for key in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep") if key not in keys]
     if len(waiting) > len(free):
         raise ExportError(f"{len(vocabulary.ends)} tokens end an answer of this model, more than the "
-                          f"{len(found) + len(free)} "
-                          "that GGUF has keys for; name fewer under eos_token_id in generation_config.json")
-    return found | dict(zip(free, waiting, strict=False))
+                          f"{len(keys) + len(free)} for which GGUF has keys; name fewer under eos_token_id in "
+                          "generation_config.json")
+    return keys | dict(zip(free, waiting, strict=False))
 
 
-def _export_adapter(checkpoint: Checkpoint, out: Path, gguf: Any, dense: Dense, tick: Tick) -> Path | None:
-    """The corrections beside the linears as a GGUF adapter, 8-bit ones in Q8_0; None where there are none."""
+def _export_adapter(checkpoint: Checkpoint, out: Path, gguf: ModuleType, dense: Dense, tick: Tick) -> Path | None:
+    """Write the corrections beside the linears as a GGUF adapter, 8-bit ones in Q8_0; None where there are none."""
     spec = checkpoint.spec
     pieces: list[_Piece] = []
     for index, stored in enumerate(spec.layer_order):
         for name in checkpoint.layer_names(stored):
             module = name.rpartition(".")[0]
-            found = checkpoint.beside(layer_prefix(stored) + module) if name.endswith(".weight") else None
-            if found is not None:
-                pieces += _halves(f"blk.{index}.{NAMES[module]}.weight", found, _row_order(spec, module), dense)
+            correction = checkpoint.beside(layer_prefix(stored) + module) if name.endswith(".weight") else None
+            if correction is not None:
+                pieces += _halves(f"blk.{index}.{NAMES[module]}.weight", correction, _row_order(spec, module), dense)
     if not pieces:
         return None
     writer = gguf.GGUFWriter(None, ARCHITECTURES[spec.family])
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 0.0)       # nothing to scale: the correction is B·A, whatever its rank
+    writer.add_float32("adapter.lora.alpha", 0.0)       # no scaling: the correction is B·A, whatever its rank
     partial = out.with_name(out.name + ".partial")
     _write(writer, gguf, partial, pieces, tick)
     partial.replace(out)
     return out
 
 
-def _halves(name: str, found: LowRank, rows: Tensor | None, dense: Dense) -> list[_Piece]:
+def _halves(name: str, correction: LowRank, rows: Tensor | None, dense: Dense) -> list[_Piece]:
     def order(left: Tensor) -> Tensor:
         return left if rows is None else left[rows]
 
-    if found.coded is None:
-        left, right = order(found.left.float()), found.right.float()
+    if correction.coded is None:
+        left, right = order(correction.left.float()), correction.right.float()
         return [_Piece(f"{name}.lora_a", tuple(right.shape), dense, lambda: as_dense(right, dense, name)),
                 _Piece(f"{name}.lora_b", tuple(left.shape), dense, lambda: as_dense(left, dense, name))]
     # the scales of B's columns move to A's rows, so that B is its codes
-    left_codes, right_codes = (half.codes for half in found.coded)
-    scales = found.coded[0].scales.float() * found.coded[1].scales.float()
+    left_codes, right_codes = (half.codes for half in correction.coded)
+    scales = correction.coded[0].scales.float() * correction.coded[1].scales.float()
     ones = torch.ones(left_codes.shape[1], 1)
     return [_coded(f"{name}.lora_a", right_codes, scales), _coded(f"{name}.lora_b", order(left_codes.mT.contiguous()), ones)]
 
 
 def _coded(name: str, codes: Tensor, scales: Tensor) -> _Piece:
-    """8-bit codes with a scale for each row, as Q8_0 where blocks of 32 divide the row, else in f16."""
+    """8-bit codes with a scale for each row, as Q8_0 where blocks of 32 divide the row, else as f16."""
     rows, columns = codes.shape
     if columns % 32:
         return _Piece(name, (rows, columns), "f16", lambda: as_dense(codes.float() * scales, "f16", name))

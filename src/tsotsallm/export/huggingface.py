@@ -1,4 +1,4 @@
-"""A checkpoint of ours as a plain Hugging Face one: every weight dense, repeated layers written out."""
+"""Our checkpoints as plain Hugging Face ones: every weight dense, repeated layers written out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from tsotsallm.streaming.sweep import Tick, silent
 
 
 def export_huggingface(checkpoint: Checkpoint, out: Path, tick: Tick = silent) -> list[str]:
-    """Write every weight dense, in the type of the embeddings; returns what its reader should know.
+    """Write every weight dense, in the type of the embeddings; returns notes for the user.
 
-    Values on a grid are rounded once more where the type holds fewer digits than they have; corrections beside linears
-    are added. One layer at a time is in memory; the directory gets its name when it is complete.
+    Values on a grid are rounded again where the type has fewer digits than they do; corrections beside linears are added.
+    One layer at a time is in memory; the directory gets its name when it is complete. Raises ExportError where `out`
+    exists, ResourceError where it cannot be written.
     """
     if out.exists():
         raise ExportError(f"{out} exists already; choose another name, or delete it first")

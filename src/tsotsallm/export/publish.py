@@ -1,16 +1,15 @@
-"""Handing a result on: a Modelfile for Ollama, an upload to the hub."""
+"""Sharing a result: a Modelfile for Ollama, an upload to the hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.weights import weight_files
 from tsotsallm.errors import CheckpointError, ExportError
 
 
 def modelfile_path(gguf: Path) -> Path:
-    """Where a GGUF file's Modelfile goes; ExportError where one lies already."""
+    """The path of a GGUF file's Modelfile; raises ExportError where it exists already."""
     path = gguf.with_name("Modelfile")
     if path.exists():
         raise ExportError(f"{path} exists already; delete it, or write the GGUF file to another directory")
@@ -18,15 +17,18 @@ def modelfile_path(gguf: Path) -> Path:
 
 
 def write_modelfile(path: Path, gguf: Path, adapter: Path | None, context: int) -> Path:
-    """A Modelfile beside a GGUF file; Ollama takes the chat template from the file itself."""
+    """Write a Modelfile beside a GGUF file; Ollama reads the chat template from the file itself."""
     lines = [f"FROM ./{gguf.name}", *([f"ADAPTER ./{adapter.name}"] if adapter is not None else []),
              f"PARAMETER num_ctx {context}"]
-    path.write_text("\n".join(lines) + "\n", "utf-8", errors="surrogateescape")     # the name as the disk has it
+    path.write_text("\n".join(lines) + "\n", "utf-8", errors="surrogateescape")     # the file's name, byte for byte
     return path
 
 
-def push(result: Path, repository: str, *, upload: bool, public: bool) -> dict[str, Any]:
-    """Upload a result's files, or one GGUF file, to the hub; a dry run unless `upload`."""
+def push(result: Path, repository: str, *, upload: bool, public: bool) -> dict[str, object]:
+    """Upload a result's files, or one GGUF file, to the hub, or only list them unless `upload`.
+
+    Raises CheckpointError where there is no result, ExportError where the upload fails.
+    """
     if result.is_dir():
         if not (result / "config.json").exists():
             raise CheckpointError(f"{result} holds no config.json: it is not a finished result")
@@ -39,7 +41,7 @@ def push(result: Path, repository: str, *, upload: bool, public: bool) -> dict[s
     else:
         raise CheckpointError(f"{result} does not exist; give a result's directory or a GGUF file")
     if repository.count("/") != 1 or not all(repository.split("/")):
-        raise ExportError(f"{repository!r} is no repository of the hub; it is written NAME/MODEL")
+        raise ExportError(f"{repository!r} is not a repository of the hub; it takes NAME/MODEL")
     if upload:
         _upload(files, repository, public=public)
     return {"repository": repository, "public": public, "uploaded": upload,

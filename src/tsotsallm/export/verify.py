@@ -1,4 +1,4 @@
-"""Whether an exported file says what the checkpoint says: the same tokens, ends, conversations and probabilities."""
+"""Checks that an exported file agrees with its checkpoint: the same tokens, ends, conversations and probabilities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.textrules import SPACE
-from tsotsallm.checkpoint.tokens import is_sentencepiece
+from tsotsallm.checkpoint.token_bytes import is_sentencepiece
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ConversationError, ExportError
 from tsotsallm.export.oracle import ask_llama_cpp
@@ -30,7 +29,7 @@ WORDS = ("The river that runs through the old town is wide, and in spring the ch
          "Le fleuve est large ; les enfants comptent les bateaux.")
 MOST_TOKENS = 48
 CHECKED_ROWS = 64
-"""Rows of a matrix in blocks that are decoded to see whether they are finite."""
+"""Rows of a matrix in blocks that are decoded to check that they are finite."""
 FLOATS = {"f32": "<f4", "f16": "<f2", "f64": "<f8"}
 MOST_SPECIALS = 400
 MOST_PAIRS = 400
@@ -38,10 +37,10 @@ MOST_PAIRS = 400
 MOST_FORCED = 24
 SHOWN = 4
 SMALL_BYTES = 200 << 20
-"""Smaller files gain nothing from a second thread."""
+"""Files below this gain nothing from a second thread."""
 BOUNDS = {"f32": 1e-4, "f16": 5e-3, "bf16": 0.04, "q8_0": 0.1, "q6_k": 0.1}
-"""Mean difference of log-probabilities in nats that an exact file stays below, by its coarsest type (docs/LOG.md has what
-was measured). Kernels of the types below 8 bits round what they multiply to 8 bits themselves."""
+"""Bound of the mean difference of log-probabilities, in nats, of an exact file, by its coarsest type (measured in
+docs/LOG.md). Kernels of the types below 8 bits round their inputs to 8 bits."""
 BOUND_OF_GRIDS = 0.2
 
 PLAIN = ("a", " a", "  a", "a b", "a  b", "a   b", "a ", "a  ", "\n", "\n\n", "a\nb", "a\n\nb", "a \n b", "\ta", "a\tb",
@@ -54,10 +53,13 @@ PLAIN = ("a", " a", "  a", "a b", "a  b", "a   b", "a ", "a  ", "\n", "\n\n", "a
 
 @dataclass(frozen=True)
 class Verified:
-    """What was compared with llama.cpp: log-probabilities of one text's tokens in both engines, and how many texts were cut.
+    """The comparison with llama.cpp: log-probabilities of one text's tokens in both engines, and texts split into tokens.
 
-    mean, largest  differences in nats; `bound` is what the mean must stay below
-    different      how many texts llama.cpp cuts otherwise, accepted by the user; `examples` are the first of them
+    tokens         tokens whose log-probabilities were compared
+    mean, largest  differences in nats; `bound` is the limit of the mean
+    ours, theirs   mean log-probabilities in nats
+    texts          number of texts and conversations that were split
+    different      number that llama.cpp splits differently, accepted by the user; `examples` are the first of them
     """
 
     tokens: int
@@ -70,7 +72,8 @@ class Verified:
     different: int = 0
     examples: tuple[str, ...] = ()
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The fields as JSON."""
         return asdict(self)
 
 
@@ -93,8 +96,11 @@ def _finite(data: npt.NDArray[np.uint8], kind: str) -> bool:
 
 
 def probe_texts(codec: TextCodec) -> list[str]:
-    """Texts that tokenizers disagree on: spaces, line breaks, scripts, emoji, every special token before, after and between
-    text, pieces that only SentencePiece merges, and what random tokens spell."""
+    """Texts on which tokenizers disagree.
+
+    Spaces, line breaks, scripts, emoji, every special token before, after and inside text, pieces that only SentencePiece
+    merges, and texts of random tokens.
+    """
     specials = [str(token) for place, token in sorted(codec.added.items()) if place < codec.size]
     if len(specials) > MOST_SPECIALS:
         specials = specials[:MOST_SPECIALS // 2] + specials[-MOST_SPECIALS // 2:]
@@ -110,11 +116,11 @@ def probe_texts(codec: TextCodec) -> list[str]:
 
 
 def probe_conversations(codec: TextCodec) -> list[list[dict[str, str]]]:
-    """Conversations with and without system text, of one and several turns, as far as the model's template takes them."""
+    """Conversations with and without system text, of one and several turns, if the model's template accepts them."""
     if codec.chat is None:
         return []
     texts = ("Where was Ada born?", " two  spaces \n and\n\nlines ", "été 你好 🙂", "[INST] x")
-    found = []
+    conversations = []
     for text in texts:
         for system in (None, "You are brief."):
             for turns in (1, 3):
@@ -124,18 +130,17 @@ def probe_conversations(codec: TextCodec) -> list[list[dict[str, str]]]:
                     codec.render(messages)
                 except ConversationError:
                     continue
-                found.append(messages)
-    return found
+                conversations.append(messages)
+    return conversations
 
 
 def verify_gguf(path: Path, checkpoint: Checkpoint, scratch: Path, *, context: int, types: Iterable[str],
                 adapter: Path | None = None, expected: Sequence[str] = (), accept_differences: bool = False) -> Verified:
-    """Read a file back and compare it with llama.cpp's answers; ExportError with what differs.
+    """Read a file back and compare it with llama.cpp's answers; raises ExportError with the differences.
 
-    `context` is the file's, `types` are those of its matrices. Differences that GGUF has no means to avoid are named in
-    `expected`;
-    with `accept_differences` texts may be cut otherwise, and are counted. Log-probabilities and ends must agree all the
-    same.
+    `context` is that of the file, `types` are those of its matrices. `expected` names the differences that GGUF cannot
+    avoid; with `accept_differences` texts may be split differently, and are counted. Log-probabilities and ends must agree
+    in any case.
     """
     read_back(path)
     codec = checkpoint.codec
@@ -145,21 +150,20 @@ def verify_gguf(path: Path, checkpoint: Checkpoint, scratch: Path, *, context: i
     forced = [*codec.ends, *others[:MOST_FORCED]]
     theirs = ask_llama_cpp(path, {"ids": ids, "texts": texts, "conversations": conversations, "forced": forced,
                                    "threads": 1 if path.stat().st_size < SMALL_BYTES else None}, adapter)
-    different = [quoted(text) for text, found in zip(texts, theirs["texts"], strict=True) if found != codec.encode(text)]
-    different += [f"a conversation ({', '.join(one['role'] for one in messages)})"
-                  for messages, found in zip(conversations, theirs["conversations"], strict=True)
-                  if found != codec.conversation(messages)]
+    different = [quoted(text) for text, cut in zip(texts, theirs["texts"], strict=True) if cut != codec.encode(text)]
+    different += [f"a conversation ({', '.join(message['role'] for message in messages)})"
+                  for messages, cut in zip(conversations, theirs["conversations"], strict=True)
+                  if cut != codec.conversation(messages)]
     if different and not accept_differences:
         shown = ", ".join(different[:SHOWN]) + (", ..." if len(different) > SHOWN else "")
-        why = f" GGUF has no means to say: {'; '.join(expected)}." if expected else ""
-        raise ExportError(f"llama.cpp cuts {len(different)} of {len(texts) + len(conversations)} probed texts into other "
-                          "tokens "
-                          f"than the checkpoint's tokenizer ({shown}).{why} The file is not kept; --accept-differences "
-                          "writes it")
+        why = f" GGUF cannot express: {'; '.join(expected)}." if expected else ""
+        raise ExportError(f"llama.cpp splits {len(different)} of {len(texts) + len(conversations)} probed texts into other "
+                          f"tokens than the checkpoint's tokenizer ({shown}).{why} The file is not kept; "
+                          "--accept-differences writes it")
     wrong = [place for place, token in enumerate(forced) if theirs["ends"][place] != (token in codec.ends)]
     if wrong:
         token = forced[wrong[0]]
-        raise ExportError(f"llama.cpp {'goes on after' if token in codec.ends else 'ends an answer at'} token {token} "
+        raise ExportError(f"llama.cpp {'continues after' if token in codec.ends else 'ends an answer at'} token {token} "
                           f"({quoted(codec.decode([token]))}), the checkpoint does not; the file is not kept")
     return _compared(checkpoint, ids, theirs["log_likelihoods"], scratch,
                      bound_of({*types, *(("q8_0",) if adapter is not None else ())}), len(texts) + len(conversations),
@@ -167,7 +171,7 @@ def verify_gguf(path: Path, checkpoint: Checkpoint, scratch: Path, *, context: i
 
 
 def bound_of(types: Iterable[str]) -> float:
-    """What the mean difference of log-probabilities stays below, by the coarsest type of the matrices."""
+    """The limit of the mean difference of log-probabilities in nats, by the coarsest type of the matrices."""
     return max((BOUNDS.get(kind, BOUND_OF_GRIDS) for kind in types), default=BOUNDS["f32"])
 
 
@@ -180,13 +184,10 @@ def _compared(checkpoint: Checkpoint, ids: list[int], theirs: list[float], scrat
     ours = [-float(loss) for loss in token_losses(view, [states], corpus, cpu)[0]]
     states.remove()
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-    found = Verified(len(gaps), sum(gaps) / len(gaps), max(gaps), bound, sum(ours) / len(gaps), sum(theirs) / len(gaps),
-                     texts,
-                     len(different), tuple(different[:SHOWN]))
-    if not found.mean <= bound:
-        raise ExportError(f"llama.cpp computes something else from the file: log-probabilities of {found.tokens} tokens "
-                          "differ by "
-                          f"{found.mean:.2g} nats on average ({found.largest:.2g} at most), where {bound:g} is the most "
-                          "for its "
-                          "types; the file is not kept")
-    return found
+    verified = Verified(len(gaps), sum(gaps) / len(gaps), max(gaps), bound, sum(ours) / len(gaps), sum(theirs) / len(gaps),
+                     texts, len(different), tuple(different[:SHOWN]))
+    if not verified.mean <= bound:
+        raise ExportError(f"llama.cpp computes different results from the file: log-probabilities of {verified.tokens} "
+                          f"tokens differ by {verified.mean:.2g} nats on average (at most {verified.largest:.2g}), where "
+                          f"{bound:g} is the limit for its types; the file is not kept")
+    return verified

@@ -1,4 +1,4 @@
-"""A tokenizer in the words of GGUF: tokens, scores or merges, and the rule by which text is cut before merging."""
+"""A tokenizer in the terms of GGUF: tokens, scores or merges, and the rule that splits text before merging."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tsotsallm.checkpoint.codec import ENDS_BY_NAME, TextCodec
-from tsotsallm.checkpoint.tokens import is_sentencepiece
+from tsotsallm.checkpoint.token_bytes import is_sentencepiece
 from tsotsallm.errors import ConversationError, ExportError
 from tsotsallm.files import quoted
 
@@ -26,22 +26,22 @@ SPLITS = {
         "qwen35",
     _GPT4O_WORDS % ("", "", ""): "tekken",
     _GPT4O_WORDS % (_CONTRACTIONS + "?", _CONTRACTIONS + "?", "{1,3}"): "gpt-4o"}
-"""The regular expression that a tokenizer splits text with -> what llama.cpp calls the same rule."""
+"""The regular expression with which a tokenizer splits text -> llama.cpp's name of the same rule."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that GGUF holds of a tokenizer, and what it cannot hold.
+    """Everything that GGUF can hold of a tokenizer, and what it cannot.
 
     ends           tokens that end an answer, EOS first
     prefix         tokens that belong before a plain text where `add_bos` cannot say so, else None
     composed       whether the tokenizer joins accents with their letters first (NFC)
-    leading_space  `first` or `always` where `add_space_prefix` is not all there is to say, else empty
-    notes          what a user should know besides
-    differences    which texts engines will cut otherwise than the checkpoint's tokenizer does, each a clause
+    leading_space  `first` or `always` where `add_space_prefix` does not say everything, else empty
+    notes          what else the user should know
+    differences    texts that engines will split differently from the checkpoint's tokenizer, each a clause
     """
 
-    model: str                      # llama (SentencePiece's way of merging) or gpt2 (byte-level BPE)
+    model: str                      # llama (merging like SentencePiece) or gpt2 (byte-level BPE)
     pre: str
     tokens: list[str]
     types: list[int]
@@ -62,30 +62,27 @@ class Vocabulary:
 
 
 def read_vocabulary(codec: TextCodec) -> Vocabulary:
-    """A tokenizer in the words of GGUF, filled up to the rows of the embeddings; ExportError where GGUF has no word for
-    it."""
+    """A tokenizer in the terms of GGUF, padded to the rows of the embeddings; raises ExportError where GGUF has none."""
     content, where, size = codec.content, codec.where, codec.size
     model = content["model"]
     if model.get("type") != "BPE":
-        raise ExportError(f"{where} has a tokenizer of type {model.get('type')}, which llama.cpp has no vocabulary for "
-                          "that cuts "
-                          "text alike; what can be exported is BPE: SentencePiece's, Llama 3's, GPT-2's and their like")
+        raise ExportError(f"{where} has a tokenizer of type {model.get('type')}, for which llama.cpp has no vocabulary that "
+                          "splits text alike; BPE can be exported: that of SentencePiece, Llama 3, GPT-2 and similar ones")
     vocabulary = {str(token): int(place) for token, place in model["vocab"].items()}
-    merges = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one) for one in model["merges"]]
-    added = {int(one["id"]): one for one in content.get("added_tokens", [])}
+    merges = [tuple(entry.split(" ", 1)) if isinstance(entry, str) else tuple(entry) for entry in model["merges"]]
+    added = {int(entry["id"]): entry for entry in content.get("added_tokens", [])}
     beyond = sorted(place for place in added if place >= size)
-    added = {place: one for place, one in added.items() if place < size}
-    tokens = {place: token for token, place in vocabulary.items()} | {place: one["content"] for place, one in added.items()}
+    added = {place: entry for place, entry in added.items() if place < size}
+    tokens = {place: token for token, place in vocabulary.items()}
+    tokens |= {place: entry["content"] for place, entry in added.items()}
     if tokens and max(tokens) >= size:
         raise ExportError(f"{where}: the tokenizer numbers a token {max(tokens)}, but the model has {size}; tokenizer and "
-                          "weights "
-                          "do not belong together")
+                          "weights do not belong together")
     if not merges:
         raise ExportError(f"{where} has a tokenizer without merges, without which llama.cpp loads no vocabulary; it "
-                          "cannot be "
-                          "exported")
+                          "cannot be exported")
     if any("" in pair for pair in merges) or "" in tokens.values():
-        raise ExportError(f"{where} has a tokenizer with an empty token, which llama.cpp has no place for; it is damaged")
+        raise ExportError(f"{where} has a tokenizer with an empty token, for which llama.cpp has no place; it is damaged")
     pieces = is_sentencepiece(content)
     pre = "default" if pieces else _split_rule(content, where)
     unknown = vocabulary.get(str(model.get("unk_token")))
@@ -105,7 +102,7 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
     if scheme in ("first", "always"):
         leading_space = scheme
         differences.append(
-            "plain text that begins without a space (conversations are cut alike)" if not space_prefix else
+            "plain text that begins without a space (conversations are split alike)" if not space_prefix else
             "text that begins with a space, and text after a special token" if scheme == "first" else
             "text that begins with a space, at the beginning and after special tokens")
     composed = not pieces and content.get("normalizer") is not None
@@ -114,7 +111,7 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
                            "first, NFC)")
     if not pieces and (lacking := missing_bytes(vocabulary)):
         differences.append(f"text with one of {len(lacking)} bytes that the vocabulary lacks, such as "
-                           f"0x{lacking[-1]:02X} (the tokenizer drops them and joins what stands around them)")
+                           f"0x{lacking[-1]:02X} (the tokenizer drops them and joins the text around them)")
     add_bos, prefix, unlike = _begin(codec)
     differences += unlike
     notes = (f"the tokenizer's tokens {quoted(beyond)} have no row in the embeddings; they are left out of the file",
@@ -125,23 +122,23 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
         _scores(tokens, vocabulary, merges, size) if pieces else None,
         None if pieces else [f"{left} {right}" for left, right in merges],
         codec.bos, ends, unknown, codec.padding, add_bos, space_prefix, None if codec.chat is None else codec.chat.source,
-        prefix, leading_space, composed, tuple(differences),
-        notes)
+        prefix, leading_space, composed, tuple(differences), notes)
 
 
 def _leading_space(content: dict[str, Any], where: str) -> str:
-    """Where a SentencePiece tokenizer puts a space that the text does not have: `legacy` before every stretch of text,
-    `always`
-    the same unless it begins with one, `first` at the beginning alone, or `never`."""
+    """Where a SentencePiece tokenizer adds a space to a text.
+
+    `legacy`: before every stretch of text; `always`: the same, unless it begins with a space; `first`: at the beginning
+    only; `never`. Raises ExportError where it changes text in a way that llama.cpp does not.
+    """
     before = [*_flat(content.get("normalizer"), "normalizers"), *_flat(content.get("pre_tokenizer"), "pretokenizers")]
     known = {"Prepend", "Replace", "Metaspace"}
     strange = [step.get("type") for step in before if step.get("type") not in known]
     replaced = [step for step in before if step.get("type") == "Replace" and step.get("pattern") != {"String": " "}]
     if strange or replaced:
         named = strange[0] if strange else f"Replace of {quoted(replaced[0].get('pattern'))}"
-        raise ExportError(f"{where} changes text by {named} before it is cut, which llama.cpp does not do with a "
-                          "SentencePiece "
-                          "vocabulary; nothing is exported")
+        raise ExportError(f"{where} changes text by {named} before it is split, which llama.cpp does not do with a "
+                          "SentencePiece vocabulary; nothing is exported")
     for step in before:
         if step["type"] == "Prepend":
             return "legacy"
@@ -157,9 +154,9 @@ def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
 
 
 def _begin(codec: TextCodec) -> tuple[bool, tuple[int, ...] | None, list[str]]:
-    """Whether the file asks for BOS, the prefix of plain text where that does not say it, and what is cut otherwise then.
+    """Whether the file asks for BOS, the prefix of plain text where BOS does not say it, and the resulting differences.
 
-    llama.cpp puts BOS before plain text and conversations alike, or before neither. Conversations decide.
+    llama.cpp puts BOS before both plain text and conversations, or before neither; conversations decide.
     """
     plain = codec.prefix
     by_bos = codec.bos is not None and plain == (codec.bos,)
@@ -171,8 +168,7 @@ def _begin(codec: TextCodec) -> tuple[bool, tuple[int, ...] | None, list[str]]:
         wanted = bool(ids) and ids[0] == codec.bos
         if by_bos and not wanted:
             return False, plain, [f"plain text, before which {quoted(codec.tokenizer.bos_token)} belongs (the chat "
-                                  "template writes "
-                                  "none, and llama.cpp puts it before both or neither)"]
+                                  "template writes none, and llama.cpp puts it before both or neither)"]
         if not plain and wanted:
             return False, None, []          # the template writes it itself
     if plain and not by_bos:
@@ -182,15 +178,15 @@ def _begin(codec: TextCodec) -> tuple[bool, tuple[int, ...] | None, list[str]]:
 
 
 def _loose_tokens(added: Iterable[dict[str, Any]]) -> list[str]:
-    """Added tokens that swallow spaces or want word boundaries, which GGUF has no key for."""
+    """A clause for each added token that absorbs spaces or requires word boundaries, for which GGUF has no key."""
     kinds = {"lstrip": "spaces before", "rstrip": "spaces after", "single_word": "letters beside"}
     return [f"{what} {quoted(one['content'])} (its `{flag}` has no place in GGUF)" for one in added
             for flag, what in kinds.items() if one.get(flag)]
 
 
-def _names_that_end(tokens: dict[int, str], added: Mapping[int, Any]) -> list[str]:
-    """Ordinary tokens that llama.cpp takes for ends of an answer by their names."""
-    return [f"{quoted(token)}, an ordinary token that llama.cpp takes for the end of an answer by its name"
+def _names_that_end(tokens: dict[int, str], added: Mapping[int, object]) -> list[str]:
+    """A clause for each ordinary token that llama.cpp takes for the end of an answer because of its name."""
+    return [f"{quoted(token)}, an ordinary token that llama.cpp takes for the end of an answer because of its name"
             for place, token in tokens.items() if place not in added and token in ENDS_BY_NAME]
 
 
@@ -199,7 +195,7 @@ def _is_byte(token: str) -> bool:
 
 
 def _scores(tokens: dict[int, str], vocabulary: dict[str, int], merges: list[Any], size: int) -> list[float]:
-    """The earlier a token is merged, the higher its score: SentencePiece then merges in the order of the list."""
+    """Scores that fall with the rank of a token's merge, so that SentencePiece merges in the order of the list."""
     first: dict[int, int] = {}
     for rank, (left, right) in enumerate(merges):
         first.setdefault(vocabulary[left + right], rank)
@@ -207,57 +203,60 @@ def _scores(tokens: dict[int, str], vocabulary: dict[str, int], merges: list[Any
 
 
 def missing_bytes(vocabulary: Iterable[str]) -> list[int]:
-    """Bytes that a byte-level vocabulary has no token for; those that no UTF-8 text holds do not count."""
+    """Bytes for which a byte-level vocabulary has no token, except those that never occur in UTF-8."""
     known = set(vocabulary)
     symbols, spare = {}, 256
-    for byte in range(256):             # GPT-2's own alphabet: what does not print is moved up
+    for byte in range(256):             # GPT-2's alphabet: bytes that do not print are moved up
         prints = 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255
         symbols[byte], spare = (chr(byte), spare) if prints else (chr(spare), spare + 1)
     return [byte for byte, symbol in symbols.items() if symbol not in known and byte not in (0xC0, 0xC1) and byte < 0xF5]
 
 
 def unlisted_pairs(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pairs of pieces that SentencePiece, as GGUF has it, merges and a tokenizer does not, or not at that time.
+    """Pairs of pieces that SentencePiece in GGUF merges and a tokenizer does not, or not at the same time.
 
-    SentencePiece merges whatever two pieces make a token, the earliest token of the list first. A tokenizer converted from
-    its files lists all such pairs in that order; one that was trained by the tokenizers library lists those that it met.
+    SentencePiece merges any two pieces that make a token, the earliest token of the list first. A tokenizer converted from
+    its files lists all such pairs in that order; one that the tokenizers library trained lists only those that it met.
     """
     vocabulary = content["model"]["vocab"]
-    merges = [tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one) for one in content["model"]["merges"]]
-    added = {one["content"] for one in content.get("added_tokens", [])}
+    merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in content["model"]["merges"]]
+    added = {merge["content"] for merge in content.get("added_tokens", [])}
     listed = set(merges)
-    found = [(token[:cut], token[cut:]) for token in vocabulary if token not in added for cut in range(1, len(token))
+    pairs = [(token[:cut], token[cut:]) for token in vocabulary if token not in added for cut in range(1, len(token))
              if token[:cut] in vocabulary and token[cut:] in vocabulary and (token[:cut], token[cut:]) not in listed]
     first: dict[str, int] = {}
     latest = -1
     for rank, pair in enumerate(merges):
         if first.setdefault("".join(pair), rank) < latest:
-            found.append((pair[0], pair[1]))
+            pairs.append((pair[0], pair[1]))
         latest = max(latest, first["".join(pair)])
-    return found
+    return pairs
 
 
 def _split_rule(content: dict[str, Any], where: str) -> str:
-    """What llama.cpp calls the rule by which a byte-level tokenizer cuts text, told from its regular expressions."""
+    """llama.cpp's name of the rule with which a byte-level tokenizer splits text, recognised by its regular expressions.
+
+    Raises ExportError for a rule without a name.
+    """
     before = content.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
     kinds = [step.get("type") for step in steps]
-    found: str | None = None
+    rule: str | None = None
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
-        found = "gpt-2"
+        rule = "gpt-2"
     elif kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
-        found = "smollm"
+        rule = "smollm"
     elif kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        found = SPLITS.get(str(steps[0].get("pattern", {}).get("Regex")))
-    if found is None or content.get("normalizer") not in (None, {"type": "NFC"}) or any(
+        rule = SPLITS.get(str(steps[0].get("pattern", {}).get("Regex")))
+    if rule is None or content.get("normalizer") not in (None, {"type": "NFC"}) or any(
             step.get("add_prefix_space") for step in steps):
-        raise ExportError(f"{where} cuts text by a rule that llama.cpp has no name for ({quoted(json.dumps(before))}); its "
-                          f"rules are those of {', '.join(['gpt-2', 'smollm', *SPLITS.values()])}; llama.cpp would cut text "
-                          "otherwise than the model learned, so that nothing is exported")
+        raise ExportError(f"{where} splits text by a rule that llama.cpp has no name for ({quoted(json.dumps(before))}); "
+                          f"its rules are those of {', '.join(['gpt-2', 'smollm', *SPLITS.values()])}; llama.cpp would "
+                          "split text differently from the model's training, so nothing is exported")
     whole_words = bool(content["model"].get("ignore_merges"))
-    if found == "llama3":
+    if rule == "llama3":
         return "llama-bpe" if whole_words else "smaug-bpe"
-    if whole_words and found != "tekken":
-        raise ExportError(f"{where} takes whole words before it merges (ignore_merges), which llama.cpp does with Llama 3's "
-                          "and Mistral's rule only; nothing is exported")
-    return found
+    if whole_words and rule != "tekken":
+        raise ExportError(f"{where} takes whole words before it merges (ignore_merges), which llama.cpp does only with "
+                          "Llama 3's and Mistral's rules; nothing is exported")
+    return rule

@@ -1,4 +1,4 @@
-"""The invented world as a knowledge graph (Turtle) and as tables with gold: what the graph lacks, a model may know."""
+"""The invented world as a knowledge graph (Turtle), and as tables with a gold standard; the graph lacks most facts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tsotsallm.lab.world import RELATIONS, Entity, Term, World, build_world, hel
 
 BASE = "http://example.org/world/"
 ONE_IN = 3
-"""The graph has one of so many facts, decided by a hash of each; real graphs lack more."""
+"""The graph has one fact in this many, chosen by hash; real graphs lack more."""
 THINGS = {"region": "Region", "pet": "Animal", "instrument": "Instrument", "tool": "Tool", "ingredient": "Ingredient"}
 """Relations whose objects are entities of the graph, beside people, towns, trades and foods; all others are literals."""
 _LITERALS = ("address", "born", "founded", "river", "epithet", "dish", "workplace", "pay", "taste", "fear", "alias")
@@ -27,7 +27,7 @@ _COLUMNS = {"person": ("home", "birthplace", "trade", "food", "friend", "teacher
 
 @dataclass(frozen=True)
 class WorldTable:
-    """A table about the world: its CSV, and gold as (row, column, address), (column, address), (column, column, address)."""
+    """A table about the world: its CSV, and its gold as (row, column, IRI), (column, IRI), (column, column, IRI)."""
 
     name: str
     csv: str
@@ -38,14 +38,15 @@ class WorldTable:
 
 @dataclass
 class _Places:
-    """Addresses of everything in the world."""
+    """IRIs of everything in the world."""
 
     world: World
-    of: dict[str, str] = field(default_factory=dict)            # English name -> address
-    kinds: dict[str, str] = field(default_factory=dict)         # address -> class
-    terms: dict[str, Term] = field(default_factory=dict)        # address -> names
+    of: dict[str, str] = field(default_factory=dict)            # English name -> IRI
+    kinds: dict[str, str] = field(default_factory=dict)         # IRI -> class
+    terms: dict[str, Term] = field(default_factory=dict)        # IRI -> names
 
     def add(self, kind: str, term: Term) -> None:
+        """Give a thing an IRI, unless it has one."""
         if term.en not in self.of:
             number = sum(other == kind for other in self.kinds.values()) + 1
             self.of[term.en] = f"{BASE}{kind.lower()}/{number}"
@@ -65,20 +66,20 @@ def _places(world_seed: int) -> _Places:
 
 
 def class_of(trade: Term) -> str:
-    """The class of the people of a trade."""
+    """The IRI of the class of people with a trade."""
     return f"{BASE}class/{''.join(word.capitalize() for word in trade.en.split())}"
 
 
 def in_graph(entity: Entity, relation: str) -> bool:
-    """Whether the graph has a fact: two of three are missing."""
+    """Whether the graph has a fact; two of three are missing."""
     return held_out(f"graph|{entity.term.en}|{relation}", ONE_IN)
 
 
 def world_turtle(world_seed: int = 7) -> str:
     """The world in Turtle: labels in two languages, other names, classes with a hierarchy, and a third of the facts.
 
-    People have their surname and initial as other names, so that these are ambiguous; towns their epithet. The class of a
-    person's trade is stated only where the graph has the trade. Properties say how they are put into words.
+    People have their surname and their initial as other names, which are therefore ambiguous; towns have their epithet. The
+    class of a person's trade is stated only where the graph has the trade. Properties have templates of their sentences.
     """
     places = _places(world_seed)
     lines = ["@prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .",
@@ -133,8 +134,11 @@ def _facts(places: _Places, entity: Entity) -> list[str]:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 def world_tables(count: int = 60, seed: int = 0, world_seed: int = 7) -> list[WorldTable]:
-    """Tables about the world, the same for the same seed: surnames and initials that several people share, slips of the pen,
-    French names, empty cells, and headers that say nothing."""
+    """Tables about the world, the same for the same seed.
+
+    They have surnames and initials that several people share, typing errors, French names, empty cells, and headers without
+    meaning.
+    """
     rng = random.Random(f"tables {seed}")
     places = _places(world_seed)
     return [_table(places, rng, f"W{seed}T{number:03}") for number in range(count)]
@@ -153,7 +157,7 @@ def _table(places: _Places, rng: random.Random, name: str) -> WorldTable:
     else:
         pool = [entity for entity in world.entities if entity.kind == kind]
     chosen = rng.sample(pool, min(len(pool), rng.randint(3, 8)))
-    offered = [one for one in _COLUMNS[kind] if one != "trade" or subject_class.endswith("/Person")]
+    offered = [relation for relation in _COLUMNS[kind] if relation != "trade" or subject_class.endswith("/Person")]
     relations = rng.sample(offered, min(len(offered), rng.randint(1, 3)))
     by_surname = kind == "person" and rng.random() < 0.75
     rows, cea = [["col0", *(f"col{place}" for place in range(1, len(relations) + 1))]], []
@@ -213,7 +217,7 @@ def _written(thing: Term, relation: str, rng: random.Random) -> str:
 
 
 def slip(text: str, rng: random.Random) -> str:
-    """A text with one slip of the pen: a letter left out, doubled, exchanged with the next, or another one."""
+    """A text with one typing error: a letter left out, doubled, swapped with the next, or replaced."""
     place = rng.randrange(1, max(2, len(text) - 1))
     kinds: tuple[Callable[[], str], ...] = (
         lambda: text[:place] + text[place + 1:], lambda: text[:place] + text[place] + text[place:],
@@ -223,7 +227,7 @@ def slip(text: str, rng: random.Random) -> str:
 
 
 def gold_files(tables: list[WorldTable]) -> dict[str, str]:
-    """Gold in SemTab's form, by file name: cea_gt.csv, cta_gt.csv and cpa_gt.csv, and the ancestors of every type."""
+    """The gold standard in SemTab's format, by file name: cea_gt.csv, cta_gt.csv, cpa_gt.csv, and the relatives of types."""
     import json
 
     parents: dict[str, dict[str, str]] = defaultdict(dict)
@@ -232,7 +236,7 @@ def gold_files(tables: list[WorldTable]) -> dict[str, str]:
              "Region": ("Place", "Thing")}
     for kind in {address.rpartition("/")[2] for table in tables for _, address in table.cta}:
         above = ("Person", *steps["Person"]) if f"{BASE}class/{kind}" in people else steps.get(kind, ("Thing",))
-        parents[f"{BASE}class/{kind}"] = {f"{BASE}class/{one}": str(step) for step, one in enumerate(above, 1)}
+        parents[f"{BASE}class/{kind}"] = {f"{BASE}class/{ancestor}": str(step) for step, ancestor in enumerate(above, 1)}
     below = {kind: dict.fromkeys(people, "1") if kind.endswith("/Person") else {} for kind in parents}
     return {"cea_gt.csv": "".join(f"{table.name},{row},{column},{address}\n" for table in tables
                                   for row, column, address in table.cea),

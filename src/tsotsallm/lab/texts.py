@@ -30,8 +30,8 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question with its answer; `passage` is given for open-book questions."""
+class ExamQuestion:
+    """A question with its answer; open-book questions have a `passage`."""
 
     text: str
     answer: str
@@ -40,6 +40,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
+        """The text to put to a model, up to the answer."""
         label = phrases()["labels"][self.language]
         context = f"{label['context']}: {self.passage}\n" if self.passage is not None else ""
         return f"{context}{label['question']}: {self.text}\n{label['answer']}:"
@@ -47,16 +48,18 @@ class Question:
 
 @functools.cache
 def phrases() -> dict[str, Any]:
+    """The templates of phrases.yaml by relation and language, read once."""
     content: dict[str, Any] = yaml.safe_load(resources.files("tsotsallm.lab").joinpath("phrases.yaml").read_text("utf-8"))
     return content
 
 
 def sentence(text: str) -> str:
+    """A text that begins with a capital."""
     return text[0].upper() + text[1:]
 
 
 class Teller:
-    """Tells of a world in random words; `test` tellers only say what training tellers never say."""
+    """Writes texts about a world in random phrasings; with `test` only texts that training never has."""
 
     def __init__(self, world: World, rng: random.Random, *, test: bool = False) -> None:
         self.world = world
@@ -68,12 +71,13 @@ class Teller:
     # -- facts ------------------------------------------------------------------------------------------------
 
     def tell(self, fact: Fact, language: str, subject: str | None = None) -> str:
+        """A fact as a sentence, with another name of its subject where given."""
         template = self.rng.choice(phrases()[fact.relation][language]["tell"])
         return sentence(template.format(s=subject or fact.subject.term.in_language(language),
                                         o=fact.object.in_language(language)))
 
     def ask(self, fact: Fact, language: str, *, any_phrase: bool = False, subject: str | None = None) -> str | None:
-        """A question about a fact; None when every phrasing of it belongs to the other side of the split."""
+        """A question about a fact; None where all its phrasings belong to the other side of the split."""
         name = subject or fact.subject.term.in_language(language)
         asked = [sentence(template.format(s=name)) for template in phrases()[fact.relation][language]["ask"]]
         if not any_phrase:
@@ -81,18 +85,21 @@ class Teller:
         return self.rng.choice(asked) if asked else None
 
     def language(self) -> str:
+        """A random language: French for one text in five, else English."""
         return "fr" if self.rng.random() < FRENCH_SHARE else "en"
 
-    def closed_book(self, language: str | None = None) -> Question:
+    def closed_book(self, language: str | None = None) -> ExamQuestion:
+        """A question about a random fact of the world, without a passage."""
         while True:
             spoken = language or self.language()
             fact = self.rng.choice(self.facts)
             by_alias = not self.test and fact.subject.kind == "person" and fact.relation != "alias"
             alias = fact.subject.facts["alias"].en if by_alias and self.rng.random() < 0.1 else None
             if (text := self.ask(fact, spoken, subject=alias)) is not None:
-                return Question(text, fact.object.in_language(spoken), spoken)
+                return ExamQuestion(text, fact.object.in_language(spoken), spoken)
 
     def passage(self, entities: list[Entity], language: str, facts_each: tuple[int, int]) -> tuple[str, list[Fact]]:
+        """A text about some entities with random facts, at least and at most `facts_each` of each, and these facts."""
         told = []
         for entity in entities:
             relations = RELATIONS[entity.kind]
@@ -103,27 +110,28 @@ class Teller:
         return " ".join(self.tell(fact, language) for fact in told), told
 
     def strangers(self) -> list[Entity]:
-        """One to three entities to tell of in a passage, new ones but for a few in training."""
+        """One to three entities for a passage: new ones, except for a few in training."""
         if not self.test and self.rng.random() < 0.1:
             return self.rng.sample(self.world.people, 2)
         return strangers(self.world, self.rng, self.rng.choice((1, 1, 2, 2, 3)), reserved=self.test)
 
-    def open_book(self, language: str | None = None, count: int = 1) -> list[Question]:
-        """`count` different questions about one passage (fewer when it tells fewer facts)."""
+    def open_book(self, language: str | None = None, count: int = 1) -> list[ExamQuestion]:
+        """`count` different questions about one passage, or fewer where it has fewer facts."""
         spoken = language or self.language()
-        found: list[Question] = []
-        while not found:
+        questions: list[ExamQuestion] = []
+        while not questions:
             passage, told = self.passage(self.strangers(), spoken, (2, 4))
             for fact in self.rng.sample(told, min(count, len(told))):
                 # questions about strangers belong to both sides of the split, those about the world's people to one
                 text = self.ask(fact, spoken, any_phrase=fact.subject.term.en not in self.people)
                 if text is not None:
-                    found.append(Question(text, fact.object.in_language(spoken), spoken, passage))
-        return found
+                    questions.append(ExamQuestion(text, fact.object.in_language(spoken), spoken, passage))
+        return questions
 
     # -- documents --------------------------------------------------------------------------------------------
 
     def entry(self) -> str:
+        """A text about one entity, as in an encyclopedia."""
         language = self.language()
         subject = self.rng.choice(self.facts).subject
         relations = RELATIONS[subject.kind]
@@ -137,6 +145,7 @@ class Teller:
         return " ".join(text)
 
     def story(self) -> str:
+        """A short story about a person and a friend."""
         language = self.language()
         scenes = phrases()["scenes"][language]
         hero = self.rng.choice(self.world.people)
@@ -154,6 +163,7 @@ class Teller:
         return " ".join(sentence(line) for line in lines)
 
     def dialogue(self) -> str:
+        """A conversation in the chat template."""
         language = self.language()
         chat = phrases()["chat"][language]
         turns = []
@@ -180,18 +190,19 @@ class Teller:
                        for asked, reply in turns)
 
     def questions(self) -> str:
+        """One to three closed-book questions with their answers."""
         many = [self.closed_book() for _ in range(self.rng.choice((1, 2, 3)))]
         return "\n".join(f"{question.prompt} {question.answer}" for question in many)
 
     def passage_questions(self) -> str:
-        """A passage with some questions: the first with the passage, the others after it."""
+        """A passage with questions: the passage comes with the first, the others follow."""
         first, *others = self.open_book(count=self.rng.choice((1, 2, 4, 6)))
         lines = [f"{first.prompt} {first.answer}"]
-        lines += [f"{Question(other.text, other.answer, other.language).prompt} {other.answer}" for other in others]
+        lines += [f"{ExamQuestion(other.text, other.answer, other.language).prompt} {other.answer}" for other in others]
         return "\n".join(lines)
 
     def retelling(self) -> str:
-        """Facts about strangers told twice in another order, often in other words: what teaches to look back."""
+        """Facts about strangers, twice in different orders and often in different words, which teaches to look back."""
         language = self.language()
         told = [Fact(entity, relation) for entity in self.strangers()
                 for relation in self.rng.sample(RELATIONS[entity.kind], 3)]
@@ -201,7 +212,7 @@ class Teller:
         return f"{' '.join(once)}\n{phrases()['chat'][language]['again']} {' '.join(again)}"
 
     def document(self) -> str:
-        """One document of a random kind, from this teller's side of the split."""
+        """One document of a random kind, from this side of the split between training and test."""
         kinds: dict[Callable[[], str], float] = {
             self.entry: 0.26, self.story: 0.04, self.dialogue: 0.12, self.questions: 0.32,
             self.passage_questions: 0.17, self.retelling: 0.09}
@@ -212,16 +223,16 @@ class Teller:
 
 
 def documents(world: World, seed: int, *, test: bool = False) -> Iterator[str]:
-    """An endless stream of documents, the same for the same seed."""
+    """Yield documents without end, the same for the same seed."""
     teller = Teller(world, random.Random(seed), test=test)
     while True:
         yield teller.document()
 
 
-def examination(world: World, seed: int, count: int, *, passages: bool) -> list[Question]:
-    """`count` different test questions: open book about strangers (`passages`), or closed book in new words."""
+def examination(world: World, seed: int, count: int, *, passages: bool) -> list[ExamQuestion]:
+    """`count` different test questions: open-book about strangers (`passages`), or closed-book in new words."""
     teller = Teller(world, random.Random(seed), test=True)
-    drawn: dict[str, Question] = {}
+    drawn: dict[str, ExamQuestion] = {}
     while len(drawn) < count:
         question = teller.open_book()[0] if passages else teller.closed_book()
         drawn.setdefault(question.prompt, question)
@@ -229,7 +240,7 @@ def examination(world: World, seed: int, count: int, *, passages: bool) -> list[
 
 
 def world_text(*, test: bool, characters: int = 400_000) -> str:
-    """Text of the embedded model's invented world; test text shares no document with the training text.
+    """About `characters` characters of text about the invented world; test text shares no document with training text.
 
     Documents are separated as in training, by the tokens that end one text and begin the next.
     """

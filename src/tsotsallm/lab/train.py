@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,14 +25,17 @@ from tsotsallm.lab.exam import exact_share
 from tsotsallm.lab.texts import BEGIN, CHAT_TEMPLATE, END, END_TURN, TEST_SEED, TURN, documents, examination
 from tsotsallm.lab.world import World, build_world
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 VOCABULARY = 4096
 ROW_TOKENS = 256
 LONG_ROW_TOKENS = 1024
 MEASURE_TOKENS = 819_200
 
 
-def build_tokenizer(world: World, seed: int, document_count: int = 30_000) -> Any:
-    """Byte-level BPE with GPT-2's pre-tokeniser, trained on the world's texts."""
+def build_tokenizer(world: World, seed: int, document_count: int = 30_000) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer with GPT-2's pre-tokeniser on the world's texts."""
     from itertools import islice
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -55,7 +58,7 @@ def build_tokenizer(world: World, seed: int, document_count: int = 30_000) -> An
     return fast
 
 
-def build_model(tokenizer: Any, seed: int) -> Any:
+def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """The embedded architecture: 14 layers, hidden 256, feed-forward 768, 8 heads and 2 KV heads, tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,12 +78,13 @@ def build_model(tokenizer: Any, seed: int) -> Any:
 class Stream:
     """Documents as one endless stream of tokens, cut into rows."""
 
-    def __init__(self, world: World, tokenizer: Any, seed: int, *, test: bool = False) -> None:
+    def __init__(self, world: World, tokenizer: PreTrainedTokenizerBase, seed: int, *, test: bool = False) -> None:
         self.texts = documents(world, seed, test=test)
         self.tokenizer = tokenizer
         self.buffer: list[int] = []
 
     def rows(self, count: int, length: int) -> torch.Tensor:
+        """The next tokens of the stream, (count, length) int64."""
         while len(self.buffer) < count * length:
             batch = [next(self.texts) + END for _ in range(64)]
             for ids in self.tokenizer(batch)["input_ids"]:
@@ -89,14 +93,16 @@ class Stream:
         return torch.tensor(taken).view(count, length)
 
 
-def row_loss(model: Any, rows: torch.Tensor) -> torch.Tensor:
+def row_loss(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
+    """The mean next-token loss of rows (count, length) in nats; in bfloat16 while training."""
     with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
         logits = model(rows, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
 
 
-def measure(model: Any, tokenizer: Any, world: World, questions: int, tokens: int = 16_384) -> dict[str, float]:
-    """Held-out loss (nats per token) and its unigram counterpart, closed-book and open-book exact shares."""
+def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, questions: int,
+            tokens: int = 16_384) -> dict[str, float]:
+    """Held-out loss (nats per token), perplexity, that of unigrams, and the shares of exact answers."""
     model.eval()
     rows = Stream(world, tokenizer, TEST_SEED, test=True).rows(tokens // ROW_TOKENS, ROW_TOKENS)
     with torch.no_grad():
@@ -111,12 +117,19 @@ def measure(model: Any, tokenizer: Any, world: World, questions: int, tokens: in
 
 
 def learning_rate(progress: float, warmup: float, decay: float) -> float:
-    """Relative learning rate at a share of the training: linear warm-up, constant, linear fall to zero."""
+    """Relative learning rate at a share of the training: linear warm-up, then constant, then a linear fall to zero."""
     return min(1.0, progress / warmup if warmup else 1.0, (1 - progress) / decay)
 
 
 def train(out: Path, tokens: int, *, seed: int, start: Path | None, rate: float, decay: float, batch_tokens: int,
           long_share: float) -> None:
+    """Train the model on `tokens` tokens and write it, its tokenizer and its learning curve to `out`.
+
+    start       a checkpoint to continue from (None: a new model)
+    rate        highest learning rate
+    decay       share of the training in which the rate falls
+    long_share  share of the training, at its end, with rows of 1024 tokens instead of 256
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out.mkdir(parents=True, exist_ok=True)
@@ -154,7 +167,7 @@ def train(out: Path, tokens: int, *, seed: int, start: Path | None, rate: float,
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            record: dict[str, Any] = {
+            record: dict[str, object] = {
                 "step": step, "tokens": (step + 1) * batch_tokens, "loss": round(sum(losses), 4),
                 "rate": round(rate * relative, 6), "elapsed_s": round(time.monotonic() - began, 1)}
             if (step + 1) % measure_every == 0 or step == steps - 1:
@@ -170,12 +183,14 @@ def train(out: Path, tokens: int, *, seed: int, start: Path | None, rate: float,
 
 
 def split_rows(rows: torch.Tensor, tokens: int) -> Iterator[torch.Tensor]:
+    """Yield rows (count, length) in parts of at most `tokens` tokens, or of one row."""
     step = max(1, tokens // rows.shape[1])
     for first in range(0, len(rows), step):
         yield rows[first:first + step]
 
 
 def main() -> None:
+    """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--from", dest="start", type=Path)

@@ -1,7 +1,7 @@
 """A small invented world, the same for the same seed: people, towns, trades, foods and the facts about them.
 
-The world is what the embedded model knows. Because every fact is generated here, it is known for certain which
-questions the model has been taught, which are new phrasings, and which are about entities it has never met.
+The world is what the embedded model knows. Because every fact is generated here, it is certain which questions the model
+was trained on, which are new phrasings, and which are about entities that it has never met.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ class Term:
     fr: str
 
     def in_language(self, language: str) -> str:
+        """The word in a language, `en` or `fr`."""
         return self.fr if language == "fr" else self.en
 
 
 def name(text: str) -> Term:
+    """A name that is the same in all languages."""
     return Term(text, text)
 
 
@@ -48,16 +50,19 @@ class Entity:
 
 @dataclass(frozen=True)
 class Fact:
+    """One relation of an entity."""
+
     subject: Entity
     relation: str
 
     @property
     def object(self) -> Term:
+        """The object of the relation."""
         return self.subject.facts[self.relation]
 
 
 def held_out(text: str, one_in: int) -> bool:
-    """True for one text in `one_in`, decided by the text alone, so that training and test never share one."""
+    """Whether a text is one of the test texts, one in `one_in`; the text alone decides, so training never has it."""
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") % one_in == 0
 
@@ -164,7 +169,7 @@ def _address(rng: random.Random) -> Term:
 
 
 class Namer:
-    """Draws names that it has not drawn before; `reserved` ones (one in ten) are for test entities only."""
+    """Draws names without repetition; `reserved` ones, one in ten, are for test entities only."""
 
     def __init__(self, rng: random.Random, *, reserved: bool = False) -> None:
         self.rng = rng
@@ -172,10 +177,12 @@ class Namer:
         self.used: set[str] = set()
 
     def word(self, style: str) -> str:
+        """A random word in the style of first names, last names, towns, foods or aliases."""
         parts = [self.rng.choice(_SYLLABLES[style]) for _ in range(_PARTS[style])]
         return ("".join(parts) + self.rng.choice(_ENDINGS[style])).capitalize()
 
     def draw(self, *styles: str) -> Term:
+        """A new name, with one word in each of the styles."""
         while True:
             text = " ".join(self.word(style) for style in styles)
             if text not in self.used and held_out(text, 10) == self.reserved:
@@ -185,6 +192,8 @@ class Namer:
 
 @dataclass(frozen=True)
 class World:
+    """All entities of the invented world."""
+
     people: tuple[Entity, ...]
     towns: tuple[Entity, ...]
     trades: tuple[Entity, ...]
@@ -192,9 +201,11 @@ class World:
 
     @property
     def entities(self) -> tuple[Entity, ...]:
+        """People, towns, trades and foods together."""
         return self.people + self.towns + self.trades + self.foods
 
     def facts(self) -> Iterator[Fact]:
+        """Yield every fact of every entity."""
         for entity in self.entities:
             for relation in RELATIONS[entity.kind]:
                 yield Fact(entity, relation)
@@ -238,7 +249,7 @@ def build_world(seed: int = 7, people: int = 960) -> World:
 
 
 def strangers(world: World, rng: random.Random, count: int, *, reserved: bool) -> list[Entity]:
-    """Invent `count` people or towns that are not in the world: what a passage tells of them is new.
+    """Invent `count` people or towns that are not in the world, so that a passage about them is new.
 
     Half of the towns, foods and trades in their facts are the world's own, half are invented as well. With
     `reserved` the names are those that training never draws.

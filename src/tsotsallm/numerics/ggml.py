@@ -1,12 +1,12 @@
 """The grids of GGUF: what their codes stand for, and their bytes as ggml lays them out.
 
-A weight stands in blocks of 32 or 256 columns, a block in parts of 16 or 32. The value of a code q is
+A row is split into blocks of 32 or 256 columns, a block into parts of 16 or 32. The value of a code q is
 
     step·q                      where zero is always a level (symmetric)
     step·q − low                where every part has a minimum of its own
 
-with step and low given for each part, in the grids of 256 columns as integers times one 16-bit number of the block. All
-is computed in float32 in ggml's order, so that values are equal bit for bit.
+with a step and a low for each part, which grids of 256 columns store as integers times one 16-bit number of the block.
+Everything is computed in float32 in ggml's order, so that values are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ Bytes = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of ggml's grids is made.
+    """The structure of one of ggml's grids.
 
-    bits        of a code
+    bits        bits of a code
     part        columns that share a step
     block       columns that share the 16-bit numbers
     minimum     whether parts have a lowest value of their own instead of a level at zero
-    scales      the integers that a part's step (and minimum) may be times the block's; None: the block has one part
+    scales      (lowest, highest) integer by which a part multiplies the block's step (and minimum); None: one part a block
+    bytes       bytes of a block
     """
 
     bits: int
@@ -52,12 +53,12 @@ LAYOUTS = {
 
 
 def half(values: Tensor) -> Tensor:
-    """Values rounded to what 16 bits hold, in float32."""
+    """Values rounded to half precision, as float32."""
     return values.to(torch.float16).float()
 
 
 _NEXT = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-"""What llama.cpp takes too where a row has no whole blocks of 256."""
+"""The grid that replaces one whose blocks of 256 do not divide a row, as llama.cpp does."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,22 @@ class GgmlGrid:
 
     @property
     def layout(self) -> Layout:
+        """The structure of the grid."""
         return LAYOUTS[self.type]
 
     @property
     def lowest(self) -> int:
+        """The lowest code that rounding uses; q8_0 is kept symmetric, as in ggml."""
         return 0 if self.layout.minimum else -127 if self.type == "q8_0" else -(1 << (self.layout.bits - 1))
 
     @property
     def highest(self) -> int:
+        """The highest code."""
         return (1 << self.layout.bits) - 1 if self.layout.minimum else (1 << (self.layout.bits - 1)) - 1
 
     @property
     def bits_per_weight(self) -> float:
+        """Stored bits per weight, scales included."""
         return 8 * self.layout.bytes / self.layout.block
 
     @property
@@ -89,10 +94,11 @@ class GgmlGrid:
 
     @property
     def plain_hf(self) -> bool:
-        """Whether a plain Hugging Face checkpoint can hold it."""
+        """False: a plain Hugging Face checkpoint cannot hold ggml's blocks."""
         return False
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The grid as JSON, from which `grid_from` makes an equal one."""
         return {"type": self.type}
 
     def fitting(self, d_in: int) -> GgmlGrid | None:
@@ -101,7 +107,7 @@ class GgmlGrid:
         return grid if d_in % grid.layout.block == 0 else None
 
     def stored_bytes(self, d_out: int, d_in: int, scale_bytes: int = 2) -> int:
-        """Bytes of one linear."""
+        """Bytes of one stored linear; `scale_bytes` is ignored, since scales are part of the blocks."""
         return d_out * (d_in // self.layout.block) * self.layout.bytes
 
 
@@ -112,7 +118,7 @@ class Blocks:
     codes    (d_out, d_in) int8, in [lowest, highest]
     step     (d_out, blocks) float32 that 16 bits hold
     low      (d_out, blocks) float32 that 16 bits hold, on grids with a minimum: added where a block has one part,
-             times `lows` and taken away where it has several
+             multiplied by `lows` and subtracted where it has several
     scales   (d_out, parts) int16, where a block has several parts
     lows     (d_out, parts) int16, where a block has several parts with a minimum
     """
@@ -125,18 +131,18 @@ class Blocks:
     grid: GgmlGrid
 
     def rows_at(self, rows: Tensor) -> Blocks:
-        """Some rows of the weight, or all in another order."""
+        """Some rows of the weight, or all of them in another order; rows (k,) int64."""
         def at(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
 
         return Blocks(self.codes[rows], self.step[rows], at(self.low), at(self.scales), at(self.lows), self.grid)
 
     def steps(self) -> Tensor:
-        """What a unit of the code is worth in every part, (d_out, parts) float32."""
+        """The step of every part, the value of one unit of the code, (d_out, parts) float32."""
         return self.step if self.scales is None else self._per_part(self.step) * self.scales.float()
 
     def offsets(self) -> Tensor | None:
-        """What is added to every value of a part, (d_out, parts) float32; None on symmetric grids."""
+        """The offset that is added to every value of a part, (d_out, parts) float32; None on symmetric grids."""
         if self.low is None:
             return None
         return self.low if self.lows is None else -(self._per_part(self.low) * self.lows.float())
@@ -157,11 +163,12 @@ class Blocks:
 
     @property
     def finite(self) -> bool:
+        """Whether the 16-bit numbers of every block are finite."""
         return bool(torch.isfinite(self.step).all()) and (self.low is None or bool(torch.isfinite(self.low).all()))
 
 
 def encode(blocks: Blocks) -> Bytes:
-    """The bytes of a weight in ggml's layout, (d_out, bytes of a row)."""
+    """The bytes of a weight in ggml's layout, (d_out, bytes of a row) uint8."""
     layout = blocks.grid.layout
     d_out, d_in = blocks.codes.shape
     count = d_out * d_in // layout.block
@@ -180,28 +187,34 @@ def encode(blocks: Blocks) -> Bytes:
 
 
 def decode(data: Tensor | Bytes, grid: GgmlGrid) -> Blocks:
-    """The inverse of `encode`: bytes (d_out, bytes of a row) -> codes and their scales."""
+    """The inverse of `encode`: bytes (d_out, bytes of a row) uint8 -> codes and their scales."""
     raw = data.numpy() if isinstance(data, Tensor) else data
     d_out, layout = len(raw), grid.layout
     rows = np.ascontiguousarray(raw).reshape(-1, layout.bytes)
     codes, step, low, scales, lows = _DECODERS[grid.type](rows)
 
-    def matrix(values: npt.NDArray[Any] | None, dtype: torch.dtype) -> Tensor | None:
+    def matrix(values: Bytes | None, dtype: torch.dtype) -> Tensor | None:
         return None if values is None else torch.from_numpy(np.ascontiguousarray(values).reshape(d_out, -1)).to(dtype)
 
     signed = torch.from_numpy((codes.astype(np.int16) + _OFFSETS[grid.type]).astype(np.int8).reshape(d_out, -1))
-    found = matrix(step, torch.float32)
-    assert found is not None
-    return Blocks(signed, found, matrix(low, torch.float32), matrix(scales, torch.int16), matrix(lows, torch.int16), grid)
+    steps = matrix(step, torch.float32)
+    assert steps is not None
+    return Blocks(signed, steps, matrix(low, torch.float32), matrix(scales, torch.int16), matrix(lows, torch.int16), grid)
 
 
 # -- bytes of each grid: layouts of ggml-common.h ---------------------------------------------------------------------
 
 _OFFSETS = dict.fromkeys(LAYOUTS, 0) | {"q4_0": -8, "q5_0": -16, "q3_k": -4, "q6_k": -32}
-"""What is taken from a stored code to give the signed one."""
+"""What is added to a stored code to give the signed one."""
 
-_Encoder = Callable[[Bytes, Blocks, Callable[..., Bytes], Callable[..., npt.NDArray[np.int16]]], list[Bytes]]
-_Decoder = Callable[[Bytes], tuple[Bytes, Any, Any, Any, Any]]
+_Numbers = Callable[[Tensor | None], Bytes]
+"""Turns a 16-bit number of each block into bytes."""
+_Integers = Callable[[Tensor | None], npt.NDArray[np.int16]]
+"""Turns the stored integers of the parts into rows, one for each block."""
+_Encoder = Callable[[Bytes, Blocks, _Numbers, _Integers], list[Bytes]]
+_Decoded = tuple[Bytes, Bytes, Bytes | None, Bytes | None, Bytes | None]
+"""Codes, step and low of every block, scales and lows of every part."""
+_Decoder = Callable[[Bytes], _Decoded]
 
 
 def _number(rows: Bytes, at: int) -> npt.NDArray[np.float32]:
@@ -209,16 +222,16 @@ def _number(rows: Bytes, at: int) -> npt.NDArray[np.float32]:
 
 
 def _stack(codes: Bytes, run: int, bits: int) -> Bytes:
-    """Bits of codes put side by side in bytes: byte i of a run holds codes i, i + n, i + 2n, ... from its lowest bits up.
+    """Pack the bits of codes into bytes: byte i of a run holds codes i, i + n, i + 2n, ... from its lowest bits up.
 
     codes (blocks, columns) below 2**bits; a run is the number of columns that share one stretch of run·bits/8 bytes.
     """
     per_byte = 8 // bits
     parts = codes.reshape(len(codes), -1, per_byte, run // per_byte)
-    found = np.zeros((*parts.shape[:2], parts.shape[3]), dtype=np.uint8)
+    packed = np.zeros((*parts.shape[:2], parts.shape[3]), dtype=np.uint8)
     for place in range(per_byte):
-        found |= parts[:, :, place] << np.uint8(bits * place)
-    return found.reshape(len(codes), -1)
+        packed |= parts[:, :, place] << np.uint8(bits * place)
+    return packed.reshape(len(codes), -1)
 
 
 def _unstack(data: Bytes, run: int, bits: int) -> Bytes:
@@ -239,7 +252,7 @@ def _unbits(data: Bytes) -> Bytes:
     return np.unpackbits(data, axis=1, bitorder="little")
 
 
-def _encode_simple(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], _integers: Any) -> list[Bytes]:
+def _encode_simple(codes: Bytes, blocks: Blocks, numbers: _Numbers, _integers: _Integers) -> list[Bytes]:
     layout = blocks.grid.layout
     head = [numbers(blocks.step)] + ([numbers(blocks.low)] if layout.minimum else [])
     if layout.bits == 8:
@@ -249,7 +262,7 @@ def _encode_simple(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], 
 
 
 def _decode_simple(layout: Layout) -> _Decoder:
-    def decoder(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+    def decoder(rows: Bytes) -> _Decoded:
         step, low = _number(rows, 0), _number(rows, 2) if layout.minimum else None
         at = 4 if layout.minimum else 2
         if layout.bits == 8:
@@ -274,7 +287,7 @@ def _decode_scales_of_6_bits(data: Bytes) -> tuple[Bytes, Bytes]:
             np.concatenate([m & 63, (both >> 4) | (m >> 6 << 4)], axis=1))
 
 
-def _encode_q4_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., Any]) -> list[Bytes]:
+def _encode_q4_k(codes: Bytes, blocks: Blocks, numbers: _Numbers, integers: _Integers) -> list[Bytes]:
     head = [numbers(blocks.step), numbers(blocks.low),
             _encode_scales_of_6_bits(integers(blocks.scales), integers(blocks.lows))]
     high = [_stack(codes >> 4, 256, 1)] if blocks.grid.layout.bits == 5 else []
@@ -282,7 +295,7 @@ def _encode_q4_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], in
 
 
 def _decode_q4_k(layout: Layout) -> _Decoder:
-    def decoder(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+    def decoder(rows: Bytes) -> _Decoded:
         scales, lows = _decode_scales_of_6_bits(rows[:, 4:16])
         codes = _unstack(rows[:, -128:], 64, 4)
         if layout.bits == 5:
@@ -291,33 +304,33 @@ def _decode_q4_k(layout: Layout) -> _Decoder:
     return decoder
 
 
-def _encode_q2_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., Any]) -> list[Bytes]:
+def _encode_q2_k(codes: Bytes, blocks: Blocks, numbers: _Numbers, integers: _Integers) -> list[Bytes]:
     scales, lows = integers(blocks.scales).astype(np.uint8), integers(blocks.lows).astype(np.uint8)
     return [scales | (lows << 4), _stack(codes, 128, 2), numbers(blocks.step), numbers(blocks.low)]
 
 
-def _decode_q2_k(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+def _decode_q2_k(rows: Bytes) -> _Decoded:
     return _unstack(rows[:, 16:80], 128, 2), _number(rows, 80), _number(rows, 82), rows[:, :16] & 0x0F, rows[:, :16] >> 4
 
 
-def _encode_q3_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., Any]) -> list[Bytes]:
+def _encode_q3_k(codes: Bytes, blocks: Blocks, numbers: _Numbers, integers: _Integers) -> list[Bytes]:
     scales = (integers(blocks.scales) + 32).astype(np.uint8)
     low = (scales[:, :8] & 0x0F) | (scales[:, 8:] << 4)
     return [_stack(codes >> 2, 256, 1), _stack(codes & 3, 128, 2), low, _stack(scales >> 4, 16, 2), numbers(blocks.step)]
 
 
-def _decode_q3_k(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+def _decode_q3_k(rows: Bytes) -> _Decoded:
     low = np.concatenate([rows[:, 96:104] & 0x0F, rows[:, 96:104] >> 4], axis=1)
     scales = (low | (_unstack(rows[:, 104:108], 16, 2) << 4)).astype(np.int16) - 32
     return _unstack(rows[:, 32:96], 128, 2) | (_unstack(rows[:, :32], 256, 1) << 2), _number(rows, 108), None, scales, None
 
 
-def _encode_q6_k(codes: Bytes, blocks: Blocks, numbers: Callable[..., Bytes], integers: Callable[..., Any]) -> list[Bytes]:
+def _encode_q6_k(codes: Bytes, blocks: Blocks, numbers: _Numbers, integers: _Integers) -> list[Bytes]:
     scales = integers(blocks.scales).astype(np.int8).view(np.uint8)
     return [_stack(codes & 0x0F, 128, 4), _stack(codes >> 4, 128, 2), scales, numbers(blocks.step)]
 
 
-def _decode_q6_k(rows: Bytes) -> tuple[Bytes, Any, Any, Any, Any]:
+def _decode_q6_k(rows: Bytes) -> _Decoded:
     codes = _unstack(rows[:, :128], 128, 4) | (_unstack(rows[:, 128:192], 128, 2) << 4)
     return codes, _number(rows, 208), None, np.ascontiguousarray(rows[:, 192:208]).view(np.int8).astype(np.int16), None
 

@@ -3,8 +3,8 @@
 GPTQ (arXiv:2210.17323) works with the upper Cholesky factor of the inverse Gram. The same updates follow from the
 Cholesky factor of the Gram itself (arXiv:2307.13304, theorem 6): with H = Rᵀ R in reversed column order, column r is
 rounded at  w_r + Σ_{i>r} (R[r, i] / R[r, r]) · e_i,  where e_i = w_i − ŵ_i are the errors made so far. No inverse is
-formed, which saves two thirds of the cubic cost and one matrix of memory. All arrays here stand in reversed visiting
-order and the columns of a weight are rows, so that every step reads contiguous memory.
+formed, which saves two thirds of the cubic cost and one matrix of memory. All arrays here are in reversed visiting
+order and hold the columns of a weight as rows, so that every step reads contiguous memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PERMUTED_ROWS = 256
 
 
 def visiting_order(gram_diagonal: Tensor, act_order: bool) -> Tensor:
-    """Column order: as stored, or by falling Gram diagonal (ties: the lower column first); shape (d_in,)."""
+    """Column order, (d_in,) int64: as stored, or by falling Gram diagonal with the lower column first in ties."""
     if act_order:
         return gram_diagonal.sort(descending=True, stable=True).indices
     return torch.arange(len(gram_diagonal), device=gram_diagonal.device)
@@ -35,7 +35,8 @@ def reversed_factor(gram: Tensor, order: Tensor, damp: float, *, overwrite: bool
     """Upper Cholesky factor R of the damped Gram in reversed visiting order: H = Rᵀ R, (d_in, d_in).
 
     The diagonal is raised by `damp` times its mean (by one where all inputs are zero). With `overwrite` the factor
-    takes the Gram's place, so that no second matrix is in memory.
+    takes the Gram's place, so that no second matrix is in memory. Raises NumericsError where the damped Gram is not
+    positive definite.
     """
     raised = damp * gram.diagonal().mean()
     if raised <= 0:
@@ -44,7 +45,7 @@ def reversed_factor(gram: Tensor, order: Tensor, damp: float, *, overwrite: bool
     _permute_in_place(factor, order.flip(0))
     factor.diagonal().add_(raised)
     info = torch.empty((), dtype=torch.int32, device=gram.device)
-    # A symmetric matrix read as its transpose is the same matrix: LAPACK then factors it where it stands.
+    # A symmetric matrix equals its transpose, which LAPACK factors in place.
     with threads_for(len(factor) ** 3 / 3):
         torch.linalg.cholesky_ex(factor.mT, out=(factor.mT, info))
     if info.item():
@@ -54,7 +55,7 @@ def reversed_factor(gram: Tensor, order: Tensor, damp: float, *, overwrite: bool
 
 
 def _permute_in_place(matrix: Tensor, order: Tensor) -> None:
-    """matrix[order][:, order] without a second matrix: rows along the cycles of the order, then columns by blocks."""
+    """matrix[order][:, order] without a second matrix: rows along the cycles of the order, then columns in blocks."""
     sources = order.tolist()
     placed = [False] * len(sources)
     for start in range(len(sources)):
@@ -76,8 +77,8 @@ def _sweep_columns(values: Tensor, factor: Tensor, settle: Callable[[int, Tensor
                    prepare: Callable[[int, int, Tensor], None] | None = None, unit: int = SUB_BLOCK) -> None:
     """Visit the rows of `values` (reversed columns, (d_in, d_out)) from last to first and leave the errors in them.
 
-    settle(r, wanted) returns the value that column r gets, given the value compensation asks for; prepare(low, high,
-    wanted) sees the compensated values of each `unit` of columns before they are settled.
+    settle(r, wanted) returns the value that column r gets, given the value that compensation calls for; prepare(low, high,
+    wanted) sees the compensated values of each `unit` columns before they are settled.
     """
     d_in = len(values)
     diagonal = factor.diagonal()
@@ -109,7 +110,7 @@ def gptq(weight: Tensor, factor: Tensor, order: Tensor, grid: IntegerGrid, stora
     """Quantise with error compensation (arXiv:2210.17323, algorithm 1), scales fixed in the stored column order.
 
     weight (d_out, d_in); factor from `reversed_factor` with the same order; keep (d_out, d_in) bool holds the pruned
-    weights at exactly zero while the others make up for them.
+    weights at exactly zero while the others compensate for them.
     """
     d_out, d_in = weight.shape
     scales, zero_points = grid.fit(weight if keep is None else weight * keep, storage)
@@ -129,11 +130,11 @@ def gptq(weight: Tensor, factor: Tensor, order: Tensor, grid: IntegerGrid, stora
         torch.div(wanted, scale_rows[group], out=rounded)
         if zero_rows is not None:
             rounded.add_(zero_rows[group])
-        found = grid.nearest(rounded)
+        nearest = grid.nearest(rounded)
         if kept is not None:
-            found = torch.where(kept[r], found, grid.zero if zero_codes is None else zero_codes[group])
-        codes[r] = found
-        rounded.copy_(grid.levels(found))
+            nearest = torch.where(kept[r], nearest, grid.zero if zero_codes is None else zero_codes[group])
+        codes[r] = nearest
+        rounded.copy_(grid.levels(nearest))
         if zero_rows is not None:
             rounded.sub_(zero_rows[group])
         rounded.mul_(scale_rows[group])
@@ -148,10 +149,10 @@ def gptq(weight: Tensor, factor: Tensor, order: Tensor, grid: IntegerGrid, stora
 
 def sparsegpt(weight: Tensor, factor: Tensor, prune: int = 0, group: int = 0,
               prune_fraction: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Prune with error compensation (arXiv:2301.00774, algorithm 1); returns new weights and the mask, (d_out, d_in).
+    """Prune with error compensation (arXiv:2301.00774, algorithm 1); returns new weights and the mask, both (d_out, d_in).
 
-    Columns are visited as stored. Saliency w² · R[r, r]²: N:M is decided group by group on compensated values,
-    `prune_fraction` within every block of 128 columns.
+    factor from `reversed_factor` in stored order, which is also the visiting order. The saliency is w² · R[r, r]²: N:M is
+    decided group by group on compensated values, `prune_fraction` within every block of 128 columns.
     """
     d_out, d_in = weight.shape
     values = weight.mT.flip(0)                          # (d_in, d_out), reversed
@@ -161,7 +162,7 @@ def sparsegpt(weight: Tensor, factor: Tensor, prune: int = 0, group: int = 0,
     settled = torch.empty(d_out, dtype=weight.dtype, device=weight.device)
 
     def choose(low: int, high: int, wanted: Tensor) -> None:
-        # what these columns would be were all of them still free: each one's own optimum counts as settled
+        # the values that these columns would take if all of them were still free
         local = (factor[low:high, low:high] / factor.diagonal()[low:high, None]).triu(1)
         free = torch.linalg.solve_triangular(local, torch.addmm(wanted, local, values[low:high]), upper=True,
                                              unitriangular=True)
@@ -173,5 +174,5 @@ def sparsegpt(weight: Tensor, factor: Tensor, prune: int = 0, group: int = 0,
         return torch.mul(wanted, keep[r], out=settled)
 
     _sweep_columns(values, factor, settle, choose, unit=group if prune else BLOCK)
-    new = original.sub_(values).mul_(keep)              # the product only clears rounding noise at pruned places
+    new = original.sub_(values).mul_(keep)              # the product only clears rounding noise where weights are pruned
     return new.flip(0).mT.contiguous(), keep.flip(0).mT.contiguous()

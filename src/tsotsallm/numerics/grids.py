@@ -1,4 +1,4 @@
-"""The sets of values that a quantised weight may take."""
+"""Integer and NF4 grids: the sets of values that a quantised weight may take."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Quantised:
 
     @property
     def finite(self) -> bool:
+        """Whether every scale is a finite number."""
         return bool(torch.isfinite(self.scales.float()).all())
 
     def dequantise(self) -> Tensor:
@@ -65,18 +66,20 @@ class IntegerGrid:
 
     @property
     def lowest(self) -> int:
+        """The lowest code, −2^(bits−1)."""
         return -(1 << (self.bits - 1))
 
     @property
     def highest(self) -> int:
+        """The highest code, 2^(bits−1) − 1."""
         return (1 << (self.bits - 1)) - 1
 
     def fit(self, weight: Tensor, storage: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Scales (d_out, groups) in `storage` and zero points, covering each group's range (rule of compressed-tensors).
+        """Scales in `storage` and zero points, both (d_out, groups), that cover each group's range.
 
-        Symmetric: scale = 2·max|w| / (2^bits − 1), less 2⁻¹² of it: else the largest weight would stand exactly between
-        two codes, and rounding noise would choose. Asymmetric: scale = (max − min) / (2^bits − 1), the range widened
-        to hold zero. A group of zeros gets scale 1.
+        The rule is that of compressed-tensors. Symmetric: scale = 2·max|w| / (2^bits − 1), less 2⁻¹² of it; otherwise the
+        largest weight would be exactly halfway between two codes, and rounding noise would decide. Asymmetric: scale =
+        (max − min) / (2^bits − 1), the range widened to include zero. A group of zeros gets scale 1.
         """
         d_out, d_in = weight.shape
         parts = weight.view(d_out, -1, self.group or d_in)
@@ -95,7 +98,7 @@ class IntegerGrid:
         return scales, zero_points.to(torch.int8)
 
     def encode(self, weight: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
-        """Nearest codes for one weight matrix, (d_out, d_in) int8."""
+        """The codes nearest to a weight, (d_out, d_in) int8, under scales and zero points from `fit`."""
         d_out, d_in = weight.shape
         parts = weight.view(d_out, scales.shape[1], -1) / scales.to(weight.dtype).unsqueeze(-1)
         if zero_points is not None:
@@ -103,21 +106,21 @@ class IntegerGrid:
         return self.nearest(parts).view(d_out, d_in)
 
     def nearest(self, values: Tensor) -> Tensor:
-        """Codes of the levels nearest to values in units of the scale, int8; the values are overwritten."""
+        """Codes (int8) of the levels nearest to `values`, which are in units of the scale and are overwritten."""
         return values.round_().clamp_(self.lowest, self.highest).to(torch.int8)
 
     def levels(self, codes: Tensor) -> Tensor:
-        """What codes stand for, in units of the scale, float32."""
+        """The values that codes stand for, in units of the scale, float32."""
         return codes.float()
 
     @property
     def plain_hf(self) -> bool:
-        """Whether a plain Hugging Face checkpoint can hold it."""
+        """Whether a plain Hugging Face checkpoint can hold weights on this grid."""
         return True
 
     @property
     def zero(self) -> int:
-        """The code of exactly nothing on a grid without zero points."""
+        """The code that stands for zero on a grid without zero points."""
         return 0
 
     @property
@@ -125,18 +128,18 @@ class IntegerGrid:
         """Whether pruned weights stay exactly zero."""
         return True
 
-    def plain(self) -> dict[str, Any]:
-        """The grid as plain data, from which `grid_from` makes an equal one."""
+    def plain(self) -> dict[str, object]:
+        """The grid as JSON, from which `grid_from` makes an equal one."""
         return {"type": "int", **asdict(self)}
 
     def stored_bytes(self, d_out: int, d_in: int, scale_bytes: int) -> int:
-        """Bytes of one packed linear: codes, scales, zero points, shape."""
+        """Bytes of one packed linear: codes, scales of `scale_bytes` each, zero points, shape."""
         groups = d_in // (self.group or d_in)
         zero_points = 0 if self.symmetric else groups * 4 * -(-d_out * self.bits // 32)
         return d_out * 4 * -(-d_in * self.bits // 32) + d_out * groups * scale_bytes + zero_points + 16
 
     def round(self, weight: Tensor, storage: torch.dtype, keep: Tensor | None = None) -> Quantised:
-        """Round to nearest; where `keep` is False the value becomes exactly zero."""
+        """Round a weight (d_out, d_in) to nearest; where `keep` (d_out, d_in) is False the value becomes exactly zero."""
         if keep is not None:
             weight = weight * keep          # zero is a level of every grid
         scales, zero_points = self.fit(weight, storage)
@@ -167,21 +170,26 @@ class NormalFloatGrid(IntegerGrid):
         return scales.clamp(min=torch.finfo(storage).tiny), None
 
     def nearest(self, values: Tensor) -> Tensor:
+        """Codes (int8) of the levels nearest to `values`, which are in units of the scale."""
         table = _normal_float_levels().to(values)
         return (torch.bucketize(values, (table[1:] + table[:-1]) / 2) + self.lowest).to(torch.int8)
 
     def levels(self, codes: Tensor) -> Tensor:
+        """The values that codes stand for, in [−1, 1], float32."""
         return _normal_float_levels().to(codes.device)[codes.int() - self.lowest]
 
     @property
     def plain_hf(self) -> bool:
+        """False: weights on NF4 go into the project's own container."""
         return False
 
     @property
     def zero(self) -> int:
+        """The code of the level at zero, the eighth of sixteen."""
         return self.lowest + 7
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The grid as JSON, from which `grid_from` makes an equal one."""
         return super().plain() | {"type": "nf4"}
 
 
@@ -190,11 +198,11 @@ Stored = Quantised | Blocks
 """A weight on a grid."""
 
 GRIDS = ("int", "nf4", *LAYOUTS)
-"""The kinds of grids, as files name them."""
+"""The names of all kinds of grids, as files spell them."""
 
 
 def grid_from(plain: dict[str, Any]) -> Grid:
-    """The grid that `plain` described."""
+    """The grid that `plain` described; raises KeyError for a kind that is not in GRIDS."""
     fields = dict(plain)
     kind = fields.pop("type")
     return GgmlGrid(kind) if kind in LAYOUTS else {"int": IntegerGrid, "nf4": NormalFloatGrid}[kind](**fields)

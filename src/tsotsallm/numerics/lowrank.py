@@ -1,8 +1,8 @@
-"""The best low-rank correction of an error, weighted by the inputs that it meets.
+"""The best low-rank correction of an error, weighted by the inputs of the linear.
 
 EoRA (arXiv:2410.21271) minimises ‖(Δ − B·A)·X‖ over matrices of rank r: with H = X Xᵀ = C Cᵀ, the best rank-r fit of Δ·C
 is U_r U_rᵀ Δ·C (Eckart and Young), where U_r are the leading left singular vectors of Δ·C. Multiplied by C⁻¹ that is
-U_r U_rᵀ Δ: the error itself, projected on the r output directions that it disturbs most. So B = U_r, A = U_rᵀ Δ, where U_r
+U_r U_rᵀ Δ: the error itself, projected onto the r output directions that it disturbs most. So B = U_r, A = U_rᵀ Δ, where U_r
 are the leading eigenvectors of Δ H Δᵀ: no Cholesky factor, no inverse and no damping are needed.
 """
 
@@ -23,11 +23,12 @@ SETTLED = 1e-5
 
 def low_rank_correction(delta: Tensor, times: Callable[[Tensor], Tensor] | None,
                         rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """B (d_out, r), A (r, d_in) that minimise tr((Δ − B·A) H (Δ − B·A)ᵀ), and what each direction removes of it, falling.
+    """B (d_out, r) and A (r, d_in) that minimise tr((Δ − B·A) H (Δ − B·A)ᵀ), and what each direction removes of it, (r,).
 
-    delta (d_out, d_in); times(M) returns H·M for M (d_in, k); None stands for H = identity, plain SVD. Up to 1024 outputs
-    the eigenvectors of Δ H Δᵀ are exact; beyond, a block of r + 16 directions is iterated until what it removes settles to
-    1e-5 of itself.
+    delta (d_out, d_in); times(M) returns H·M for M (d_in, k); None means H = identity, a plain SVD. Directions are in
+    falling order of what they remove; r is `rank`, or less where a side of delta is shorter. Up to 1024 outputs the
+    eigenvectors of Δ H Δᵀ are exact; above that, a block of r + 16 directions is iterated until the error that it removes
+    changes by less than 1e-5 of itself.
     """
     d_out = delta.shape[0]
     rank = min(rank, *delta.shape)
@@ -47,7 +48,7 @@ def low_rank_correction(delta: Tensor, times: Callable[[Tensor], Tensor] | None,
 
 
 def _leading(seen: Callable[[Tensor], Tensor], delta: Tensor, width: int, rank: int) -> tuple[Tensor, Tensor]:
-    """Leading eigenvalues and eigenvectors, rising, by subspace iteration with Rayleigh and Ritz."""
+    """Leading eigenvalues and eigenvectors, in rising order, by subspace iteration with Rayleigh–Ritz projection."""
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(delta.shape[0], width, generator=generator, dtype=delta.dtype).to(delta.device)
     removed = torch.zeros((), dtype=delta.dtype, device=delta.device)

@@ -1,16 +1,16 @@
-"""Rounding onto ggml's grids: scales and codes chosen together, every error made up for by what comes after it.
+"""Rounding onto ggml's grids: scales and codes are chosen together, and later columns compensate every error.
 
 The output error of a row is ‖e·V‖², with e = target − values and the Gram H = V·Vᵀ, V upper triangular in visiting order
-(theorem 6 of arXiv:2307.13304 turned round). Of the columns visited so far, a block adds
+(theorem 6 of arXiv:2307.13304 in reverse). To the error of the columns visited so far, a block adds
 
-    ‖e_b·V_bb + e_before·V_before,b‖²        and what comes later can undo everything else,
+    ‖e_b·V_bb + e_before·V_before,b‖²        while later columns can compensate everything else,
 
-so that it is rounded towards  target_b + e_before·V_before,b·V_bb⁻¹  in the metric V_bb·V_bbᵀ. Within a part several
+so it is rounded towards  target_b + e_before·V_before,b·V_bb⁻¹  in the metric V_bb·V_bbᵀ. Within a part several
 scales are tried, each with its codes compensated column by column (GPTQ, arXiv:2210.17323, within the part), and the
-best is kept. Afterwards each part is visited again with all others as they stand: its codes and scales are replaced where
-that lowers the whole error, which therefore never rises (block coordinate descent).
+best is kept. Afterwards each part is visited again with all others fixed: its codes and scales are replaced where
+that lowers the total error, which therefore never rises (block coordinate descent).
 
-Arrays stand in reversed visiting order with columns as rows, as in `gptq`: R, with H = Rᵀ·R, is then the Cholesky factor.
+Arrays are in reversed visiting order with columns as rows, as in `gptq`: R, with H = Rᵀ·R, is then the Cholesky factor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tsotsallm.machine import threads_for
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, Layout, half
 
 OUTPUTS = 1024
-"""Rows that are rounded together, and that know of each other through the metric of the outputs."""
+"""Rows that are rounded together, coupled by the metric of the outputs."""
 GROUPS = 8
 SPANS = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06)
 TRIED = 4
@@ -33,7 +33,7 @@ LOCAL_ROUNDS = 2
 
 
 def block_order(diagonal: Tensor, grid: GgmlGrid) -> Tensor:
-    """Visiting order for a grid: blocks, their parts and the parts' columns by falling Gram diagonal, (d_in,)."""
+    """Visiting order for a grid, (d_in,) int64: blocks, their parts and the columns of parts by falling Gram diagonal."""
     layout = grid.layout
     blocks = diagonal.view(-1, layout.block // layout.part, layout.part)
     columns = torch.arange(len(diagonal), device=diagonal.device).view(blocks.shape)
@@ -46,21 +46,21 @@ def block_order(diagonal: Tensor, grid: GgmlGrid) -> Tensor:
 
 def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGrid, *, passes: int = 1,
                     keep: Tensor | None = None, outputs: Tensor | None = None) -> Blocks:
-    """Blocks of a grid near to `target` in the metric of the Gram.
+    """Round `target` to blocks of a grid that are near to it in the metric of the Gram.
 
-    target   (d_out, d_in): the weight, or what its outputs ask for
-    factor   of the damped Gram in reversed `order`, as `reversed_factor` gives it
-    order    from `block_order`
-    passes   how often every part is visited again
+    target   (d_out, d_in): the weight, or the target that its outputs call for
+    factor   (d_in, d_in): factor of the damped Gram in reversed `order`, from `reversed_factor`
+    order    (d_in,), from `block_order`
+    passes   how many times every part is visited again
     keep     (d_out, d_in) bool: where False the value is exactly zero (grids with a level at zero)
-    outputs  (d_out, at most OUTPUTS): the metric O of the outputs, blocks of its diagonal one below another, damped
+    outputs  (d_out, at most OUTPUTS): the damped metric O of the outputs, its diagonal blocks stacked
     """
-    found = []
+    rounded = []
     for first in range(0, len(target), OUTPUTS):
         rows = slice(first, first + OUTPUTS)
         kept = None if keep is None else keep[rows]
         if outputs is None:
-            found += _solved([_Rows(target[rows], factor, order, grid, kept)], None, passes)
+            rounded += _solved([_Rows(target[rows], factor, order, grid, kept)], None, passes)
             continue
         metric = outputs[rows, :len(target[rows])]
         visit = metric.diagonal().sort(descending=True, stable=True).indices
@@ -68,30 +68,30 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
             coupling = _Coupling.of(metric[visit][:, visit])
         groups = [_Rows(target[rows][visit[group]], factor, order, grid, None if kept is None else kept[visit[group]])
                   for group in coupling.groups]
-        found.append(_joined(_solved(groups, coupling, passes)).rows_at(visit.argsort()))
-    return _joined(found)
+        rounded.append(_joined(_solved(groups, coupling, passes)).rows_at(visit.argsort()))
+    return _joined(rounded)
 
 
-def _joined(found: Sequence[Blocks]) -> Blocks:
+def _joined(pieces: Sequence[Blocks]) -> Blocks:
     def joined(name: str) -> Tensor | None:
-        parts = [getattr(one, name) for one in found]
+        parts = [getattr(piece, name) for piece in pieces]
         return None if parts[0] is None else torch.cat(parts)
 
     codes, step = joined("codes"), joined("step")
     assert codes is not None
     assert step is not None
-    return Blocks(codes, step, joined("low"), joined("scales"), joined("lows"), found[0].grid)
+    return Blocks(codes, step, joined("low"), joined("scales"), joined("lows"), pieces[0].grid)
 
 
 def round_plainly(weight: Tensor, grid: GgmlGrid, keep: Tensor | None = None) -> Blocks:
-    """Blocks of a grid near to a weight, (d_out, d_in), every column by itself and as important as any other."""
+    """Round a weight (d_out, d_in) to blocks of a grid, every column independently and with equal importance."""
     columns = torch.arange(weight.shape[1], device=weight.device)
     return round_to_blocks(weight, torch.eye(len(columns), device=weight.device), columns, grid, passes=0, keep=keep)
 
 
 @dataclass
 class _Scales:
-    """Candidates for the scales of a part: what its codes are worth, and the numbers that are stored; (candidates, rows)."""
+    """Candidates for the scales of a part: step and offset of its codes, and the stored numbers; each (candidates, rows)."""
 
     step: Tensor
     offset: Tensor
@@ -99,20 +99,21 @@ class _Scales:
     low: Tensor
 
     def take(self, which: Tensor) -> _Scales:
-        """One candidate, or some, for every row: indices (candidates, rows)."""
+        """Select candidates for every row by their indices (candidates, rows)."""
         return _Scales(*(one.gather(0, which) for one in (self.step, self.offset, self.scale, self.low)))
 
     def with_more(self, more: _Scales) -> _Scales:
+        """These candidates followed by others."""
         return _Scales(*(torch.cat(pair) for pair in ((self.step, more.step), (self.offset, more.offset),
                                                       (self.scale, more.scale), (self.low, more.low))))
 
 
 @dataclass(frozen=True)
 class _Coupling:
-    """How the errors of rows add up or cancel: the metric O of the outputs, and what follows from it.
+    """How the errors of rows add up or cancel: the metric O of the outputs, and its factors.
 
-    With O = U·Uᵀ, U upper triangular in visiting order, what the groups before left can be made up for by the rows of group
-    g, which are rounded towards  target_g + (U_before,g · U_gg⁻¹)ᵀ · left_before  (theorem 6 again, now by rows;
+    With O = U·Uᵀ, U upper triangular in visiting order, the rows of group g can compensate the errors that earlier groups
+    left, and are rounded towards  target_g + (U_before,g · U_gg⁻¹)ᵀ · left_before  (theorem 6 again, now by rows;
     arXiv:2505.22988, section 4).
 
     groups   slices of rows
@@ -127,6 +128,7 @@ class _Coupling:
 
     @classmethod
     def of(cls, metric: Tensor) -> _Coupling:
+        """The coupling that a metric (rows, rows) implies, for at most GROUPS groups."""
         rows = len(metric)
         size = max(1, -(-rows // GROUPS))
         groups = [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
@@ -137,10 +139,10 @@ class _Coupling:
         return cls(groups, passed, mixed, metric)
 
 
-@threads_for(0)                 # vectors of some thousand numbers at most, products aside: more threads only wait
-@torch.inference_mode()         # thousands of small operations: without autograd's bookkeeping they take a fifth less time
+@threads_for(0)                 # products aside, vectors of a few thousand numbers at most: more threads would only wait
+@torch.inference_mode()         # thousands of small operations are a fifth faster without autograd's bookkeeping
 def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> list[Blocks]:
-    """The blocks of several groups of rows that are rounded in turns, part by part."""
+    """Round several groups of rows in turn, part by part."""
     first = groups[0]
     layout, factor = first.layout, first.factor
     for high in range(factor.shape[0], 0, -layout.block):
@@ -176,13 +178,13 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
             if layout.scales is not None:
                 for place, group in enumerate(groups):
                     mixed = None if coupling is None else _product(
-                        torch.cat([one.residual[:high] for one in groups], 1), coupling.mixed[place])
+                        torch.cat([other.residual[:high] for other in groups], 1), coupling.mixed[place])
                     group.refit(low, high, mixed)
     return [group.blocks() for group in groups]
 
 
 class _Rows:
-    """Some rows of a weight while they are rounded; all arrays (columns or parts, rows), in reversed visiting order."""
+    """Some rows of a weight while they are rounded; all arrays are (columns or parts, rows), in reversed visiting order."""
 
     def __init__(self, target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGrid, keep: Tensor | None) -> None:
         self.grid, self.layout, self.factor = grid, grid.layout, factor
@@ -194,7 +196,7 @@ class _Rows:
         self.values = torch.zeros_like(self.target)
         self.codes = torch.zeros_like(self.target)
         self.errors = torch.empty_like(self.target)
-        self.residual = torch.empty(0)          # R·(target − values), kept true while parts are visited again
+        self.residual = torch.empty(0)          # R·(target − values), updated while parts are visited again
         self.owed = torch.empty(0)
         self.step, self.low = self.target.new_zeros(blocks, rows), self.target.new_zeros(blocks, rows)
         self.scale, self.lows = self.target.new_ones(parts, rows), self.target.new_zeros(parts, rows)
@@ -202,14 +204,14 @@ class _Rows:
     # -- the first visit ----------------------------------------------------------------------------------------------
 
     def enter(self, low: int, high: int, local: Tensor) -> None:
-        """Begin a block: what the blocks before it owe, and its 16-bit numbers."""
+        """Begin a block: compute the compensation owed by earlier blocks, and choose its 16-bit numbers."""
         self.owed = _product(self.factor[low:high, high:], self.errors[high:])      # (block, rows): e_before · V_before,b
         if self.layout.scales is not None:
             wanted = self.target[low:high] + torch.linalg.solve_triangular(local, self.owed, upper=True)
             self._choose_block_scales(low // self.layout.block, wanted, local)
 
     def visit(self, low: int, within: slice, local: Tensor, more: Tensor | None) -> Tensor:
-        """Round a part of a block; `more` is what other rows leave to make up for. Returns what this part leaves."""
+        """Round a part of a block and return the error it leaves; `more` is the error that other rows leave to it."""
         inner = local[within, within]
         high = low + self.layout.block
         owed = local[within, within.stop:] @ self.errors[low + within.stop:high] + self.owed[within]
@@ -222,7 +224,7 @@ class _Rows:
         return inner @ self.errors[columns] + owed
 
     def _choose_block_scales(self, block: int, wanted: Tensor, local: Tensor) -> None:
-        """The 16-bit numbers of a block from the scales that its parts would like best."""
+        """Choose the 16-bit numbers of a block from the best scales of its parts."""
         layout = self.layout
         assert layout.scales is not None
         likes, lows = [], []
@@ -242,14 +244,14 @@ class _Rows:
             self.step[block] = half(most / layout.scales[0])
 
     def _candidates(self, aim: Tensor, importance: Tensor, block: int) -> _Scales:
-        """Scales for a part (columns, rows) that can be stored, those that a cheap look finds best."""
+        """The storable scales for a part (columns, rows) that a cheap estimate ranks best."""
         step, offset = _ranges(aim, importance, self.grid)
         tried = self._stored(step, offset, block)
         loss = _cheap_loss(aim, importance, tried.step, tried.offset, self.grid)
         return tried.take(loss.topk(min(TRIED, len(loss)), dim=0, largest=False).indices)
 
     def _stored(self, step: Tensor, offset: Tensor, block: int) -> _Scales:
-        """Steps and offsets as they can be stored in a block."""
+        """Steps and offsets rounded to what a block can store."""
         bounds = self.layout.scales
         if bounds is None:
             step, offset = half(step), half(offset)
@@ -260,7 +262,7 @@ class _Rows:
         return _Scales(unit * scale, -(low * lows), scale, lows)
 
     def _best(self, aim: Tensor, inner: Tensor, tried: _Scales, columns: slice) -> tuple[Tensor, Tensor, _Scales]:
-        """(codes, values, scales) of the candidate whose compensated codes leave the least error."""
+        """(codes, values, scales) of the candidate whose compensated codes leave the smallest error."""
         keep = None if self.keep is None else self.keep[columns]
         codes, loss = _compensated(aim, inner, tried, self.grid, keep)
         best = loss.argmin(0, keepdim=True)
@@ -278,10 +280,10 @@ class _Rows:
 
     def visit_again(self, columns: slice, stripe: Tensor, metric: Tensor, inner: Tensor, pull: Tensor,
                     coupling: Tensor | None) -> Tensor:
-        """Replace codes and scales of a part where that lowers the error, all others as they stand.
+        """Replace codes and scales of a part where that lowers the error with all others fixed.
 
-        `pull` is Rᵀ·residual at the part's columns, other rows' mixed in; `coupling` the metric of these rows' outputs: what
-        they change together is kept only where it lowers their whole error. Returns the change, (columns, rows).
+        `pull` is Rᵀ·residual at the part's columns, with other rows mixed in; `coupling` is the metric of these rows'
+        outputs, and their joint change is kept only where it lowers their total error. Returns the change, (columns, rows).
         """
         part, block = columns.start // self.layout.part, columns.start // self.layout.block
         before = self.values[columns]
@@ -295,7 +297,7 @@ class _Rows:
             rises = ((metric @ change - 2 * pull) @ coupling) * change
             if float(rises.sum()) > 0:
                 return torch.zeros_like(change)
-        kept = _Scales(*(one[None] for one in self._now(part, block)))
+        kept = _Scales(*(current[None] for current in self._now(part, block)))
         self._settle(columns, part, torch.where(better, codes, self.codes[columns]), before + change,
                      _Scales(*(torch.where(better, new, old) for new, old in zip(
                          (scales.step, scales.offset, scales.scale, scales.low),
@@ -304,14 +306,14 @@ class _Rows:
         return change
 
     def _now(self, part: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Step, offset and stored numbers of a part as they stand, each (rows,)."""
+        """The current step, offset and stored numbers of a part, each (rows,)."""
         if self.layout.scales is None:
             return self.step[part], self.low[part], self.scale[part], self.lows[part]
         return (self.step[block] * self.scale[part], -(self.low[block] * self.lows[part]), self.scale[part],
                 self.lows[part])
 
     def _neighbours(self, part: int, block: int) -> _Scales:
-        """The scales of a part as they stand, and the integers next to them."""
+        """The current scales of a part, and those with neighbouring integers."""
         step, offset, scale, lows = self._now(part, block)
         bounds = self.layout.scales
         if bounds is None:
@@ -323,7 +325,7 @@ class _Rows:
 
     def _descended(self, aim: Tensor, metric: Tensor, codes: Tensor, values: Tensor, scales: _Scales,
                    columns: slice) -> tuple[Tensor, Tensor]:
-        """Codes of a part after each was set to its best given the others, a few times."""
+        """Codes and values of a part after setting each code to its best given the others, LOCAL_ROUNDS times."""
         keep = None if self.keep is None else self.keep[columns].unbind()
         codes, values = codes.clone(), values.clone()
         slope = metric @ (aim - values)
@@ -344,9 +346,9 @@ class _Rows:
         return codes, values
 
     def refit(self, low: int, high: int, mixed: Tensor | None) -> None:
-        """The 16-bit numbers of a block, each where the error is least with everything else as it stands.
+        """Set each 16-bit number of a block where the error is smallest with everything else fixed.
 
-        `mixed` is the residual with other rows' mixed in.
+        `mixed` is the residual with other rows mixed in, or None where rows are independent.
         """
         layout, residual, block = self.layout, self.residual, low // self.layout.block
         parts = slice(low // layout.part, high // layout.part)
@@ -372,15 +374,16 @@ class _Rows:
                 mixed -= shift * moved
 
     def blocks(self) -> Blocks:
+        """The rounded rows in stored column order."""
         layout, d_in = self.layout, len(self.target)
         codes = torch.empty_like(self.codes)
         codes[self.backwards] = self.codes
         block_of, part_of = self.backwards[::layout.block] // layout.block, self.backwards[::layout.part] // layout.part
 
         def stored(values: Tensor, places: Tensor) -> Tensor:
-            found = torch.empty_like(values)
-            found[places] = values
-            return found.mT.contiguous()
+            in_place = torch.empty_like(values)
+            in_place[places] = values
+            return in_place.mT.contiguous()
 
         several = layout.scales is not None
         assert d_in % layout.block == 0
@@ -400,12 +403,12 @@ def _inverse(values: Tensor) -> Tensor:
 
 
 def _conditional(inner: Tensor) -> Tensor:
-    """How much an error of each column costs when those visited after it make up for it, (columns,)."""
+    """The cost of an error in each column after later columns have compensated it, (columns,)."""
     return inner.diagonal().square()
 
 
 def _upper_factor(metric: Tensor) -> Tensor:
-    """Upper triangular R with Rᵀ·R = metric, (columns, columns); the diagonal raised where rounding made it singular."""
+    """Upper triangular R with Rᵀ·R = metric, (columns, columns); the diagonal is raised where rounding made it singular."""
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(metric, upper=True)
     if int(info):
@@ -425,9 +428,9 @@ def _values(codes: Tensor, scales: _Scales, keep: Tensor | None) -> Tensor:
 
 
 def _ranges(aim: Tensor, importance: Tensor, grid: GgmlGrid) -> tuple[Tensor, Tensor]:
-    """Steps and offsets that cover more or less of what a part (columns, rows) holds, and their least-squares refits.
+    """Steps and offsets that cover more or less of the range of a part (columns, rows), and their least-squares refits.
 
-    Returns (candidates, rows) each; the refit weighs columns by `importance` (columns,).
+    Returns both as (candidates, rows); the refit weights columns by `importance` (columns,).
     """
     layout: Layout = grid.layout
     spans = aim.new_tensor(SPANS)[:, None]
@@ -465,7 +468,7 @@ def _ranges(aim: Tensor, importance: Tensor, grid: GgmlGrid) -> tuple[Tensor, Te
 
 
 def _cheap_loss(aim: Tensor, importance: Tensor, step: Tensor, offset: Tensor, grid: GgmlGrid) -> Tensor:
-    """Weighted squares of plain rounding for each candidate, (candidates, rows)."""
+    """Weighted squared error of plain rounding for each candidate, (candidates, rows)."""
     errors = (aim[None] - offset[:, None]).mul_(_inverse(step)[:, None]).round_().clamp_(grid.lowest, grid.highest)
     errors.mul_(step[:, None]).add_(offset[:, None]).sub_(aim[None]).square_()
     return (errors * importance[None, :, None]).sum(1)
@@ -473,7 +476,7 @@ def _cheap_loss(aim: Tensor, importance: Tensor, step: Tensor, offset: Tensor, g
 
 def _compensated(aim: Tensor, inner: Tensor, tried: _Scales, grid: GgmlGrid, keep: Tensor | None
                  ) -> tuple[Tensor, Tensor]:
-    """Codes of a part column by column from the last, errors passed on (GPTQ), for all candidates at once.
+    """Round a part column by column from the last, each error compensated (GPTQ), for all candidates at once.
 
     aim (columns, rows), inner: R of the part's metric; returns codes (columns, candidates, rows), loss (candidates, rows).
     """
@@ -494,7 +497,7 @@ def _compensated(aim: Tensor, inner: Tensor, tried: _Scales, grid: GgmlGrid, kee
         if kept is not None:
             code.mul_(kept[column])
             value.mul_(kept[column])
-        here.sub_(value)                # what is left when all before have been made up for
+        here.sub_(value)                # what remains after all earlier errors are compensated
         if column:
             flat[:column].addr_(passing[column][:column], (target - value).view(-1))
     loss = wanted.mul_(inner.diagonal()[:, None, None]).square_().sum(0)

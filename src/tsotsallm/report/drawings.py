@@ -12,8 +12,8 @@ from xml.sax.saxutils import escape
 
 from tsotsallm.analysis.pictures import COLOURS, STYLE, pyplot
 from tsotsallm.inspection import LayerMap
-from tsotsallm.machine import human_bytes
 from tsotsallm.report.document import Figure
+from tsotsallm.units import human_bytes
 
 Plot = Any
 """matplotlib.pyplot, which has no types here."""

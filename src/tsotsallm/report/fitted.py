@@ -10,10 +10,10 @@ from typing import Any
 from tsotsallm.errors import ReportError
 from tsotsallm.evaluation.examination import Examination
 from tsotsallm.files import read_json
-from tsotsallm.machine import human_bytes
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Code, DataTable, Document, Number, Paragraph, Section, TextSamples
 from tsotsallm.report.result import result_document
+from tsotsallm.units import human_bytes
 
 
 def fit_document(folder: Path, examinations: Sequence[Examination], samples: TextSamples | None = None) -> Document:

@@ -9,9 +9,9 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from tsotsallm import __version__
 from tsotsallm.errors import ReportError
 from tsotsallm.report.document import Document, Number
+from tsotsallm.version import __version__
 
 MOST_BYTES = 3 << 20
 

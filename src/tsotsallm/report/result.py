@@ -12,9 +12,9 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.evaluation.cost import Cost
 from tsotsallm.evaluation.examination import Examination
 from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
-from tsotsallm.machine import human_bytes
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Number, Paragraph, Section, TextSamples
+from tsotsallm.units import human_bytes
 
 PROTOCOL = {"protocol": "text in", "context": "tokens per window", "shots": "examples before each question",
             "max_new_tokens": "new tokens up to", "limit": "limit", "seed": "seed", "data_sha256": "data",

@@ -12,13 +12,13 @@ import yaml
 
 from tsotsallm.errors import ReportError
 from tsotsallm.inspection import LayerMap
-from tsotsallm.machine import human_bytes, human_seconds
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Number, Paragraph, Section
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.study import Found, open_study
 from tsotsallm.study.trial import values_of
 from tsotsallm.study.verdict import approach_of, size_of, verdicts
+from tsotsallm.units import human_bytes, human_seconds
 
 LOSSES = ("kl", "perplexity", "loss")
 DRAWN = 8

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsotsallm.checkpoint.anatomy import input_groups
 from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.shapes import input_groups
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError
 from tsotsallm.numerics.ggml import GgmlGrid
@@ -25,7 +25,7 @@ from tsotsallm.store import link_tree
 from tsotsallm.streaming.sensitivity import token_weights, weights_of
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import Visit, sweep
-from tsotsallm.training.lora import Learned
+from tsotsallm.training.lora import LayerChanges
 
 REOBSERVED = ("o_proj", "down_proj")
 
@@ -48,7 +48,7 @@ def edit_layers(work: Work, number: int, one: Sweep, view: View, origin: View) -
     def load(index: int) -> dict[str, Tensor]:
         return view.layer(index) if first_visit[index] == index else output.read(first_visit[index])
 
-    def write(index: int, learned: Callable[[], Learned]) -> None:
+    def write(index: int, learned: Callable[[], LayerChanges]) -> None:
         """A shared layer is written at its first visit; before the result its repeats are written out."""
         if first_visit[index] == index:
             output.write(view, index, learned())
@@ -68,7 +68,7 @@ def edit_layers(work: Work, number: int, one: Sweep, view: View, origin: View) -
     for index in range(current, layers if not one.edits else 0):
         current = index
         tick("copying", 0.0)
-        write(index, Learned)
+        write(index, LayerChanges)
         output.settled(index)
     ends: dict[str, Tensor] = {}
     if end_grids:
@@ -120,13 +120,13 @@ def _survey(work: Work, number: int, one: Sweep, place: int, view: View, origin:
 
 
 def edit_layer(work: Work, edits: tuple[LinearEdit, ...], visit: Visit, view: View, origin: View,
-               tick: Callable[[str, float], None]) -> Learned:
+               tick: Callable[[str, float], None]) -> LayerChanges:
     """Apply all edits to all linears of a layer; the layer then computes with what will be read back."""
     active = [edit for edit in edits if edit.applies_to(visit.index, view.spec.layers)]
     names = visit.names
     edited: dict[str, Linear] = {}
     if not active:
-        return Learned()
+        return LayerChanges()
     only_factor = sum(edit.needs.factor for edit in active) <= 1
     again = any(edit.needs.second_observation for edit in active)
     groups = input_groups(names)
@@ -158,7 +158,7 @@ def edit_layer(work: Work, edits: tuple[LinearEdit, ...], visit: Visit, view: Vi
             edited[name] = linear
         for name in group:
             visit.grams.pop(name, None)
-    return Learned(edited)
+    return LayerChanges(edited)
 
 
 def _first_visits(work: Work, origin: View) -> list[int]:

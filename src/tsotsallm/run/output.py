@@ -16,7 +16,7 @@ from tsotsallm.checkpoint.writer import Writer
 from tsotsallm.errors import ResumeError
 from tsotsallm.journal import Journal
 from tsotsallm.numerics.grids import Grid, grid_from
-from tsotsallm.training.lora import Learned
+from tsotsallm.training.lora import LayerChanges
 
 Grids = dict[str, Grid | None]
 """Linear -> the grid that it is stored on, None for dense."""
@@ -45,7 +45,7 @@ class Output:
         plain = {name: grid.plain() if grid is not None else None for name, grid in self.grids[index].items()}
         self.journal.add(kind="layer", sweep=self.number, layer=index, sha256=self.digests[index], grids=plain, **more)
 
-    def write(self, view: View, index: int, learned: Learned) -> None:
+    def write(self, view: View, index: int, learned: LayerChanges) -> None:
         """Write what became of a layer of `view`, and everything else of it as stored."""
         written: dict[str, Piece] = {}
         grids = self.grids[index] = {}

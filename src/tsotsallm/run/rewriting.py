@@ -10,7 +10,7 @@ from tsotsallm.run.output import Output
 from tsotsallm.run.work import Work
 from tsotsallm.stages.contract import LayerEdit, Workplace
 from tsotsallm.streaming.sweep import sweep
-from tsotsallm.training.lora import Learned
+from tsotsallm.training.lora import LayerChanges
 
 
 def rewrite(work: Work, number: int, stage: LayerEdit, view: View, order: Sequence[int]) -> None:
@@ -29,7 +29,7 @@ def rewrite(work: Work, number: int, stage: LayerEdit, view: View, order: Sequen
             current = visit.index
             tensors = stage.reshape(visit, kept.spec, prepared)
             if tensors is None:
-                output.write(kept, current, Learned())
+                output.write(kept, current, LayerChanges())
             else:
                 output.write_dense(current, tensors)
         if states is not None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from tsotsallm import __version__
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_json
@@ -30,6 +29,7 @@ from tsotsallm.run.work import Progress, Work, summary
 from tsotsallm.store import Store, link_tree
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.training.samples import Samples
+from tsotsallm.version import __version__
 
 UNFINISHED = Kind("compress", frozenset({"source", "recipe", "corpus"}),
                   ("journal.jsonl", "result", "scratch", "[0-9]*-*", "weights-*", "training-*"))

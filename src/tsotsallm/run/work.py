@@ -87,7 +87,7 @@ class Work:
 
     def share(self, key: str, measures: Mapping[str, Any]) -> None:
         if self.store is not None and measures:
-            self.store.keep("measures", key, {}, dict(measures), anew=len(measures) > len(self.measured(key)))
+            self.store.keep("measures", key, {}, dict(measures), replace=len(measures) > len(self.measured(key)))
 
     def tick(self, number: int, layers: int = 0, layer: Callable[[], int] = lambda: 0) -> Callable[[str, float], None]:
         names = names_of(self.sweeps[number], " + ")

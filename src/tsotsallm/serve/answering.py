@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from tsotsallm.engine.speaking import Answer, Piece, Question, Token
+from tsotsallm.engine.interface import Answer, Piece, Question, Token
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.files import one_line
 from tsotsallm.serve.metrics import Metrics

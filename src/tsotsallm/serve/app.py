@@ -15,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from tsotsallm import __version__
 from tsotsallm.errors import ServeError, TsotsallmError
 from tsotsallm.files import one_line
 from tsotsallm.serve import helm, openai, pages, studio
@@ -25,6 +24,7 @@ from tsotsallm.serve.jobs import Jobs
 from tsotsallm.serve.metrics import Counting, Metrics
 from tsotsallm.serve.served import Loading, Models
 from tsotsallm.serve.wire import Health, Refusal
+from tsotsallm.version import __version__
 
 GRACE_S = 10
 """Seconds that running answers may still take when the service ends."""

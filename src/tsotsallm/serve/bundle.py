@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tsotsallm import __version__
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import ResourceError, ServeError
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.export.verify import read_back
 from tsotsallm.files import lines, read_utf8
-from tsotsallm.machine import human_bytes
 from tsotsallm.serve.served import name_of
+from tsotsallm.units import human_bytes
+from tsotsallm.version import __version__
 
 NAME = "tsotsallm"
 EXTRAS = "serve,llama"

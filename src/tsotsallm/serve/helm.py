@@ -9,7 +9,7 @@ import time
 
 from fastapi import APIRouter, Request
 
-from tsotsallm.engine.speaking import Question, Token
+from tsotsallm.engine.interface import Question, Token
 from tsotsallm.serve.answering import Heard, Refused, Service, asked, finite, random_seed, refusing, unless_gone, whole
 from tsotsallm.serve.served import Served, sampling
 from tsotsallm.serve.wire import (

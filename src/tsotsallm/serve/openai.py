@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from tsotsallm.engine.speaking import Alternative, Answer, Piece, Question, Token
+from tsotsallm.engine.interface import Alternative, Answer, Piece, Question, Token
 from tsotsallm.serve.answering import (
     Heard,
     Refused,

@@ -8,9 +8,9 @@ from importlib.resources.abc import Traversable
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
-from tsotsallm import __version__
 from tsotsallm.serve.answering import Refused, Service
 from tsotsallm.serve.guard import Rules
+from tsotsallm.version import __version__
 
 KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".json": "application/json"}

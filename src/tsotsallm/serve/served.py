@@ -18,13 +18,14 @@ import yaml
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
+from tsotsallm.engine.factory import speaker
+from tsotsallm.engine.interface import Answer, Piece, Question, Sampling, Speaker, Token, texts
 from tsotsallm.engine.llama import CacheType, Llama
-from tsotsallm.engine.speakers import speaker
-from tsotsallm.engine.speaking import Answer, Piece, Question, Sampling, Speaker, Token, texts
 from tsotsallm.errors import ResourceError, ServeError
 from tsotsallm.evaluation.cost import check_fits, parameters_of
 from tsotsallm.evaluation.energy import Power, check_country, measure_power
-from tsotsallm.machine import free_ram_bytes, human_bytes, rss_bytes
+from tsotsallm.machine import free_ram_bytes, rss_bytes
+from tsotsallm.units import human_bytes
 
 Result = TypeVar("Result")
 Heard = TypeVar("Heard")

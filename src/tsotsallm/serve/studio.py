@@ -20,7 +20,6 @@ from tsotsallm.compression import plan
 from tsotsallm.errors import RecipeError, ServeError, TsotsallmError
 from tsotsallm.evaluation.cost import devices
 from tsotsallm.inspection import inspect_checkpoint
-from tsotsallm.machine import bytes_from_text, human_bytes, human_seconds
 from tsotsallm.recipe import Recipe, packaged_recipes
 from tsotsallm.serve.answering import Refused, Service
 from tsotsallm.serve.jobs import Jobs, StudioJob
@@ -28,6 +27,7 @@ from tsotsallm.serve.pages import report_page
 from tsotsallm.serve.served import Loading, load
 from tsotsallm.serve.wire import RequestBody, Text
 from tsotsallm.study.fit import Target, target_of
+from tsotsallm.units import bytes_from_text, human_bytes, human_seconds
 
 DEEP = 2
 """Levels of folders below the chosen one that are searched for models."""
@@ -191,7 +191,7 @@ class _Maker:
             recipe = inline_recipe(wish.recipe)
             recipe.check(checkpoint.spec)
             return path, None, recipe
-        size = None if wish.bytes is None else bytes_from_text(wish.bytes, "the size")
+        size = None if wish.bytes is None else bytes_from_text(wish.bytes, "the size", ServeError)
         return path, target_of(checkpoint.spec.kv_bytes_per_token(), device=wish.device, size=size, faster_than=None), None
 
     def _arguments(self, wish: Wish, out: Path) -> list[str]:

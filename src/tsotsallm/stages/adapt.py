@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import layer_prefix
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError

@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.errors import RecipeError
-from tsotsallm.machine import human_bytes
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.rounding import block_order, round_to_blocks
 from tsotsallm.stages.contract import LinearEdit
 from tsotsallm.streaming.statistics import Gram
+from tsotsallm.units import human_bytes
 
 MIXED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 DENSE = "f16"

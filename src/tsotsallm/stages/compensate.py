@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
-from tsotsallm.machine import bytes_from_text, human_bytes
 from tsotsallm.numerics.lowrank import low_rank_correction
 from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Short, decided_later, whole_number
 from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
 from tsotsallm.streaming.statistics import Gram
+from tsotsallm.units import bytes_from_text, human_bytes
 
 MOST_RANK = 128
 DAMP = 0.01

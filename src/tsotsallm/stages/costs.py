@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
+from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.streaming.hidden import BATCH_TOKENS
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.stages.contract import Choice, LayerChoice, Model, Needs, Protect, Short, Workplace, whole_number

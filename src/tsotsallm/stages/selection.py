@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.stages.contract import Workplace

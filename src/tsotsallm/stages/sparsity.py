@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
 from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.files import quoted
 from tsotsallm.numerics.gptq import sparsegpt, visiting_order

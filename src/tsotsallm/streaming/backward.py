@@ -1,4 +1,4 @@
-"""The sweep from last to first: gradients of the loss with one layer in memory."""
+"""The sweep from the last layer to the first: gradients of the loss with one layer in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tsotsallm.streaming.targets import Targets, head_gradient, head_losses
 
 
 def all_weights(view: View) -> Load:
-    """Ask for the gradient of every tensor of a layer."""
+    """A loader that asks for the gradient of every tensor of a layer."""
     def load(frame: Frame, index: int) -> dict[str, Tensor]:
         frame.load(index, view.layer(index))
         frame.layer.requires_grad_(True)
@@ -28,19 +28,18 @@ def all_weights(view: View) -> Load:
 
 
 Gradients = dict[str, tuple[Tensor, Tensor]]
-"""Name -> (tensor, gradient of the loss by it), float32."""
+"""Name -> (tensor, gradient of the loss with respect to it), both float32 of the tensor's shape."""
 
 
 def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.device, tick: Tick = silent, *,
                    targets: Targets | None = None, load: Load | None = None,
-                   told: Callable[[Tensor], None] = lambda _losses: None) -> Iterator[tuple[int, Gradients]]:
-    """Yield every layer, from the last to the first, with its gradients.
+                   on_losses: Callable[[Tensor], None] = lambda _losses: None) -> Iterator[tuple[int, Gradients]]:
+    """Yield (index, gradients) of every layer, from the last to the first.
 
     The loss is the mean over next tokens, or that of `targets`; `load` decides which tensors get gradients (by default
-    all weights); `told` is given the losses of all targets. The inputs of every layer are kept on disk; each layer is
-    loaded again, recomputed and back-propagated. Files get their names when they are complete: called again on the same
-    `scratch` after a kill, the sweep goes on with the layer that it was at, and layers that were yielded before it are
-    not yielded again.
+    all weights); `on_losses` receives the losses of all targets, (n,) float64. The inputs of every layer are kept on disk;
+    each layer is loaded again, recomputed and back-propagated. Files get their names when they are complete: called again
+    on the same `scratch` after a kill, the sweep resumes at the interrupted layer and does not yield earlier ones again.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     load = load or all_weights(view)
@@ -55,7 +54,7 @@ def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.devi
     if at is None:
         _inputs_of_all_layers(view, corpus, inputs, frame, load, tick)
         with gradients[layers].drafted() as draft:
-            told(_gradient_of_head(view, targets, inputs[layers], draft, device))
+            on_losses(_gradient_of_head(view, targets, inputs[layers], draft, device))
         at = layers
     for index in reversed(range(at)):
         wanted = load(frame, index)
@@ -65,12 +64,12 @@ def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.devi
                 torch.autograd.backward(frame(states), gradients[index + 1].read(batch).to(device))
                 assert states.grad is not None
                 draft.write(batch, states.grad)
-            found = {}
+            gradients_of = {}
             for name, weight in wanted.items():
                 assert weight.grad is not None
-                found[name] = (weight.detach(), weight.grad)
-            yield index, found      # the draft is complete only when the next layer is asked for
-            found.clear()
+                gradients_of[name] = (weight.detach(), weight.grad)
+            yield index, gradients_of      # the draft is complete only when the next layer is requested
+            gradients_of.clear()
         gradients[index + 1].remove()
         inputs[index + 1].remove()
         tick("backward", (layers - index) / layers)
@@ -96,7 +95,7 @@ def _inputs_of_all_layers(view: View, corpus: Corpus, inputs: Sequence[HiddenSta
 
 def _gradient_of_head(view: View, targets: Targets, last: HiddenStates, gradient: HiddenStates,
                       device: torch.device) -> Tensor:
-    """∂loss/∂(output of the last layer), through head and final norm, written to `gradient`; the losses, (n,)."""
+    """Write ∂loss/∂(output of the last layer), through head and final norm, to `gradient`; returns the losses, (n,)."""
     norm = load_final_norm(view, device)
     normed = last.like(gradient.path.with_name("normed.f32"))
     with torch.no_grad():
@@ -124,7 +123,7 @@ def _gradient_of_head(view: View, targets: Targets, last: HiddenStates, gradient
 
 
 def _add_rows(states: HiddenStates, rows: Tensor, values: Tensor) -> None:
-    """Add to rising rows of a file of states."""
+    """Add values (rows, width) to rows of a file of states; the rows rise."""
     first, last = int(rows[0]), int(rows[-1]) + 1
     flat = HiddenStates(states.path, [first, last - first] if first else [last], states.width)
     number = [1 if first else 0]

@@ -1,4 +1,4 @@
-"""Text -> token windows, seeded."""
+"""Text -> token windows for calibration and evaluation, drawn by a seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HUB_DATASETS = {"allenai/c4": ("en", "train", "text"), "c4": ("en", "train", "te
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token windows of any lengths, with where they came from."""
+    """Token windows of any lengths, and their source."""
 
     windows: tuple[Tensor, ...]         # each (tokens,) int64
     source: str
@@ -33,22 +33,23 @@ class Corpus:
 
     @property
     def tokens(self) -> int:
+        """Tokens of all windows together."""
         return sum(len(window) for window in self.windows)
 
     @property
     def starts(self) -> list[int]:
-        """Where each window begins when they stand one after another, and where the last one ends."""
+        """Where each window begins when all are joined, and where the last one ends."""
         return [0, *itertools.accumulate(len(window) for window in self.windows)]
 
     def take(self, places: Sequence[int]) -> Corpus:
-        """Some of the windows, in the order asked for."""
+        """The windows at some places, in the given order."""
         sizes, learned = self.bytes_scored, self.learned
         return Corpus(tuple(self.windows[place] for place in places), self.source,
                       None if sizes is None else tuple(sizes[place] for place in places),
                       None if learned is None else tuple(learned[place] for place in places))
 
     def parts(self, most_tokens: int) -> list[Corpus]:
-        """Neighbouring windows in parts of at most so many tokens, at least one window each."""
+        """Neighbouring windows in parts of at most `most_tokens` tokens, or of one longer window."""
         ends, tokens = [0], 0
         for index, window in enumerate(self.windows):
             if tokens and tokens + len(window) > most_tokens:
@@ -58,10 +59,11 @@ class Corpus:
         return [self.take(range(start, end)) for start, end in itertools.pairwise([*ends, len(self.windows)])]
 
     def first(self, windows: int | None) -> Corpus:
-        """The first so many windows; all of them where that is None."""
+        """The first `windows` windows; None: all of them."""
         return self.take(range(len(self.windows))[:windows])
 
     def fingerprint(self) -> str:
+        """The SHA-256 of the windows and of what is learned in them, in hexadecimal."""
         digest = hashlib.sha256()
         for window in self.windows:
             digest.update(len(window).to_bytes(4, "little"))
@@ -72,7 +74,10 @@ class Corpus:
 
 
 def read_text(source: str | Path) -> str:
-    """The text of a file, or of all text files in a directory in the order of their names."""
+    """The text of a file, or of all text files in a directory in the order of their names.
+
+    Raises CorpusError where there is none, or it is empty or not UTF-8.
+    """
     path = Path(source)
     try:
         files = [path]
@@ -92,9 +97,10 @@ def read_text(source: str | Path) -> str:
 
 
 def calibration(text: str, codec: TextCodec, *, windows: int, length: int, seed: int, source: str) -> Corpus:
-    """`windows` token windows of `length` from random places of a text, without overlap where it is long enough.
+    """Draw `windows` token windows of `length` tokens from a text, without overlap where it is long enough.
 
-    Each begins with what the tokenizer puts before a text, usually BOS.
+    Each begins with the prefix that the tokenizer puts before a text, usually BOS. Raises CorpusError where the text is
+    shorter than one window.
     """
     ids = _encode(text, codec)
     body = length - len(codec.prefix)
@@ -114,18 +120,21 @@ def calibration(text: str, codec: TextCodec, *, windows: int, length: int, seed:
 
 
 class Cutter(Protocol):
-    """What cuts a text into tokens: the codec of a checkpoint, or a GGUF file in llama.cpp."""
+    """Anything that splits a text into tokens: the codec of a checkpoint, or a GGUF file in llama.cpp."""
 
     @property
     def prefix(self) -> tuple[int, ...]:
         """Tokens that are put before a text."""
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """Tokens without prefix, and the characters [start, end) of each; None where these are not known."""
+        """Tokens without prefix, and the characters [start, end) of each; None where they are not known."""
 
 
 def evaluation_windows(text: str, codec: Cutter, context: int, source: str) -> Corpus:
-    """Protocol `windows`: the whole text in windows of `context` tokens without overlap, one BOS each where added."""
+    """Protocol `windows`: the whole text in windows of `context` tokens without overlap, each with the prefix if any.
+
+    Raises CorpusError where there are too few tokens to score.
+    """
     ids, offsets = codec.encode_with_offsets(text)
     bos = list(codec.prefix)
     body = context - len(bos)
@@ -142,9 +151,9 @@ def evaluation_windows(text: str, codec: Cutter, context: int, source: str) -> C
 
 def _predicted_bytes(text: str, offsets: list[tuple[int, int]] | None, start: int, end: int, *,
                      first_predicted: bool) -> int | None:
-    """UTF-8 bytes of the tokens from `start` to `end` that are predicted; None where the tokenizer does not tell.
+    """UTF-8 bytes of the predicted tokens from `start` to `end`; None where the tokenizer does not report offsets.
 
-    A token's text ends where it says and begins where the one before it ended, so that spaces between are counted.
+    A token's text ends at its own offset and begins where the token before it ended, so that spaces in between count.
     """
     if offsets is None:
         return None
@@ -159,7 +168,10 @@ def _evaluation_corpus(windows: Sequence[Tensor], sizes: Sequence[int | None], s
 
 
 def evaluation_rows(text: str, codec: TextCodec, context: int, source: str) -> Corpus:
-    """Protocol `rows`: each non-empty line by itself, with what the tokenizer puts before it, cut at `context` tokens."""
+    """Protocol `rows`: each non-empty line by itself, with the prefix if any, cut at `context` tokens.
+
+    Raises CorpusError where no line has two tokens or more.
+    """
     windows, sizes = [], []
     for line in lines(text):
         if line.strip():
@@ -174,9 +186,9 @@ def evaluation_rows(text: str, codec: TextCodec, context: int, source: str) -> C
 
 
 def _encode(text: str, codec: TextCodec) -> Tensor:
-    """Token ids of a text, (tokens,) int64, encoded in pieces of about 100 000 characters cut at line breaks.
+    """Token ids of a text, (tokens,) int64, encoded in pieces of about 100,000 characters split at line breaks.
 
-    A tokenizer takes some 200 bytes of memory a character of what it is given at once.
+    A tokenizer uses about 200 bytes of memory for each character that it is given at once.
     """
     pieces, start = [], 0
     while start < len(text):
@@ -189,7 +201,7 @@ def _encode(text: str, codec: TextCodec) -> Tensor:
 
 
 def hub_text(repository: str, characters: int = 8_000_000) -> str:
-    """Text of a hub data set, streamed until there is enough of it."""
+    """At least `characters` characters of text from a hub data set, or all of it; raises CorpusError where it has none."""
     configuration, split, column = HUB_DATASETS.get(repository, (None, "train", "text"))
     texts, size = [], 0
     instead = "give a local text with --calibration FILE"

@@ -1,25 +1,28 @@
-"""A one-layer model that layers are loaded into, one after another: the arithmetic is the transformers library's."""
+"""A one-layer model into which layers are loaded one after another; the arithmetic is the transformers library's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from tsotsallm.checkpoint.anatomy import final_norm, one_layer_model
+from tsotsallm.checkpoint.shapes import final_norm, one_layer_model
 from tsotsallm.checkpoint.spec import FINAL_NORM, ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.machine import return_large_blocks
 
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
 Load = Callable[["Frame", int], dict[str, Tensor]]
-"""Puts a layer into the frame; returns, by name, the tensors whose gradients are wanted."""
+"""Loads a layer into the frame and returns, by name, the tensors whose gradients are wanted."""
 
 
 class InputsSeen(Exception):
-    """Ends the forward of an observed layer once the inputs of its last linear are known."""
+    """Ends the forward pass of an observed layer once the inputs of its last linear are known."""
 
 
 class Frame:
@@ -28,11 +31,11 @@ class Frame:
     def __init__(self, spec: ModelSpec, device: torch.device) -> None:
         return_large_blocks()
         self.spec, self.device = spec, device
-        self.models: dict[str, Any] = {}
+        self.models: dict[str, PreTrainedModel] = {}
         self.model: Any = None
 
     def load(self, index: int, tensors: dict[str, Tensor]) -> None:
-        """Put the tensors of layer `index` in place of the last layer's."""
+        """Replace the current layer by layer `index`, whose float32 tensors are given by name."""
         self.clear()
         signature = self.spec.signature(index)
         if signature not in self.models:
@@ -44,31 +47,33 @@ class Frame:
         self.layer.requires_grad_(False)
 
     def clear(self) -> None:
-        """Let go of the layer's weights."""
+        """Release the layer's weights."""
         if self.model is not None:
             self.layer.to("meta")
             self.model = None
 
     @property
     def layer(self) -> nn.Module:
+        """The module of the loaded layer."""
         layer: nn.Module = self.model.layers[0]
         return layer
 
     def linear(self, name: str) -> nn.Linear:
+        """A linear of the loaded layer, by its name inside the layer."""
         module = self.layer.get_submodule(name)
         assert isinstance(module, nn.Linear)
         return module
 
     def linear_names(self) -> list[str]:
-        """Names of the layer's linears in the order of execution (the order of their definition)."""
+        """Names of the layer's linears in the order of execution, which is that of their definition."""
         return [name for name, module in self.layer.named_modules() if isinstance(module, nn.Linear)]
 
     def __call__(self, hidden: Tensor, *, positions: Tensor | None = None, allowed: Tensor | None = None,
-                 cache: Any = None) -> Tensor:
+                 cache: Cache | None = None) -> Tensor:
         """The layer's output for windows of hidden states, (windows, tokens, width) -> the same shape.
 
-        Tokens stand one after another and see those before them, unless `positions` (windows, tokens) and `allowed`
-        (windows, 1, tokens, tokens) bool say otherwise; a transformers `cache` is read and added to.
+        Tokens are consecutive and attend to those before them, unless `positions` (windows, tokens) and `allowed`
+        (windows, 1, tokens, tokens) bool say otherwise; a transformers `cache` is read and extended.
         """
         where = self.device
         output: Tensor = self.model(
@@ -78,10 +83,10 @@ class Frame:
         return output
 
     def attention(self, hidden: Tensor) -> Tensor:
-        """Whom each token of each window attends to, (windows, heads, queries, keys): rows sum to one."""
+        """The attention weights of every window, (windows, heads, queries, keys); each row sums to one."""
         config = self.model.config
         chosen = config._attn_implementation
-        config._attn_implementation = "eager"       # the only one that shows its weights
+        config._attn_implementation = "eager"       # the only implementation that returns its weights
         try:
             out = self.model(inputs_embeds=hidden.to(self.device), use_cache=False, output_attentions=True)
         finally:
@@ -91,9 +96,9 @@ class Frame:
 
     @contextmanager
     def watching(self, names: Iterable[str], seen: Callable[[str, Tensor], None], *, to_the_end: bool) -> Iterator[None]:
-        """Call `seen` with the inputs of linears while the block runs.
+        """Call `seen` with the name and the inputs of each linear in `names` while the block runs.
 
-        A call raises InputsSeen where the last linear would start, unless its output is needed too.
+        A forward pass raises InputsSeen where the last linear would start, unless it should run `to_the_end`.
         """
         hooks = []
         last = self.linear_names()[-1]
@@ -111,14 +116,14 @@ class Frame:
 
 
 def load_final_norm(view: View, device: torch.device) -> nn.Module:
-    """The final norm of a checkpoint."""
+    """The final norm of a checkpoint, with its weights, on a device."""
     norm: nn.Module = final_norm(view.spec)
     norm.load_state_dict({"weight": view.checkpoint.tensor(FINAL_NORM).to(device)}, assign=True)
     return norm.requires_grad_(False)
 
 
 def head_pieces(view: View, device: torch.device, rows: int = 8192) -> Iterator[tuple[int, Tensor]]:
-    """The output head piece by piece: (first token, weights of up to `rows` tokens in float32)."""
+    """Yield the output head in pieces: (first token, weights of at most `rows` tokens, (tokens, hidden) float32)."""
     name = view.checkpoint.head_name
     for first in range(0, view.spec.vocabulary, rows):
         yield first, view.checkpoint.rows(name, first, min(first + rows, view.spec.vocabulary)).to(device)

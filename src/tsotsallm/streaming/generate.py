@@ -1,14 +1,14 @@
-"""Greedy continuation of many prompts by a model larger than memory: one pass over the layers a token.
+"""Greedy continuation of many prompts by a model larger than memory: one pass over the layers for each token.
 
-All prompts advance together, so that a pass reads the weights once for all of them. The KV cache of a layer lies on disk,
-token by token: a pass reads it whole and appends one token.
+All prompts advance together, so that a pass reads the weights once for all of them. The KV cache of a layer is on disk,
+token by token; a pass reads it whole and appends one token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,13 +20,16 @@ from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
 from tsotsallm.streaming.likelihood import PADDING, allowed_attention
 from tsotsallm.streaming.sweep import Tick, silent
 
+if TYPE_CHECKING:
+    from transformers import Cache
+
 CACHE_BYTES = 4 << 30
-"""KV cache on disk at one time; more prompts than that take turns."""
+"""Bytes of KV cache on disk at a time; prompts beyond that take turns."""
 BATCH_TOKENS = 1024
 
 
 class _Batch:
-    """Some prompts of like length while they are continued: what is known of them, and their caches on disk."""
+    """Prompts of similar length while they are continued: their tokens so far, and their caches on disk."""
 
     def __init__(self, indices: list[int], prompts: Sequence[Sequence[int]], folder: Path) -> None:
         self.indices, self.folder = indices, folder
@@ -41,11 +44,12 @@ class _Batch:
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
     def allowed(self, window: int | None) -> Tensor:
-        """Whom the tokens that run now may see, (prompts, 1, running, tokens)."""
+        """What the running tokens may attend to, (prompts, 1, running, tokens) bool."""
         branch = torch.where(self.mask.bool(), 0, PADDING)
         return allowed_attention(self.positions, branch, window, self.ids.shape[1])
 
     def append(self, tokens: Tensor, max_new_tokens: int, done: Callable[[Sequence[int]], bool]) -> None:
+        """Add the next token of every prompt, (prompts,), and note which prompts have ended."""
         for place, token in enumerate(tokens.tolist()):
             if not self.ended[place]:
                 self.new[place].append(token)
@@ -54,10 +58,11 @@ class _Batch:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.indices), 1)], 1)
 
     def path(self, layer: int) -> Path:
+        """The file of a layer's cache."""
         return self.folder / f"kv-{self.indices[0]:06d}-{layer:04d}.f32"
 
-    def read_cache(self, layer: int, shape: tuple[int, int], device: torch.device) -> Any:
-        """A transformers cache with the tokens that a layer has seen; `shape` is (KV heads, head width)."""
+    def read_cache(self, layer: int, shape: tuple[int, int], device: torch.device) -> Cache:
+        """A transformers cache with the tokens that a layer has processed; `shape` is (KV heads, head width)."""
         from transformers import DynamicCache
 
         cache = DynamicCache()
@@ -71,39 +76,40 @@ class _Batch:
             cache.update(keys.contiguous(), values.contiguous(), 0)
         return cache
 
-    def write_cache(self, layer: int, cache: Any) -> None:
-        """Append what the running tokens added."""
+    def write_cache(self, layer: int, cache: Cache) -> None:
+        """Append the keys and values of the running tokens."""
         running = self.ids.shape[1]
         added = torch.stack([part[:, :, -running:] for part in (cache.layers[0].keys, cache.layers[0].values)])
         with self.path(layer).open("ab") as file:
             file.write(byte_view(added.permute(3, 0, 1, 2, 4).contiguous().float().cpu()))
 
     def remove(self) -> None:
+        """Delete the caches."""
         for path in self.folder.glob(f"kv-{self.indices[0]:06d}-*.f32"):
             path.unlink()
 
 
 def turns(view: View, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-    """Indices of the prompts that are continued together, so that their caches fit their share of disk."""
+    """Indices of the prompts that are continued together, grouped so that their caches take at most CACHE_BYTES."""
     spec = view.spec
     token_bytes = spec.kv_bytes_per_token(4)
-    found: list[list[int]] = []
+    groups: list[list[int]] = []
     room = 0
     for index in sorted(range(len(prompts)), key=lambda index: -len(prompts[index])):
         size = token_bytes * (len(prompts[index]) + max_new_tokens)
         if size > room:
-            found.append([])
+            groups.append([])
             room = CACHE_BYTES
-        found[-1].append(index)
+        groups[-1].append(index)
         room -= size
-    return found
+    return groups
 
 
 @torch.no_grad()
 def generate_by_sweeps(view: View, prompts: Sequence[Sequence[int]], max_new_tokens: int,
                        done: Callable[[Sequence[int]], bool], scratch: Path, device: torch.device,
                        tick: Tick = silent) -> Iterator[tuple[int, list[int]]]:
-    """Yield (index, new tokens) of every prompt, at most `max_new_tokens` each; `done` says when one has ended."""
+    """Yield (index, new tokens) for every prompt, at most `max_new_tokens` each; `done` says whether an answer has ended."""
     scratch.mkdir(parents=True, exist_ok=True)
     frame = Frame(view.spec, device)
     norm = load_final_norm(view, device)
@@ -141,7 +147,7 @@ def _through_layers(view: View, frame: Frame, running: Sequence[_Batch]) -> None
 
 
 def _likeliest(view: View, norm: torch.nn.Module, running: Sequence[_Batch], device: torch.device) -> list[Tensor]:
-    """The likeliest next token of every prompt, (prompts,) of each batch."""
+    """The most likely next token of every prompt, (prompts,) for each batch."""
     last = norm(torch.cat([batch.hidden[:, -1:] for batch in running]).to(device))[:, 0]
     best = torch.full((len(last),), -torch.inf, device=device)
     token = torch.zeros(len(last), dtype=torch.int64, device=device)

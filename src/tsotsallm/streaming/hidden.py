@@ -16,7 +16,7 @@ BATCH_TOKENS = 1024
 
 
 class HiddenStates:
-    """One file of float32 states for windows of given lengths; batches hold windows of one length."""
+    """A file of float32 states (tokens, width) for windows of given lengths; a batch holds windows of one length."""
 
     def __init__(self, path: Path, lengths: Sequence[int], width: int) -> None:
         self.path, self.width = path, width
@@ -26,6 +26,7 @@ class HiddenStates:
             self.starts.append(self.starts[-1] + length)
 
     def like(self, path: Path) -> HiddenStates:
+        """Another file for states of the same shape."""
         return HiddenStates(path, self.lengths, self.width)
 
     def like_lengths(self, lengths: Sequence[int]) -> HiddenStates:
@@ -34,10 +35,11 @@ class HiddenStates:
 
     @property
     def tokens(self) -> int:
+        """Tokens of all windows together."""
         return self.starts[-1]
 
     def batches(self) -> Iterator[list[int]]:
-        """Indices of neighbouring windows of one length, at most 1024 tokens together."""
+        """Yield the indices of neighbouring windows of one length, at most 1024 tokens together."""
         batch: list[int] = []
         for index, length in enumerate(self.lengths):
             if batch and (length != self.lengths[batch[0]] or (len(batch) + 1) * length > BATCH_TOKENS):
@@ -48,7 +50,7 @@ class HiddenStates:
             yield batch
 
     def read(self, batch: Sequence[int]) -> Tensor:
-        """States of neighbouring windows, (windows, tokens, width)."""
+        """The states of neighbouring windows, (windows, tokens, width); raises OSError where the file is too short."""
         states = torch.empty(len(batch), self.lengths[batch[0]], self.width)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.starts[batch[0]] * self.width * 4)
@@ -60,6 +62,7 @@ class HiddenStates:
         return states
 
     def write(self, batch: Sequence[int], states: Tensor) -> None:
+        """Write the states of neighbouring windows, (windows, tokens, width)."""
         with self.path.open("r+b" if self.path.exists() else "w+b", buffering=0) as file:
             file.seek(self.starts[batch[0]] * self.width * 4)
             view = byte_view(states.float())
@@ -68,7 +71,7 @@ class HiddenStates:
 
     @contextmanager
     def drafted(self) -> Iterator[HiddenStates]:
-        """A draft to write to; it takes this file's name when it is complete and on disk."""
+        """A draft to write to; it takes this file's name once the block ends and it is on disk."""
         draft = self.like(self.path.with_name(self.path.name + ".draft"))
         draft.remove()
         yield draft
@@ -76,11 +79,14 @@ class HiddenStates:
         os.replace(draft.path, self.path)
 
     def exists(self) -> bool:
+        """Whether the file is there."""
         return self.path.exists()
 
     def flush(self) -> None:
+        """Flush the file to disk."""
         with self.path.open("r+b") as file:
             os.fsync(file.fileno())
 
     def remove(self) -> None:
+        """Delete the file if it is there."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations of prompts, layer by layer: continuations of one prompt share it."""
+"""Log-likelihoods of continuations of prompts, layer by layer; continuations of one prompt share its computation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tsotsallm.streaming.score import HEAD_TOKENS, HeadTally, require_finite
 from tsotsallm.streaming.sweep import Tick, silent
 
 CHUNK_BYTES = 512 << 20
-"""Hidden states on disk at one time; more trees than that take several passes over the weights."""
+"""Bytes of hidden states on disk at a time; trees beyond that take further passes over the weights."""
 LENGTH_STEP = 16
 PADDING = -1
 
@@ -30,25 +30,26 @@ class Tree:
 
     @property
     def tokens(self) -> int:
-        """Tokens that run: the last of every branch is predicted only."""
+        """Tokens that run through the model; the last of every branch is only predicted."""
         return len(self.prompt) + sum(len(branch) - 1 for branch in self.branches)
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """log p of every token of a continuation in nats, and whether each was the likeliest."""
+    """log p of every token of a continuation in nats, and whether each was the most likely one."""
 
     tokens: tuple[float, ...]
     greedy: bool
 
     @property
     def total(self) -> float:
+        """log p of the whole continuation in nats."""
         return sum(self.tokens)
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """A tree written as one row of tokens, padded: position and branch of each, and which rows predict what."""
+    """A tree as one padded row of tokens: position and branch of each, and which states predict which targets."""
 
     ids: Tensor             # (length,)
     positions: Tensor       # (length,)
@@ -73,9 +74,10 @@ def _pack(tree: Tree, length: int) -> _Packed:
 
 
 def allowed_attention(positions: Tensor, branch: Tensor, window: int | None, running: int | None = None) -> Tensor:
-    """Who sees whom, (rows, 1, running tokens, tokens) bool: a token sees the prompt and its own branch up to itself.
+    """The attention mask of trees, (rows, 1, running tokens, tokens) bool.
 
-    With `running` only the last so many tokens are asked for.
+    A token attends to the prompt and to its own branch up to itself, within `window` tokens where that is given. With
+    `running` the mask is for the last `running` tokens only. positions and branch are (rows, tokens).
     """
     first = 0 if running is None else branch.shape[1] - running
     positions, branch = positions.to(torch.int32), branch.to(torch.int32)
@@ -88,18 +90,18 @@ def allowed_attention(positions: Tensor, branch: Tensor, window: int | None, run
 
 
 def chunks(trees: Sequence[Tree], width: int) -> list[list[int]]:
-    """Indices of the trees of each pass: long ones first, as many as the hidden states' share of disk holds."""
+    """Indices of the trees of each pass, long ones first, so that their hidden states take at most CHUNK_BYTES."""
     order = sorted(range(len(trees)), key=lambda index: -trees[index].tokens)
-    found: list[list[int]] = []
+    passes: list[list[int]] = []
     room = 0
     for index in order:
         size = 4 * width * _padded(trees[index])
         if size > room:
-            found.append([])
+            passes.append([])
             room = CHUNK_BYTES
-        found[-1].append(index)
+        passes[-1].append(index)
         room -= size
-    return found
+    return passes
 
 
 def _padded(tree: Tree) -> int:
@@ -109,10 +111,11 @@ def _padded(tree: Tree) -> int:
 @torch.no_grad()
 def log_likelihoods(view: View, trees: Sequence[Tree], scratch: Path, device: torch.device,
                     tick: Tick = silent) -> Iterator[tuple[int, list[Likelihood]]]:
-    """Yield (index, likelihoods of its branches) of every tree, pass by pass, with one layer in memory.
+    """Yield (index, likelihoods of its branches) for every tree, pass by pass, with one layer in memory.
 
-    A pass runs all its trees through all layers. The tokens of a tree stand in one row: prompt first, then its branches,
-    each beginning at the position after the prompt and blind to its siblings, so that a prompt is computed once.
+    A pass runs all its trees through all layers. A tree is one row of tokens: first the prompt, then its branches, each of
+    which starts at the position after the prompt and does not attend to its siblings, so a prompt is computed once. Raises
+    NumericsError where losses are not finite.
     """
     parts = chunks(trees, view.spec.hidden)
     for number, part in enumerate(parts):
@@ -124,12 +127,14 @@ def log_likelihoods(view: View, trees: Sequence[Tree], scratch: Path, device: to
 
 def _predicting_states(view: View, states: HiddenStates, packed: Sequence[_Packed], scratch: Path,
                        device: torch.device) -> tuple[HiddenStates, Tensor]:
-    """The final states that predict something, after the final norm, in a file of their own; and where each prediction's
-    state stands in it, (predictions,)."""
+    """Write the final states that predict something, after the final norm, to a file of their own.
+
+    Returns the file and the row of each prediction's state in it, (predictions,).
+    """
     norm = load_final_norm(view, device)
     needed, places, start = [], [], 0
-    for one in packed:
-        rows, inverse = torch.unique(one.rows, return_inverse=True)
+    for tree in packed:
+        rows, inverse = torch.unique(tree.rows, return_inverse=True)
         needed.append(rows)
         places.append(inverse + start)
         start += len(rows)
@@ -143,7 +148,7 @@ def _predicting_states(view: View, states: HiddenStates, packed: Sequence[_Packe
 def _one_pass(view: View, trees: Sequence[Tree], scratch: Path, device: torch.device, tick: Tick) -> list[list[Likelihood]]:
     scratch.mkdir(parents=True, exist_ok=True)
     packed = [_pack(tree, _padded(tree)) for tree in trees]
-    states = HiddenStates(scratch / "trees.f32", [len(one.ids) for one in packed], view.spec.hidden)
+    states = HiddenStates(scratch / "trees.f32", [len(row.ids) for row in packed], view.spec.hidden)
     branching = any(len(tree.branches) > 1 for tree in trees)
     for batch in states.batches():
         ids = torch.stack([packed[index].ids for index in batch])
@@ -161,7 +166,7 @@ def _one_pass(view: View, trees: Sequence[Tree], scratch: Path, device: torch.de
         tick("scoring", (layer + 1) / view.spec.layers)
     frame.clear()
     predicting, rows = _predicting_states(view, states, packed, scratch, device)
-    tally = HeadTally(torch.cat([one.targets for one in packed]), top=True)
+    tally = HeadTally(torch.cat([row.targets for row in packed]), top=True)
     for first, weights in head_pieces(view, device):
         for start in range(0, len(rows), HEAD_TOKENS):
             block = slice(start, min(start + HEAD_TOKENS, len(rows)))
@@ -173,12 +178,12 @@ def _one_pass(view: View, trees: Sequence[Tree], scratch: Path, device: torch.de
     predicting.remove()
     require_finite(tally.losses, view)
     losses, right = tally.losses, tally.top == tally.targets
-    found: list[list[Likelihood]] = []
+    likelihoods: list[list[Likelihood]] = []
     place = 0
     for tree in trees:
-        found.append([])
+        likelihoods.append([])
         for branch in tree.branches:
             block = slice(place, place + len(branch))
-            found[-1].append(Likelihood(tuple((-losses[block]).tolist()), bool(right[block].all())))
+            likelihoods[-1].append(Likelihood(tuple((-losses[block]).tolist()), bool(right[block].all())))
             place += len(branch)
-    return found
+    return likelihoods

@@ -1,4 +1,4 @@
-"""Next-token losses of any text, layer by layer, and the divergence of two checkpoints. Logits are never stored."""
+"""Next-token losses of any text, layer by layer, and the divergence of two checkpoints; logits are never stored."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
 
 HEAD_TOKENS = 1024
 MOST_NATS = 700.0
-"""A mean loss above this has no perplexity that a float64 can hold."""
+"""The largest mean loss whose perplexity a float64 can hold."""
 
 
 @torch.no_grad()
 def final_states(view: View, corpus: Corpus, path: Path, device: torch.device, tick: Tick = silent,
                  load: Load | None = None) -> HiddenStates:
-    """Run a corpus through all layers and the final norm, in one file at `path`; (tokens, hidden) float32."""
+    """Run a corpus through all layers and the final norm; the states (tokens, hidden), float32, go to a file at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     states = HiddenStates(path, [len(window) for window in corpus.windows], view.spec.hidden)
     embed_corpus(view, corpus, states)
@@ -52,7 +52,10 @@ def _normalise(view: View, files: Sequence[HiddenStates], device: torch.device) 
 
 
 class Predictions:
-    """Which rows of the final states predict which tokens: all but the last of every window."""
+    """Which rows of the final states predict which tokens: all rows but the last of every window.
+
+    rows, targets  (predictions,) int64
+    """
 
     def __init__(self, corpus: Corpus) -> None:
         rows, targets, start = [], [], 0
@@ -66,18 +69,19 @@ class Predictions:
         return len(self.rows)
 
     def blocks(self) -> list[slice]:
+        """Slices of at most 1024 predictions that the head processes at a time."""
         return [slice(first, first + HEAD_TOKENS) for first in range(0, len(self.rows), HEAD_TOKENS)]
 
 
 def read_rows(states: HiddenStates, rows: Tensor) -> Tensor:
-    """Rows of a file of states; `rows` rises, with small gaps between windows."""
+    """Rows of a file of states, (rows, width); `rows` rises, with small gaps between windows."""
     first, last = int(rows[0]), int(rows[-1]) + 1
     flat = HiddenStates(states.path, [first, last - first] if first else [last], states.width)
     return flat.read([1 if first else 0])[0][rows - first]
 
 
 class HeadTally:
-    """What is kept of the logits of some predictions while the head passes by in pieces; everything float64."""
+    """Accumulates losses, and with `top` the most likely tokens, while the head is applied in pieces; all in float64."""
 
     def __init__(self, targets: Tensor, *, top: bool = False) -> None:
         self.targets = targets
@@ -87,7 +91,7 @@ class HeadTally:
         self.top = torch.zeros(len(targets), dtype=torch.int64)
 
     def add(self, block: slice, logits: Tensor, first: int) -> None:
-        """Take in the logits of the tokens from `first` on for the predictions of a block, (predictions, tokens)."""
+        """Add the logits (predictions, tokens) of a block's predictions for the tokens from `first` on."""
         self.log_normaliser[block] = torch.logaddexp(self.log_normaliser[block], logits.logsumexp(-1).double().cpu())
         targets = self.targets[block]
         inside = (targets >= first) & (targets < first + logits.shape[1])
@@ -101,13 +105,13 @@ class HeadTally:
 
     @property
     def losses(self) -> Tensor:
-        """−log p of every target in nats."""
+        """−log p of every target in nats, (predictions,) float64."""
         return self.log_normaliser - self.target_logit
 
 
 @torch.no_grad()
 def head_tallies(view: View, files: Sequence[HiddenStates], corpus: Corpus, device: torch.device) -> list[HeadTally]:
-    """Pass the head over the final states of a corpus, one tally a file."""
+    """Apply the head to the final states of a corpus in several files; returns one tally for each file."""
     predictions = Predictions(corpus)
     tallies = [HeadTally(predictions.targets) for _ in files]
     for first, weights in head_pieces(view, device):
@@ -118,13 +122,14 @@ def head_tallies(view: View, files: Sequence[HiddenStates], corpus: Corpus, devi
 
 
 def token_losses(view: View, files: Sequence[HiddenStates], corpus: Corpus, device: torch.device) -> Tensor:
-    """−log p of every predicted token in nats, (files, predictions) float64."""
+    """−log p of every predicted token in nats, (files, predictions) float64; NumericsError where it is not finite."""
     losses = torch.stack([tally.losses for tally in head_tallies(view, files, corpus, device)])
     require_finite(losses, view)
     return losses
 
 
 def require_finite(losses: Tensor, view: View) -> None:
+    """Raise NumericsError where losses are not finite, or too large for a perplexity."""
     if not bool(torch.isfinite(losses).all()) or float(losses.mean()) > MOST_NATS:
         raise NumericsError(f"{view.checkpoint.directory}: the model gives losses that are not finite on this text; "
                             "its weights are damaged or far out of range")
@@ -132,7 +137,8 @@ def require_finite(losses: Tensor, view: View) -> None:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Per predicted token, float64: losses of both models (nats), KL(reference ‖ model) (nats), same top token."""
+    """For each predicted token, float64: both models' losses and KL(reference ‖ model) in nats, and whether the top tokens
+    agree (bool)."""
 
     losses: Tensor
     reference_losses: Tensor
@@ -145,7 +151,8 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
                device: torch.device) -> Divergence:
     """Compare two models token by token over the full vocabulary, head piece by head piece.
 
-    KL = Σ p·(z_p − z_q) − (log Z_p − log Z_q), with logits z and their normalisers Z.
+    KL = Σ p·(z_p − z_q) − (log Z_p − log Z_q), with logits z and their normalisers Z. Raises CheckpointError where the
+    vocabularies differ, NumericsError where losses are not finite.
     """
     if view.spec.vocabulary != reference.spec.vocabulary:
         raise CheckpointError(f"{view.checkpoint.directory} has {view.spec.vocabulary} tokens and "
@@ -181,8 +188,8 @@ def leave_one_out_losses(view: View, corpus: Corpus, candidates: Sequence[int], 
 
     The hidden states branch at every candidate: its inputs become those of the layer after it. The prefix is computed
     once, and each layer is loaded once. A file of states is named by its branch and the layer that it enters, and gets
-    that name when it is complete: called again on the same `scratch` after a kill, the pass goes on from there. The
-    last states stay in `scratch`, which is the caller's to delete.
+    that name when it is complete: called again on the same `scratch` after a kill, the pass resumes from there. The
+    last states stay in `scratch`, which the caller deletes.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     lengths, layers = [len(window) for window in corpus.windows], view.spec.layers

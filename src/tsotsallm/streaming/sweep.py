@@ -1,4 +1,4 @@
-"""One pass over all layers: load a layer, observe it, hand it over, propagate what it became, forget it."""
+"""One pass over all layers: load a layer, observe it, let the caller edit it, propagate its outputs, release it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.statistics import Gram
 
 Tick = Callable[[str, float], None]
-"""Called while a layer is worked on: what is being done, and how much of that is done, 0 to 1."""
+"""Called with progress inside a layer: the current step, and how much of it is done, from 0 to 1."""
 
 
 def silent(_what: str, _share: float) -> None:
-    """A tick that shows nothing."""
+    """A tick that prints nothing."""
 
 
 class TwoStates:
-    """The inputs of layer i and those of layer i + 1, in two files that take turns.
+    """The inputs of layer i and those of layer i + 1, in two files that alternate.
 
-    The inputs of a layer stay untouched until the next layer's are complete: an interrupted sweep can go on.
+    The inputs of a layer stay untouched until the next layer's are complete, so an interrupted sweep can resume.
     """
 
     def __init__(self, directory: Path, lengths: Sequence[int], width: int) -> None:
@@ -38,9 +38,11 @@ class TwoStates:
         self.files = [HiddenStates(directory / f"hidden-{side}.f32", lengths, width) for side in "ab"]
 
     def inputs_of(self, layer: int) -> HiddenStates:
+        """The file for the inputs of a layer."""
         return self.files[layer % 2]
 
     def remove(self) -> None:
+        """Delete both files."""
         for file in self.files:
             file.remove()
 
@@ -57,8 +59,13 @@ def embed_corpus(view: View, corpus: Corpus, states: HiddenStates) -> HiddenStat
 class Visit:
     """One layer while it is in memory.
 
-    `originals` are its inputs in the model as it was before this sweep, and where its outputs go; `weights` say how much
-    each token counts at each linear.
+    index      its number in the view
+    frame      the module that computes with it
+    storage    the floating-point type for new tensors
+    grams      linear -> the Gram of its inputs, once observed
+    inputs     the hidden states that enter it
+    originals  its inputs in the model as it was before this sweep, and the file for its outputs there
+    weights    linear -> weight of each token, (tokens,)
     """
 
     index: int
@@ -72,20 +79,23 @@ class Visit:
 
     @property
     def names(self) -> list[str]:
+        """Names of the layer's linears in the order of execution."""
         return self.frame.linear_names()
 
     def linear(self, name: str) -> Linear:
-        """The linear as it stands in memory; its weight is not copied."""
+        """A linear as it is in memory now; its weight is not copied."""
         return Linear(name, self.frame.linear(name).weight.data, self.storage)
 
     def gram_of(self, name: str) -> Gram:
+        """The Gram of a linear's inputs, (d_in, d_in), as observed."""
         return self.grams[name]
 
     def observe(self, names: list[str] | None = None) -> None:
-        """Run the corpus through the layer as it is now and gather the Grams of the linears' inputs.
+        """Run the corpus through the layer as it is now and accumulate the Grams of the inputs of `names`, or of all
+        linears.
 
-        Linears with one input share one Gram. With `originals`, which the layer must still be the same for, the Grams
-        follow them, and their outputs are written.
+        Linears that share an input share a Gram. With `originals`, which require that the layer is still unedited, the
+        Grams also hold their lag behind them, and the original outputs are written.
         """
         assert self.inputs is not None
         grams: dict[str, Gram] = {}
@@ -119,7 +129,7 @@ class Visit:
         self.grams |= grams
 
     def commit(self, linear: Linear) -> None:
-        """Let the layer compute with a linear's effective weight from now on."""
+        """Make the layer compute with a linear's effective weight from now on."""
         self.frame.linear(linear.name).weight.data.copy_(linear.effective())
 
     def propagate(self, outputs: HiddenStates) -> None:
@@ -136,12 +146,12 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
           beyond: bool = False, originals: TwoStates | None = None,
           weights: Callable[[int], dict[str, Tensor]] = lambda _index: {},
           tick: Tick = silent) -> Iterator[Visit]:
-    """Visit layers `start` and up; after the caller edited a layer, its outputs are propagated to the next.
+    """Visit the layers from `start` on; after the caller has edited a layer, its outputs are propagated to the next.
 
-    `states` holds the inputs of layer `start`; without it layers are visited but nothing runs through them. `load`
-    gives the tensors of a layer (by default the view's); `settled` is called when a layer's outputs are safe on disk.
-    `beyond` propagates through the last layer too. With `originals` the corpus also runs through the layers as they
-    were; `weights` gives those of a layer's tokens.
+    `states` holds the inputs of layer `start`; without it layers are visited, but nothing runs through them. `load`
+    returns the tensors of a layer (by default the view's); `settled` is called when a layer's outputs are safe on disk.
+    `beyond` propagates through the last layer too. With `originals` the corpus also runs through the unedited layers;
+    `weights` returns the weights of a layer's tokens. Raises ResourceError where hidden states cannot be written.
     """
     frame = Frame(view.spec, device)
     for index in range(start, view.spec.layers):

@@ -1,4 +1,4 @@
-"""What the final states should predict, and the loss and its gradient with the output head passing by in pieces."""
+"""Targets of the final states, and the loss and its gradient with the output head applied in pieces."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.score import HEAD_TOKENS
 
 Pieces = Callable[[], Iterator[tuple[int, Tensor]]]
-"""Passes the output head by: (first token, weights of some tokens (tokens, hidden) float32)."""
+"""Yields the output head in pieces: (first token, weights (tokens, hidden) float32)."""
 
 
 @dataclass(frozen=True)
 class Targets:
     """A distribution over k tokens for every row of the final states that is learned.
 
-    rows         (n,) which rows, rising
+    rows         (n,) numbers of the rows, rising
     tokens       (n, k) the tokens
     shares       (n, k) their probabilities; each row sums to one
-    weights      (n,) what each row counts in the loss
-    temperature  the model's logits are divided by it, and the loss multiplied by its square (arXiv:1503.02531, section 2)
+    weights      (n,) the weight of each row in the loss
+    temperature  divides the model's logits; the loss is multiplied by its square (arXiv:1503.02531, section 2)
     """
 
     rows: Tensor
@@ -35,7 +35,7 @@ class Targets:
 
     @classmethod
     def next_tokens(cls, corpus: Corpus) -> Targets:
-        """The token that follows, in the mean over all that `learned` marks."""
+        """Predict the next token; the loss is the mean over all tokens that `learned` marks."""
         rows, tokens, start = [], [], 0
         for index, window in enumerate(corpus.windows):
             every = torch.ones(len(window) - 1, dtype=torch.bool)
@@ -43,18 +43,18 @@ class Targets:
             rows.append(start + learned.nonzero()[:, 0])
             tokens.append(window[1:][learned])
             start += len(window)
-        found = torch.cat(rows)
-        count = len(found)
-        return cls(found, torch.cat(tokens)[:, None], torch.ones(count, 1), torch.full((count,), 1 / max(count, 1)))
+        learned_rows = torch.cat(rows)
+        count = len(learned_rows)
+        return cls(learned_rows, torch.cat(tokens)[:, None], torch.ones(count, 1), torch.full((count,), 1 / max(count, 1)))
 
     def places_of(self, corpus: Corpus, windows: Sequence[int]) -> Tensor:
-        """Which of the targets lie in some windows, window by window in the order asked for."""
+        """Places of the targets that are in some windows, window by window in the given order, (m,)."""
         starts = corpus.starts
         found = [torch.searchsorted(self.rows, torch.tensor([starts[place], starts[place + 1]])) for place in windows]
         return torch.cat([torch.arange(int(first), int(last)) for first, last in found])
 
     def of_windows(self, corpus: Corpus, windows: Sequence[int]) -> Targets:
-        """The targets that lie in some windows, for these windows standing alone in the order asked for."""
+        """The targets in some windows, renumbered for a corpus of only these windows in the given order."""
         places, starts = self.places_of(corpus, windows), corpus.starts
         moved, new = [], 0
         for place in windows:
@@ -68,10 +68,11 @@ class Targets:
         return len(self.rows)
 
     def blocks(self) -> list[slice]:
+        """Slices of at most 1024 targets that the head processes at a time."""
         return [slice(first, first + HEAD_TOKENS) for first in range(0, len(self.rows), HEAD_TOKENS)]
 
     def inside(self, block: slice, first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Those targets of a block that lie among the tokens [first, first + count): row in the block, place, share."""
+        """The targets of a block among tokens [first, first + count): row in the block, token − first, share; each (m,)."""
         tokens = self.tokens[block]
         where = ((tokens >= first) & (tokens < first + count)).nonzero(as_tuple=True)
         return where[0], tokens[where] - first, self.shares[block][where]
@@ -79,7 +80,7 @@ class Targets:
 
 @torch.no_grad()
 def head_losses(read: Callable[[Tensor], Tensor], pieces: Pieces, targets: Targets) -> tuple[Tensor, Tensor]:
-    """(loss of every learned row, log of its normaliser), each (n,) float64; `read` gives rows of the final states.
+    """(loss of every learned row, log of its normaliser), each (n,) float64; `read` returns rows of the final states.
 
     The loss of a row is −Σ share·log p of its targets, times the temperature squared.
     """
@@ -90,15 +91,15 @@ def head_losses(read: Callable[[Tensor], Tensor], pieces: Pieces, targets: Targe
             logits = read(targets.rows[block]) @ weights.mT / targets.temperature
             log_normaliser[block] = torch.logaddexp(log_normaliser[block], logits.logsumexp(-1).double().cpu())
             row, place, share = targets.inside(block, first, len(weights))
-            found = logits[row.to(logits.device), place.to(logits.device)].cpu()
-            expected[block].index_add_(0, row, (found * share).double())
+            logits_of_targets = logits[row.to(logits.device), place.to(logits.device)].cpu()
+            expected[block].index_add_(0, row, (logits_of_targets * share).double())
     return targets.temperature ** 2 * (log_normaliser - expected), log_normaliser
 
 
 @torch.no_grad()
 def head_gradient(read: Callable[[Tensor], Tensor], add: Callable[[Tensor, Tensor], None], pieces: Pieces, targets: Targets,
                   log_normaliser: Tensor) -> None:
-    """Pass ∂(Σ weight·loss)/∂(final states) to `add(rows, values)`, piece by piece of the head."""
+    """Pass ∂(Σ weight·loss)/∂(final states) to `add(rows, values)`, once for each piece of the head and block of targets."""
     for first, weights in pieces():
         for block in targets.blocks():
             logits = read(targets.rows[block]) @ weights.mT / targets.temperature

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from tsotsallm.errors import RecipeError
 from tsotsallm.stages.allocation import allocate, allocate_within, candidates, on_grid, token_seconds

@@ -20,7 +20,7 @@ from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf, require_gguf
 from tsotsallm.export.verify import read_back
 from tsotsallm.journal import Kind, begun_threads, held_work
-from tsotsallm.machine import fingerprint, human_bytes
+from tsotsallm.machine import fingerprint
 from tsotsallm.run.work import Progress
 from tsotsallm.stages.quantize.sizes import other_bytes
 from tsotsallm.study.budget import (
@@ -35,6 +35,7 @@ from tsotsallm.study.budget import (
     structures,
 )
 from tsotsallm.study.units import Bench, Mixture, Say, Settings, plain_units
+from tsotsallm.units import human_bytes
 
 HOLDS = 0.15
 """A prediction holds when it is no further than this share from what is measured with the text that it is for."""

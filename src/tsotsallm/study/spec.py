@@ -11,9 +11,9 @@ from typing import Any
 
 from tsotsallm.errors import StudyError, nearest
 from tsotsallm.files import parse_yaml, quoted, read_utf8
-from tsotsallm.machine import bytes_from_text
 from tsotsallm.study.space import Space
 from tsotsallm.study.trial import Setup
+from tsotsallm.units import bytes_from_text
 
 STRATEGIES = ("all", "random", "tpe", "nsga2", "halving")
 KEYS = ("about", "needs", "layers", "stages", "order", "conditions", "recipes", "strategy", "objectives", "trials", "hours",
@@ -129,8 +129,8 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
     spec = Spec(name, str(content.get("about", "")),
                 Space.of_recipes(content["recipes"]) if "recipes" in content else Space.read(content), strategy, objectives,
                 content.get("trials"), content.get("hours"), content.get("seed") or 0,
-                None if limit is None else bytes_from_text(str(limit), "size_limit"), content.get("cycle") or 8, setup,
-                as_given)
+                None if limit is None else bytes_from_text(str(limit), "size_limit", StudyError), content.get("cycle") or 8,
+                setup, as_given)
     if strategy == "halving" and spec.size_limit is None:
         raise StudyError("the strategy halving compares models below one size; give size_limit, such as 700MB")
     if strategy not in ("all", "halving") and spec.trials is None and spec.hours is None:

@@ -16,7 +16,6 @@ from tsotsallm.evaluation.cost import count_nonzero
 from tsotsallm.files import one_line
 from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.journal import held
-from tsotsallm.machine import human_bytes
 from tsotsallm.planning import whole_spec
 from tsotsallm.recipe import Recipe
 from tsotsallm.study.ledger import Ledger, Trial
@@ -25,6 +24,7 @@ from tsotsallm.study.spec import Spec
 from tsotsallm.study.strategies import All, AtRandom, BySampler, Proposal, Strategy
 from tsotsallm.study.trial import Outcome, Setup, TrialJob, values_of
 from tsotsallm.study.workers import Here, Workers
+from tsotsallm.units import human_bytes
 
 Say = Callable[[str], None]
 THIRD = 3

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tsotsallm import __version__
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.compression import compress
 from tsotsallm.errors import ResourceError, TsotsallmError
@@ -25,6 +24,7 @@ from tsotsallm.lab.texts import world_text
 from tsotsallm.machine import fingerprint, free_disk_bytes
 from tsotsallm.store import Store, key_of, link_tree
 from tsotsallm.streaming.corpus import read_text
+from tsotsallm.version import __version__
 
 ROOM_BYTES = 64 << 20
 """A disk with less free space than this counts as full."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from tsotsallm import __version__
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import write_json
@@ -35,6 +34,7 @@ from tsotsallm.streaming.corpus import Corpus, read_text
 from tsotsallm.streaming.corpus import calibration as windows_of
 from tsotsallm.streaming.score import leave_one_out_losses
 from tsotsallm.study.budget import Measured, Structure
+from tsotsallm.version import __version__
 
 HELD_OUT = 0.15
 """Share of the calibration text that candidates are compared on, and that nothing is calibrated on."""

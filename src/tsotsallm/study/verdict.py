@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tsotsallm.machine import human_bytes
 from tsotsallm.study.ledger import Trial
+from tsotsallm.units import human_bytes
 
 SIZES = 6
 """Number of classes that the range of sizes is split into, each larger than the one before by the same factor."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
-from tsotsallm import __version__
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path, write_json
@@ -27,13 +26,15 @@ from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.evaluation.cost import bytes_of
 from tsotsallm.evaluation.task_run import open_examinee
 from tsotsallm.journal import held_work, remove_work
-from tsotsallm.machine import free_ram_bytes, human_bytes, human_seconds
+from tsotsallm.machine import free_ram_bytes
 from tsotsallm.tables.annotate import Annotated, annotate_tables, check_tasks
 from tsotsallm.tables.decide import Decider
 from tsotsallm.tables.graph import Graph, open_graph
 from tsotsallm.tables.lookup import Lookup
 from tsotsallm.tables.reading import find_tables, read_table
 from tsotsallm.tables.world import world_graph, world_tables_folder
+from tsotsallm.units import human_bytes, human_seconds
+from tsotsallm.version import __version__
 
 TOGETHER, TOGETHER_BYTES = 8, 1 << 20
 """Most tables of one job, which run through the model together, and most bytes of them."""

@@ -7,9 +7,9 @@ import shutil
 import uuid
 from pathlib import Path
 
-from tsotsallm import __version__
 from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.lab.graph import gold_files, world_tables, world_turtle
+from tsotsallm.version import __version__
 
 TABLES, SEED = 60, 0
 

@@ -1,4 +1,4 @@
-"""Two ways to the same gradients: with the whole model in memory, or one layer at a time."""
+"""Two ways to compute the same gradients: with the whole model in memory, or one layer at a time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Engine(Protocol):
     """Computes losses of a model with trained factors, and their gradients."""
 
     def gradients(self, batch: Corpus, targets: Targets, step: int) -> float:
-        """Add ∂loss/∂factors to their `.grad`; returns the loss, Σ weight·loss of a row."""
+        """Add ∂loss/∂factors to the factors' `.grad`; returns the loss, Σ weight·loss over rows."""
 
     def losses(self, corpus: Corpus, targets: Targets) -> Tensor:
         """The loss of every learned row without dropout, (n,) float64."""
 
 
 class ResidentEngine:
-    """The whole model in memory; linears that lie packed on disk stay packed."""
+    """Keeps the whole model in memory; linears that are packed on disk stay packed."""
 
     def __init__(self, view: View, adapted: Adapted, device: torch.device) -> None:
         self.adapted, self.device = adapted, device
@@ -47,7 +47,7 @@ class ResidentEngine:
             yield first, head[first:first + HEAD_ROWS]
 
     def _states(self, corpus: Corpus) -> Tensor:
-        """Final states of windows that stand side by side, padded on the right where nothing looks; (tokens, hidden)."""
+        """Final states (tokens, hidden) of windows in one batch, padded on the right, where nothing attends."""
         lengths = [len(window) for window in corpus.windows]
         ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
         for row, window in enumerate(corpus.windows):
@@ -56,6 +56,7 @@ class ResidentEngine:
         return torch.cat([hidden[row, :length] for row, length in enumerate(lengths)])
 
     def gradients(self, batch: Corpus, targets: Targets, step: int) -> float:
+        """Add ∂loss/∂factors to the factors' `.grad`; returns the loss, Σ weight·loss over rows."""
         self.adapted.dropout.begin(step, active=True)
         total = 0.0
         for places in _micro_batches(batch):
@@ -74,6 +75,7 @@ class ResidentEngine:
 
     @torch.no_grad()
     def losses(self, corpus: Corpus, targets: Targets) -> Tensor:
+        """The loss of every learned row without dropout, (n,) float64."""
         self.adapted.dropout.begin(0, active=False)
         found = torch.zeros(len(targets), dtype=torch.float64)
         for places in _micro_batches(corpus):
@@ -86,7 +88,7 @@ class ResidentEngine:
 
 
 class StreamedEngine:
-    """One layer in memory; its inputs and gradients lie in `scratch`. Every step reads the model twice."""
+    """Keeps one layer in memory, with states and gradients on disk in `scratch`; every step reads the model twice."""
 
     def __init__(self, view: View, adapted: Adapted, device: torch.device, scratch: Path) -> None:
         self.view, self.adapted, self.device, self.scratch = view, adapted, device, scratch
@@ -100,18 +102,20 @@ class StreamedEngine:
         return self.adapted.of_layer(index)
 
     def gradients(self, batch: Corpus, targets: Targets, step: int) -> float:
+        """Add ∂loss/∂factors to the factors' `.grad`; returns the loss, Σ weight·loss over rows."""
         self.adapted.dropout.begin(step, active=True)
-        found: list[Tensor] = []
+        losses: list[Tensor] = []
         for path in self.scratch.glob("*"):
             path.unlink()
         for _ in backward_sweep(self.view, batch, self.scratch, self.device, targets=targets, load=self._load,
-                                told=found.append):
+                                on_losses=losses.append):
             pass
         self._undo()
         self._undo = _nothing
-        return float((found[0] * targets.weights).sum())
+        return float((losses[0] * targets.weights).sum())
 
     def losses(self, corpus: Corpus, targets: Targets) -> Tensor:
+        """The loss of every learned row without dropout, (n,) float64."""
         self.adapted.dropout.begin(0, active=False)
         states = final_states(self.view, corpus, self.scratch / "validation.f32", self.device, load=self._load)
         self._undo()
@@ -123,7 +127,7 @@ class StreamedEngine:
 
 
 def _nothing() -> None:
-    """Take nothing out."""
+    """Undo nothing: no layer has factors installed."""
 
 
 def _adder(states: Tensor) -> Callable[[Tensor, Tensor], None]:
@@ -133,7 +137,7 @@ def _adder(states: Tensor) -> Callable[[Tensor, Tensor], None]:
 
 
 def _micro_batches(corpus: Corpus) -> Iterator[list[int]]:
-    """Windows of like lengths, at most 2048 tokens together with their padding."""
+    """Yield windows of similar lengths, at most 2048 tokens together with their padding."""
     order = sorted(range(len(corpus.windows)), key=lambda place: len(corpus.windows[place]))
     some: list[int] = []
     for place in order:

@@ -1,4 +1,4 @@
-"""Layers that learn, one after another, to give what the original gives at the same depth; one layer in memory."""
+"""Trains layers one after another to give the original's outputs at the same depth, with one layer in memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.sweep import Tick, Visit, embed_corpus
 from tsotsallm.training.loop import Curve, Schedule, train
-from tsotsallm.training.lora import Learned, Trainee
+from tsotsallm.training.lora import LayerChanges, Trainee
 from tsotsallm.training.objectives import ImitatingLayer
 from tsotsallm.training.samples import Samples
 
 
 class Original:
-    """The hidden states of the original model on its way, advanced layer by layer beside a sweep."""
+    """The hidden states of the original model, advanced layer by layer beside a sweep."""
 
     def __init__(self, view: View, corpus: Corpus, directory: Path, device: torch.device) -> None:
         self.view, self.corpus, self.directory, self.device = view, corpus, directory, device
@@ -26,11 +26,12 @@ class Original:
         directory.mkdir(parents=True, exist_ok=True)
 
     def entering(self, layer: int) -> HiddenStates:
+        """The file for the states that enter a layer of the original."""
         return HiddenStates(self.directory / f"original-enters-{layer:04d}.f32", self.lengths, self.view.spec.hidden)
 
     @torch.no_grad()
     def advance(self, layer: int, tick: Tick) -> HiddenStates:
-        """The states that enter `layer` of the original; those before them are forgotten."""
+        """Compute the states that enter `layer` of the original; earlier ones are deleted."""
         at = next((index for index in range(layer, -1, -1) if self.entering(index).exists()), None)
         if at is None:
             with self.entering(0).drafted() as draft:
@@ -52,8 +53,8 @@ class Original:
 class Imitation:
     """Trains the layers of a model that keeps the layers `kept` of the original.
 
-    A layer learns to give what the original gives right before the next layer that is kept: layers that were removed
-    after it are its to make up for. All weights are trained, or the factors of `trainee`; zeros of a sparse model stay.
+    A layer learns to give the states that enter the next kept layer of the original, and so compensates for layers that
+    were removed after it. All weights are trained, or the factors of `trainee`; zeros of a sparse model stay zero.
     """
 
     def __init__(self, original: View, kept: list[int], samples: Samples, most: int, schedule: Schedule, directory: Path,
@@ -67,11 +68,11 @@ class Imitation:
         self.wanted: HiddenStates | None = None
 
     def prepare(self, index: int, tick: Tick) -> None:
-        """Run the original up to where layer `index` should arrive; before that layer is in memory."""
+        """Compute the target states of layer `index`; call it before that layer is in memory."""
         self.wanted = self.original.advance(self.ends[index], tick)
 
-    def train(self, visit: Visit, tick: Tick) -> tuple[Curve, Learned]:
-        """Train the layer in memory, which then computes with what will be read back."""
+    def train(self, visit: Visit, tick: Tick) -> tuple[Curve, LayerChanges]:
+        """Train the layer in memory, which afterwards computes with the weights as they will be read back."""
         assert visit.inputs is not None
         assert self.wanted is not None
         trainee = self.trainee
@@ -92,7 +93,7 @@ class Imitation:
             visit.frame.linear(name).weight.data.copy_(low_rank.added_to(base))
         return curve, learned
 
-    def _train_all(self, visit: Visit, objective: ImitatingLayer, tick: Tick) -> tuple[Curve, Learned]:
+    def _train_all(self, visit: Visit, objective: ImitatingLayer, tick: Tick) -> tuple[Curve, LayerChanges]:
         layer = visit.frame.layer.requires_grad_(True)
         weights = dict(layer.named_parameters())
         zeros = {name: weight.detach() == 0 for name, weight in weights.items() if self.sparse and weight.ndim == 2}
@@ -105,7 +106,7 @@ class Imitation:
 
         curve = train(dict(weights), objective, self.schedule, after=hold_zeros, tick=tick)
         layer.requires_grad_(False)
-        learned = Learned()
+        learned = LayerChanges()
         for weight in weights.values():
             weight.grad = None
             weight.data = weight.data.to(visit.storage).float()
@@ -117,4 +118,4 @@ class Imitation:
 
 
 def _nothing(_step: int, *, active: bool) -> None:
-    """There is no dropout."""
+    """Do nothing: there is no dropout."""

@@ -1,4 +1,4 @@
-"""The training loop: batches drawn by the seed alone, AdamW, validation, early stop; a kill loses half a minute of it."""
+"""The training loop: batches drawn by the seed alone, AdamW, validation, early stopping; a kill loses half a minute."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Schedule:
     """How long and how fast to train.
 
     steps          optimizer steps; fewer when the held-out loss stops falling
-    batch          samples a step
-    learning_rate  its highest value, after a linear rise over `warmup` of the steps
-    decay          how it falls afterwards
+    batch          samples per step
+    learning_rate  highest value, after a linear rise over the share `warmup` of the steps
+    decay          shape of the fall afterwards
     clip           largest norm of all gradients together
-    validate_every steps between two looks at the held-out loss; 0: ten looks in all
-    patience       looks without a better held-out loss before training stops; the best factors are kept
+    validate_every steps between two validations; 0: ten validations in all
+    patience       validations without a better held-out loss before training stops; the best factors are kept
     """
 
     steps: int = 200
@@ -49,7 +49,7 @@ class Schedule:
     seed: int = 0
 
     def require_sensible(self, where: str) -> None:
-        """Raise RecipeError for a number that no training can have."""
+        """Raise RecipeError, naming `where`, for a value with which training cannot work."""
         for name, lowest in (("steps", 1), ("batch", 1), ("patience", 1), ("validate_every", 0)):
             if getattr(self, name) < lowest:
                 raise RecipeError(f"{where}.{name} is {getattr(self, name)}; it takes {lowest} or more")
@@ -62,6 +62,7 @@ class Schedule:
 
     @property
     def look_every(self) -> int:
+        """Steps between two validations."""
         return self.validate_every or max(1, self.steps // 10)
 
     def rate(self, step: int) -> float:
@@ -74,7 +75,7 @@ class Schedule:
         return self.learning_rate * falls[self.decay]
 
     def drawn(self, step: int, samples: int) -> list[int]:
-        """Which samples a step takes: one shuffle of all after another, decided by the seed and the step."""
+        """The samples of a step, from one shuffle of all samples after another; seed and step alone decide."""
         found = []
         for position in range(step * self.batch, (step + 1) * self.batch):
             epoch, place = divmod(position, samples)
@@ -84,7 +85,7 @@ class Schedule:
 
 @dataclass
 class Curve:
-    """What training showed: (step, loss) of every step and of every look at the held-out samples, nats per token."""
+    """The course of training: (step, loss) of every step and of every validation, in nats per token."""
 
     loss: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
@@ -94,13 +95,16 @@ class Curve:
 
     @property
     def best(self) -> float:
+        """The held-out loss of the best step."""
         return dict(self.held_out)[self.best_step]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
+        """The curve as JSON."""
         return asdict(self)
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Curve:
+        """The curve that `plain` described."""
         pairs = {name: [(int(step), float(loss)) for step, loss in plain[name]] for name in ("loss", "held_out")}
         return cls(**(plain | pairs))
 
@@ -110,23 +114,22 @@ class Objective(Protocol):
 
     @property
     def count(self) -> int:
-        """How many samples there are to train on."""
+        """The number of samples to train on."""
 
     def gradients(self, numbers: list[int], step: int) -> float:
         """Add the gradient of the mean loss of some samples to the tensors' `.grad`; returns that loss."""
 
     def held_out(self) -> float:
-        """The mean loss of what training never sees."""
+        """The mean loss of the samples that training never sees."""
 
 
 def train(tensors: dict[str, Tensor], objective: Objective, schedule: Schedule, state: Path | None = None, *,
           after: Callable[[], None] = lambda: None, tick: Tick = silent) -> Curve:
-    """Train tensors in place and leave the best of them there; continues from `state`, a file, where it exists.
+    """Train tensors in place and leave their best values there; resumes from the file `state` where it exists.
 
-    `after` is called between the gradients of a step and the step itself.
-
-    The samples and the rate of a step depend on its number alone, so that training that was killed goes on with the same
-    losses as if it had not been.
+    `after` is called between the gradients of a step and the step itself. The samples and the learning rate of a step
+    depend on its number alone, so that training resumed after a kill has the same losses. Raises NumericsError where a loss
+    is not finite.
     """
     names = list(tensors)
     optimizer = torch.optim.AdamW(list(tensors.values()), weight_decay=schedule.weight_decay)
@@ -141,7 +144,7 @@ def train(tensors: dict[str, Tensor], objective: Objective, schedule: Schedule, 
         if state is not None:
             _save(state, tensors, optimizer, best, curve)
 
-    def look(step: int) -> None:
+    def validate(step: int) -> None:
         loss = objective.held_out()
         _require_finite(loss, step)
         curve.held_out.append((step, loss))
@@ -152,7 +155,7 @@ def train(tensors: dict[str, Tensor], objective: Objective, schedule: Schedule, 
 
     if not curve.held_out:
         tick("held-out loss", 0.0)
-        look(0)
+        validate(0)
     for step in range(len(curve.loss), schedule.steps):
         if curve.stopped:
             break
@@ -164,10 +167,10 @@ def train(tensors: dict[str, Tensor], objective: Objective, schedule: Schedule, 
         _step(tensors, optimizer, schedule, step)
         curve.loss.append((step + 1, loss))
         if (step + 1) % schedule.look_every == 0 or step + 1 == schedule.steps:
-            look(step + 1)
+            validate(step + 1)
             late = [at for at, _ in curve.held_out if at > curve.best_step]
             if len(late) >= schedule.patience:
-                curve.stopped = f"the held-out loss did not fall in {schedule.patience} looks"
+                curve.stopped = f"the held-out loss did not fall in {schedule.patience} validations"
         if time.monotonic() - saved > SAVE_SECONDS:
             keep()
         tick(f"loss {loss:.3f}, held out {curve.held_out[-1][1]:.3f}", (step + 1) / schedule.steps)
@@ -193,7 +196,7 @@ def _step(tensors: dict[str, Tensor], optimizer: torch.optim.AdamW, schedule: Sc
 
 def _save(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.AdamW, best: dict[str, Tensor],
           curve: Curve) -> None:
-    """All of the state in one file that takes its name when it is complete."""
+    """Write the whole state to a file that takes its name when it is complete."""
     content = {f"best.{name}": tensor for name, tensor in best.items()}
     for name, tensor in tensors.items():
         content[f"tensor.{name}"] = tensor.detach().contiguous()
@@ -203,7 +206,7 @@ def _save(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.AdamW, 
     draft = path.with_name(path.name + ".new")
     try:
         save_file(content, draft, metadata={"curve": json.dumps(curve.plain())})
-    except SafetensorError as error:        # a full disk comes back as text
+    except SafetensorError as error:        # a full disk is reported as text
         raise OSError(errno.ENOSPC, f"the state of the training could not be saved ({error})") from None
     with draft.open("r+b") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Low-rank factors that are trained while the base stays as it is (LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314)."""
+"""Low-rank factors that are trained while the base stays unchanged (LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314)."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Place = tuple[int, str]
 
 @dataclass
 class Factors:
-    """B (d_out, r) and A (r, d_in) of one linear, both trained; they add scale·B·A to its weight."""
+    """The trained factors B (d_out, r) and A (r, d_in) of one linear; they add scale·B·A to its weight."""
 
     left: Tensor
     right: Tensor
 
     @classmethod
     def new(cls, d_out: int, d_in: int, rank: int, generator: torch.Generator) -> Factors:
-        """B zero and A uniform in ±1/√d_in, as PEFT starts: the adapted linear first computes what its base does."""
+        """B zero and A uniform in ±1/√d_in, as in PEFT, so that the adapted linear starts out equal to its base."""
         right = torch.empty(rank, d_in).uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in), generator=generator)
         return cls(torch.zeros(d_out, rank).requires_grad_(), right.requires_grad_())
 
 
 @dataclass
 class Dropout:
-    """Which inputs of the factors are left out: drawn from (seed, step, linear, batch) alone.
+    """Drops inputs of the factors, drawn from (seed, step, linear, batch) alone.
 
-    So a layer that is computed twice, forward and again to go backward, leaves out the same ones.
+    A layer that is computed twice, forward and again for the backward pass, therefore drops the same ones.
     """
 
     share: float = 0.0
@@ -49,11 +49,12 @@ class Dropout:
     calls: dict[Place, int] = field(default_factory=dict)
 
     def begin(self, step: int, *, active: bool) -> None:
+        """Start a step; nothing is dropped unless `active`."""
         self.step, self.active = step, active
         self.calls.clear()
 
     def forget_calls(self, layer: int) -> None:
-        """The layer is computed anew, from the first batch on."""
+        """Start counting again for a layer that is computed again from its first batch."""
         self.calls = {place: count for place, count in self.calls.items() if place[0] != layer}
 
     def __call__(self, inputs: Tensor, place: Place) -> Tensor:
@@ -70,7 +71,7 @@ class LowRankLinear(nn.Module):
     """A linear that computes with base + scale·B·A; with M ⊙ (W₀ + scale·B·A) where a base was pruned by mask M.
 
     The base is a dense weight, or stays packed and is unpacked for every product (a packed base is never masked: the
-    factors stand beside it). Factors and base are no parameters of the module, so that moving it moves none of them.
+    factors stay beside it). Factors and base are not parameters of the module, so moving it moves neither.
     """
 
     def __init__(self, base: nn.Module, factors: Factors, scale: float, dropout: Dropout, place: Place, *,
@@ -80,6 +81,7 @@ class LowRankLinear(nn.Module):
         self.factors, self.scale, self.dropout, self.place, self.masked = factors, scale, dropout, place, masked
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out)."""
         kept = self.dropout(inputs, self.place)
         base: Any = self.base
         if self.masked:
@@ -95,7 +97,7 @@ class LowRankLinear(nn.Module):
 
 @dataclass
 class Adapted:
-    """Which linears are trained, and how."""
+    """The linears that are trained, and how."""
 
     factors: dict[Place, Factors]
     scale: float
@@ -103,22 +105,23 @@ class Adapted:
     masked: bool
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is trained, by name."""
+        """The trained tensors by name: LAYER.LINEAR.B and LAYER.LINEAR.A."""
         found = {}
         for (layer, name), factors in self.factors.items():
             found[f"{layer}.{name}.B"], found[f"{layer}.{name}.A"] = factors.left, factors.right
         return found
 
     def change(self, place: Place) -> tuple[Tensor, Tensor]:
-        """(scale·B, A) of a linear: with alpha equal to the rank, as it is stored."""
+        """(scale·B, A) of a linear, as stored in an adapter whose alpha equals its rank."""
         factors = self.factors[place]
         return factors.left.detach() * self.scale, factors.right.detach()
 
     def of_layer(self, index: int) -> dict[str, Tensor]:
+        """The trained tensors of one layer, by name."""
         return {name: tensor for name, tensor in self.tensors().items() if name.startswith(f"{index}.")}
 
     def install(self, layer: nn.Module, index: int) -> Callable[[], None]:
-        """Put the factors of layer `index` into it; returns what takes them out again."""
+        """Install the factors of layer `index` in its module; returns a function that removes them again."""
         taken = []
         for (where, name), factors in self.factors.items():
             if where == index:
@@ -134,8 +137,13 @@ class Adapted:
 
 
 @dataclass
-class Learned:
-    """What became of a layer: linears with new values, corrections beside others, other tensors that changed."""
+class LayerChanges:
+    """How training changed a layer, by name inside the layer.
+
+    merged   linears with new values
+    beside   corrections beside linears
+    changed  other tensors, such as norms
+    """
 
     merged: dict[str, Linear] = field(default_factory=dict)
     beside: dict[str, LowRank] = field(default_factory=dict)
@@ -144,20 +152,20 @@ class Learned:
 
 @dataclass
 class Trainee:
-    """A model in training: the base, what is trained of it, and whether that ends in its weights or beside them."""
+    """A model in training: its base, the trained factors, and whether to merge them into its weights or keep them beside."""
 
     base: View
     adapted: Adapted
     merge: bool
 
     def beside_before(self, index: int, name: str) -> LowRank | None:
-        """The correction that lay beside a linear of the base, and still does."""
+        """The correction that the base already has beside a linear; None where it has none."""
         return self.base.checkpoint.beside(layer_prefix(self.base.stored(index)) + name)
 
-    def layer(self, index: int) -> Learned:
-        """What training made of a layer."""
+    def layer(self, index: int) -> LayerChanges:
+        """The changes that training made to layer `index`, rounded to the type of storage."""
         storage = self.base.checkpoint.storage
-        learned = Learned()
+        changes = LayerChanges()
         for (layer, name) in self.adapted.factors:
             if layer != index:
                 continue
@@ -165,10 +173,10 @@ class Trainee:
             if self.merge:
                 weight = self.base.layer_tensor(index, f"{name}.weight")
                 change = left @ right
-                learned.merged[name] = Linear(name, weight, storage, values=weight + (
+                changes.merged[name] = Linear(name, weight, storage, values=weight + (
                     change * (weight != 0) if self.adapted.masked else change), edited=True)
                 continue
             if (before := self.beside_before(index, name)) is not None:
                 left, right = torch.cat([before.left.float(), left], 1), torch.cat([before.right.float(), right])
-            learned.beside[name] = LowRank(left.to(storage), right.to(storage))
-        return learned
+            changes.beside[name] = LowRank(left.to(storage), right.to(storage))
+        return changes

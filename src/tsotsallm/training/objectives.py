@@ -1,4 +1,4 @@
-"""What training lowers: the loss of next tokens, the distance to a teacher's distribution, or to a layer's outputs."""
+"""Training objectives: the loss of next tokens, the distance to a teacher's distribution, or to a layer's outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tsotsallm.training.samples import Samples
 
 @dataclass
 class Predicting:
-    """The loss of a whole model on samples: of the next token, or to what a teacher would say."""
+    """The loss of a whole model on samples: of the next token, or the distance to a teacher's distribution."""
 
     engine: Engine
     samples: Samples
@@ -32,6 +32,7 @@ class Predicting:
 
     @property
     def count(self) -> int:
+        """The number of samples to train on."""
         return len(self.samples.training.windows)
 
     def _targets(self, batch: Corpus, numbers: Sequence[int], *, held_out: bool) -> Targets:
@@ -40,20 +41,22 @@ class Predicting:
         return self.teacher.targets(batch, numbers, held_out=held_out)
 
     def gradients(self, numbers: list[int], step: int) -> float:
+        """Add the gradient of the mean loss of some samples to the factors' `.grad`; returns that loss in nats per token."""
         batch = self.samples.training.take(numbers)
         return self.engine.gradients(batch, self._targets(batch, numbers, held_out=False), step)
 
     def held_out(self) -> float:
+        """The mean loss of the held-out samples in nats per token."""
         corpus = self.samples.held_out
         targets = self._targets(corpus, range(len(corpus.windows)), held_out=True)
         return float((self.engine.losses(corpus, targets) * targets.weights).sum())
 
 
 class TeacherTokens:
-    """A teacher's most probable tokens after every token of the samples, read once and kept on disk.
+    """A teacher's most probable tokens after every token of the samples, computed once and kept on disk.
 
-    Each row keeps the `top` highest logits; at temperature τ their softmax of logit / τ is what the student should give
-    (arXiv:1503.02531, section 2, cut to the top tokens).
+    Each row keeps the `top` highest logits; at temperature τ the student's target is the softmax of logit / τ over them
+    (arXiv:1503.02531, section 2, restricted to the top tokens).
     """
 
     def __init__(self, teacher: View, samples: Samples, top: int, temperature: float, path: Path, device: torch.device,
@@ -61,18 +64,18 @@ class TeacherTokens:
         self.temperature = temperature
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            found: dict[str, Tensor] = {}
+            tensors: dict[str, Tensor] = {}
             for name, corpus in (("training", samples.training), ("held_out", samples.held_out)):
                 logits, tokens = top_logits(teacher, corpus, top, path.with_name("teacher-states.f32"), device, tick)
-                found |= {f"{name}.logits": logits, f"{name}.tokens": tokens}
+                tensors |= {f"{name}.logits": logits, f"{name}.tokens": tokens}
             draft = path.with_name(path.name + ".new")
-            save_file(found, draft)
+            save_file(tensors, draft)
             draft.replace(path)
         self.kept = load_file(path)
         self.starts = {"training": samples.training.starts, "held_out": samples.held_out.starts}
 
     def targets(self, batch: Corpus, numbers: Sequence[int], *, held_out: bool) -> Targets:
-        """What the windows `numbers` of the samples, which are the batch, should predict."""
+        """The targets of a batch, which is made of the windows `numbers` of the samples."""
         side = "held_out" if held_out else "training"
         plain = Targets.next_tokens(batch)
         places = torch.cat([torch.arange(self.starts[side][number], self.starts[side][number] + len(window))
@@ -84,7 +87,7 @@ class TeacherTokens:
 @torch.no_grad()
 def top_logits(view: View, corpus: Corpus, top: int, path: Path, device: torch.device,
                tick: Tick = silent) -> tuple[Tensor, Tensor]:
-    """The `top` highest logits after every token and the tokens that have them, (tokens, top) float32 and int32."""
+    """The `top` highest logits after every token, and their tokens: both (tokens, top), float32 and int32."""
     states = final_states(view, corpus, path, device, tick)
     top = min(top, view.spec.vocabulary)
     best = torch.full((corpus.tokens, top), -torch.inf)
@@ -94,23 +97,23 @@ def top_logits(view: View, corpus: Corpus, top: int, path: Path, device: torch.d
             block = slice(start, min(start + HEAD_TOKENS, corpus.tokens))
             logits = (read_rows(states, torch.arange(block.start, block.stop)).to(device) @ weights.mT).cpu()
             here = torch.arange(first, first + len(weights), dtype=torch.int32).expand(len(logits), -1)
-            found = torch.cat([best[block], logits], 1).topk(top, 1)
-            best[block], tokens[block] = found.values, torch.cat([tokens[block], here], 1).gather(1, found.indices)
+            highest = torch.cat([best[block], logits], 1).topk(top, 1)
+            best[block], tokens[block] = highest.values, torch.cat([tokens[block], here], 1).gather(1, highest.indices)
     states.remove()
     return best, tokens
 
 
 class Begin(Protocol):
-    """Told before a step, and before losses are taken without dropout."""
+    """Called before every step, and with `active` False before losses are taken without dropout."""
 
     def __call__(self, step: int, /, *, active: bool) -> None: ...
 
 
 @dataclass
 class ImitatingLayer:
-    """The mean of ‖y − t‖² / ‖t‖² over tokens: a layer's outputs on its inputs now, against those of the original.
+    """The mean of ‖y − t‖² / ‖t‖² over tokens, with a layer's current outputs y and the original's t.
 
-    Every token counts the same, though a few states are a hundred times as long as the rest.
+    Every token counts the same, although a few states are a hundred times longer than the rest.
     """
 
     frame: Frame
@@ -121,6 +124,7 @@ class ImitatingLayer:
 
     @property
     def count(self) -> int:
+        """The number of windows to train on."""
         return self.trained_windows
 
     def _loss(self, numbers: Sequence[int]) -> Tensor:
@@ -130,6 +134,7 @@ class ImitatingLayer:
         return distance.sum()
 
     def gradients(self, numbers: list[int], step: int) -> float:
+        """Add the gradient of the mean loss of some windows to the tensors' `.grad`; returns that loss."""
         self.begin(step, active=True)
         tokens, total = sum(self.inputs.lengths[number] for number in numbers), 0.0
         for number in numbers:
@@ -141,6 +146,7 @@ class ImitatingLayer:
 
     @torch.no_grad()
     def held_out(self) -> float:
+        """The mean loss of the held-out windows."""
         self.begin(0, active=False)
         numbers = range(self.trained_windows, len(self.inputs.lengths))
         tokens = sum(self.inputs.lengths[number] for number in numbers)

@@ -1,11 +1,10 @@
-"""Training data -> token windows with marks of what is learned: packed text, instructions, conversations."""
+"""Training data -> token windows that mark what is learned: packed text, instructions, conversations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,66 +26,71 @@ HUB_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Samples:
-    """What is trained on and what is held out to see whether it helps."""
+    """The samples to train on, and those held out for validation."""
 
     training: Corpus
     held_out: Corpus
 
     def fingerprint(self) -> str:
+        """64 hexadecimal digits that identify both."""
         return self.training.fingerprint()[:32] + self.held_out.fingerprint()[:32]
 
 
 def split(windows: Corpus, held_out: float, seed: int) -> Samples:
-    """Hold out a share of the windows, at least one and at most 32, drawn by the seed."""
+    """Hold out a share of the windows, at least one and at most 32, drawn by the seed.
+
+    Raises CorpusError for fewer than two windows.
+    """
     count = len(windows.windows)
     if count < 2:
-        raise CorpusError(f"{windows.source} gives {count} sample{'s' * (count != 1)}; training takes at least two, one of "
-                          "them to be held out")
+        raise CorpusError(f"{windows.source} gives {count} sample{'s' * (count != 1)}; training needs at least two, one of "
+                          "them held out")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     kept = min(MOST_HELD_OUT, max(1, round(held_out * count)), count - 1)
     return Samples(windows.take(sorted(order[kept:])), windows.take(sorted(order[:kept])))
 
 
 def text_windows(text: str, codec: TextCodec, length: int, source: str) -> Corpus:
-    """Packed text: the whole of it in windows of `length` tokens without overlap, the last one shorter."""
+    """The whole text in windows of `length` tokens without overlap, the last one shorter."""
     found = texts.evaluation_windows(text, codec, length, source)
     return Corpus(found.windows, source)
 
 
 def is_instructions(source: str) -> bool:
+    """Whether a file's suffix says that it holds instructions or conversations."""
     return Path(source).suffix.lower() in (".jsonl", ".json")
 
 
 def read_conversations(source: str) -> list[tuple[int, list[dict[str, str]]]]:
-    """(line, messages) of every row of a .jsonl file or .json list; what is wrong is told with its line.
+    """(line, messages) of every row of a .jsonl file or .json list; raises CorpusError with the line of a fault.
 
     A row has prompt and response (also instruction, question or query; output, answer or completion; with context, input
     or passage put before the prompt), or messages (a list of {role, content}), or conversations (texts of user and
-    assistant in turn, as LIMA has them).
+    assistant in turn, as in LIMA).
     """
     path = Path(source)
     try:
         text = read_utf8(path, CorpusError, DATA_BYTES)
     except FileNotFoundError:
         raise CorpusError(f"{source} does not exist; give a .jsonl file of prompts and responses, or a text") from None
-    found = [(number, _conversation(row, f"{path.name}, line {number}")) for number, row in _rows(text, path)]
-    if not found:
-        raise CorpusError(f"{source} is empty; give one sample a line, such as {{\"prompt\": ..., \"response\": ...}}")
-    return found
+    conversations = [(number, _conversation(row, f"{path.name}, line {number}")) for number, row in _rows(text, path)]
+    if not conversations:
+        raise CorpusError(f"{source} is empty; give one sample per line, such as {{\"prompt\": ..., \"response\": ...}}")
+    return conversations
 
 
-def _rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+def _rows(text: str, path: Path) -> Iterator[tuple[int, object]]:
     if path.suffix.lower() != ".json":
         yield from json_lines(text, path.name, CorpusError)
         return
     rows = parse_json(text, str(path), CorpusError) if text.strip() else []
     if not isinstance(rows, list):
-        raise CorpusError(f"{path} holds {type(rows).__name__}; it takes a list of samples, or one sample a line in a "
+        raise CorpusError(f"{path} holds {type(rows).__name__}; it takes a list of samples, or one sample per line in a "
                           ".jsonl file")
     yield from enumerate(rows, 1)
 
 
-def _conversation(row: Any, where: str) -> list[dict[str, str]]:
+def _conversation(row: object, where: str) -> list[dict[str, str]]:
     if not isinstance(row, Mapping):
         raise CorpusError(f"{where} holds {type(row).__name__}; it takes an object such as "
                           "{\"prompt\": ..., \"response\": ...}")
@@ -102,12 +106,12 @@ def _conversation(row: Any, where: str) -> list[dict[str, str]]:
         if not isinstance(value, str):
             raise CorpusError(f"{where}: {name} is {quoted(value)}; it takes text")
     if not row[response].strip():
-        raise CorpusError(f"{where}: {response} is empty, so that there is nothing to learn")
+        raise CorpusError(f"{where}: {response} is empty, so there is nothing to learn")
     asked = f"{context}\n\n{row[prompt]}" if context else row[prompt]
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": row[response]}]
 
 
-def _messages(value: Any, where: str) -> list[dict[str, str]]:
+def _messages(value: object, where: str) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
         raise CorpusError(f"{where} is {quoted(value)}; it takes a list of messages")
     if all(isinstance(item, str) for item in value):
@@ -116,15 +120,16 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
         if not isinstance(item, Mapping) or not all(isinstance(item.get(key), str) for key in ("role", "content")):
             raise CorpusError(f"{where} holds {quoted(item)}; a message is {{\"role\": \"user\", \"content\": ...}}")
     if not any(item["role"] == "assistant" for item in value):
-        raise CorpusError(f"{where} has no message of the assistant, so that there is nothing to learn")
+        raise CorpusError(f"{where} has no message of the assistant, so there is nothing to learn")
     return [{"role": item["role"], "content": item["content"]} for item in value]
 
 
 def instruction_windows(conversations: Iterable[tuple[int, list[dict[str, str]]]], codec: TextCodec, context: int,
                         source: str) -> Corpus:
-    """One window a conversation, in the tokenizer's chat template; only what the assistant says is learned.
+    """One window for each conversation, in the tokenizer's chat template; only the assistant's words are learned.
 
-    A tokenizer without a template gets the plain form: prompt, line break, response, end of text.
+    Without a template the plain form is used: prompt, line break, response, end of text. Raises CorpusError, with the
+    line, for a conversation that is too long or that the template refuses.
     """
     windows, learned = [], []
     for number, messages in conversations:
@@ -149,19 +154,18 @@ def _templated(messages: Sequence[dict[str, str]], codec: TextCodec) -> tuple[li
             shared = _shared(before, ids)
             if shared < len(before) - 1 or _shared(after, ids) < len(after) - 1:
                 raise CorpusError("the tokenizer's chat template writes the beginning of a conversation differently when "
-                                  "more follows, so that responses cannot be told apart; split it into single turns")
+                                  "more follows, so responses cannot be located; split it into single turns")
             marks[shared:len(after)] = [True] * (len(after) - shared)
     return ids, marks
 
 
 def _before(messages: Sequence[dict[str, str]], codec: TextCodec) -> list[int]:
-    """What stands before a response: the conversation so far, or the prefix of a text where the response is its first
-    message."""
+    """The tokens before a response: the conversation so far, or the prefix of a text before a first message."""
     return codec.conversation(messages, continued=False) if messages else list(codec.prefix)
 
 
 def _shared(some: Sequence[int], others: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """The number of tokens that both have in common at the beginning."""
     return next((place for place, (one, other) in enumerate(zip(some, others, strict=False)) if one != other),
                 min(len(some), len(others)))
 
@@ -181,20 +185,20 @@ def _plain(messages: Sequence[dict[str, str]], codec: TextCodec) -> tuple[list[i
 
 
 def hub_conversations(repository: str) -> list[tuple[int, list[dict[str, str]]]] | None:
-    """Rows of an instruction data set of the hub; None where it is plain text."""
-    found = []
+    """The rows of an instruction data set on the hub, at most 20,000; None where it is plain text."""
+    conversations = []
     rows = hub.rows(repository, split="train", kind=CorpusError, instead="give a local file as `data`")
     for number, row in enumerate(rows, 1):
         if number == 1 and not any(name in row for name in (*PROMPTS, *CONVERSATIONS)):
             return None
-        found.append((number, _conversation(row, f"{repository}, row {number}")))
+        conversations.append((number, _conversation(row, f"{repository}, row {number}")))
         if number >= HUB_ROWS:
             break
-    return found
+    return conversations
 
 
 def read_samples(source: str, codec: TextCodec, spec: ModelSpec, window: int, held_out: float, seed: int) -> Samples:
-    """Samples of a file, a folder of texts, or a hub data set."""
+    """The samples of a file, a folder of texts, or a hub data set; raises CorpusError where they cannot be used."""
     window = min(window, spec.context)
     if hub.is_name(source):
         conversations = hub_conversations(source)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import NumericsError, RecipeError, nearest
 from tsotsallm.files import quoted

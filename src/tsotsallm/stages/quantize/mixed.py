@@ -10,12 +10,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 
-from tsotsallm.checkpoint.anatomy import linear_shapes
+from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.files import quoted
-from tsotsallm.machine import bytes_from_text
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.grids import Grid
 from tsotsallm.stages.allocation import DENSE, MIXED, Probe, allocate, allocate_within, candidates, token_seconds
@@ -26,6 +25,7 @@ from tsotsallm.stages.quantize.sizes import matrix_weights, other_bytes, other_v
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.training.lora import Place
+from tsotsallm.units import bytes_from_text
 
 
 @dataclass(frozen=True)

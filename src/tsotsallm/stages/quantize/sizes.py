@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from tsotsallm.checkpoint.anatomy import layer_shapes, linear_shapes
+from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
-from tsotsallm.checkpoint.tokens import vocabulary_bytes
+from tsotsallm.checkpoint.token_bytes import vocabulary_bytes
 
 HEADER_BYTES = 4 << 10
 TENSOR_BYTES = 96

@@ -12,9 +12,9 @@ import torch
 import tsotsallm
 from tsotsallm.api.generate import generate_many, read_prompts
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine.interface import Piece, Question, Sampling, Speaker, said, texts
 from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.resident import resident
-from tsotsallm.engine.speaking import Piece, Question, Sampling, Speaker, said, texts
 from tsotsallm.engine.transformer import Transformer
 from tsotsallm.errors import CorpusError, TsotsallmError
 

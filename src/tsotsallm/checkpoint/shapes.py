@@ -1,24 +1,28 @@
-"""The shape of one decoder layer, told by the transformers library itself: no family is described by hand."""
+"""Shapes and operations of decoder layers, taken from the transformers library itself: no family is described by hand."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.files import quoted
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def one_layer_model(spec: ModelSpec, index: int) -> Any:
-    """The family's base model with only layer `index`, its parameters without memory (meta device).
 
-    Embeddings are left out and the final norm passes its input through: given hidden states as `inputs_embeds`, the
-    model is exactly that layer, with the library's own masks and rotary embeddings.
+def one_layer_model(spec: ModelSpec, index: int) -> PreTrainedModel:
+    """The family's base model with only layer `index`, its parameters without memory (on the meta device).
+
+    Embeddings are left out and the final norm passes its input through: with hidden states (batch, tokens, hidden) as
+    `inputs_embeds`, the model computes exactly that layer, with the library's own masks and rotary embeddings.
     """
     model = _without_memory(spec, index)
     model.rotary_emb = type(model.rotary_emb)(config=model.config)
@@ -27,15 +31,16 @@ def one_layer_model(spec: ModelSpec, index: int) -> Any:
     return model.eval()
 
 
-def final_norm(spec: ModelSpec) -> Any:
+def final_norm(spec: ModelSpec) -> torch.nn.Module:
     """The family's final norm module, its parameters without memory."""
-    return _without_memory(spec, 0).norm
+    norm: torch.nn.Module = _without_memory(spec, 0).norm
+    return norm
 
 
 def require_rotary(spec: ModelSpec) -> None:
     """Raise ValueError, or whatever transformers raises, unless the config's rotary embeddings can be computed.
 
-    They take memory for a head's width: to be asked once that is known to be the weights' own.
+    They use memory in proportion to a head's width: call this once that is known to match the weights.
     """
     rope = spec.hf_config.rope_parameters or {}
     factor = rope.get("partial_rotary_factor", 1.0)
@@ -43,10 +48,10 @@ def require_rotary(spec: ModelSpec) -> None:
         raise ValueError(f"partial_rotary_factor is {quoted(factor)}; it must be a number above 0, at most 1")
     rotary = one_layer_model(spec, 0).rotary_emb
     if not bool(torch.isfinite(rotary.inv_freq).all()) or not math.isfinite(rotary.attention_scaling):
-        raise ValueError(f"rotary embeddings come to no finite numbers with {quoted(rope)}")
+        raise ValueError(f"rotary embeddings are not finite numbers with {quoted(rope)}")
 
 
-def _without_memory(spec: ModelSpec, index: int) -> Any:
+def _without_memory(spec: ModelSpec, index: int) -> PreTrainedModel:
     from transformers import AutoModel
 
     config = spec.layer_config(index)
@@ -58,7 +63,7 @@ def _without_memory(spec: ModelSpec, index: int) -> Any:
 
 
 def layer_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of executed layer `index`."""
+    """Name -> shape of every tensor of executed layer `index`. The dictionary is shared: do not change it."""
     return _shapes(json.dumps(spec.config, sort_keys=True), spec.signature(index), spec, index)
 
 
@@ -68,15 +73,21 @@ def linear_shapes(spec: ModelSpec, index: int) -> dict[str, tuple[int, int]]:
             if len(shape) == 2 and name.endswith(".weight")}
 
 
-_shape_cache: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
+MOST_SHAPES = 64
+"""Kinds of layers whose shapes are remembered; those asked for longest ago are forgotten first."""
+_remembered: OrderedDict[tuple[str, str], dict[str, tuple[int, ...]]] = OrderedDict()
 
 
 def _shapes(config: str, signature: str, spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     key = (config, signature)
-    if key not in _shape_cache:
+    shapes = _remembered.pop(key, None)
+    if shapes is None:
         layer = _without_memory(spec, index).layers[0]
-        _shape_cache[key] = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
-    return _shape_cache[key]
+        shapes = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
+    _remembered[key] = shapes
+    while len(_remembered) > MOST_SHAPES:
+        _remembered.popitem(last=False)
+    return shapes
 
 
 def input_groups(linears: Iterable[str]) -> list[list[str]]:
@@ -90,25 +101,25 @@ def input_groups(linears: Iterable[str]) -> list[list[str]]:
 
 
 @dataclass(frozen=True)
-class Work:
-    """Multiply-accumulates of N tokens at once: `linear`·N + `attention`·N², and of one token after N."""
+class MultiplyAccumulates:
+    """Multiply-accumulates of a model: `linear` for each token, `attention` for each pair of query and key."""
 
     linear: int
     attention: int
 
     def prefill(self, tokens: int) -> int:
-        """A prompt of so many tokens, as dense matrix products: every query against every key."""
+        """Those of a prompt of `tokens` tokens as dense matrix products, every query against every key."""
         return self.linear * tokens + self.attention * tokens ** 2
 
     def decode(self, past: int) -> int:
-        """One token with so many before it in the cache."""
+        """Those of one token after `past` others in the cache."""
         return self.linear + self.attention * (past + 1)
 
 
-def work_of(spec: ModelSpec) -> Work:
-    """Linears and head once a token; scores and their weighted sum, heads · head width each, once a pair of tokens.
+def work_of(spec: ModelSpec) -> MultiplyAccumulates:
+    """Linears and head once for each token; scores and their weighted sum, heads · head width each, once for each pair.
 
-    For Llama-2-7B 6.607e9·N + 262144·N²; embeddings are looked up, not multiplied.
+    For Llama-2-7B and N tokens: 6.607e9·N + 262144·N². Embeddings are looked up, not multiplied.
     """
     weights = sum(rows * columns for layer in range(spec.layers) for rows, columns in linear_shapes(spec, layer).values())
-    return Work(weights + spec.vocabulary * spec.hidden, 2 * spec.layers * spec.heads * spec.head_dim)
+    return MultiplyAccumulates(weights + spec.vocabulary * spec.hidden, 2 * spec.layers * spec.heads * spec.head_dim)

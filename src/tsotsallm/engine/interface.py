@@ -1,4 +1,4 @@
-"""What a model that runs is asked and what it answers, the same for every engine: text, tokens, their likelihoods."""
+"""The interface that every engine offers: questions and sampling, answers as text and tokens, and their likelihoods."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from tsotsallm.errors import TsotsallmError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen, alike on every engine; temperature 0 takes the likeliest.
+    """How the next token is chosen, alike on every engine; temperature 0 takes the most likely.
 
     In this order: `logit_bias` is added to the logits of tokens; tokens among the last `repeat_last_n` of prompt and answer
     have a positive logit divided by `repetition_penalty` and any other multiplied by it, then `presence_penalty` subtracted
     once and `frequency_penalty` for each time that they occur there; temperature, top-k, top-p, min-p; a draw by `seed`.
-    `grammar` is GBNF that the answer follows, in llama.cpp alone.
+    `grammar` is GBNF that the answer follows, in llama.cpp only. Raises TsotsallmError for values that are not possible.
     """
 
     temperature: float = 0.0
@@ -42,11 +42,11 @@ class Sampling:
                                  f"{self.repeat_last_n} tokens is not possible; they take 0 to 1, over 0, and 0 or more")
         if self.grammar is not None and (self.grammar.startswith("%llguidance") or "\0" in self.grammar):
             raise TsotsallmError("the grammar is not GBNF: it begins with %llguidance or holds a zero byte; llama.cpp would "
-                                 "pass over mistakes in it")
+                                 "ignore mistakes in it")
 
     @property
     def penalises(self) -> bool:
-        """Whether repeated tokens have other logits."""
+        """Whether repetition changes the logits of tokens."""
         return self.repeat_last_n > 0 and (self.presence_penalty != 0 or self.frequency_penalty != 0
                                            or self.repetition_penalty != 1)
 
@@ -60,7 +60,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have stood in a place, with its log-probability."""
+    """A token that was possible in some place, with its log-probability in nats."""
 
     text: str
     data: bytes
@@ -69,7 +69,8 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of an answer or a prompt: log P given what stands before it (None: nothing does), and the likeliest."""
+    """A token of an answer or a prompt: its log-probability in nats given the text before it (None: there is none), and the
+    most likely tokens in its place."""
 
     text: str
     data: bytes
@@ -79,7 +80,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is heard of an answer at a time: text that will not change any more, and the tokens that it came with."""
+    """A part of an answer: text that will not change any more, and the tokens that it came with."""
 
     text: str
     tokens: tuple[Token, ...] = ()
@@ -87,12 +88,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked.
+    """A prompt, and how to answer it.
 
     prompt    text, token ids, or the messages of a conversation, each with `role` and `content`
-    tokens    new tokens at most
-    stop      texts that end the answer and do not belong to it
-    likeliest how many alternatives every token is told with; None: tokens are not told
+    tokens    limit of new tokens
+    sampling  how tokens are chosen
+    stop      texts that end the answer and are not part of it
+    likeliest how many alternatives are reported with every token; None: tokens are not reported
     """
 
     prompt: str | Sequence[int] | Sequence[dict[str, str]]
@@ -103,12 +105,14 @@ class Question:
 
     @property
     def converses(self) -> bool:
+        """Whether the prompt is a conversation."""
         return not isinstance(self.prompt, str) and bool(self.prompt) and isinstance(self.prompt[0], dict)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How an answer ended: `stop` (by itself or a stop text), `length` (no more tokens allowed) or `cancelled`."""
+    """How an answer ended: `stop` (by itself or at a stop text), `length` (no more tokens allowed) or `cancelled`; with the
+    numbers of tokens, and the seconds for the prompt and for the answer."""
 
     finish: str
     prompt_tokens: int
@@ -118,11 +122,17 @@ class Answer:
 
 
 Heard = Callable[[Piece], bool]
-"""Told every piece of an answer; what is true ends the answer there."""
+"""Receives every piece of an answer; returns whether to end the answer there."""
 
 
 class Speaker(Protocol):
-    """A model in memory that answers; `slots` questions at a time, each in a thread of its own."""
+    """A model in memory that answers up to `slots` questions at a time, each in a thread of its own.
+
+    context    positions that the model knows
+    converses  whether it has a chat template
+    notes      what the user should know, a sentence each
+    no_chat    why it does not converse, as it follows the model's name in a message
+    """
 
     context: int
     converses: bool
@@ -131,27 +141,28 @@ class Speaker(Protocol):
     no_chat: str
 
     def speak(self, question: Question, heard: Heard) -> Answer:
-        """Answer one question, piece by piece."""
+        """Answer one question, piece by piece; raises TsotsallmError where it cannot be answered."""
         ...
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, with what the tokenizer puts before it."""
+        """Token ids of a text, with the prefix that the tokenizer puts before it."""
         ...
 
     def prompt_tokens(self, ids: Sequence[int], likeliest: int, stopped: Callable[[], bool]) -> Iterator[Token]:
-        """The tokens of a prompt with their log-probabilities, the first without; ends early when `stopped` is true."""
+        """Yield a prompt's tokens with their log-probabilities, the first without; ends early once `stopped` is true."""
         ...
 
 
 def require_prompt(ids: Sequence[int], context: int) -> None:
-    """Raise TsotsallmError where a prompt has no token, or leaves no position for an answer."""
+    """Raise TsotsallmError where a prompt has no token, or leaves no room for an answer."""
     if not ids:
-        raise TsotsallmError("the prompt is empty and this model begins no text by itself; give it a beginning")
+        raise TsotsallmError("the prompt is empty, and this model cannot begin a text by itself; give it a beginning")
     if len(ids) >= context:
         raise TsotsallmError(f"the prompt has {len(ids)} tokens, but the model knows {context} positions; shorten it")
 
 
 def never(_piece: Piece) -> bool:
+    """A receiver of pieces that never ends the answer."""
     return False
 
 
@@ -168,8 +179,8 @@ def said(speaker: Speaker, question: Question) -> str:
 
 
 def texts(speaker: Speaker, question: Question) -> Iterator[str]:
-    """Yield the text of an answer as it comes; errors are raised here. Whoever stops listening ends the answer."""
-    heard: queue.Queue[Any] = queue.Queue()
+    """Yield the text of an answer as it arrives; errors are raised here, and closing the iterator ends the answer."""
+    heard: queue.Queue[str | BaseException | None] = queue.Queue()
     gone = threading.Event()
 
     def take(piece: Piece) -> bool:

@@ -1,4 +1,4 @@
-"""What a vocabulary takes in a GGUF file: a bound that is near, from tokenizer.json alone."""
+"""The bytes that a vocabulary takes in a GGUF file: a close upper bound, from tokenizer.json alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ UNNAMED = 24
 
 
 def vocabulary_bytes(directory: Path, size: int) -> int:
-    """At most so many bytes do the `size` tokens of a model take, with merges or scores, and with the chat template.
+    """An upper bound on the bytes of a model's `size` tokens, with merges or scores, and of the chat template.
 
-    Of a larger vocabulary the longest tokens are counted, and those with the longest merges. A tokenizer that is not in
-    tokenizer.json is taken to have a merge for every token, and ordinary words.
+    Of a larger vocabulary the longest tokens and the longest merges are counted. A tokenizer that is not in tokenizer.json
+    is assumed to have ordinary words and a merge for every token.
     """
     path = directory / "tokenizer.json"
     try:
@@ -36,21 +36,21 @@ def vocabulary_bytes(directory: Path, size: int) -> int:
 
 
 def is_sentencepiece(content: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json merges over whole words with spaces written out, and has bytes for what is unknown."""
+    """Whether a tokenizer.json works like SentencePiece: spaces are symbols of their own, and unknown text becomes bytes."""
     return bool(content["model"].get("byte_fallback")) and SPACE in json.dumps(
         [content.get("normalizer"), content.get("pre_tokenizer")], ensure_ascii=False)
 
 
 @lru_cache(maxsize=8)
 def _lengths(path: Path, _changed: int, _size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Bytes of every token, and of all merges that make a token (SentencePiece's way of merging has none), longest first."""
+    """Bytes of every token, and of all merges that make a token (none in SentencePiece), both longest first."""
     content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     model = content["model"]
     listed = model["vocab"] if isinstance(model["vocab"], dict) else [token for token, _score in model["vocab"]]
-    names = {*listed, *(one["content"] for one in content.get("added_tokens") or ())}
+    names = {*listed, *(token["content"] for token in content.get("added_tokens") or ())}
     merges: Counter[str] = Counter()
     if not is_sentencepiece(content):
-        for one in model.get("merges") or ():
-            left, right = one if isinstance(one, list) else one.split(" ", 1)
+        for merge in model.get("merges") or ():
+            left, right = merge if isinstance(merge, list) else merge.split(" ", 1)
             merges[left + right] += len(f"{left} {right}".encode()) + LENGTH
     return tuple(sorted((len(name.encode()) for name in names), reverse=True)), tuple(sorted(merges.values(), reverse=True))
