@@ -31,4 +31,5 @@ def worker(scheduler: Annotated[str, typer.Argument(help="Address of the cluster
         from tsotsallm.units import bytes_from_text
 
         most = None if memory is None else bytes_from_text(memory, "--memory", ClusterError)
-        run_worker(scheduler, work=work, memory=most, threads=threads, name=name, host=host, tls=parse_tls(tls_ca, tls_cert, tls_key))
+        run_worker(scheduler, work=work, memory=most, threads=threads, name=name, host=host,
+                   tls=parse_tls(tls_ca, tls_cert, tls_key))
