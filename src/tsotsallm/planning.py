@@ -72,10 +72,12 @@ class Forecast:
 
     @property
     def ram_bytes(self) -> int:
+        """Peak memory of the largest pass, the interpreter included."""
         return max(sweep.ram_bytes for sweep in self.sweeps)
 
     @property
     def floor_s(self) -> float:
+        """The shortest time that all passes can take on this machine, in seconds."""
         return sum(sweep.floor_s for sweep in self.sweeps)
 
     def refuse_if_too_large(self, out: Path, already: int = 0) -> None:
@@ -91,6 +93,7 @@ class Forecast:
                 "fewer windows, or try anyway with --force")
 
     def plain(self) -> dict[str, Any]:
+        """The forecast as plain data for JSON."""
         return asdict(self) | {"ram_bytes": self.ram_bytes, "floor_s": self.floor_s}
 
 

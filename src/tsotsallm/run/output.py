@@ -38,6 +38,7 @@ class Output:
 
     @property
     def finished_layers(self) -> int:
+        """Layers that the journal holds as written."""
         return len(self.journal.find("layer", self.number))
 
     def settled(self, index: int, **more: Any) -> None:

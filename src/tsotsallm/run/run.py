@@ -52,6 +52,7 @@ class Result:
     notes: list[str]
 
     def plain(self) -> dict[str, Any]:
+        """The result as plain data for JSON."""
         return asdict(self) | {"path": str(self.path)}
 
 

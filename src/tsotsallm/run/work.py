@@ -65,6 +65,7 @@ class Work:
 
     @property
     def result(self) -> Path:
+        """Where the last pass writes, before it gets its final name."""
         return self.partial / "result"
 
     def directory(self, number: int) -> Path:
@@ -86,10 +87,12 @@ class Work:
         return self.store.facts(piece) if piece is not None and self.store is not None else {}
 
     def share(self, key: str, measures: Mapping[str, Any]) -> None:
+        """Keep measurements for other recipes under the same conditions, where a store is used."""
         if self.store is not None and measures:
             self.store.keep("measures", key, {}, dict(measures), replace=len(measures) > len(self.measured(key)))
 
     def tick(self, number: int, layers: int = 0, layer: Callable[[], int] = lambda: 0) -> Callable[[str, float], None]:
+        """What a pass calls to report its progress; `layer` says which of `layers` it is working on."""
         names = names_of(self.sweeps[number], " + ")
 
         def tick(step: str, share: float) -> None:
@@ -121,6 +124,7 @@ class Work:
         return states
 
     def states_files(self, corpus: Corpus, view: View, of: str = "") -> TwoStates:
+        """The two files of hidden states of a corpus; nothing is written."""
         return TwoStates(self.scratch / of, [len(window) for window in corpus.windows], view.spec.hidden)
 
     def complete(self, number: int, output: Output, view: View, first_visit: list[int] | None = None,
@@ -152,10 +156,12 @@ class Work:
 
 
 def plain_stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """Stages as plain data, as a recipe has them."""
     return [{stage.name: stage.fields()} for stage in stages]
 
 
 def names_of(one: Sweep, separator: str) -> str:
+    """The names of a pass's stages in one text; `copy` for a pass without any."""
     return separator.join(stage.name for stage in one.stages) or "copy"
 
 

@@ -68,27 +68,33 @@ class Adapt(Retraining):
 
     @property
     def needs(self) -> Needs:
+        """Gradients; text to choose targets by, and text to train on where no data is named."""
         selects = bool(self.select)
         return Needs(text=selects and Selection(self.select, "adapt.select").by_saliency, gradients=True,
                      training_text=not self.sources and not selects)
 
     @property
     def surveys(self) -> bool:
+        """Whether the linears to train are chosen by a domain."""
         return bool(self.select)
 
     def read(self, codec: TextCodec, spec: ModelSpec, text: str | None, source: str) -> list[Samples]:
+        """All samples; a domain's graph gives its sentences where no data is named."""
         if not self.select:
             return super().read(codec, spec, text, source)
         graph = Selection(self.select, "adapt.select").graph
         return super().read(codec, spec, graph_text(graph), graph)      # what is wrong with a graph is told first
 
     def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
+        """The linears that the domain needs most, and the score of every one."""
         return Selection(self.select, "adapt.select").survey(view, workplace, self.places(view.spec), self.seed)
 
     def decided(self, decision: Mapping[str, Any]) -> Self:
+        """The stage with the linears that the survey chose."""
         return replace(self, chosen=places_of(decision))
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where a target is unknown, or where factors do not fit the base that the stage will find."""
         module_names(self.targets, list(linear_shapes(model.spec, 0)), "adapt.targets")
         super().check(model)
         if self.init == "zero" and model.corrected and not model.packed:
@@ -109,12 +115,14 @@ class Adapt(Retraining):
                 for name in module_names(self.targets, list(linear_shapes(spec, layer)), "adapt.targets")]
 
     def trained_values(self, spec: ModelSpec) -> int:
+        """Numbers in all factors; of a selection at most its share."""
         values = sum(self.rank * sum(linear_shapes(spec, layer)[name]) for layer, name in self.places(spec))
         if self.chosen is not None or not self.select:
             return values
         return math.ceil(Selection(self.select, "adapt.select").share * values)
 
     def kept_values(self, spec: ModelSpec, layer: int, *, packed: bool) -> list[int]:
+        """Numbers in the factors of a layer, where they stay beside the linears."""
         if self.init == "eora" or not (packed if self.merge is None else not self.merge):
             return []
         shapes = linear_shapes(spec, layer)

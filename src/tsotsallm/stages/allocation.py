@@ -47,6 +47,7 @@ class Probe(LinearEdit):
     notes: dict[str, list[float]] = field(default_factory=dict)
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        """Note the expected rise of the loss on each grid; the linear stays as it is."""
         assert gram is not None
         losses = []
         for grid in candidates(linear.d_in, zeros=self.zeros):

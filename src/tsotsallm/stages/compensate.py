@@ -67,9 +67,11 @@ class Compensate(LinearEdit):
 
     @property
     def budget_bytes(self) -> int:
+        """The budget in bytes; raises RecipeError where it is no size."""
         return bytes_from_text(str(self.budget), "compensate.budget")
 
     def short(self) -> str | None:
+        """`eora:RANK` or `eora:auto:BYTES`."""
         return None if self.method == "svd" else f"eora:{self.rank}" + ("" if self.budget is None else f":{self.budget}")
 
     @property
@@ -78,18 +80,22 @@ class Compensate(LinearEdit):
         return Needs(text=self.method == "eora" or self.surveys, gram=self.method == "eora")
 
     def without_text(self) -> Compensate | None:
+        """The same correction nearest in the weights themselves; none where ranks are measured."""
         return None if self.surveys else replace(self, method="svd")
 
     @property
     def completes_edit_before(self) -> bool:
+        """Always: a correction is of the edit before it."""
         return True
 
     @property
     def surveys(self) -> bool:
+        """Whether ranks are chosen by a survey."""
         return self.rank == "auto"
 
     @property
     def highest(self) -> int:
+        """The highest rank that a linear may get."""
         return MOST_RANK if self.rank == "auto" else int(self.rank)
 
     def rank_bytes(self, shape: tuple[int, int], element: int) -> int:
@@ -105,18 +111,21 @@ class Compensate(LinearEdit):
         return sum(min(self.highest, *shape) * self.rank_bytes(shape, element) for shape in shapes.values())
 
     def layer_after(self, model: Model, index: int) -> LayerFile:
+        """The layer with its correction beside it."""
         shapes = linear_shapes(model.spec, index)
         beside = self.adapter_bytes(shapes, model.spec.layers, model.element)
         headers = 4 * HEADER_BYTES_PER_TENSOR * len(shapes) if beside else 0
         return replace(model.layers[index], size=model.layers[index].size + beside + headers)
 
     def shape(self, model: Model) -> Model:
+        """The model with its corrections: beside the linears, or merged into them."""
         after = super().shape(model)
         added = sum(new.size - old.size for new, old in zip(after.layers, model.layers, strict=True))
         return replace(after, corrected=not self.merge, beside=not self.merge,
                        most_bytes=None if model.most_bytes is None else model.most_bytes + added)
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where there is nothing to correct, or where the budget buys no rank."""
         super().check(model)
         if not model.edits:
             raise RecipeError("compensate corrects what the stages before it did to the linears; put it right after "
@@ -130,12 +139,14 @@ class Compensate(LinearEdit):
 
     def flops(self, d_out: int, d_in: int) -> float:
         # Δ·H·Δᵀ of all outputs where it is exact, and its eigenvectors; see numerics.lowrank
+        """The eigenvectors of the error, or a randomised search for them in wide linears."""
         width = min(d_out, 1024) if d_out <= 1024 else self.highest + 16
         rounds = 1 if d_out <= 1024 else 15
         gram = d_in ** 2 if self.method == "eora" else 0
         return 2.0 * rounds * width * (2 * d_out * d_in + gram) + 10.0 * width ** 3
 
     def probe(self, *, sparse: bool) -> tuple[LinearEdit, dict[str, list[float]]]:
+        """A probe that notes what every rank takes off the error of every linear."""
         notes: dict[str, list[float]] = {}
         return _Probe(self.method, notes), notes
 
@@ -159,12 +170,14 @@ class Compensate(LinearEdit):
         return {"ranks": ranks, "bytes": self.budget_bytes - left}
 
     def decided(self, decision: Mapping[str, Any]) -> Self:
+        """The stage with a rank for every linear."""
         return replace(self, ranks=dict(decision["ranks"]))
 
     def _metric(self, gram: Gram | None) -> Callable[[Tensor], Tensor] | None:
         return None if self.method == "svd" or gram is None else partial(gram.times, damp=DAMP)
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        """Add the best correction of the rank to the linear, beside it or merged."""
         rank = self.highest if self.ranks is None else self.ranks[f"{layer}.{linear.name}"]
         if not rank:
             return

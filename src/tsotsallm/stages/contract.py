@@ -334,6 +334,7 @@ class SourceEdit(Stage):
     """Changes how the source is read: embeddings, head, tokenizer. It comes first and takes no pass of its own."""
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError unless the stage comes first."""
         if model.stages:
             raise RecipeError(f"{self.name} decides which tokens there are for everything after it; put it first, once")
 
@@ -391,6 +392,7 @@ class LayerEdit(Stage):
     """Gives whole layers new tensors, of new shapes perhaps, in a pass of its own; it may remove layers as well."""
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where layers are shared, pruned or quantised, which new tensors would undo."""
         if model.shares_repeats:
             raise RecipeError(f"{self.name} changes every layer by itself, but `shared` keeps repeated layers as one; leave "
                               "shared out")
@@ -436,6 +438,7 @@ class LinearEdit(Stage):
         return False
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where a correction stands beside the linears, which the edit would not see."""
         if model.beside:
             raise RecipeError("compensate keeps its correction beside the linears, so that a stage right after it would not "
                               "see it; put compensate last, or merge it")
@@ -449,6 +452,7 @@ class LinearEdit(Stage):
         return model.layers[index]
 
     def shape(self, model: Model) -> Model:
+        """The model with every layer that the edit applies to as `layer_after` gives it."""
         layers = tuple(self.layer_after(model, index) if self.applies_to(index, model.spec.layers) else layer
                        for index, layer in enumerate(model.layers))
         return replace(model, layers=layers, stages=model.stages + 1, edits=model.edits + 1,
@@ -467,6 +471,7 @@ class LinearEdit(Stage):
         return 0.0
 
     def forecast(self, model: Model, conditions: Conditions) -> Cost:
+        """The operations of the edit on all linears."""
         spec = model.spec
         return Cost(flops=sum(self.flops(*shape) for layer in range(spec.layers) if self.applies_to(layer, spec.layers)
                               for shape in linear_shapes(spec, layer).values()))

@@ -50,19 +50,24 @@ class Depth(LayerChoice):
 
     @property
     def measured_by(self) -> list[Any]:
+        """Everything but how many layers go: the importances are the same."""
         return [self.name, self.fields() | {"remove": None}]
 
     def short(self) -> str:
+        """`depth:N` or `depth:N:importance`."""
         return f"depth:{self.remove}" + ("" if self.importance == "perplexity" else f":{self.importance}")
 
     @property
     def needs(self) -> Needs:
+        """Text, unless magnitudes decide or nothing is removed."""
         return Needs(text=self.importance != "magnitude" and self.remove > 0)
 
     def without_text(self) -> Depth:
+        """The same by the magnitude of the weights."""
         return replace(self, importance="magnitude")
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where fewer layers can go than are asked for."""
         spec = model.spec
         free = len(self.protect.open_layers(spec.layers))
         if self.remove > free or self.remove >= spec.layers:
@@ -71,9 +76,11 @@ class Depth(LayerChoice):
                               "remove fewer or protect less")
 
     def layers_after(self, layers: int) -> int:
+        """All but those that go."""
         return layers - self.remove
 
     def forecast(self, model: Model, conditions: Conditions) -> Cost:
+        """The cost of measuring the importance, `iterative` ones after every removed layer again."""
         if self.remove == 0:
             return Cost()
         spec, tokens, window = model.spec, conditions.tokens, conditions.window
@@ -94,6 +101,7 @@ class Depth(LayerChoice):
         return Cost(ram, (2 + len(candidates)) * state_bytes, rounds * (flops + (1 + len(candidates)) * head_flops))
 
     def choose(self, view: View, workplace: Workplace) -> Choice:
+        """The layers that stay, with the importance of every candidate in every round."""
         kept = list(range(view.spec.layers))
         candidates = self.protect.open_layers(len(kept))
         rounds: list[dict[str, Any]] = []

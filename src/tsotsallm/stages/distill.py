@@ -62,16 +62,20 @@ class Distill(Adapt):
 
     @property
     def layerwise(self) -> bool:
+        """Whether layers learn one after another."""
         return self.mode == "layers"
 
     @property
     def samples_seen(self) -> int:
+        """Windows of text kept on disk while layers learn."""
         return self.samples
 
     def check_source(self, original: View) -> None:
+        """Raise RecipeError where the teacher does not fit the model."""
         self.teacher_of(original)
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where layers are out of order, or where weights to train are codes."""
         super().check(model)
         if self.layerwise and not model.in_order:
             raise RecipeError("distill imitates the original layer by layer, but the layers do not stand in its order, each "
@@ -81,6 +85,7 @@ class Distill(Adapt):
                               "quantize, or train low-rank factors with `weights: lora`")
 
     def trained_values(self, spec: ModelSpec) -> int:
+        """Numbers trained at a time: of one layer, or of all factors."""
         if not self.layerwise:
             return super().trained_values(spec)
         if self.weights == "all":
@@ -89,6 +94,7 @@ class Distill(Adapt):
         return super().trained_values(spec) // spec.layers
 
     def kept_values(self, spec: ModelSpec, layer: int, *, packed: bool) -> list[int]:
+        """Numbers in the factors of a layer that stay beside its linears."""
         if self.layerwise and self.weights == "all":
             return []
         return super().kept_values(spec, layer, packed=packed)

@@ -57,6 +57,7 @@ class Layers(LayerChoice):
                 + [layer for key in (self.repeat or {}) for layer in expand(key, "layers.repeat")])
 
     def keeps_order(self, layers: int) -> bool:
+        """Whether the order rises strictly."""
         order = self.resolve(layers)
         return all(earlier < later for earlier, later in itertools.pairwise(order))
 
@@ -78,16 +79,21 @@ class Layers(LayerChoice):
 
     @property
     def shares_repeats(self) -> bool:
+        """Whether `shared` is set."""
         return self.shared
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where a layer is named that the model does not have."""
         self.resolve(model.spec.layers)
 
     def layers_after(self, layers: int) -> int:
+        """The length of the order."""
         return len(self.resolve(layers))
 
     def known(self, layers: int) -> list[int]:
+        """The order, which no weight decides."""
         return self.resolve(layers)
 
     def choose(self, view: View, workplace: Workplace) -> Choice:
+        """The order as configured."""
         return Choice(self.resolve(view.spec.layers))

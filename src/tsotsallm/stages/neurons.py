@@ -47,6 +47,7 @@ class Neurons(LayerEdit):
 
     @property
     def needs(self) -> Needs:
+        """Text and the Gram of what reads the neurons."""
         return Needs(text=True, gram=True)
 
     def kept_neurons(self, spec: ModelSpec) -> int:
@@ -65,6 +66,7 @@ class Neurons(LayerEdit):
         return ModelSpec(config, None, spec.layer_order)
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where the family has no such widths, or where rounding leaves every neuron."""
         super().check(model)
         spec = model.spec
         if self.kv_groups >= spec.kv_heads:
@@ -83,6 +85,7 @@ class Neurons(LayerEdit):
                               "when rounded to the multiple that grids need; remove more, or set multiple: 32")
 
     def shape(self, model: Model) -> Model:
+        """The narrower model, stored dense."""
         spec = self.spec_after(model.spec)
         return replace(super().shape(model), spec=spec, packed=False, layers=tuple(
             LayerFile(layer.source, dense_bytes(spec, index, model.element)) for index, layer in enumerate(model.layers)))

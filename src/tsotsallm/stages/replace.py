@@ -69,14 +69,17 @@ class Replace(LayerEdit):
             raise RecipeError(f"replace.damp is {self.damp}; it takes 0 or more")
 
     def short(self) -> str:
+        """`replace:N` or `replace:N:importance`."""
         return f"replace:{self.remove}" + ("" if self.importance == "cosine" else f":{self.importance}")
 
     @property
     def measured_by(self) -> list[Any]:
+        """Everything but the damping of the map: the scores of the runs are the same."""
         return [self.name, self.fields() | {"damp": None}]
 
     @property
     def needs(self) -> Needs:
+        """Text."""
         return Needs(text=True)
 
     def starts(self, layers: int) -> list[int]:
@@ -84,6 +87,7 @@ class Replace(LayerEdit):
         return list(range(max(1, self.protect.first), layers - self.protect.last - self.remove + 1))
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where no run of that length may go."""
         super().check(model)
         layers = model.spec.layers
         if not self.starts(layers):
@@ -93,6 +97,7 @@ class Replace(LayerEdit):
                               "remove fewer or protect less")
 
     def shape(self, model: Model) -> Model:
+        """The model without a run of layers; the layers with the fewest bytes count as the ones that go."""
         smallest = sorted(range(len(model.layers)), key=lambda index: model.layers[index].size)[:self.remove]
         left = [layer for index, layer in enumerate(model.layers) if index not in smallest]
         # which layer takes the map is not known: every one may be stored dense
@@ -101,6 +106,7 @@ class Replace(LayerEdit):
             LayerFile(layer.source, size) for layer, size in zip(left, sizes, strict=True)))
 
     def forecast(self, model: Model, conditions: Conditions) -> Cost:
+        """Runs of the corpus through the model to choose and to fit, and the least-squares answer."""
         spec, tokens = model.spec, conditions.tokens
         forward = sum(forward_flops(spec, layer, tokens, conditions.window) for layer in range(spec.layers))
         head = 2.0 * tokens * spec.vocabulary * spec.hidden
@@ -111,6 +117,7 @@ class Replace(LayerEdit):
         return Cost(ram, (spec.layers + 2) * 4 * tokens * spec.hidden, flops)
 
     def choose(self, view: View, workplace: Workplace) -> Choice:
+        """The layers that stay, with the score of every run."""
         starts = self.starts(view.spec.layers)
         scores = {int(key): value for key, value in workplace.noted.items()}
         if not scores.keys() >= set(starts):
@@ -141,6 +148,7 @@ class Replace(LayerEdit):
         return first - 1, fitted_map(gram, wanted, self.damp, f"layer {first - 1}")
 
     def reshape(self, visit: Visit, spec: ModelSpec, prepared: tuple[int, Tensor]) -> dict[str, Tensor] | None:
+        """The layer before the run with the map in its `down_proj`; None for all others."""
         place, fitted = prepared
         if visit.index != place:
             return None

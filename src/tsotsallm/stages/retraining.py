@@ -80,9 +80,11 @@ class Retraining(Schedule, Stage):
 
     @property
     def needs(self) -> Needs:
+        """Gradients, and the calibration text where no data is named."""
         return Needs(gradients=True, training_text=not self.sources)
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where repeated layers are shared."""
         if model.shares_repeats:
             raise RecipeError(f"{self.name} trains every layer by itself, but `shared` keeps repeated layers as one; leave "
                               "shared out")
@@ -159,6 +161,7 @@ class Retraining(Schedule, Stage):
                       tick=tick) for number, some in enumerate(samples)]
 
     def tokens_a_step(self, spec: ModelSpec) -> int:
+        """Tokens in a batch."""
         return self.batch * min(self.window, spec.context)
 
     def read(self, codec: TextCodec, spec: ModelSpec, text: str | None, source: str) -> list[Samples]:

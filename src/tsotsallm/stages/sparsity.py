@@ -91,32 +91,40 @@ class Sparsity(LinearEdit):
         return prune, group, 0.0
 
     def short(self) -> str:
+        """`method:N:M` or `method:FRACTION`."""
         numbers = self.prune_fraction if self.prune is None else f"{self.prune}:{self.group}"
         return f"{self.method}:{numbers}"
 
     @property
     def needs(self) -> Needs:
+        """Text and Grams unless magnitudes decide; factors for SparseGPT."""
         knows_inputs = self.method != "magnitude"
         return Needs(text=knows_inputs, gram=knows_inputs, factor=self.method == "sparsegpt")
 
     @property
     def leaves_zeros(self) -> bool:
+        """Always."""
         return True
 
     def without_text(self) -> Sparsity:
+        """The same by magnitude."""
         return replace(self, method="magnitude")
 
     def applies_to(self, layer: int, layers: int) -> bool:
+        """Whether any weight of the layer is pruned."""
         prune, _, fraction = self._numbers(layer)
         return layer in self.protect.open_layers(layers) and (prune > 0 or fraction > 0)
 
     def layer_after(self, model: Model, index: int) -> LayerFile:
+        """The layer dense: zeros are stored."""
         return LayerFile(model.layers[index].source, dense_bytes(model.spec, index, model.element))
 
     def shape(self, model: Model) -> Model:
+        """The model with its zeros, its linears dense."""
         return replace(super().shape(model), packed=False)
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError after quantisation, for layers that do not exist, and where groups do not divide a width."""
         super().check(model)
         if model.quantized:
             raise RecipeError("sparsity comes after quantize, which would make the weights dense again; put sparsity "
@@ -135,9 +143,11 @@ class Sparsity(LinearEdit):
                     require_divisible({name: d_in for name, (_, d_in) in linear_shapes(spec, layer).items()}, group)
 
     def flops(self, d_out: int, d_in: int) -> float:
+        """SparseGPT's updates; masks alone cost nothing that counts."""
         return float(d_out) * d_in ** 2 if self.needs.factor else 0.0
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        """Zero the weights of lowest saliency, with SparseGPT compensating for them."""
         prune, group, fraction = self._numbers(layer)
         if self.method == "sparsegpt":
             assert gram is not None

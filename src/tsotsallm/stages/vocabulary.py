@@ -43,9 +43,11 @@ class Vocabulary(SourceEdit):
 
     @property
     def reads(self) -> list[str]:
+        """The files whose tokens stay."""
         return [str(name) for name in self.keep]
 
     def shape(self, model: Model) -> Model:
+        """The same model: it is read with fewer tokens already."""
         return replace(super().shape(model), corrected=model.corrected)     # the source is read with fewer tokens already
 
     def applied(self, checkpoint: Checkpoint, texts: Sequence[str]) -> Checkpoint:

@@ -37,12 +37,14 @@ class Structure:
 
     @property
     def name(self) -> str:
+        """What was removed, in a few words."""
         parts = [f"{self.vocabulary} tokens"] if self.vocabulary is not None else []
         parts += [f"{len(self.removed)} layer{'s' if len(self.removed) > 1 else ''} fewer"] if self.removed else []
         parts += [f"{self.narrower:.0%} fewer neurons"] if self.narrower else []
         return ", ".join(parts) or "all layers and neurons"
 
     def spec(self, whole: ModelSpec) -> ModelSpec:
+        """The spec of the model that the structure leaves."""
         found = whole.with_layers(whole.layers - len(self.removed))
         if self.vocabulary is not None:
             found = ModelSpec(found.config | {"vocab_size": self.vocabulary}, found.quantization, found.layer_order)
@@ -123,6 +125,7 @@ class Plan:
 
     @property
     def loss(self) -> float:
+        """The loss expected of the plan, in nats a token."""
         return self.structure_loss + self.grids_loss
 
 
@@ -168,6 +171,7 @@ class Choices:
 
     @property
     def smallest(self) -> int:
+        """Bytes that the smallest choice takes."""
         return self.fixed + sum(min(sizes) for sizes in self.sizes.values())
 
     def best(self, limits: Limits) -> dict[str, int] | None:
@@ -182,6 +186,7 @@ class Choices:
 
     @staticmethod
     def total(of: Mapping[str, Sequence[float]], chosen: Mapping[str, int]) -> float:
+        """The sum of a quantity over a choice."""
         return sum(of[key][place] for key, place in chosen.items())
 
 

@@ -100,6 +100,7 @@ class Fitted:
     evaluation: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
+        """The result as plain data for JSON."""
         return asdict(self) | {"path": str(self.path), "gguf": str(self.gguf), "measured": plain_units(self.measured)}
 
 

@@ -71,6 +71,7 @@ class Settings:
 
     @property
     def calibrated(self) -> Calibration:
+        """How the calibration text is read."""
         return Calibration(self.calibration, self.windows, self.window, self.seed)
 
     @property
@@ -130,6 +131,7 @@ class Bench:
 
     @property
     def minutes_gone(self) -> float:
+        """Minutes since this fit began."""
         return (time.monotonic() - self.began) / 60
 
     @cached_property
@@ -140,10 +142,12 @@ class Bench:
         return with_vocabulary(self.source, Recipe.parse(self.vocabulary_stage(None))).spec.vocabulary
 
     def vocabulary_stage(self, size: int | None) -> list[Any]:
+        """The stage that cuts the vocabulary to `size` tokens; none where no texts are retained."""
         keep = list(self.settings.keep_text)
         return [{"vocabulary": {"keep": keep} | ({} if size is None else {"size": size})}] if keep else []
 
     def original(self, size: int | None) -> Original:
+        """The original with a vocabulary of `size` tokens; opened once."""
         if size not in self._originals:
             checkpoint = self.source if size is None else with_vocabulary(self.source,
                                                                           Recipe.parse(self.vocabulary_stage(size)))
@@ -207,6 +211,7 @@ class Bench:
         return float(sums["kl"].sum() / sums["tokens"].sum()), error
 
     def loss_of(self, path: Path, size: int | None) -> tuple[float, float]:
+        """(KL in nats per token, its standard error) of a written model with a vocabulary of `size` tokens."""
         return self.loss(View.of(Checkpoint.open(path)), size)
 
     # -- measuring ----------------------------------------------------------------------------------------------------
@@ -333,6 +338,7 @@ class Bench:
 
 
 def write_units(path: Path, measured: Measured, mixture: Mixture) -> None:
+    """Write what was measured, so that a later fit finds it."""
     write_json(path, plain_units(measured) | {"mixture": asdict(mixture)})
 
 

@@ -135,16 +135,19 @@ class Quantize(LinearEdit):
 
     @property
     def needs(self) -> Needs:
+        """With gptq text, Grams and factors, and what `weigh`, `follow` and `sequential` ask for."""
         knows_inputs = self.method == "gptq"
         return Needs(text=knows_inputs, gram=knows_inputs, factor=knows_inputs, token_weights=bool(self.weigh),
                      original_inputs=bool(self.follow), second_observation=self.sequential and knows_inputs)
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where the edit before put the linears on a grid already."""
         super().check(model)
         if model.regridded:
             raise RecipeError("the recipe quantizes twice in a row, and the first would be lost; keep one of them")
 
     def layer_after(self, model: Model, index: int) -> LayerFile:
+        """The layer with every linear on its grid."""
         size, packed = 0, False
         linears = linear_shapes(model.spec, index)
         for name, shape in layer_shapes(model.spec, index).items():
@@ -160,10 +163,12 @@ class Quantize(LinearEdit):
         return LayerFile(model.layers[index].source, size, packed)
 
     def shape(self, model: Model) -> Model:
+        """The model on its grids, embeddings and head included where the stage rounds them."""
         return replace(super().shape(model), packed=True, quantized=True, regridded=True,
                        ends=self.ends_after(model.spec, model.ends), most_bytes=self.budget_bytes(model.spec))
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
+        """Put the linear on its grid: to nearest, or column by column with compensation."""
         grid = self.grid_at((layer, linear.name), linear.d_in)
         if grid is None:
             return

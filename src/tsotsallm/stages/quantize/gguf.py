@@ -42,6 +42,7 @@ class BlockQuantize(Quantize):
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Build the stage; raises RecipeError for options that only integers have."""
         if isinstance(fields, Mapping) and any(name in fields for name in OWN):
             raise RecipeError(f"quantize.grid {fields.get('grid', 'mixed')} has its own bits, groups and order; leave bits, "
                               "group, symmetric and act_order out")
@@ -60,19 +61,24 @@ class BlockQuantize(Quantize):
 
     @property
     def needs(self) -> Needs:
+        """What every quantisation needs, and the metric of the outputs with `couple`."""
         return super().needs | Needs(output_metric=bool(self.couple))
 
     @property
     def passes_over_blocks(self) -> int:
+        """`passes`."""
         return self.passes
 
     def end_grids(self, view: View) -> dict[str, GgmlGrid]:
+        """Each kind says which."""
         raise NotImplementedError
 
     def round_ends(self, view: View, gram: Gram | None, tick: Tick) -> dict[str, Tensor]:
+        """Embeddings and head in blocks, rounded in the metric of what the head reads."""
         return packed_ends(view, self.end_grids(view), gram, self.passes, tick)
 
     def flops(self, d_out: int, d_in: int) -> float:
+        """One visit to every column, and two for every pass over the blocks."""
         return 0.0 if self.method == "rtn" else float(d_out) * d_in ** 2 * (2 * self.passes + 2)
 
     def _require_blocks(self, model: Model) -> None:
@@ -98,9 +104,11 @@ class GgufQuantize(BlockQuantize):
     ends: GgufGrid | None = None
 
     def short(self) -> str:
+        """`method:grid`."""
         return f"{self.method}:{self.grid}"
 
     def without_text(self) -> GgufQuantize | None:
+        """The same grid, rounded to nearest."""
         return GgufQuantize(method="rtn", grid=self.grid, ends=self.ends, lose_zeros=self.lose_zeros)
 
     @property
@@ -109,9 +117,11 @@ class GgufQuantize(BlockQuantize):
         return GgmlGrid(self.grid)
 
     def grid_for(self, d_in: int) -> Grid | None:
+        """The grid, or the next one whose blocks divide the row; None for 16 bits."""
         return self.levels.fitting(d_in)
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where zeros would be lost, or where no linear has whole blocks."""
         super().check(model)
         if model.sparse and not self.levels.holds_zeros and not self.lose_zeros:
             raise RecipeError(f"quantize.grid {self.grid} gives every part a minimum of its own and does not hold the zeros "
@@ -119,6 +129,7 @@ class GgufQuantize(BlockQuantize):
         self._require_blocks(model)
 
     def remarks(self, spec: ModelSpec) -> list[str]:
+        """Which linears take another grid, or none."""
         elsewhere: dict[str, list[str]] = {}
         for name, (_, d_in) in linear_shapes(spec, 0).items():
             fits = self.levels.fitting(d_in)
@@ -129,10 +140,12 @@ class GgufQuantize(BlockQuantize):
                 for place, names in elsewhere.items()]
 
     def end_grids(self, view: View) -> dict[str, GgmlGrid]:
+        """Embeddings and head on the grid of `ends`."""
         fits = GgmlGrid(self.ends).fitting(view.spec.hidden) if self.ends is not None else None
         return dict.fromkeys(end_modules(view), fits) if fits is not None else {}
 
     def ends_after(self, spec: ModelSpec, before: int) -> int:
+        """Bytes of embeddings and head on the grid of `ends`."""
         fits = GgmlGrid(self.ends).fitting(spec.hidden) if self.ends is not None else None
         if fits is None:
             return before

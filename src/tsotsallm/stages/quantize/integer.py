@@ -44,6 +44,7 @@ class IntegerQuantize(Quantize):
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Build the stage; raises RecipeError where nf4 is given bits or zero points."""
         if isinstance(fields, Mapping) and fields.get("grid") == "nf4":
             given = [name for name, value in (("bits", 4), ("symmetric", True)) if fields.get(name, value) != value]
             if given:
@@ -65,10 +66,12 @@ class IntegerQuantize(Quantize):
                                   "most 8, on the integer grid")
 
     def short(self) -> str:
+        """`method:bits`, with the group where it is not `auto`."""
         group = "" if self.group == "auto" else f":{self.group}"
         return f"{self.method}:{self.bits if self.grid == 'int' else self.grid}{group}"
 
     def resolved(self, spec: ModelSpec) -> IntegerQuantize:
+        """The stage with the group that `auto` means for these widths."""
         if self.group != "auto":
             return self
         widths = {d_in for _, d_in in linear_shapes(spec, 0).values()}
@@ -76,32 +79,39 @@ class IntegerQuantize(Quantize):
         return replace(self, group=next((size for size in groups if all(d_in % size == 0 for d_in in widths)), "channel"))
 
     def without_text(self) -> IntegerQuantize | None:
+        """The same grid, rounded to nearest; None where a domain decides."""
         plain = replace(self, method="rtn", weigh=False, follow=0.0, sequential=False)
         return None if plain.needs.text else plain
 
     @property
     def needs(self) -> Needs:
+        """What every quantisation needs, and text where a domain decides which linears keep more bits."""
         by_saliency = bool(self.keep) and self.keep.get("by", "saliency") == "saliency"
         return super().needs | Needs(text=by_saliency)
 
     @property
     def surveys(self) -> bool:
+        """Whether a domain decides which linears keep more bits."""
         return bool(self.keep)
 
     def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
+        """The linears that keep more bits, and the score of every one."""
         places = [(layer, name) for layer in range(view.spec.layers) for name in linear_shapes(view.spec, layer)]
         return Selection(self.keep, "quantize.keep", also=("bits",)).survey(view, workplace, places, 0)
 
     def decided(self, decision: Mapping[str, Any]) -> Self:
+        """The stage with the linears that keep more bits."""
         return replace(self, chosen=places_of(decision))
 
     @property
     def extra_bits(self) -> float:
+        """The share of the weights that is kept, times what it takes more."""
         share = Selection(self.keep, "quantize.keep", also=("bits",)).share if self.keep else 0.0
         return share * (self.keep["bits"] - self.bits) if self.keep else 0.0
 
     @property
     def falling(self) -> bool:
+        """`act_order`."""
         return self.act_order
 
     @property
@@ -112,20 +122,24 @@ class IntegerQuantize(Quantize):
                           "symmetric": self.symmetric})
 
     def grid_for(self, d_in: int) -> Grid:
+        """The same grid for all widths."""
         return self.levels
 
     def grid_at(self, place: Place, d_in: int) -> Grid:
+        """The grid, with more bits for linears that the survey chose."""
         grid = self.levels
         if isinstance(grid, IntegerGrid) and self.chosen is not None and place in self.chosen:
             return replace(grid, bits=self.keep["bits"])
         return grid
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError, with the usable groups, where the group does not divide every width."""
         super().check(model)
         if isinstance(self.levels, IntegerGrid) and self.levels.group is not None:
             widths = {name: d_in for name, (_, d_in) in linear_shapes(model.spec, 0).items()}
             require_divisible(widths, self.levels.group, ", or channel for one scale a row, or auto")
 
     def flops(self, d_out: int, d_in: int) -> float:
+        """One visit to every column; none for rounding to nearest."""
         return 0.0 if self.method == "rtn" else float(d_out) * d_in ** 2
 

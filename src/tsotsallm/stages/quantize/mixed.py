@@ -49,6 +49,7 @@ class MixedQuantize(BlockQuantize):
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Build the stage; raises RecipeError for options that the survey decides."""
         if isinstance(fields, Mapping) and (fields.get("method") == "rtn" or fields.get("ends") or fields.get("keep")):
             raise RecipeError("quantize with a budget chooses all grids itself, by what gptq's survey measures; leave "
                               "method, ends and keep out")
@@ -78,22 +79,26 @@ class MixedQuantize(BlockQuantize):
         return bytes_from_text(str(self.file_bytes), "quantize.file_bytes")
 
     def short(self) -> str:
+        """`gptq:mixed:BITS`."""
         return f"{self.method}:mixed:{self.bits_per_weight}"
 
     def without_text(self) -> None:
-        return None
+        """None: without text nothing can be measured."""
 
     @property
     def measured_by(self) -> list[Any]:
+        """Everything but the budget and how it is spent: the losses are the same."""
         return [self.name, self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None,
                                            "grid_seconds": {}, "token_seconds": None}]
 
     @property
     def surveys(self) -> bool:
+        """Always."""
         return True
 
     @property
     def surveyed_by_loss(self) -> bool:
+        """Always."""
         return True
 
     def grid_for(self, d_in: int) -> Grid | None:
@@ -101,20 +106,24 @@ class MixedQuantize(BlockQuantize):
         return GgmlGrid(MIXED[-1]).fitting(d_in)
 
     def grid_at(self, place: Place, d_in: int) -> Grid | None:
+        """The grid that the survey assigned; None for 16 bits."""
         if self.assigned is None:
             return self.grid_for(d_in)
         grid = self.assigned.get(f"{place[0]}.{place[1]}")
         return None if grid is None else GgmlGrid(grid)
 
     def check(self, model: Model) -> None:
+        """Raise RecipeError where no linear has whole blocks."""
         super().check(model)
         self._require_blocks(model)
 
     def end_grids(self, view: View) -> dict[str, GgmlGrid]:
+        """The grids that the survey assigned to embeddings and head."""
         assigned = self.assigned or {}
         return {module: GgmlGrid(assigned[module]) for module in end_modules(view) if module in assigned}
 
     def budget_bytes(self, spec: ModelSpec) -> int:
+        """The budget in bytes of all weights."""
         if self.file_bytes is not None:
             return self._file_bytes
         return int(float(self.bits_per_weight or 0) * matrix_weights(spec) / 8) + 4 * other_values(spec)
@@ -126,11 +135,13 @@ class MixedQuantize(BlockQuantize):
         return self._file_bytes - other_bytes(spec, directory)
 
     def probe(self, *, sparse: bool) -> tuple[LinearEdit, dict[str, list[float]]]:
+        """A probe that notes the expected loss of every linear on every grid."""
         notes: dict[str, list[float]] = {}
         return Probe(self.damp, sparse and not self.lose_zeros, notes), notes
 
     def probe_ends(self, view: View, corpus: Corpus, outputs: HiddenStates, notes: dict[str, list[float]],
                    squares: float) -> None:
+        """Add the expected losses of embeddings and head on every grid."""
         gram = head_gram(view, outputs, torch.device("cpu"))
         grids = {module: candidates(view.spec.hidden) for module in end_modules(view)}
         notes |= end_losses(view, corpus, gram, grids, squares)
@@ -163,6 +174,7 @@ class MixedQuantize(BlockQuantize):
                            for key in sizes}}
 
     def decided(self, decision: Mapping[str, Any]) -> Self:
+        """The stage with a grid for every matrix."""
         return replace(self, assigned={key: grid for key, grid in decision["grids"].items() if grid != DENSE})
 
 
