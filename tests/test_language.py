@@ -25,7 +25,7 @@ PHRASES: dict[str, str] = {
     r"\blies? (in|beside|on disk)\b": "is in, is beside",
     r"\bso many\b(?![^.;:]*\bthat\b)": "N, at most N",
     r"\b(make|makes|made|making) up for\b": "compensate for",
-    r"\bweigh(s|ed)? (what|as the loss|as much as)\b": "is weighted by",
+    r"\bweigh(s|ed)? (what (the loss|it) depends|what depends|as the loss)\b": "is weighted by",
     r"\bwhat (it|they|the loss) depends?\b|\bloss depends on (them|it)\b": "the loss gradient",
     r"\b(tell|tells|told) (what|how|which|whether)\b": "report, show, print",
     r"\banswers? tells?\b|\breport tells\b|\bverdicts? tells?\b": "shows",

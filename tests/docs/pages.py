@@ -42,7 +42,7 @@ class Block:
     @property
     def commands(self) -> list[str]:
         """The command lines, a line that ends with a backslash joined with the next; comments and empty lines left out."""
-        lines = re.sub(r"\\\n\s*", " ", self.text).splitlines()
+        lines = re.sub(r"\s*\\\n\s*", " ", self.text).splitlines()
         return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
