@@ -65,3 +65,12 @@ def test_a_block_has_its_marks_and_commands() -> None:
     assert one.marks == {"slow": "minutes"}
     assert one.commands == ["a b", "c"]
     assert (two.marks, two.language, two.runs) == ({}, "text", False)
+
+
+def test_architecture_names_every_part_of_the_house() -> None:
+    from tests.test_architecture import ORDER
+
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    picture = next(block.text for block in blocks(text) if "┌" in block.text)
+    missing = [part for part in ORDER if part != "__main__" and (f"`{part}`" not in text or not re.search(rf"\b{part}\b", picture))]
+    assert not missing, missing
