@@ -4,6 +4,7 @@ A block of commands begins with ```sh. An HTML comment before a block says how i
 
     <!-- slow: REASON -->          runs in `make test-slow` only
     <!-- not run: REASON -->       never runs
+    <!-- refused: REASON -->       every command of the block ends with one line and exit code 1
     <!-- background: URL -->       slow; its last command runs until the page ends; the next block waits until URL (http or tcp)
                                    answers, with `at once` for nothing
     <!-- file: NAME -->            is no command: the block is written to NAME in the page's folder
@@ -18,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 LANGUAGES = ("sh", "python", "text", "yaml", "json", "mermaid")
-MARKS = ("slow", "not run", "background", "file")
+MARKS = ("slow", "not run", "refused", "background", "file")
 _MARK = re.compile(r"<!--\s*([a-z ]+?)\s*:\s*(.*?)\s*-->")
 
 
@@ -38,6 +39,11 @@ class Block:
     @property
     def slow(self) -> bool:
         return bool(self.marks.keys() & {"slow", "background"})
+
+    @property
+    def code(self) -> int:
+        """The exit code that its commands end with."""
+        return 1 if "refused" in self.marks else 0
 
     @property
     def commands(self) -> list[str]:

@@ -52,15 +52,15 @@ def in_process(command: str) -> bool:
     return bool(words) and words[0] == "tsotsallm" and not any(set(word) & SHELL for word in words)
 
 
-def run_here(command: str) -> None:
+def run_here(command: str, code: int) -> None:
     found = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
-    assert found.exit_code == 0, f"{command}\n{found.output}"
+    assert found.exit_code == code, f"{command}\n{found.output}"
 
 
-def run_in_shell(command: str, folder: Path, environment: dict[str, str]) -> None:
+def run_in_shell(command: str, folder: Path, environment: dict[str, str], code: int = 0) -> None:
     found = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True,
                            stdin=subprocess.DEVNULL)
-    assert found.returncode == 0, f"{command}\n{found.stdout[-3000:]}\n{found.stderr[-3000:]}"
+    assert found.returncode == code, f"{command}\n{found.stdout[-3000:]}\n{found.stderr[-3000:]}"
 
 
 def write_files(block: Block, folder: Path) -> None:
@@ -140,9 +140,9 @@ def test_quick_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         elif block.runs and not block.slow:
             for command in block.commands:
                 if in_process(command):
-                    run_here(command)
+                    run_here(command, block.code)
                 else:
-                    run_in_shell(command, folder, environment)
+                    run_in_shell(command, folder, environment, block.code)
 
 
 @pytest.mark.slow
@@ -163,8 +163,8 @@ def test_all_commands(page: Path, tmp_path: Path) -> None:
             elif block.runs:
                 *before, last = block.commands
                 for command in before:
-                    run_in_shell(command, folder, environment)
+                    run_in_shell(command, folder, environment, block.code)
                 if "background" in block.marks:
                     stack.enter_context(running(last, block.marks["background"], folder, environment))
                 else:
-                    run_in_shell(last, folder, environment)
+                    run_in_shell(last, folder, environment, block.code)
