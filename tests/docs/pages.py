@@ -5,8 +5,8 @@ A block of commands begins with ```sh. An HTML comment before a block says how i
     <!-- slow: REASON -->          runs in `make test-slow` only
     <!-- not run: REASON -->       never runs
     <!-- refused: REASON -->       every command of the block ends with one line and exit code 1
-    <!-- background: URL -->       slow; its last command runs until the page ends; the next block waits until URL (http or tcp)
-                                   answers, with `at once` for nothing
+    <!-- background: URL -->       slow; its last command runs until the page ends; the next block waits until URL
+                                   (http or tcp) answers, or for nothing where it is `at once`
     <!-- file: NAME -->            is no command: the block is written to NAME in the page's folder
 """
 
