@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = False
-"""Whether the texts in src/ are checked as well as the documents."""
 
 PHRASES: dict[str, str] = {
     r"\b(go|goes|going|went|gone) on\b(?! (a|an|the|to|its|each|every|their|this|that|one|top)\b)": "resume, continue",
@@ -90,7 +88,6 @@ def test_documents_are_in_plain_english(page: Path) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.skipif(not SOURCES, reason="SOURCES is off: the texts in src/ are not corrected yet")
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT / "src" / "tsotsallm")))
 def test_sources_are_in_plain_english(path: Path) -> None:
     texts = literals(path) if path.suffix == ".py" else [path.read_text("utf-8")]
