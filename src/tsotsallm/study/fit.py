@@ -215,7 +215,8 @@ class _Fit:
         return plan_for(structure, self.bench.whole, self.directory, measured, self.corrections, limits)
 
     def _unsure(self) -> float:
-        """How far the predictions of structures that were built are off from their common factor, by the logarithm."""
+        """By how much, as a logarithm, a prediction may still be wrong: the root mean square of log(measured / predicted) of
+        the n rounds so far, divided by n, since every round corrects the predictions after it."""
         off = [math.log(one.measured / one.predicted) for one in self.rounds if one.measured > 0 and one.predicted > 0]
         return math.sqrt(sum(one * one for one in off) / len(off)) / len(off) if off else UNSURE
 
@@ -236,7 +237,7 @@ class _Fit:
     # -- building -----------------------------------------------------------------------------------------------------
 
     def _once_more(self, measured: Measured, mixture: Mixture) -> None:
-        """Make the best candidate anew with more calibration text, if that fits the time; it mostly loses less."""
+        """Make the best candidate again with more calibration text, if that fits the time; it mostly loses less."""
         best, settings = self._best(), self.bench.settings
         assert best is not None
         plan = self._plan(self.structures[best.number], measured)
