@@ -138,7 +138,7 @@ def test_heads_may_differ_from_layer_to_layer(modern: Path, tmp_path: Path) -> N
                                       attention__head_count=[4, 2, 4, 0]))
     assert (without.kv_heads, without.key_length) == ((4, 2, 4, 0), 64 // 4)
     short = GgufFile.open(rewritten(modern, tmp_path / "c.gguf", attention__head_count=[4, 2]))
-    with pytest.raises(CheckpointError, match=r"says \[4, 2\] of llama\.attention\.head_count, .* one for each of 4 layers"):
+    with pytest.raises(CheckpointError, match=r"gives llama\.attention\.head_count as \[4, 2\], .* one for each of 4 layers"):
         _ = short.heads
 
 
@@ -165,7 +165,7 @@ def test_what_llama_cpp_needs_is_named(modern: Path, tmp_path: Path, key: str) -
 def test_no_language_models_are_told_apart(modern: Path, tmp_path: Path) -> None:
     assert "is an adapter" in refused(rewritten(modern, tmp_path / "a.gguf", general__type="adapter"))
     assert "sees pictures" in refused(rewritten(modern, tmp_path / "b.gguf", general__architecture="clip"))
-    assert "'imatrix', no language model" in refused(rewritten(modern, tmp_path / "c.gguf", general__type="imatrix"))
+    assert "'imatrix', not a language model" in refused(rewritten(modern, tmp_path / "c.gguf", general__type="imatrix"))
     assert "part 2 of 3" in refused(rewritten(modern, tmp_path / "d.gguf", split__no=1, split__count=3))
     first = GgufFile.open(rewritten(modern, tmp_path / "e.gguf", split__no=0, split__count=3))
     first.require_language_model()
@@ -294,12 +294,12 @@ CASES = {
     "alignment 0": (key(ALIGNMENT, 4, 0, form="<II"), "a number from 1"),
     "five dimensions": (weights(tensor("a", 1, 1, 1, 1, 1)), "5 dimensions"),
     "weights without end": (weights(tensor("a", 1 << 62, 1 << 62, 1 << 62)), "'a' alone has"),
-    "half a block": (weights(tensor("a", 40, 2, kind=2)), "of which 32 stand in a block, in rows of 40"),
+    "half a block": (weights(tensor("a", 40, 2, kind=2)), "in blocks of 32, with rows of 40"),
     "an unknown type": (weights(tensor("a", 4, kind=999)), "as type 999, which is not known"),
     "an old type": (weights(tensor("a", 32, kind=4)), "as type 4, which is not known"),
     "beyond the end": (weights(tensor("a", 4, offset=1 << 40)), "cut short"),
-    "not aligned": (weights(tensor("a", 4, offset=8)), "from byte 8 on"),
-    "a number in blocks": (weights(tensor("a", kind=2)), "in rows of 1"),
+    "not aligned": (weights(tensor("a", 4, offset=8)), "at byte 8"),
+    "a number in blocks": (weights(tensor("a", kind=2)), "with rows of 1"),
     "a tensor twice": (weights(tensor("a", 4), tensor("a", 4, offset=32)), "the tensor 'a' twice"),
     "overlap": (weights(tensor("a", 16), tensor("b", 16, offset=32)), "overlap"),
     "nothing at all": (header(), "has no general.architecture"),

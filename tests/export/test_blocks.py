@@ -138,7 +138,7 @@ def test_scales_of_dead_groups_lose_digits_that_dense_weights_lose_too() -> None
     values = dequantise("q4_0", encode(blocks_of(matrix, GgmlGrid("q4_0"))), 64)
     most = np.abs(values - exact(matrix).numpy()).max()
     assert 0 < most <= found.change <= 8 * 2.0 ** -25
-    assert f"changes values by {found.change:.1g} at most" in held([found], torch.bfloat16)[0]
+    assert f"changes values by at most {found.change:.1g}" in held([found], torch.bfloat16)[0]
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_a_result_keeps_its_codes_in_gguf(tmp_path: Path, family: str, bits: int
     found = export_gguf(checkpoint, file)
     for one in name.split():
         told = (f"linears of {bits} bits are packed as {one.lower()}, with the same codes and the same scales; values are "
-                "code times scale, which readers of the checkpoint round to bfloat16, by 0.39% at most")
+                "code times scale, which readers of the checkpoint round to bfloat16, by at most 0.39%")
         assert any(told in note for note in found.notes)
     assert any("bits need: q2_k and q3_k" in note for note in found.notes) == (bits < 4)
     tensors = tensors_of(file)

@@ -63,7 +63,7 @@ def test_a_window_shorter_than_the_probe_agrees(tmp_path: Path) -> None:
     model = build(tmp_path / "model", "mistral", sliding_window=9)
     found = tsotsallm.to_gguf(model, tmp_path / "model.gguf", dense="f32")
     assert found["verified"]["tokens"] == 8
-    assert any("look back over 9 tokens" in note for note in found["notes"])
+    assert any("attend to 9 tokens" in note for note in found["notes"])
 
 
 def test_numbers_that_no_engine_takes_are_refused(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
 
 def test_a_file_that_cuts_text_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tsotsallm.export.vocabulary._split_rule", lambda _content, _where: "qwen2")
-    with pytest.raises(ExportError, match=r"cuts \d+ of \d+ probed texts into other tokens"):
+    with pytest.raises(ExportError, match=r"splits \d+ of \d+ probed texts into other tokens"):
         tsotsallm.to_gguf("embedded", tmp_path / "model.gguf")
     assert left(tmp_path) == []
     found = tsotsallm.to_gguf("embedded", tmp_path / "model.gguf", accept_differences=True)

@@ -38,7 +38,7 @@ def test_rdf_and_lines_become_sentences(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("g.ttl", TURTLE + "ex:Kribi ex:depth\n\n.", r"line [678] is not valid Turtle"),
     ("g.nt", "<http://a> <http://b> <http://c> .\n<http://a> <http://b>\n", "line 2 is not valid N-Triples"),
-    ("g.txt", "a | b | c\na b c\n", "line 2 is not valid 'subject . predicate . object' .'a b c'; the three"),
+    ("g.txt", "a | b | c\na b c\n", "line 2 is not valid 'subject . predicate . object' .'a b c'; its three parts"),
     ("g.txt", b"a | b | c\na | b | \xff\n", "line 2 is not UTF-8 text"),
     ("g.txt", "\n# nothing\n", "holds no statement"),
 ])

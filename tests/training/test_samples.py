@@ -106,7 +106,7 @@ def test_packed_text_holds_all_of_it_and_splits_by_the_seed(text: Path) -> None:
     ([{"messages": [{"role": "user", "content": "p"}]}], "no message of the assistant"),
     ([{"messages": [{"from": "user", "content": "p"}]}], "a message is"),
     ([{"prompt": "p", "response": "r"}, {"prompt": "long " * 3000, "response": "r"}], "line 2 has 6013 tokens, more than"),
-    ([{"prompt": "p", "response": "r"}], "gives 1 sample; training takes at least two"),
+    ([{"prompt": "p", "response": "r"}], "gives 1 sample; training needs at least two"),
 ])
 def test_what_cannot_be_learned_is_refused_with_its_line(embedded: Checkpoint, tmp_path: Path, rows: list[Any],
                                                          message: str) -> None:
