@@ -138,7 +138,7 @@ def test_heads_may_differ_from_layer_to_layer(modern: Path, tmp_path: Path) -> N
                                       attention__head_count=[4, 2, 4, 0]))
     assert (without.kv_heads, without.key_length) == ((4, 2, 4, 0), 64 // 4)
     short = GgufFile.open(rewritten(modern, tmp_path / "c.gguf", attention__head_count=[4, 2]))
-    with pytest.raises(CheckpointError, match=r"gives llama\.attention\.head_count as \[4, 2\], .* one for each of 4 layers"):
+    with pytest.raises(CheckpointError, match=r"gives llama\.attention\.head_count as \[4, 2\], .* each of 4 layers"):
         _ = short.heads
 
 

@@ -114,7 +114,7 @@ def test_a_graph_is_loaded_once(tmp_path: Path) -> None:
     ("half.jsonl", '{"id": "Q1", "label": "\\ud800"}\n', "half.jsonl, line 1 .* half of a surrogate pair"),
     ("half.json", '{"Q1": "\\ud800"}', "half.json holds half of a surrogate pair"),
     ("half.nt", '<http://x/a> <http://x/b> "\\ud800" .\n', "half.nt, line 1 is not valid N-Triples"),
-    ("quote.csv", 'Q1,"' + "a" * 200_000, "quote.csv, line 1 has a cell of 200001 characters, .*never closed"),
+    ("quote.csv", 'Q1,"' + "a" * 200_000, "quote.csv, line 1 has a cell of 200001 characters, .*quotation mark"),
     ("graph.docx", "x", "is not a graph of a known kind")])
 def test_what_does_not_parse_says_where(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(TablesError, match=message):

@@ -77,14 +77,14 @@ class ResidentEngine:
     def losses(self, corpus: Corpus, targets: Targets) -> Tensor:
         """The loss of every learned row without dropout, (n,) float64."""
         self.adapted.dropout.begin(0, active=False)
-        found = torch.zeros(len(targets), dtype=torch.float64)
+        all_losses = torch.zeros(len(targets), dtype=torch.float64)
         for places in _micro_batches(corpus):
             some = targets.of_windows(corpus, places)
             if len(some):
                 states = self._states(corpus.take(places))
                 losses, _ = head_losses(states.__getitem__, self._pieces, some)
-                found[targets.places_of(corpus, places)] = losses
-        return found
+                all_losses[targets.places_of(corpus, places)] = losses
+        return all_losses
 
 
 class StreamedEngine:
