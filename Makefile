@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup setup-dev demo test test-slow lint clean
+.PHONY: setup setup-dev demo test test-slow test-docs lint clean
 
 $(BIN)/tsotsallm: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,8 +26,15 @@ demo: setup
 test: setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
+# browsers, services and the damaged inputs have the machine to themselves; the rest runs in two processes
+ALONE := tests/serve tests/fuzz tests/test_notebook.py
 test-slow: setup-dev
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not pages" -n 2 $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -m "slow and not pages" $(ALONE)
+
+# the slow commands of the pages in docs/, a quarter of an hour and more
+test-docs: setup-dev
+	$(BIN)/python -m pytest -m pages tests/docs
 
 lint: setup-dev
 	$(BIN)/ruff check src tests benchmarks examples

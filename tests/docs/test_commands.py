@@ -146,6 +146,7 @@ def test_quick_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+@pytest.mark.pages
 @pytest.mark.parametrize("page", [page for page in PAGES if any(
     block.runs and block.slow for block in blocks(page.read_text("utf-8")))], ids=page_id)
 def test_all_commands(page: Path, tmp_path: Path) -> None:
