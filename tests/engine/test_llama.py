@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,6 +44,13 @@ def test_a_file_alone_cuts_the_text_as_its_checkpoint_does(file: Path, tmp_path:
     [alone] = json.loads(said.output)
     expected = tsotsallm.evaluate("embedded", tmp_path / "text.txt", context=64, limit=2)
     assert alone["perplexity"] == pytest.approx(expected.perplexity, rel=1e-4)
+
+
+def test_an_engine_that_only_splits_text_ends(file: Path) -> None:
+    """In a process of its own: where the loop of llama.cpp had not begun, stopping it waited for ever, now and then."""
+    code = ("import sys\nfrom pathlib import Path\nfrom tsotsallm.engine.llama import Llama\n"
+            "for _ in range(20):\n    assert Llama(Path(sys.argv[1]), threads=1).raw_tokens('Ada')\n")
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True, timeout=120)
 
 
 def test_caches_are_compared(file: Path) -> None:

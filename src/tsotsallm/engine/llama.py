@@ -73,7 +73,11 @@ class Llama:
 
     @cached_property
     def _server(self) -> Any:
-        """The running engine, started with the first request, since one that never had a request cannot be stopped."""
+        """The running engine, started with the first request.
+
+        It has computed a token already: an engine whose loop has not begun cannot be stopped, and to split text it need not
+        have begun.
+        """
         if self._program is not None:
             return HttpServer(self._program, self._options(), self._key)
         import xllamacpp
@@ -92,7 +96,9 @@ class Llama:
         if self._adapter is not None:
             asked.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(self._adapter), 1.0)]
         try:
-            return xllamacpp.Server(asked)
+            server = xllamacpp.Server(asked)
+            server.handle_completions({"prompt": [self.first_letter], "max_tokens": 1, "cache_prompt": False})
+            return server
         except RuntimeError as error:
             raise CheckpointError(f"llama.cpp cannot load {self.path} ({error}); is the file whole, its architecture known, "
                                   f"and {self.path.stat().st_size >> 20} MiB of memory free?") from None
