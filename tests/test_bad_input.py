@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "infinite embedding": (not_a_number_in_embeddings, "NaN or infinity"),
     "wider config": (lambda path: edit_config(path, intermediate_size=128), "has shape .* config.json says"),
     "longer config": (lambda path: edit_config(path, num_hidden_layers=5), "no shard holds"),
-    "shorter config": (lambda path: edit_config(path, num_hidden_layers=3), "does not know"),
+    "shorter config": (lambda path: edit_config(path, num_hidden_layers=3), "does not have; config and weights"),
     "unknown architecture": (lambda path: edit_config(path, model_type="gpt_neox"), "unknown architecture 'gpt_neox'"),
     "code in the checkpoint": (lambda path: edit_config(path, auto_map={"AutoModel": "x.Y"}), "never run"),
     "other quantisation": (lambda path: edit_config(path, quantization_config={"quant_method": "awq"}), "awq"),

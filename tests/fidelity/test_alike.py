@@ -21,7 +21,7 @@ from tsotsallm.engine.interface import Piece, Question, Speaker
 from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.transformer import HALF, Transformer
 from tsotsallm.errors import CheckpointError, ExportError
-from tsotsallm.export.vocabulary import unlisted_pairs
+from tsotsallm.export.vocabulary import letter_with, unlisted_pairs
 from tsotsallm.stages.vocabulary import Vocabulary
 
 KINDS = ("bytes", "legacy", "llama-new")
@@ -155,9 +155,12 @@ def test_a_byte_level_vocabulary_without_some_bytes_is_refused(tmp_path: Path, k
     kinds.save(directory, kind)
     codec = Checkpoint.open(directory).codec
     assert codec.encode("a\u1230b", prefix=False) == codec.encode("ab", prefix=False)
-    with pytest.raises(ExportError, match=r"text with one of \d+ bytes that the vocabulary lacks"):
+    with pytest.raises(ExportError, match="GGUF cannot express"):
         tsotsallm.to_gguf(directory, tmp_path / "model.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    written = tsotsallm.to_gguf(directory, tmp_path / "model.gguf", accept_differences=True)
+    assert written["verified"]["different"] > 0
+    assert any("the vocabulary lacks" in note for note in written["notes"])
 
 
 def test_merges_that_sentencepiece_would_make_besides_are_probed(tmp_path: Path) -> None:
@@ -172,6 +175,11 @@ def test_merges_that_sentencepiece_would_make_besides_are_probed(tmp_path: Path)
     assert sorted(unlisted_pairs(json.loads(path.read_text("utf-8")))) == sorted(pair for pair in merges if pair not in kept)
     with pytest.raises(ExportError, match="probed texts into other tokens"):
         tsotsallm.to_gguf(directory, tmp_path / "model.gguf")
+
+
+def test_every_byte_has_a_letter() -> None:
+    for byte in [*range(0xC0), *range(0xC2, 0xF5)]:
+        assert byte in letter_with(byte).encode()
 
 
 def test_a_merge_of_a_token_that_comes_late_is_unlisted() -> None:

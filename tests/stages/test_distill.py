@@ -19,7 +19,8 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.targets import Targets, head_gradient, head_losses
-from tsotsallm.training.imitation import Original
+from tsotsallm.training.imitation import Imitation, Original
+from tsotsallm.training.loop import Schedule
 from tsotsallm.training.objectives import TeacherTokens
 from tsotsallm.training.samples import Samples
 
@@ -174,3 +175,13 @@ def test_targets_of_some_windows_are_those_windows_alone(tiny: Path) -> None:
     assert torch.equal(some.rows, alone.rows)
     assert torch.equal(some.tokens, alone.tokens)
     assert float(some.weights[0]) == pytest.approx(1 / len(targets))
+
+
+def test_fewer_samples_than_are_held_out_are_few(tiny: Path, tmp_path: Path) -> None:
+    """`samples` says how many windows are used, however many the data holds out."""
+    samples = Samples(instructions((20,) * 30, seed=1), instructions((20,) * 32, seed=2))
+    for most, trained in ((8, 6), (2, 1), (32, 24), (40, 8), (200, 30)):
+        imitation = Imitation(View.of(Checkpoint(tiny)), [0, 1, 3], samples, most, Schedule(), tmp_path / str(most), CPU,
+                              trainee=None, sparse=False)
+        assert imitation.trained_windows == trained
+        assert len(imitation.corpus.windows) == min(most, trained + 32)

@@ -58,7 +58,7 @@ def print_export(written: dict[str, Any]) -> None:
                  f"({', '.join(verified['examples'])})"
                  if verified["different"] else f"splits {verified['texts']} texts into the same tokens")
         print(f"llama.cpp {split}, ends answers at the same tokens, and its log-probabilities of {verified['tokens']} "
-              f"tokens differ by {verified['mean']:.2g} nats on average ({verified['largest']:.2g} at most; "
-              f"{verified['bound']:g} allowed)")
+              f"tokens differ by {verified['mean']:.2g} nats on average, where {verified['bound']:g} is allowed "
+              f"({verified['largest']:.2g} at most)")
     for note in written["notes"]:
         print(f"note: {note}")

@@ -19,7 +19,7 @@ from tsotsallm.checkpoint.token_bytes import is_sentencepiece
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ConversationError, ExportError
 from tsotsallm.export.oracle import ask_llama_cpp
-from tsotsallm.export.vocabulary import unlisted_pairs
+from tsotsallm.export.vocabulary import letter_with, missing_bytes, unlisted_pairs
 from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid, decode
 from tsotsallm.streaming.corpus import Corpus
@@ -109,9 +109,11 @@ def probe_texts(codec: TextCodec) -> list[str]:
     spelled = [codec.decode([rng.randrange(known) for _ in range(8)], special=False) for _ in range(200)]
     around = [text for token in specials for text in (token, f"{token}a b", f"{token} a", f"a b{token}", f"a {token} b",
                                                       f"{token}\n\na", f"{token}{token}a")]
-    pairs = unlisted_pairs(codec.content) if is_sentencepiece(codec.content) else []
+    pieces = is_sentencepiece(codec.content)
+    pairs = unlisted_pairs(codec.content) if pieces else []
+    lacking = [] if pieces else [f"a{letter_with(byte)}b" for byte in missing_bytes(codec.content["model"]["vocab"])]
     met = ["".join(pair).replace(SPACE, " ").removeprefix(" ") for pair in pairs[::-(-len(pairs) // MOST_PAIRS) or 1]]
-    return [text for text in dict.fromkeys([*PLAIN, WORDS, *around, *met, *spelled])
+    return [text for text in dict.fromkeys([*PLAIN, WORDS, *around, *met, *lacking, *spelled])
             if text and "\N{REPLACEMENT CHARACTER}" not in text]
 
 

@@ -109,20 +109,21 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
     if composed:
         differences.append("text whose accents are characters of their own (the tokenizer joins them with their letters "
                            "first, NFC)")
-    if not pieces and (lacking := missing_bytes(vocabulary)):
-        differences.append(f"text with one of {len(lacking)} bytes that the vocabulary lacks, such as "
-                           f"0x{lacking[-1]:02X} (the tokenizer drops them and joins the text around them)")
     add_bos, prefix, unlike = _begin(codec)
     differences += unlike
-    notes = (f"the tokenizer's tokens {quoted(beyond)} have no row in the embeddings; they are left out of the file",
-             ) if beyond else ()
+    notes: list[str] = []
+    if beyond:
+        notes.append(f"the tokenizer's tokens {quoted(beyond)} have no row in the embeddings; they are left out of the file")
+    if not pieces and (lacking := missing_bytes(vocabulary)):
+        notes.append(f"the vocabulary lacks {len(lacking)} bytes, such as 0x{lacking[-1]:02X}: the tokenizer drops them, "
+                     "and what stands around them may be joined otherwise in other engines")
     ends = codec.ends or tuple(place for place in (codec.padding, codec.bos, max(tokens)) if place is not None)[:1]
     return Vocabulary(
         "llama" if pieces else "gpt2", pre, [tokens.get(place, f"[unused {place}]") for place in range(size)], types,
         _scores(tokens, vocabulary, merges, size) if pieces else None,
         None if pieces else [f"{left} {right}" for left, right in merges],
         codec.bos, ends, unknown, codec.padding, add_bos, space_prefix, None if codec.chat is None else codec.chat.source,
-        prefix, leading_space, composed, tuple(differences), notes)
+        prefix, leading_space, composed, tuple(differences), tuple(notes))
 
 
 def _leading_space(content: dict[str, Any], where: str) -> str:
@@ -210,6 +211,17 @@ def missing_bytes(vocabulary: Iterable[str]) -> list[int]:
         prints = 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255
         symbols[byte], spare = (chr(byte), spare) if prints else (chr(spare), spare + 1)
     return [byte for byte, symbol in symbols.items() if symbol not in known and byte not in (0xC0, 0xC1) and byte < 0xF5]
+
+
+def letter_with(byte: int) -> str:
+    """A character whose UTF-8 form holds a byte."""
+    if byte < 0xC0:
+        return chr(byte)
+    if byte < 0xE0:
+        return chr((byte & 0x1F) << 6)
+    if byte < 0xF0:
+        return chr(max(0x800, (byte & 0xF) << 12))
+    return chr(max(0x10000, (byte & 7) << 18))
 
 
 def unlisted_pairs(content: Mapping[str, Any]) -> list[tuple[str, str]]:

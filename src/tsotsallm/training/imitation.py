@@ -59,9 +59,12 @@ class Imitation:
 
     def __init__(self, original: View, kept: list[int], samples: Samples, most: int, schedule: Schedule, directory: Path,
                  device: torch.device, *, trainee: Trainee | None, sparse: bool) -> None:
-        training = samples.training.first(most - len(samples.held_out.windows))
+        held_out = samples.held_out
+        if most <= len(held_out.windows):           # fewer are used than are held out
+            held_out = held_out.first(max(1, most // 4))
+        training = samples.training.first(most - len(held_out.windows))
         self.trained_windows = len(training.windows)
-        self.corpus = Corpus((*training.windows, *samples.held_out.windows), training.source)
+        self.corpus = Corpus((*training.windows, *held_out.windows), training.source)
         self.original = Original(original, self.corpus, directory, device)
         self.ends = [*kept[1:], original.spec.layers]
         self.schedule, self.trainee, self.sparse = schedule, trainee, sparse
