@@ -36,6 +36,7 @@ CONFIGURATIONS: dict[str, list[list[dict[str, Any]]]] = {
                 [Q4, {"distill": {"mode": "logits", "steps": 2, "batch": 2, "window": 48, "rank": 2, "top": 8}}]],
     "quantize": [[Q4], [{"quantize": {"method": "rtn", "bits": 3, "group": 16, "symmetric": False}}],
                  [{"quantize": {"grid": "q4_0", "ends": "q8_0", "passes": 1}}], [{"quantize": {"grid": "nf4", "group": 32}}],
+                 [{"quantize": {"bits": 4, "group": 32, "ends": "q8_0"}}],
                  [{"quantize": {"bits_per_weight": 6.5, "passes": 1}}], [PRUNED, {"quantize": {"grid": "q8_0"}}],
                  [PRUNED, Q4]],
     "compensate": [[Q4, {"compensate": {"rank": 4}}], [PRUNED, {"compensate": {"rank": 4, "merge": True}}],

@@ -14,6 +14,7 @@ from torch import Tensor
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError, RecipeError, nearest
 from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
@@ -22,9 +23,13 @@ from tsotsallm.numerics.grids import GRIDS, Grid
 from tsotsallm.numerics.rounding import OUTPUTS, block_order, round_plainly, round_to_blocks
 from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Short, whole_number
 from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
+from tsotsallm.stages.ends import end_modules, packed_ends
 from tsotsallm.streaming.statistics import Gram
+from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.lora import Place
 
+GgufGrid = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"]
+END_PASSES = 2
 COUPLING_DAMP = 0.5
 """Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
 
@@ -58,6 +63,7 @@ class Quantize(LinearEdit):
                 first (on GGUF's grids by default)
     follow      how far, 0 to 1, a linear compensates for the errors of the layers before it: it aims at the outputs that it
                 has on the original's inputs (arXiv:2504.02692; on GGUF's grids 0.5 by default, else 0)
+    ends        a grid of GGUF's for embeddings and head as well
     """
 
     name: ClassVar[str] = "quantize"
@@ -73,6 +79,7 @@ class Quantize(LinearEdit):
     sequential: bool = False
     weigh: bool | None = None
     follow: float | None = None
+    ends: GgufGrid | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
@@ -125,7 +132,24 @@ class Quantize(LinearEdit):
 
     def ends_after(self, spec: ModelSpec, before: int) -> int:
         """What embeddings, final norm and head take afterwards, `before` bytes before."""
-        return before
+        fits = GgmlGrid(self.ends).fitting(spec.hidden) if self.ends is not None else None
+        if fits is None:
+            return before
+        return fits.stored_bytes(spec.vocabulary, spec.hidden) * (1 if spec.tied else 2) + 4 * spec.hidden + 4 * 200
+
+    def end_grids(self, view: View) -> dict[str, GgmlGrid]:
+        """Embeddings and head on the grid of `ends`, where its blocks divide their rows."""
+        fits = GgmlGrid(self.ends).fitting(view.spec.hidden) if self.ends is not None else None
+        return dict.fromkeys(end_modules(view), fits) if fits is not None else {}
+
+    def round_ends(self, view: View, gram: Gram | None, tick: Tick) -> dict[str, Tensor]:
+        """Embeddings and head in blocks, rounded in the metric of what the head reads."""
+        return packed_ends(view, self.end_grids(view), gram, self.passes_over_ends, tick)
+
+    @property
+    def passes_over_ends(self) -> int:
+        """How often scales and codes of embeddings and head are chosen again with all others as they stand."""
+        return END_PASSES
 
     def budget_bytes(self, spec: ModelSpec) -> int | None:
         """What all weights of the model take afterwards at most, where the stage keeps to a budget."""

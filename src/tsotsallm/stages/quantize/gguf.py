@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
-
-from torch import Tensor
+from typing import Any, ClassVar, Self
 
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
-from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid
 from tsotsallm.stages.contract import Model, Needs
-from tsotsallm.stages.ends import end_modules, packed_ends
-from tsotsallm.stages.quantize.common import Quantize
-from tsotsallm.streaming.statistics import Gram
-from tsotsallm.streaming.sweep import Tick
+from tsotsallm.stages.quantize.common import GgufGrid, Quantize
 
-GgufGrid = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"]
 OWN = ("bits", "group", "symmetric", "act_order")
 """Options of integers that GGUF's grids have of their own."""
 
@@ -69,13 +62,10 @@ class BlockQuantize(Quantize):
         """`passes`."""
         return self.passes
 
-    def end_grids(self, view: View) -> dict[str, GgmlGrid]:
-        """Each kind says which."""
-        raise NotImplementedError
-
-    def round_ends(self, view: View, gram: Gram | None, tick: Tick) -> dict[str, Tensor]:
-        """Embeddings and head in blocks, rounded in the metric of what the head reads."""
-        return packed_ends(view, self.end_grids(view), gram, self.passes, tick)
+    @property
+    def passes_over_ends(self) -> int:
+        """`passes`."""
+        return self.passes
 
     def flops(self, d_out: int, d_in: int) -> float:
         """One visit to every column, and two for every pass over the blocks."""
@@ -95,13 +85,10 @@ class GgufQuantize(BlockQuantize):
     """Put linears on a grid of GGUF's, kept in the project's own container and written to GGUF as they are.
 
     Where a block of the grid does not divide a row, the next grid that does is taken, or the linear stays in 16 bits.
-
-    ends  a grid of GGUF's for embeddings and head as well
     """
 
     what: ClassVar[str] = "GGUF's grids"
     grid: GgufGrid = "q4_0"
-    ends: GgufGrid | None = None
 
     def short(self) -> str:
         """`method:grid`."""
@@ -138,15 +125,3 @@ class GgufQuantize(BlockQuantize):
                 elsewhere.setdefault(place, []).append(f"{name.rpartition('.')[2]} ({d_in} columns)")
         return [f"blocks of {self.grid} do not divide {', '.join(names)}, which will lie {place}"
                 for place, names in elsewhere.items()]
-
-    def end_grids(self, view: View) -> dict[str, GgmlGrid]:
-        """Embeddings and head on the grid of `ends`."""
-        fits = GgmlGrid(self.ends).fitting(view.spec.hidden) if self.ends is not None else None
-        return dict.fromkeys(end_modules(view), fits) if fits is not None else {}
-
-    def ends_after(self, spec: ModelSpec, before: int) -> int:
-        """Bytes of embeddings and head on the grid of `ends`."""
-        fits = GgmlGrid(self.ends).fitting(spec.hidden) if self.ends is not None else None
-        if fits is None:
-            return before
-        return fits.stored_bytes(spec.vocabulary, spec.hidden) * (1 if spec.tied else 2) + 4 * spec.hidden + 4 * 200

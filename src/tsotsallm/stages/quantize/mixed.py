@@ -122,6 +122,10 @@ class MixedQuantize(BlockQuantize):
         assigned = self.assigned or {}
         return {module: GgmlGrid(assigned[module]) for module in end_modules(view) if module in assigned}
 
+    def ends_after(self, spec: ModelSpec, before: int) -> int:
+        """As before: the budget holds them."""
+        return before
+
     def budget_bytes(self, spec: ModelSpec) -> int:
         """The budget in bytes of all weights."""
         if self.file_bytes is not None:
