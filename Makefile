@@ -26,8 +26,8 @@ demo: setup
 test: setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
-# browsers, services and the damaged inputs have the machine to themselves; the rest runs in two processes
-ALONE := tests/serve tests/fuzz tests/test_notebook.py
+# browsers, services and damaged inputs have the machine to themselves; the rest runs in two processes
+ALONE := tests/serve tests/fuzz
 test-slow: setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not pages" -n 2 $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest -m "slow and not pages" $(ALONE)
