@@ -137,6 +137,8 @@ def short(value: Any) -> str:
 
 
 DEEPEST = 40
+FARTHEST = 250
+"""Levels that are written of a value that holds itself, as an alias in YAML may."""
 
 
 def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -228,7 +230,9 @@ def as_json(content: Any, indent: int | None = None) -> bytes:
     """JSON that may hold what no writer should write: NaN, halves of surrogate pairs, giant numbers, any depth."""
     raw: list[str] = []
 
-    def plain(value: Any) -> Any:
+    def plain(value: Any, depth: int = 0) -> Any:
+        if depth > FARTHEST:
+            return None
         if isinstance(value, Raw):
             raw.append(str(value))
             return f"@raw{len(raw) - 1}@"
@@ -236,8 +240,8 @@ def as_json(content: Any, indent: int | None = None) -> bytes:
             raw.append(digits(value))
             return f"@raw{len(raw) - 1}@"
         if isinstance(value, dict):
-            return {str(key): plain(part) for key, part in value.items()}
-        return [plain(part) for part in value] if isinstance(value, list) else value
+            return {str(key): plain(part, depth + 1) for key, part in value.items()}
+        return [plain(part, depth + 1) for part in value] if isinstance(value, list) else value
 
     text = json.dumps(plain(content), indent=indent)
     return re.sub(r'"@raw(\d+)@"', lambda found: raw[int(found[1])], text).encode()
