@@ -132,8 +132,7 @@ class Replace(LayerEdit):
 
     def prepare(self, view: View, order: Sequence[int], workplace: Workplace) -> tuple[int, Tensor]:
         """The layer that takes the map, and the map T, (hidden, hidden) float32."""
-        first = next(place for place, layer in enumerate(order) if layer != place) if list(order) != list(
-            range(len(order))) else len(order)
+        first = next((place for place, layer in enumerate(order) if layer != place), len(order))
         states = _EveryLayer(workplace.scratch, workplace.text(self.name), view.spec)
         gram = torch.zeros(view.spec.hidden, view.spec.hidden, dtype=torch.float64)
         wanted = torch.zeros_like(gram)
