@@ -151,7 +151,7 @@ def no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("recipe", "instead"), [
     ("gptq:4", "rtn:4:32"), ("gptq:3:channel", "rtn:3:channel"), ("gptq:q4_0", "rtn:q4_0"), ("rtn:4", None),
-    ("[{quantize: {grid: q8_0, ends: q8_0}}]", "[{quantize: {method: rtn, grid: q8_0, ends: q8_0}}]"),
+    ("[{quantize: {grid: q8_0, ends: q8_0}}]", "[{quantize: {method: rtn, ends: q8_0, grid: q8_0}}]"),
     ("wanda:2:4, gptq:4", "magnitude:2:4, rtn:4:32"), ("sparsegpt:0.5", "magnitude:0.5"),
     ("[{depth: {remove: 2, protect: {}}}]", "[{depth: {remove: 2, importance: magnitude, protect: {first: 0, last: 0}}}]"),
     ("gptq:4, eora:2", "['rtn:4:32', {compensate: {rank: 2, method: svd}}]"), ("skip:1", None), ("[]", None),
