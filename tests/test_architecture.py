@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ORDER = ["version", "errors", "units", "files", "sandbox", "rdf", "machine", "hub", "numerics", "checkpoint", "engine",
+ORDER = ["version", "errors", "units", "files", "validation", "sandbox", "rdf", "machine", "hub", "numerics", "checkpoint", "engine",
          "lab", "streaming", "training", "stages", "recipes", "tasks", "recipe", "planning", "journal", "store", "run",
          "compression", "inspection", "evaluation", "cluster", "analysis", "export", "study", "tables", "report", "serve",
          "api", "cli", "__main__"]

@@ -85,7 +85,7 @@ def test_a_group_that_was_asked_for_is_refused_where_it_does_not_divide() -> Non
         Recipe.parse("gptq:4:128").check(spec_of(576, 1536))
     with pytest.raises(RecipeError, match="leave bits, group"):
         Recipe.parse("[{quantize: {grid: q4_0, group: auto}}]")
-    with pytest.raises(RecipeError, match="`channel` or `auto`"):
+    with pytest.raises(RecipeError, match="channel or auto"):
         Recipe.parse("[{quantize: {group: 0}}]")
 
 

@@ -16,11 +16,12 @@ from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.stages.contract import Model, Needs, Short, Workplace, decided_later, whole_number
-from tsotsallm.stages.retraining import Retraining, module_names
+from tsotsallm.stages.retraining import Retraining, Targets, module_names
 from tsotsallm.stages.selection import Selection, places_of
 from tsotsallm.training.domain import graph_text
 from tsotsallm.training.lora import Adapted, Dropout, Factors, Place, Trainee
 from tsotsallm.training.samples import Samples
+from tsotsallm.validation import Count, Part, Positive
 
 
 def _short(values: list[str]) -> dict[str, Any]:
@@ -44,34 +45,20 @@ class Adapt(Retraining):
 
     name: ClassVar[str] = "adapt"
     shorts: ClassVar[dict[str, Short]] = {"lora": Short(_short, "lora:RANK or lora:RANK:FILE", 2, file_last=True)}
-    rank: int = 8
-    alpha: float | None = None
-    targets: list[Any] = field(default_factory=lambda: ["q", "k", "v", "o"])
-    dropout: float = 0.0
+    rank: Count = 8
+    alpha: Positive | None = None
+    targets: Targets = field(default_factory=lambda: ["q", "k", "v", "o"])
+    dropout: Part = 0.0
     init: Literal["zero", "eora"] = "zero"
     merge: bool | None = None
-    select: dict[Any, Any] = field(default_factory=dict)
+    select: Selection | None = None
     chosen: tuple[Place, ...] | None = decided_later()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1:
-            raise RecipeError(f"adapt.rank is {self.rank}; it takes 1 or more")
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
-            raise RecipeError(f"adapt.alpha is {self.alpha}; it takes a positive number")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"adapt.dropout is {self.dropout}; it takes 0 or more, below 1")
-        if self.select:
-            Selection(self.select, "adapt.select")
-        if not self.targets:
-            raise RecipeError("adapt.targets is empty; it takes some of q, k, v, o, gate, up, down, or all")
 
     @property
     def needs(self) -> Needs:
         """Gradients; text to choose targets by, and text to train on where no data is named."""
-        selects = bool(self.select)
-        return Needs(text=selects and Selection(self.select, "adapt.select").by_saliency, gradients=True,
-                     training_text=not self.sources and not selects)
+        return Needs(text=self.select is not None and self.select.by_saliency, gradients=True,
+                     training_text=not self.sources and self.select is None)
 
     @property
     def surveys(self) -> bool:
@@ -82,12 +69,13 @@ class Adapt(Retraining):
         """All samples; a domain's graph gives its sentences where no data is named."""
         if not self.select:
             return super().read(codec, spec, text, source)
-        graph = Selection(self.select, "adapt.select").graph
+        graph = self.select.graph
         return super().read(codec, spec, graph_text(graph), graph)      # what is wrong with a graph is told first
 
     def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
         """The linears that the domain needs most, and the score of every one."""
-        return Selection(self.select, "adapt.select").survey(view, workplace, self.places(view.spec), self.seed)
+        assert self.select is not None
+        return self.select.survey(view, workplace, self.places(view.spec), self.seed)
 
     def decided(self, decision: Mapping[str, Any]) -> Self:
         """The stage with the linears that the survey chose."""
@@ -119,7 +107,7 @@ class Adapt(Retraining):
         values = sum(self.rank * sum(linear_shapes(spec, layer)[name]) for layer, name in self.places(spec))
         if self.chosen is not None or not self.select:
             return values
-        return math.ceil(Selection(self.select, "adapt.select").share * values)
+        return math.ceil(self.select.share * values)
 
     def kept_values(self, spec: ModelSpec, layer: int, *, packed: bool) -> list[int]:
         """Numbers in the factors of a layer, where they stay beside the linears."""

@@ -19,6 +19,7 @@ from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Short
 from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.units import bytes_from_text, human_bytes
+from tsotsallm.validation import Count
 
 MOST_RANK = 128
 DAMP = 0.01
@@ -46,7 +47,7 @@ class Compensate(LinearEdit):
 
     name: ClassVar[str] = "compensate"
     shorts: ClassVar[dict[str, Short]] = {"eora": Short(_short, "eora:RANK or eora:auto:BYTES", 2)}
-    rank: int | Literal["auto"] = 32
+    rank: Count | Literal["auto"] = 32
     budget: int | str | None = None
     method: Literal["eora", "svd"] = "eora"
     bits: Literal[8, 16] = 16
@@ -54,8 +55,6 @@ class Compensate(LinearEdit):
     ranks: Mapping[str, int] | None = decided_later()
 
     def __post_init__(self) -> None:
-        if self.rank != "auto" and self.rank < 1:
-            raise RecipeError(f"compensate.rank is {self.rank}; it takes 1 or more, or auto")
         if (self.rank == "auto") != (self.budget is not None):
             raise RecipeError("compensate.rank auto spends a budget, and only auto does; write "
                               "{compensate: {rank: auto, budget: 2MB}}")

@@ -7,8 +7,6 @@ code outside this package asks which stage it has. A new technique is one file h
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
-from tsotsallm.errors import RecipeError, nearest
+from tsotsallm.errors import RecipeError
 from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.stages.costs import Conditions, Cost, dense_bytes
@@ -30,6 +28,7 @@ from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import Tick, Visit, silent
+from tsotsallm.validation import HIDDEN, RULES, Natural, checked, schema_of
 
 MOST_DIGITS = 12
 
@@ -62,12 +61,9 @@ class Workplace:
 class Protect:
     """Layers at either end that a stage leaves alone."""
 
-    first: int = 0
-    last: int = 0
-
-    def __post_init__(self) -> None:
-        if self.first < 0 or self.last < 0:
-            raise RecipeError(f"protect has first {self.first} and last {self.last}; both must be 0 or more")
+    __pydantic_config__ = RULES
+    first: Natural = 0
+    last: Natural = 0
 
     def open_layers(self, layers: int) -> list[int]:
         """The layers of a model of `layers` that are not protected."""
@@ -177,6 +173,7 @@ class Short:
 class Stage:
     """One technique applied once: its configuration, and everything that others must know of it."""
 
+    __pydantic_config__ = RULES
     name: ClassVar[str]
     shorts: ClassVar[Mapping[str, Short]] = {}
 
@@ -185,17 +182,21 @@ class Stage:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """Build the stage from a recipe's keys; unknown keys are refused with the nearest known one."""
-        stage: Self = _build(cls, fields, cls.name)
-        return stage
+        return checked(cls, fields, cls.name, RecipeError)
 
     @classmethod
     def options(cls) -> list[str]:
         """The names of the keys that a recipe can set."""
-        return [item.name for item in _options(cls)]
+        return list(schema_of(cls)["properties"])
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """The JSON Schema of the stage's keys."""
+        return schema_of(cls)
 
     def fields(self) -> dict[str, Any]:
         """The configuration as plain data, defaults written out (a later version may have others), empty ones left out."""
-        plain = {item.name: _plain(getattr(self, item.name)) for item in _options(type(self))}
+        plain = {name: _plain(getattr(self, name)) for name in self.options()}
         return {name: value for name, value in plain.items() if value is not None and value != {}}
 
     def short(self) -> str | None:
@@ -259,12 +260,7 @@ def whole_number(text: str, where: str) -> int:
 
 def decided_later() -> Any:
     """A field that no recipe sets: a survey of the model decides it."""
-    return field(default=None, metadata={"decided_later": True})
-
-
-def _options(cls: type[Any]) -> list[dataclasses.Field[Any]]:
-    """The fields that a recipe can set."""
-    return [item for item in dataclasses.fields(cls) if "decided_later" not in item.metadata]
+    return field(default=None, metadata={HIDDEN: True})
 
 
 def _plain(value: Any) -> Any:
@@ -275,50 +271,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value
-
-
-def _build(cls: type[Any], fields: Mapping[str, Any], where: str) -> Any:
-    if not isinstance(fields, Mapping):
-        raise RecipeError(f"{where} has the value {quoted(fields)}; it takes keys and values, such as "
-                          f"{{{', '.join(item.name for item in _options(cls))}}}")
-    known = {item.name for item in _options(cls)}
-    for key in fields:
-        if key not in known:
-            raise RecipeError(f"{where} has no option {quoted(key)}{nearest(str(key), known)}")
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in fields.items():
-        if hints[key] is Protect:
-            value = _build(Protect, value, f"{where}.protect")
-        _check_type(value, hints[key], f"{where}.{key}")
-        values[key] = value
-    return cls(**values)
-
-
-def _check_type(value: Any, hint: Any, where: str) -> None:
-    """Accept plain types, unions and literals; containers are checked by their stage."""
-    if isinstance(value, int) and abs(value) >= 1 << 63:
-        raise RecipeError(f"{where} is {quoted(value)}, which is too large for anything")
-    origin = typing.get_origin(hint)
-    if origin is typing.Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise RecipeError(f"{where} is {quoted(value)}{nearest(str(value), map(str, choices))}")
-        return
-    options = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
-    for option in options:
-        base = typing.get_origin(option) or option
-        if base is typing.Literal and value in typing.get_args(option):
-            return
-        if base is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return
-        plain = isinstance(base, type) and isinstance(value, base) and not (base is int and isinstance(value, bool))
-        if plain or (base is list and isinstance(value, tuple)):
-            return
-    names = " or ".join(" or ".join(map(str, typing.get_args(option))) if typing.get_origin(option) is typing.Literal
-                        else "nothing" if option is type(None) else getattr(option, "__name__", str(option))
-                        for option in options)
-    raise RecipeError(f"{where} is {quoted(value)}, of type {type(value).__name__}; it takes {names}")
 
 
 @dataclass(frozen=True)

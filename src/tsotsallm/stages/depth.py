@@ -19,6 +19,7 @@ from tsotsallm.streaming.backward import backward_sweep
 from tsotsallm.streaming.hidden import BATCH_TOKENS
 from tsotsallm.streaming.score import leave_one_out_losses
 from tsotsallm.streaming.sweep import TwoStates, embed_corpus, sweep
+from tsotsallm.validation import Natural
 
 HEAD_ROWS = 8192
 """Rows of the head that are in memory at a time."""
@@ -39,14 +40,10 @@ class Depth(LayerChoice):
 
     name: ClassVar[str] = "depth"
     shorts: ClassVar[dict[str, Short]] = {"depth": Short(_short, "depth:N or depth:N:importance", 2)}
-    remove: int = 1
+    remove: Natural = 1
     importance: Literal["perplexity", "taylor", "magnitude", "cosine"] = "perplexity"
     protect: Protect = field(default_factory=lambda: Protect(4, 2))
     iterative: bool = False
-
-    def __post_init__(self) -> None:
-        if self.remove < 0:
-            raise RecipeError(f"depth.remove is {self.remove}; it takes 0 or more")
 
     @property
     def measured_by(self) -> list[Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import linear_shapes
@@ -16,6 +17,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.stages.adapt import Adapt
 from tsotsallm.stages.contract import Model, Short
+from tsotsallm.stages.retraining import Targets
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import Engine
 from tsotsallm.training.imitation import Imitation
@@ -23,6 +25,7 @@ from tsotsallm.training.loop import Curve, train
 from tsotsallm.training.lora import Trainee
 from tsotsallm.training.objectives import Predicting, TeacherTokens
 from tsotsallm.training.samples import Samples
+from tsotsallm.validation import Count
 
 TEACHER = "original"
 
@@ -35,7 +38,7 @@ class Distill(Adapt):
                  gives at the same depth, the layers that were removed after it included (in the manner of HomoDistil,
                  arXiv:2302.09632); logits: low-rank factors learn the teacher's distribution (arXiv:1503.02531)
     weights      with `layers`: all weights of a layer, or low-rank factors beside its targets
-    samples      with `layers`: windows of text that are used, at most
+    samples      with `layers`: windows of text that are used, at most; one of them or more is held out
     temperature  with `logits`: softens both distributions
     top          with `logits`: how many of the teacher's tokens are kept, on disk, so that it is read once
     """
@@ -43,22 +46,13 @@ class Distill(Adapt):
     name: ClassVar[str] = "distill"
     shorts: ClassVar[dict[str, Short]] = {
         "distill": Short(lambda values: {"mode": values[0]}, "distill:layers or distill:logits")}
-    targets: list[Any] = field(default_factory=lambda: ["all"])
+    targets: Targets = field(default_factory=lambda: ["all"])
     mode: Literal["layers", "logits"] = "layers"
     teacher: str = TEACHER
     weights: Literal["all", "lora"] = "all"
-    samples: int = 128
-    temperature: float = 1.0
-    top: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples < 2:
-            raise RecipeError(f"distill.samples is {self.samples}; it takes 2 or more, one of them to be held out")
-        if not 0 < self.temperature < 100:
-            raise RecipeError(f"distill.temperature is {self.temperature}; it takes a number above 0, such as 2")
-        if self.top < 1:
-            raise RecipeError(f"distill.top is {self.top}; it takes 1 or more")
+    samples: Annotated[int, Field(ge=2)] = 128
+    temperature: Annotated[float, Field(gt=0, lt=100)] = 1.0
+    top: Count = 64
 
     @property
     def layerwise(self) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from tsotsallm.checkpoint.spec import MOST_LAYERS
 from tsotsallm.checkpoint.view import View
@@ -13,7 +15,7 @@ from tsotsallm.errors import RecipeError
 from tsotsallm.stages.contract import Choice, LayerChoice, Model, Short, Workplace
 
 
-def expand(items: Any, where: str) -> list[int]:
+def expand(items: object, where: str) -> list[int]:
     """[0-3, 5] -> [0, 1, 2, 3, 5]; a range may run backwards (3-0)."""
     if not isinstance(items, (list, tuple)):
         items = [items]
@@ -37,17 +39,14 @@ class Layers(LayerChoice):
     shorts: ClassVar[dict[str, Short]] = {
         "layers": Short(lambda values: {"order": values[0].split("+")}, "layers:0-3+5+6"),
         "skip": Short(lambda values: {"skip": values[0].split("+")}, "skip:3+7-9")}
-    order: list[Any] | None = None
-    skip: list[Any] | int | str | None = None
-    repeat: dict[Any, int] | None = None
+    order: list[int | str] | int | str | None = None
+    skip: list[int | str] | int | str | None = None
+    repeat: dict[int | str, Annotated[int, Field(ge=1, le=100)]] | None = None
     shared: bool = False
 
     def __post_init__(self) -> None:
         if (self.order is None) == (self.skip is None and self.repeat is None):
             raise RecipeError("layers takes either `order`, or `skip` and `repeat`")
-        for times in (self.repeat or {}).values():
-            if type(times) is not int or not 1 <= times <= 100:
-                raise RecipeError(f"layers.repeat has {times!r} times; it takes whole numbers from 1 to 100")
         self._named()
 
     def _named(self) -> list[int]:

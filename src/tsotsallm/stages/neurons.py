@@ -13,6 +13,7 @@ from tsotsallm.errors import NumericsError, RecipeError
 from tsotsallm.stages.contract import LayerEdit, LayerFile, Model, Needs
 from tsotsallm.stages.costs import Conditions, Cost, dense_bytes
 from tsotsallm.streaming.sweep import Visit
+from tsotsallm.validation import Count, Natural, NotNegative, Part
 
 READ_BY = {"feed_forward": "mlp.down_proj", "kv_groups": "self_attn.o_proj"}
 
@@ -33,17 +34,15 @@ class Neurons(LayerEdit):
     """
 
     name: ClassVar[str] = "neurons"
-    feed_forward: float = 0.0
-    kv_groups: int = 0
-    multiple: int | None = None
-    damp: float = 0.01
+    feed_forward: Part = 0.0
+    kv_groups: Natural = 0
+    multiple: Count | None = None
+    damp: NotNegative = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 <= self.feed_forward < 1 or self.kv_groups < 0 or not (self.feed_forward or self.kv_groups):
-            raise RecipeError(f"neurons has feed_forward {self.feed_forward} and kv_groups {self.kv_groups}; give a share "
-                              "under 1, or groups to remove, such as {neurons: {feed_forward: 0.33}}")
-        if self.multiple is not None and self.multiple < 1:
-            raise RecipeError(f"neurons.multiple is {self.multiple}; it takes 1 or more")
+        if not (self.feed_forward or self.kv_groups):
+            raise RecipeError("neurons removes nothing; give a share under 1, or groups to remove, such as "
+                              "{neurons: {feed_forward: 0.33}}")
 
     @property
     def needs(self) -> Needs:

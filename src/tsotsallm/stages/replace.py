@@ -32,6 +32,7 @@ from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.score import final_states, token_losses
 from tsotsallm.streaming.sweep import Visit, embed_corpus
+from tsotsallm.validation import Count, NotNegative
 
 WRITER = "mlp.down_proj"
 
@@ -57,16 +58,10 @@ class Replace(LayerEdit):
 
     name: ClassVar[str] = "replace"
     shorts: ClassVar[dict[str, Short]] = {"replace": Short(_short, "replace:N or replace:N:importance", 2)}
-    remove: int = 1
+    remove: Count = 1
     importance: Literal["cosine", "perplexity"] = "cosine"
     protect: Protect = field(default_factory=lambda: Protect(1, 1))
-    damp: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.remove < 1:
-            raise RecipeError(f"replace.remove is {self.remove}; it takes 1 or more")
-        if not 0 <= self.damp < math.inf:
-            raise RecipeError(f"replace.damp is {self.damp}; it takes 0 or more")
+    damp: NotNegative = 0.01
 
     def short(self) -> str:
         """`replace:N` or `replace:N:importance`."""

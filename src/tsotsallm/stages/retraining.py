@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.spec import ModelSpec
@@ -37,6 +38,9 @@ RESIDENT_SHARE = 0.8
 EngineChoice = Literal["auto", "resident", "streamed"]
 
 
+Targets = Annotated[list[str], Field(min_length=1)]
+
+
 @dataclass(frozen=True)
 class Retraining(Schedule, Stage):
     """A stage that trains by its schedule; `data` is one source or several, trained on one after another.
@@ -49,19 +53,10 @@ class Retraining(Schedule, Stage):
     """
 
     name: ClassVar[str]
-    data: str | list[Any] | None = None
-    window: int = 512
-    held_out: float = 0.05
+    data: str | Annotated[list[str], Field(min_length=1)] | None = None
+    window: Annotated[int, Field(ge=2)] = 512
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     engine: EngineChoice = "auto"
-
-    def __post_init__(self) -> None:
-        self.require_sensible(self.name)
-        if self.window < 2:
-            raise RecipeError(f"{self.name}.window is {self.window}; it takes 2 tokens or more")
-        if not 0 < self.held_out < 1:
-            raise RecipeError(f"{self.name}.held_out is {self.held_out}; it is a share of the samples, between 0 and 1")
-        if isinstance(self.data, list) and not (self.data and all(isinstance(item, str) for item in self.data)):
-            raise RecipeError(f"{self.name}.data is {quoted(self.data)}; it takes one source or a list of them")
 
     @property
     def layerwise(self) -> bool:
@@ -176,17 +171,17 @@ class Retraining(Schedule, Stage):
         return [read_samples(name, codec, spec, self.window, self.held_out, self.seed) for name in self.sources]
 
 
-def module_names(targets: list[Any], known: list[str], where: str) -> list[str]:
+def module_names(targets: Sequence[str], known: list[str], where: str) -> list[str]:
     """The linears of a layer that short names mean: q, k, v, o, gate, up, down; full names; or all."""
     from tsotsallm.errors import nearest
 
-    if targets == ["all"]:
+    if list(targets) == ["all"]:
         return list(known)
     by_short = {name.rpartition(".")[2].removesuffix("_proj"): name for name in known}
     found = []
     for target in targets:
         match = [name for name in known if target in (name, name.rpartition(".")[2])] or (
-            [by_short[target]] if isinstance(target, str) and target in by_short else [])
+            [by_short[target]] if target in by_short else [])
         if not match:
             raise RecipeError(f"{where} names {quoted(target)}, which is no linear of a layer"
                               f"{nearest(str(target), [*by_short, 'all'])}")

@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.view import View
-from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.stages.contract import Workplace
 from tsotsallm.training.domain import chosen_places, contrast, read_graph, saliency
 from tsotsallm.training.lora import Place
 from tsotsallm.training.samples import text_windows
+from tsotsallm.validation import RULES
 
-DEFAULT_SHARE = 0.2
 
-
+@dataclass(frozen=True)
 class Selection:
-    """{graph: FILE, share: 0.2, by: saliency | random}: a share of the weights, by what a domain's sentences ask of them."""
+    """{graph: FILE, share: 0.2, by: saliency | random}: a share of the weights, by what a domain's sentences ask of them.
 
-    def __init__(self, fields: Mapping[Any, Any], where: str, also: Sequence[str] = ()) -> None:
-        known = ("graph", "share", "by", *also)
-        for key in fields:
-            if key not in known:
-                raise RecipeError(f"{where} has no option {key!r}{nearest(str(key), known)}")
-        graph, share, by = fields.get("graph"), fields.get("share", DEFAULT_SHARE), fields.get("by", "saliency")
-        if not isinstance(graph, str):
-            raise RecipeError(f"{where} takes a graph: {{graph: domain.ttl, share: 0.2}}")
-        if not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise RecipeError(f"{where}.share is {share!r}; it takes a number above 0, at most 1")
-        if by not in ("saliency", "random"):
-            raise RecipeError(f"{where}.by is {by!r}{nearest(str(by), ('saliency', 'random'))}")
-        self.graph, self.share, self.by_saliency = graph, float(share), by == "saliency"
+    graph  the domain in RDF, which is put into sentences
+    share  of the weights, at most
+    by     saliency; or random, for comparison
+    """
+
+    __pydantic_config__ = RULES
+    graph: str
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    by: Literal["saliency", "random"] = "saliency"
+
+    @property
+    def by_saliency(self) -> bool:
+        """Whether sentences decide, and not chance."""
+        return self.by == "saliency"
 
     def survey(self, view: View, workplace: Workplace, places: Sequence[Place], seed: int) -> dict[str, Any]:
         """The choice among `places` and everything's score, as plain data."""

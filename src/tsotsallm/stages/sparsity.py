@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.shapes import linear_shapes
-from tsotsallm.errors import RecipeError, nearest
-from tsotsallm.files import quoted
+from tsotsallm.errors import RecipeError
 from tsotsallm.numerics.gptq import sparsegpt, visiting_order
 from tsotsallm.numerics.grids import require_divisible
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
 from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Protect, Short, whole_number
 from tsotsallm.stages.costs import dense_bytes
 from tsotsallm.streaming.statistics import Gram
+from tsotsallm.validation import RULES, Count, Natural, Part
 
 SPARSEGPT_DAMP = 0.01
 
@@ -29,6 +30,20 @@ def _short(method: str, values: list[str]) -> dict[str, Any]:
     except ValueError:
         raise RecipeError(f"{method}:{values[0]}: give a fraction such as {method}:0.5, or N:M such as {method}:2:4 (prunes "
                           "2 of every 4)") from None
+
+
+LayerKey = Annotated[int, Field(ge=0, strict=False)]
+"""A layer as a key: JSON has no numbers there, so a recipe read back from a result has text."""
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """{prune: 1, group: 4} or {prune_fraction: 0.3}: how much of a layer goes, where it differs from the others."""
+
+    __pydantic_config__ = RULES
+    prune: Natural | None = None
+    group: Count | None = None
+    prune_fraction: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -44,50 +59,33 @@ class Sparsity(LinearEdit):
         method: Short(partial(_short, method), f"{method}:N:M (prunes N of every M) or {method}:FRACTION", 2)
         for method in ("wanda", "sparsegpt", "magnitude")}
     method: Literal["wanda", "sparsegpt", "magnitude"] = "wanda"
-    prune: int | None = None
-    group: int | None = None
-    prune_fraction: float | None = None
+    prune: Natural | None = None
+    group: Count | None = None
+    prune_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     protect: Protect = field(default_factory=Protect)
-    per_layer: dict[Any, Any] = field(default_factory=dict)
+    per_layer: dict[LayerKey, Pruning] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.prune_fraction is None) == (self.prune is None):
             raise RecipeError("sparsity takes either `prune` and `group`, or `prune_fraction`")
-        if self.prune_fraction is not None:
-            if self.group is not None:
-                raise RecipeError("sparsity.group belongs to `prune`, not to `prune_fraction`")
-            if not 0 < self.prune_fraction < 1:
-                raise RecipeError(f"sparsity.prune_fraction is {self.prune_fraction}; it must lie between 0 and 1")
-        elif self.group is None or not 0 <= (self.prune or 0) < self.group:
-            raise RecipeError(f"sparsity prunes {self.prune} of every {self.group}; it must be fewer than the group")
-        # JSON has no numbers as keys: a recipe read back from a result has them as text
-        object.__setattr__(self, "per_layer", {int(key) if isinstance(key, str) and key.isdecimal() else key: value
-                                               for key, value in self.per_layer.items()})
-        for layer, changes in self.per_layer.items():
-            if not isinstance(layer, int) or not isinstance(changes, Mapping):
-                raise RecipeError(f"sparsity.per_layer has {quoted(layer)}: {quoted(changes)}; it takes "
-                                  "{layer: {prune: 1}}")
-            for key in changes:
-                if key not in ("prune", "group", "prune_fraction"):
-                    raise RecipeError(f"sparsity.per_layer.{layer} has no option {quoted(key)}"
-                                      f"{nearest(str(key), ('prune', 'group', 'prune_fraction'))}")
+        if self.prune_fraction is not None and self.group is not None:
+            raise RecipeError("sparsity.group belongs to `prune`, not to `prune_fraction`")
+        for layer in (None, *self.per_layer):
             self._numbers(layer)
 
-    def _numbers(self, layer: int) -> tuple[int, int, float]:
-        """(prune, group, fraction) of a layer; group 0 means a fraction."""
-        prune, group, fraction = self.prune, self.group, self.prune_fraction
-        changes = self.per_layer.get(layer, {})
-        if "prune_fraction" in changes:
-            prune, group, fraction = None, None, changes["prune_fraction"]
-        elif changes:
-            prune, group, fraction = changes.get("prune", prune), changes.get("group", group), None
+    def _numbers(self, layer: int | None) -> tuple[int, int, float]:
+        """(prune, group, fraction) of a layer, or of all others; group 0 means a fraction."""
+        own = self.per_layer.get(layer, Pruning()) if layer is not None else Pruning()
+        fraction = own.prune_fraction
+        if fraction is None and own == Pruning():
+            fraction = self.prune_fraction
         if fraction is not None:
-            if not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
-                raise RecipeError(f"sparsity of layer {layer} has prune_fraction {quoted(fraction)}; it must lie "
-                                  "between 0 and 1")
             return 0, 0, float(fraction)
-        if not isinstance(prune, int) or not isinstance(group, int) or not 0 <= prune < group:
-            raise RecipeError(f"sparsity of layer {layer} prunes {prune} of every {group}; it must be fewer than the group")
+        prune = self.prune if own.prune is None else own.prune
+        group = self.group if own.group is None else own.group
+        if prune is None or group is None or prune >= group:
+            where = "sparsity" if layer is None else f"sparsity of layer {layer}"
+            raise RecipeError(f"{where} prunes {prune} of every {group}; it must be fewer than the group")
         return prune, group, 0.0
 
     def short(self) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.merging import Merges, parts_of
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING
-from tsotsallm.errors import CheckpointError, RecipeError
+from tsotsallm.errors import CheckpointError
 from tsotsallm.files import quoted, read_json
 from tsotsallm.stages.contract import Model, SourceEdit
+from tsotsallm.validation import Count
 
 TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens")
 PROBED = 2
@@ -32,14 +35,8 @@ class Vocabulary(SourceEdit):
     """
 
     name: ClassVar[str] = "vocabulary"
-    keep: list[Any] = field(default_factory=list)
-    size: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.keep or not all(isinstance(one, str) for one in self.keep):
-            raise RecipeError(f"vocabulary.keep is {self.keep!r}; it takes a list of text files in the languages to keep")
-        if self.size is not None and self.size < 1:
-            raise RecipeError(f"vocabulary.size is {self.size}; it takes a number of tokens")
+    keep: Annotated[list[str], Field(min_length=1)]
+    size: Count | None = None
 
     @property
     def reads(self) -> list[str]:

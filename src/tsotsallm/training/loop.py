@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tsotsallm.errors import NumericsError, RecipeError
+from tsotsallm.errors import NumericsError
 from tsotsallm.streaming.sweep import Tick, silent
+from tsotsallm.validation import Count, Natural, NotNegative, Positive, Share
 
 SAVE_SECONDS = 30.0
 
@@ -37,28 +38,16 @@ class Schedule:
     patience       validations without a better held-out loss before training stops; the best factors are kept
     """
 
-    steps: int = 200
-    batch: int = 8
-    learning_rate: float = 2e-4
+    steps: Count = 200
+    batch: Count = 8
+    learning_rate: Positive = 2e-4
     decay: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    validate_every: int = 0
-    patience: int = 3
+    warmup: Share = 0.05
+    weight_decay: NotNegative = 0.0
+    clip: Positive = 1.0
+    validate_every: Natural = 0
+    patience: Count = 3
     seed: int = 0
-
-    def require_sensible(self, where: str) -> None:
-        """Raise RecipeError, naming `where`, for a value with which training cannot work."""
-        for name, lowest in (("steps", 1), ("batch", 1), ("patience", 1), ("validate_every", 0)):
-            if getattr(self, name) < lowest:
-                raise RecipeError(f"{where}.{name} is {getattr(self, name)}; it takes {lowest} or more")
-        if not 0 < self.learning_rate < math.inf:
-            raise RecipeError(f"{where}.learning_rate is {self.learning_rate}; it takes a positive number, such as 0.001")
-        if not 0 <= self.warmup <= 1:
-            raise RecipeError(f"{where}.warmup is {self.warmup}; it is a share of the steps, 0 to 1")
-        if not 0 <= self.weight_decay < math.inf or not 0 < self.clip < math.inf:
-            raise RecipeError(f"{where}.weight_decay is {self.weight_decay} and clip {self.clip}; both are positive")
 
     @property
     def look_every(self) -> int:

@@ -27,6 +27,7 @@ from tsotsallm.stages.ends import end_modules, packed_ends
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.lora import Place
+from tsotsallm.validation import NotNegative, Share
 
 GgufGrid = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"]
 END_PASSES = 2
@@ -75,10 +76,10 @@ class Quantize(LinearEdit):
                       f"{method}:mixed:BITS", 2)
         for method in ("gptq", "rtn")}
     method: Literal["gptq", "rtn"] = "gptq"
-    damp: float = 0.01
+    damp: NotNegative = 0.01
     sequential: bool = False
     weigh: bool | None = None
-    follow: float | None = None
+    follow: Share | None = None
     ends: GgufGrid | None = None
 
     @classmethod
@@ -100,11 +101,8 @@ class Quantize(LinearEdit):
         return super().from_fields(fields)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.damp < math.inf:
-            raise RecipeError(f"quantize.damp is {self.damp}; it takes 0 or more")
-        if not 0 <= float(self.follow or 0) <= 1 or (self.method == "rtn" and (self.weigh or self.follow)):
-            raise RecipeError(f"quantize.follow is {self.follow} with method {self.method}; it takes 0 to 1, and it and "
-                              "weigh are for gptq, which knows the inputs")
+        if self.method == "rtn" and (self.weigh or self.follow):
+            raise RecipeError("quantize.follow and weigh are for gptq, which knows the inputs; leave them out with rtn")
         if self.follow and self.sequential:
             raise RecipeError("quantize.sequential observes linears again after others were edited, where `follow` needs "
                               "the layer as it was; take one of them")

@@ -13,6 +13,7 @@ from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid
 from tsotsallm.stages.contract import Model, Needs
 from tsotsallm.stages.quantize.common import GgufGrid, Quantize
+from tsotsallm.validation import Natural
 
 OWN = ("bits", "group", "symmetric", "act_order")
 """Options of integers that GGUF's grids have of their own."""
@@ -30,7 +31,7 @@ class BlockQuantize(Quantize):
 
     named: ClassVar[tuple[str, ...]] = OWN
     couple: bool | None = None
-    passes: int = 2
+    passes: Natural = 2
     lose_zeros: bool = False
 
     @classmethod
@@ -49,8 +50,6 @@ class BlockQuantize(Quantize):
             raise RecipeError("quantize.couple is for gptq on GGUF's grids, and needs the sweep back that weigh makes; "
                               "leave couple out")
         super().__post_init__()
-        if self.passes < 0:
-            raise RecipeError(f"quantize.passes is {self.passes}; it takes 0 or more")
 
     @property
     def needs(self) -> Needs:

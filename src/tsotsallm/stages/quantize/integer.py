@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
 
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
-from tsotsallm.files import quoted
 from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
 from tsotsallm.stages.contract import Model, Needs, Workplace, decided_later
 from tsotsallm.stages.quantize.common import Quantize
 from tsotsallm.stages.selection import Selection, places_of
 from tsotsallm.training.lora import Place
+from tsotsallm.validation import Count
 
 AUTO_GROUPS = (128, 96, 64, 48, 32)
 """What `group: auto` chooses among; on nf4 from 64 on, as QLoRA has it."""
+
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+
+
+@dataclass(frozen=True)
+class Keep(Selection):
+    """{graph: FILE, share: 0.2, bits: 8}: the linears that keep more bits, and how many.
+
+    bits  more than the others', at most 8
+    """
+
+    bits: Bits = 8
 
 
 @dataclass(frozen=True)
@@ -35,11 +50,11 @@ class IntegerQuantize(Quantize):
 
     what: ClassVar[str] = "integers and nf4"
     grid: Literal["int", "nf4"] = "int"
-    bits: int = 4
-    group: int | Literal["channel", "auto"] = "auto"
+    bits: Bits = 4
+    group: Count | Literal["channel", "auto"] = "auto"
     symmetric: bool = True
     act_order: bool = True
-    keep: dict[Any, Any] = field(default_factory=dict)
+    keep: Keep | None = None
     chosen: tuple[Place, ...] | None = decided_later()
 
     @classmethod
@@ -54,16 +69,9 @@ class IntegerQuantize(Quantize):
     def __post_init__(self) -> None:
         self._set(weigh=False, follow=0.0)
         super().__post_init__()
-        if not 2 <= self.bits <= 8:
-            raise RecipeError(f"quantize.bits is {self.bits}; it takes 2 to 8")
-        if self.group not in ("channel", "auto") and (not isinstance(self.group, int) or self.group < 1):
-            raise RecipeError(f"quantize.group is {quoted(self.group)}; it takes a number of columns, `channel` or `auto`")
-        if self.keep:
-            Selection(self.keep, "quantize.keep", also=("bits",))
-            bits = self.keep.get("bits")
-            if not isinstance(bits, int) or not self.bits < bits <= 8 or self.grid != "int":
-                raise RecipeError(f"quantize.keep.bits is {quoted(bits)}; it takes more than the others' {self.bits}, at "
-                                  "most 8, on the integer grid")
+        if self.keep is not None and (self.keep.bits <= self.bits or self.grid != "int"):
+            raise RecipeError(f"quantize.keep.bits is {self.keep.bits}; it takes more than the others' {self.bits}, at most "
+                              "8, on the integer grid")
 
     def short(self) -> str:
         """`method:bits`, with the group where it is not `auto`."""
@@ -86,18 +94,18 @@ class IntegerQuantize(Quantize):
     @property
     def needs(self) -> Needs:
         """What every quantisation needs, and text where a domain decides which linears keep more bits."""
-        by_saliency = bool(self.keep) and self.keep.get("by", "saliency") == "saliency"
-        return super().needs | Needs(text=by_saliency)
+        return super().needs | Needs(text=self.keep is not None and self.keep.by_saliency)
 
     @property
     def surveys(self) -> bool:
         """Whether a domain decides which linears keep more bits."""
-        return bool(self.keep)
+        return self.keep is not None
 
     def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
         """The linears that keep more bits, and the score of every one."""
         places = [(layer, name) for layer in range(view.spec.layers) for name in linear_shapes(view.spec, layer)]
-        return Selection(self.keep, "quantize.keep", also=("bits",)).survey(view, workplace, places, 0)
+        assert self.keep is not None
+        return self.keep.survey(view, workplace, places, 0)
 
     def decided(self, decision: Mapping[str, Any]) -> Self:
         """The stage with the linears that keep more bits."""
@@ -106,8 +114,7 @@ class IntegerQuantize(Quantize):
     @property
     def extra_bits(self) -> float:
         """The share of the weights that is kept, times what it takes more."""
-        share = Selection(self.keep, "quantize.keep", also=("bits",)).share if self.keep else 0.0
-        return share * (self.keep["bits"] - self.bits) if self.keep else 0.0
+        return self.keep.share * (self.keep.bits - self.bits) if self.keep is not None else 0.0
 
     @property
     def falling(self) -> bool:
@@ -128,8 +135,8 @@ class IntegerQuantize(Quantize):
     def grid_at(self, place: Place, d_in: int) -> Grid:
         """The grid, with more bits for linears that the survey chose."""
         grid = self.levels
-        if isinstance(grid, IntegerGrid) and self.chosen is not None and place in self.chosen:
-            return replace(grid, bits=self.keep["bits"])
+        if isinstance(grid, IntegerGrid) and self.keep is not None and place in (self.chosen or ()):
+            return replace(grid, bits=self.keep.bits)
         return grid
 
     def check(self, model: Model) -> None:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
@@ -41,7 +42,7 @@ class MixedQuantize(BlockQuantize):
     what: ClassVar[str] = "a mixture of grids"
     named: ClassVar[tuple[str, ...]] = (*OWN, "ends", "keep")
     grid: Literal["mixed"] = "mixed"
-    bits_per_weight: float | None = None
+    bits_per_weight: Annotated[float, Field(gt=1, le=16)] | None = None
     file_bytes: int | str | None = None
     grid_seconds: dict[str, float] = field(default_factory=dict)
     token_seconds: float | None = None
@@ -60,8 +61,6 @@ class MixedQuantize(BlockQuantize):
     def __post_init__(self) -> None:
         if (self.bits_per_weight is None) == (self.file_bytes is None):
             raise RecipeError(_ONE_BUDGET)
-        if self.bits_per_weight is not None and not 1 < self.bits_per_weight <= 16:
-            raise RecipeError(f"quantize.bits_per_weight is {self.bits_per_weight}; it takes more than 1, at most 16")
         if self.file_bytes is not None and self._file_bytes < 1:
             raise RecipeError(f"quantize.file_bytes is {self.file_bytes}; it takes bytes, such as 700MB")
         if (self.token_seconds is not None) != bool(self.grid_seconds):
