@@ -130,10 +130,11 @@ def _described(kind: type[Any]) -> dict[str, str]:
 
 def _said(wrong: ValidationError, content: object, schema: Schema, where: str) -> str:
     """The first fault of a validation: what was found, and what the place takes."""
-    fault = wrong.errors(include_url=False)[0]
+    faults = wrong.errors(include_url=False)
+    fault = next((one for one in faults if one["type"].startswith("unexpected")), faults[0])    # often what lacks, mistyped
+    unknown, lacking = (fault["type"].startswith(kind) for kind in ("unexpected", "missing"))
     value, part, place = content, schema, where
-    unknown = fault["type"].startswith("unexpected")
-    for step in fault["loc"][:-1] if unknown else fault["loc"]:
+    for step in fault["loc"][:-1] if unknown or lacking else fault["loc"]:
         branches = [part, *part.get("anyOf", ())]
         inside = next((branch for branch in branches if step in branch.get("properties", {})), None)
         if isinstance(value, Mapping) and inside is not None:
@@ -152,8 +153,8 @@ def _said(wrong: ValidationError, content: object, schema: Schema, where: str) -
                                if "properties" in branch), {})
     if unknown:
         return f"{place} has no option {quoted(fault['loc'][-1])}{nearest(str(fault['loc'][-1]), properties)}"
-    if fault["type"].startswith("missing"):
-        return f"{place} lacks {fault['loc'][-1]}; it takes {taken(part)}"
+    if lacking:
+        return f"{place} lacks {fault['loc'][-1]}, which is {taken(properties[fault['loc'][-1]])}"
     if isinstance(value, int) and abs(value) >= LARGEST:
         return f"{place} is {quoted(value)}, which is too large for anything"
     choices = _choices(part)

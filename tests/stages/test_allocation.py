@@ -77,7 +77,7 @@ def test_embeddings_take_a_grid_of_their_own(tiny: Path, text: Path, tmp_path: P
 
 
 def test_bad_budgets(tiny: Path) -> None:
-    for stage, message in (({"bits_per_weight": 0.5}, "more than 1"), ({"grid": "mixed"}, "spends a budget"),
+    for stage, message in (({"bits_per_weight": 0.5}, "above 1"), ({"grid": "mixed"}, "spends a budget"),
                            ({"bits_per_weight": 4, "file_bytes": "1MB"}, "one of them"),
                            ({"bits_per_weight": 4, "method": "rtn"}, "chooses all grids"),
                            ({"file_bytes": "many"}, "file_bytes"), ({"grid": "q4_k", "bits": 3}, "its own bits"),

@@ -73,7 +73,7 @@ def test_it_is_nearer_to_the_original_than_plain_removal(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ("remove: 0", "it takes 1 or more"), ("damp: -1", "it takes 0 or more"),
+    ("remove: 0", "it takes a whole number, 1 or more"), ("damp: -1", "it takes a number, 0 or more"),
     ("remove: 4", "at most 2 can go"), ("remove: 1, protect: {first: 3, last: 1}", "at most 0 can go")])
 def test_what_makes_no_sense_is_refused(tiny: Path, tmp_path: Path, fields: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -147,7 +147,7 @@ def test_linears_that_a_domain_needs_keep_more_bits(tiny: Path, text: Path, tmp_
 
 
 @pytest.mark.parametrize(("select", "message"), [
-    ({"share": 0.2}, "takes a graph"), ({"graph": "g.ttl", "share": 2}, "share is 2"),
+    ({"share": 0.2}, "lacks graph, which is text"), ({"graph": "g.ttl", "share": 2}, "share is 2"),
     ({"graf": "g.ttl"}, "did you mean 'graph'"), ({"graph": "g.ttl", "by": "luck"}, "by is 'luck'")])
 def test_a_selection_that_makes_no_sense_is_refused(tiny: Path, tmp_path: Path, select: dict[str, object],
                                                     message: str) -> None:
