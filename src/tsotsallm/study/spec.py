@@ -3,45 +3,143 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from tsotsallm.errors import StudyError, nearest
 from tsotsallm.files import parse_yaml, quoted, read_utf8
 from tsotsallm.study.space import Space
 from tsotsallm.study.trial import Setup
 from tsotsallm.units import bytes_from_text
+from tsotsallm.validation import RULES, Count, Positive, checked
 
-STRATEGIES = ("all", "random", "tpe", "nsga2", "halving")
-KEYS = ("about", "needs", "layers", "stages", "order", "conditions", "recipes", "strategy", "objectives", "trials", "hours",
-        "seed", "size_limit", "cycle", "calibration", "evaluation", "published")
-CALIBRATION = ("source", "windows", "window", "seed")
-EVALUATION = ("text", "context", "cheap", "full", "tasks", "data", "limit", "speed", "country")
-KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("strategy", "source", "text", "data", "country"), (str,)),
-    **dict.fromkeys(("layers", "trials", "seed", "cycle", "windows", "window", "context", "cheap", "full", "limit"), (int,)),
-    **dict.fromkeys(("needs", "order", "recipes", "calibration", "evaluation", "published"), (Mapping,)),
-    **dict.fromkeys(("stages", "conditions", "objectives"), (list,)),
-    "about": (str, int, float), "hours": (int, float), "size_limit": (str, int), "tasks": (str, list), "speed": (bool,)}
-"""Key -> the types that it takes."""
-_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", list: "a list", bool: "true or false",
-               Mapping: "keys and values"}
-OBJECTIVES = ("kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode")
+Objective = Literal["kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode"]
+
+@dataclass(frozen=True)
+class CalibrationKeys:
+    """What recipes are calibrated on: `windows` windows of `window` tokens of a text.
+
+    source   a file, a folder of texts, or a hub data set; by default the one that `compress` takes
+    windows  how many windows
+    window   tokens of a window
+    seed     of the draw
+    """
+
+    __pydantic_config__ = RULES
+    source: str | None = None
+    windows: Count | None = None
+    window: Count | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationKeys:
+    """How trials are evaluated.
+
+    text     whose perplexity is measured; by default the embedded world's test text
+    context  tokens of a window
+    cheap    windows of the first evaluation, which decides whether a trial is evaluated fully; empty: all are
+    full     windows of the full evaluation
+    tasks    tasks of the full evaluation, by name or file
+    data     the tasks' data
+    limit    items of each task
+    speed    whether a GGUF file is written and timed in llama.cpp
+    country  ISO code, with which energy is measured or estimated
+    """
+
+    __pydantic_config__ = RULES
+    text: str | None = None
+    context: Count | None = None
+    cheap: Count | None = 8
+    full: Count = 60
+    tasks: str | list[str] | None = None
+    data: str | None = None
+    limit: Count | None = None
+    speed: bool | None = None
+    country: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.cheap is not None and self.cheap > self.full:
+            raise StudyError(f"evaluation.cheap is {self.cheap} and full is {self.full}; they take numbers of windows, of "
+                             "which cheap is the smaller")
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study as its file has it.
+
+    about        what it is to find out, in a sentence
+    needs        NAME: what it is; `$NAME` stands for a value that whoever runs the study gives with --set
+    layers       of the model that its numbers of layers are for; for another model they are rescaled
+    stages       stages with open values: {one_of: [...]} or {from:, to:, step: or log:}
+    order        the orders that the stages may have: {one_of: [[depth, quantize], [quantize, depth]]}
+    conditions   {when: {NAME: values}, then: {NAME: values}}
+    recipes      NAME: RECIPE instead of stages
+    strategy     all, random, tpe, nsga2; or halving: many recipes under `size_limit` bytes are evaluated on little text, the
+                 best third on three times as much, and so on
+    objectives   measures to minimise; `decode` counts as seconds per token
+    trials       at most this many
+    hours        no trial begins later than this
+    seed         of all draws
+    size_limit   the largest model that counts, such as 700MB
+    cycle        trials after which the notebook draws a conclusion
+    calibration  what recipes are calibrated on
+    evaluation   how trials are evaluated
+    published    figures of others, for comparison
+    """
+
+    __pydantic_config__ = RULES
+    about: str | int | float = ""
+    needs: dict[str, Any] = field(default_factory=dict)
+    layers: Count | None = None
+    stages: list[Any] | None = None
+    order: dict[str, Any] | None = None
+    conditions: list[Any] = field(default_factory=list)
+    recipes: dict[str | int | float, Any] | None = None
+    strategy: Literal["all", "random", "tpe", "nsga2", "halving"] = "all"
+    objectives: Annotated[list[Objective], Field(min_length=1)] = field(default_factory=lambda: ["kl", "bytes"])
+    trials: Count | None = None
+    hours: Positive | None = None
+    seed: int = 0
+    size_limit: str | int | None = None
+    cycle: Count = 8
+    calibration: CalibrationKeys = field(default_factory=CalibrationKeys)
+    evaluation: EvaluationKeys = field(default_factory=EvaluationKeys)
+    published: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.stages is None) == (self.recipes is None):
+            raise StudyError("a study's space is either `stages` with open values or `recipes` by name; give one of them")
+        if "decode" in self.objectives and self.evaluation.speed is False:
+            raise StudyError("the objective decode needs evaluation.speed; leave out speed: false, or the objective")
+        if self.strategy == "halving" and self.size_limit is None:
+            raise StudyError("the strategy halving compares models below one size; give size_limit, such as 700MB")
+        if self.strategy == "halving" and self.trials is None:
+            raise StudyError("the strategy halving needs a number of recipes to begin with; give trials")
+        if self.strategy not in ("all", "halving") and self.trials is None and self.hours is None:
+            raise StudyError(f"the strategy {self.strategy} never ends by itself; give trials or hours")
+
+    def setup(self) -> dict[str, Any]:
+        """What `Setup` takes besides the model, without what it knows by itself."""
+        calibration, evaluation = asdict(self.calibration), asdict(self.evaluation)
+        given = {"calibration": calibration.pop("source")} | calibration | evaluation
+        tasks = given.pop("tasks") or ()
+        if "decode" in self.objectives:
+            given["speed"] = True
+        found = {key: value for key, value in given.items() if value is not None or key == "cheap"}
+        return found | {"tasks": tuple(tasks.split(",") if isinstance(tasks, str) else tasks)}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A study.
+    """A study for one model, its fields as those of `StudyFile`.
 
-    strategy    all, random, tpe, nsga2; or halving: many recipes under `size_limit` bytes are evaluated on little text, the
-                best third on three times as much, and so on
-    objectives  measures to minimise; `decode` counts as seconds per token
-    trials      at most this many
-    hours       no trial begins later than this
-    cycle       trials after which the notebook draws a conclusion
+    size_limit  in bytes
     setup       what `Setup` takes besides the model
     content     the spec as given, for the ledger
     """
@@ -99,49 +197,27 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
 
     Raises StudyError where a key, a value or their combination is wrong.
     """
-    _known(content, KEYS, "a study")
-    content = _with_given(content, given or {})
-    _check_kinds(content, KINDS, "a study")
-    if ("stages" in content) == ("recipes" in content):
-        raise StudyError("a study's space is either `stages` with open values or `recipes` by name; give one of them")
+    content = _without_empty(content)
+    needs = content.get("needs")
+    content = _with_given(content, needs if isinstance(needs, Mapping) else {}, given or {})
+    file = checked(StudyFile, content, name, StudyError)
     as_given: dict[str, object] = dict(content)
-    if content.get("layers") not in (None, layers):
+    if file.layers not in (None, layers):
         content = _rescaled(content, int(content["layers"]), layers)
-    strategy = content.get("strategy") or "all"
-    if strategy not in STRATEGIES:
-        raise StudyError(f"there is no strategy {quoted(strategy)}{nearest(str(strategy), STRATEGIES)}")
-    objectives = tuple(content.get("objectives") or ("kl", "bytes"))
-    for objective in objectives:
-        if objective not in OBJECTIVES:
-            raise StudyError(f"there is no objective {quoted(objective)}{nearest(str(objective), OBJECTIVES)}")
-    calibration, evaluation = content.get("calibration") or {}, dict(content.get("evaluation") or {})
-    _known(calibration, CALIBRATION, "calibration")
-    _known(evaluation, EVALUATION, "evaluation")
-    _check_kinds(calibration, KINDS, "calibration")
-    _check_kinds(evaluation, KINDS, "evaluation")
-    if "decode" in objectives and not evaluation.setdefault("speed", True):
-        raise StudyError("the objective decode needs evaluation.speed; leave out speed: false, or leave out the objective")
-    tasks = evaluation.pop("tasks", ())
-    setup = {"calibration" if key == "source" else key: value for key, value in calibration.items()} | evaluation
-    setup["tasks"] = tuple(tasks.split(",") if isinstance(tasks, str) else tasks)
-    _check_numbers(content, setup)
-    limit = content.get("size_limit")
-    spec = Spec(name, str(content.get("about", "")),
-                Space.of_recipes(content["recipes"]) if "recipes" in content else Space.read(content), strategy, objectives,
-                content.get("trials"), content.get("hours"), content.get("seed") or 0,
-                None if limit is None else bytes_from_text(str(limit), "size_limit", StudyError), content.get("cycle") or 8,
-                setup, as_given)
-    if strategy == "halving" and spec.size_limit is None:
-        raise StudyError("the strategy halving compares models below one size; give size_limit, such as 700MB")
-    if strategy not in ("all", "halving") and spec.trials is None and spec.hours is None:
-        raise StudyError(f"the strategy {strategy} never ends by itself; give trials or hours")
-    if strategy == "halving" and spec.trials is None:
-        raise StudyError("the strategy halving needs a number of recipes to begin with; give trials")
-    return spec
+    space = Space.of_recipes(content["recipes"]) if "recipes" in content else Space.read(content)
+    limit = None if file.size_limit is None else bytes_from_text(str(file.size_limit), "size_limit", StudyError)
+    return Spec(name, str(file.about), space, file.strategy, tuple(file.objectives), file.trials, file.hours, file.seed,
+                limit, file.cycle, file.setup(), as_given)
 
 
-def _with_given(content: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
-    needs = content.get("needs") or {}
+def _without_empty(content: dict[str, Any]) -> dict[str, Any]:
+    """A file's content without keys that have no value: they mean the default. An empty `cheap` says something."""
+    return {key: {name: part for name, part in value.items() if part is not None or name == "cheap"}
+            if key in ("calibration", "evaluation") and isinstance(value, dict) else value
+            for key, value in content.items() if value is not None}
+
+
+def _with_given(content: dict[str, Any], needs: Mapping[str, object], given: Mapping[str, str]) -> dict[str, Any]:
     for name, about in needs.items():
         if name not in given:
             raise StudyError(f"this study needs {name}: {about}; give it with --set {name}=FILE")
@@ -157,36 +233,6 @@ def _with_given(content: dict[str, Any], given: Mapping[str, str]) -> dict[str, 
         return [walk(part) for part in value] if isinstance(value, list) else value
 
     return {key: value if key == "needs" else walk(value) for key, value in content.items()}
-
-
-def _known(content: Mapping[str, object], keys: tuple[str, ...], where: str) -> None:
-    for key in content:
-        if key not in keys:
-            raise StudyError(f"{where} has no {quoted(key)}{nearest(str(key), keys)}")
-
-
-def _check_kinds(content: Mapping[str, object], kinds: Mapping[str, tuple[type, ...]], where: str) -> None:
-    """Raise StudyError where a value has no type that its key takes; an empty value stands for the default."""
-    for key, value in content.items():
-        allowed = kinds[key]
-        if value is None or (isinstance(value, allowed) and (not isinstance(value, bool) or bool in allowed)):
-            continue
-        names = " or ".join(_KIND_NAMES[kind] for kind in allowed)
-        raise StudyError(f"{key} of {where} is {quoted(value)}; it takes {names}")
-
-
-def _check_numbers(content: Mapping[str, object], setup: Mapping[str, object]) -> None:
-    for name, least in (("trials", 1), ("cycle", 1)):
-        value = content.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise StudyError(f"{name} is {quoted(value)}; it takes a whole number, {least} or more")
-    hours = content.get("hours")
-    if hours is not None and (not isinstance(hours, (int, float)) or isinstance(hours, bool) or hours <= 0):
-        raise StudyError(f"hours is {quoted(hours)}; it takes a number above 0")
-    cheap, full = setup.get("cheap", 8), setup.get("full", 60)
-    if not isinstance(full, int) or full < 1 or (cheap is not None and not (isinstance(cheap, int) and 1 <= cheap <= full)):
-        raise StudyError(f"evaluation.cheap is {quoted(cheap)} and full is {quoted(full)}; they take numbers of windows, of "
-                         "which cheap is the smaller")
 
 
 def _rescaled(content: dict[str, Any], source: int, layers: int) -> dict[str, Any]:
