@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from importlib import resources
@@ -212,6 +212,24 @@ def packaged_recipes() -> dict[str, Any]:
     files = resources.files("tsotsallm.recipes").iterdir()
     return {file.name.removesuffix(".yaml"): file for file in sorted(files, key=lambda file: file.name)
             if file.name.endswith(".yaml")}
+
+
+def recipe_schema(value: Callable[[dict[str, Any]], dict[str, Any]] = lambda part: part) -> dict[str, Any]:
+    """The JSON Schema of a recipe: a list of stages, each a short form or {name: {options}}.
+
+    `value` makes of each option's schema the one that stands for it, where more than a plain value is allowed.
+    """
+    def options(schema: dict[str, Any]) -> dict[str, Any]:
+        if "anyOf" in schema:
+            return schema | {"anyOf": [options(kind) for kind in schema["anyOf"]]}
+        return schema | {"properties": {name: value(part) for name, part in schema["properties"].items()}}
+
+    stages: list[dict[str, Any]] = [
+        {"type": "object", "properties": {name: options(stage.schema())}, "required": [name], "additionalProperties": False,
+         "description": stage.schema()["description"]} for name, stage in STAGES.items()]
+    forms = ", ".join(dict.fromkeys(short.form for _, short in _SHORT.values()))
+    short = {"type": "string", "pattern": f"^({'|'.join(_SHORT)}):", "description": f"a short form: {forms}"}
+    return {"type": "array", "maxItems": MOST_STAGES, "items": {"anyOf": [short, *stages]}}
 
 
 def _stage(item: Any) -> Stage:

@@ -133,8 +133,11 @@ def _said(wrong: ValidationError, content: object, schema: Schema, where: str) -
     faults = wrong.errors(include_url=False)
     fault = next((one for one in faults if one["type"].startswith("unexpected")), faults[0])    # often what lacks, mistyped
     unknown, lacking = (fault["type"].startswith(kind) for kind in ("unexpected", "missing"))
+    where_to = fault["loc"][:-1] if unknown or lacking else fault["loc"]
+    if key := "[key]" in where_to:
+        where_to = where_to[:where_to.index("[key]") - 1]
     value, part, place = content, schema, where
-    for step in fault["loc"][:-1] if unknown or lacking else fault["loc"]:
+    for step in where_to:
         branches = [part, *part.get("anyOf", ())]
         inside = next((branch for branch in branches if step in branch.get("properties", {})), None)
         if isinstance(value, Mapping) and inside is not None:
@@ -144,23 +147,27 @@ def _said(wrong: ValidationError, content: object, schema: Schema, where: str) -
                 branch.get("additionalProperties"), dict)), {})
         elif isinstance(value, Sequence) and not isinstance(value, str) and isinstance(step, int) and step < len(value):
             value, part = value[step], next((branch["items"] for branch in branches if "items" in branch), {})
+            place += f"[{step}]"
+            continue
         else:
             continue                        # the name of a branch
-        place += f"[{step}]" if isinstance(step, int) else f".{step}"
-    if "[key]" in fault["loc"]:
+        place += f".{step}"
+    if key:
         return f"{place} has the key {quoted(fault['input'])}, which it does not take"
     properties: Schema = next((branch["properties"] for branch in [part, *part.get("anyOf", ())]
                                if "properties" in branch), {})
     if unknown:
         return f"{place} has no option {quoted(fault['loc'][-1])}{nearest(str(fault['loc'][-1]), properties)}"
     if lacking:
-        return f"{place} lacks {fault['loc'][-1]}, which is {taken(properties[fault['loc'][-1]])}"
+        name = str(fault["loc"][-1])
+        return f"{place} lacks {name}, which is {taken(properties[name])}"
     if isinstance(value, int) and abs(value) >= LARGEST:
         return f"{place} is {quoted(value)}, which is too large for anything"
     choices = _choices(part)
     if choices and isinstance(value, str):
         return f"{place} is {quoted(value)}{nearest(value, choices)}"
-    return f"{place} is {quoted(value)}; it takes {taken(part)}"
+    quotes = ", so write it in quotes" if part.get("type") == "string" and not choices else ""
+    return f"{place} is {quoted(value)}; it takes {taken(part)}{quotes}"
 
 
 def _choices(part: Schema) -> list[str]:

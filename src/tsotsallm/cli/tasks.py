@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from tsotsallm.cli.common import AsJson, answers, print_json
 
 
@@ -13,6 +15,7 @@ def tasks(as_json: AsJson = False) -> None:
 
         known = [read_task(name) for name in packaged_tasks()]
         if as_json:
-            print_json({task.name: task.plain() | {"about": task.about, "hub": dict(task.hub)} for task in known})
+            print_json({task.name: task.plain() | {"about": task.about, "hub": asdict(task.hub) if task.hub else None}
+                        for task in known})
             return
         table("Tasks", ["task", "kind", "about"], [[task.name, task.kind, task.about] for task in known])

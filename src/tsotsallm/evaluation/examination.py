@@ -117,8 +117,8 @@ def _prepared(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], 
 
 def text_task(context: int = 512, protocol: Kind = "windows", *, world: bool = False) -> Task:
     """A task that takes the perplexity of a text: of `data`, or of the embedded world's test text."""
-    return Task("text", "perplexity", "Perplexity of a text.", ({"text": "{{text}}"},), world="text" if world else "",
-                protocol=protocol, context=context)
+    return Task(name="text", kind="perplexity", about="Perplexity of a text.", layouts=({"text": "{{text}}"},),
+                world="text" if world else None, protocol=protocol, context=context)
 
 
 def plan_examination(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *, data: str | Path | None = None,

@@ -9,25 +9,24 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError, Undefined, meta
+from pydantic import Field
 
 from tsotsallm import hub
 from tsotsallm.errors import TaskError, nearest
 from tsotsallm.files import DATA_BYTES, csv_rows, json_lines, one_line, parse_json, parse_yaml, quoted, read_json, read_utf8
 from tsotsallm.sandbox import Environment, bounded
 from tsotsallm.streaming.corpus import read_text
+from tsotsallm.validation import HIDDEN, RULES, Count, checked
 
 Kind = Literal["perplexity", "choices", "answers", "bias", "summary"]
-_TYPE_NAMES = {str: "text", int: "a whole number", tuple: "a list", dict: "keys and values"}
-_ALLOWED = {"protocol": ("windows", "rows"), "judge": ("tiers", "number", "first_integer"),
-            "world": ("closed_book", "open_book", "text")}
 NEEDS: dict[str, tuple[str, ...]] = {
     "perplexity": ("text",), "choices": ("prompt", "choices", "answer"), "answers": ("prompt", "answers"),
     "bias": ("prompt", "choices", "answer"), "summary": ("prompt", "answers")}
@@ -51,24 +50,59 @@ class Item:
     row: Mapping[str, Any] = field(default_factory=dict, repr=False)        # JSON as read, for judges that need more
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task as its file defines it; the first of `layouts` that fits the columns of the data is used."""
+Template = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""A template or an expression; a bare number is one too."""
 
-    name: str
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set of the Hugging Face hub.
+
+    repository     such as allenai/ai2_arc
+    split          such as test
+    configuration  where the data set has several
+    """
+
+    __pydantic_config__ = RULES
+    repository: str
+    split: str
+    configuration: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task as its file defines it; the first of `layouts` that fits the columns of the data is used.
+
+    kind            perplexity of texts; choices among answers; free answers; bias, as BBQ has it; or summary
+    about           what it is, in a sentence
+    layouts         how an item becomes a prompt: {prompt: template, choices: expression, answer: expression} over columns
+    files           patterns of its files below the folder that --data gives
+    hub             the data set of the hub that it comes from
+    world           closed_book, open_book or text: items of the embedded model's world
+    columns         names of a CSV file's columns where it has no header
+    delimiter       between a prompt and each of its choices
+    judge           of answers: tiers, number or first_integer
+    max_new_tokens  tokens that an answer may have
+    stop            texts that end an answer
+    protocol        of perplexity: windows of a whole text, or its rows one by one
+    context         tokens of a window
+    """
+
+    __pydantic_config__ = RULES
+    name: str = field(default="", metadata={HIDDEN: True})
     kind: Kind
     about: str = ""
-    layouts: tuple[Mapping[str, str], ...] = ()
+    layouts: tuple[dict[str, Template], ...] = ()
     files: tuple[str, ...] = ()
-    hub: Mapping[str, str] = field(default_factory=dict)
-    world: str = ""                     # closed_book, open_book or text of the embedded model's world
-    columns: tuple[str, ...] = ()       # names of a CSV file's columns where it has no header
-    delimiter: str = " "                # between a prompt and each of its choices
-    judge: str = "tiers"                # of answers: tiers, number or first_integer
-    max_new_tokens: int = 50
+    hub: HubData | None = None
+    world: Literal["closed_book", "open_book", "text"] | None = None
+    columns: tuple[str, ...] = ()
+    delimiter: str = " "
+    judge: Literal["tiers", "number", "first_integer"] = "tiers"
+    max_new_tokens: Count = 50
     stop: tuple[str, ...] = ("\n",)
-    protocol: str = "windows"           # of perplexity
-    context: int = 512
+    protocol: Literal["windows", "rows"] = "windows"
+    context: Annotated[int, Field(ge=2)] = 512
 
     def plain(self) -> dict[str, object]:
         """Everything in the task that a score depends on, as plain data."""
@@ -105,52 +139,21 @@ def read_task(source: str | Path) -> Task:
 
 
 def _task(name: str, content: object) -> Task:
-    if not isinstance(content, dict) or str(content.get("kind")) not in NEEDS:
-        kind = content.get("kind") if isinstance(content, dict) else content
-        raise TaskError(f"task {name} has kind {quoted(kind)}{nearest(str(kind), NEEDS)}")
-    known = Task.__dataclass_fields__.keys() - {"name"}
-    for key in content:
-        if key not in known:
-            raise TaskError(f"task {name} has no option {quoted(key)}{nearest(str(key), known)}")
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-    for key, value in values.items():
-        default = getattr(Task, key, {} if key == "hub" else "")
-        if not isinstance(value, type(default)) or isinstance(value, bool):
-            raise TaskError(f"task {name}: {key} is {quoted(content[key])}; it takes {_TYPE_NAMES[type(default)]}")
-        if isinstance(value, tuple) and key != "layouts" and not all(isinstance(text, str) for text in value):
-            raise TaskError(f"task {name}: {key} is {quoted(content[key])}; it takes a list of texts")
-    for key, allowed in _ALLOWED.items():
-        if values.get(key) is not None and values[key] not in allowed:
-            raise TaskError(f"task {name}: {key} is {quoted(values[key])}{nearest(str(values[key]), allowed)}")
-    for key, least in (("max_new_tokens", 1), ("context", 2)):
-        if values.get(key, least) < least:
-            raise TaskError(f"task {name}: {key} is {values[key]}; it takes {least} or more")
-    if values.get("hub") and not ({"repository", "split"} <= values["hub"].keys()
-                                  and all(isinstance(text, str) for text in values["hub"].values())):
-        raise TaskError(f"task {name}: hub names a repository and a split, and may name a configuration")
-    layouts = values.get("layouts", ())
-    if not isinstance(layouts, tuple) or not all(isinstance(layout, dict) for layout in layouts):
-        raise TaskError(f"task {name}: layouts is a list of templates that make a prompt from an item, such as "
-                        '{prompt: "{{question}}", answers: answer}')
-    for layout in layouts:
-        missing = [part for part in NEEDS[content["kind"]] if part not in layout]
-        extra = [part for part in layout if part not in (*NEEDS[content["kind"]], "group")]
-        if missing or extra:
-            raise TaskError(f"task {name}: a layout of kind {content['kind']} has {', '.join(NEEDS[content['kind']])} and "
-                            "may have group; this one "
-                            f"{f'lacks {missing[0]}' if missing else f'also has {quoted(extra[0])}'}")
-        for part in layout:
-            if not isinstance(layout[part], (str, int)):
-                raise TaskError(f"task {name}: {part} is {quoted(layout[part])}; it takes an expression over columns, so "
-                                'write it in quotes: "[right, wrong]"')
-            _compiled(part in TEMPLATES, str(layout[part]), name)
-    if not layouts and not values.get("world"):
+    task = replace(checked(Task, content, f"task {name}", TaskError), name=name)
+    if not task.layouts and not task.world:
         raise TaskError(f"task {name} has no layouts: give at least one, which says how an item becomes a prompt")
-    values["layouts"] = tuple({part: str(text) for part, text in layout.items()} for layout in layouts)
-    if any(not pattern or pattern.startswith(("/", "\\")) or ".." in pattern for pattern in values.get("files", ())):
-        raise TaskError(f"task {name}: files is {quoted(content['files'])}; it takes patterns such as data/*.jsonl, below "
+    for layout in task.layouts:
+        missing = [part for part in NEEDS[task.kind] if part not in layout]
+        extra = [part for part in layout if part not in (*NEEDS[task.kind], "group")]
+        if missing or extra:
+            raise TaskError(f"task {name}: a layout of kind {task.kind} has {', '.join(NEEDS[task.kind])} and may have "
+                            f"group; this one {f'lacks {missing[0]}' if missing else f'also has {quoted(extra[0])}'}")
+        for part, text in layout.items():
+            _compiled(part in TEMPLATES, text, name)
+    if any(not pattern or pattern.startswith(("/", "\\")) or ".." in pattern for pattern in task.files):
+        raise TaskError(f"task {name}: files is {quoted(list(task.files))}; it takes patterns such as data/*.jsonl, below "
                         "the folder that --data gives")
-    return Task(name=name, **values)
+    return task
 
 
 # -- templates ------------------------------------------------------------------------------------------------------
@@ -385,8 +388,8 @@ def _hub_rows(task: Task) -> Iterator[dict[str, Any]]:
     """The rows of a hub data set."""
     if not task.hub:
         raise TaskError(f"task {task.name} has no data of its own; give some with --data FILE")
-    configuration = task.hub.get("configuration")
-    for row in hub.rows(task.hub["repository"], configuration, split=task.hub["split"], kind=TaskError,
+    configuration = task.hub.configuration
+    for row in hub.rows(task.hub.repository, configuration, split=task.hub.split, kind=TaskError,
                         instead=f"give the data of task {task.name} as a local file with --data FILE"):
         yield {"file": configuration or task.name, **row}
 
@@ -413,8 +416,8 @@ def big_bench_task(path: Path) -> Task:
         if content.get("append_choices_to_input", True):
             listed = content.get("choice_prefix", "\n  choice: ")
             prompt = prompt.replace("{{input}}", "{{input}}{% for one in target_scores %}" f"{listed}" "{{one}}{% endfor %}")
-        return Task(path.stem, "choices", str(content.get("description", "")), files=(str(path),), layouts=({
+        return Task(name=path.stem, kind="choices", about=str(content.get("description", "")), files=(str(path),), layouts=({
             "prompt": prompt, "choices": "target_scores | list",
             "answer": "(target_scores.values() | list).index(target_scores.values() | max)"},))
-    return Task(path.stem, "answers", str(content.get("description", "")), files=(str(path),),
+    return Task(name=path.stem, kind="answers", about=str(content.get("description", "")), files=(str(path),),
                 layouts=({"prompt": prompt, "answers": "target"},))

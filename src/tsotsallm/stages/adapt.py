@@ -32,6 +32,7 @@ def _short(values: list[str]) -> dict[str, Any]:
 class Adapt(Retraining):
     """Train B·A of rank `rank` beside every target linear (LoRA, arXiv:2106.09685); on packed linears QLoRA (2305.14314).
 
+    rank     of the factors
     alpha    the factors count alpha / rank; nothing: the rank, so that they count once
     targets  q, k, v, o, gate, up, down, or all
     dropout  share of the factors' inputs that a step leaves out

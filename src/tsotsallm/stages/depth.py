@@ -33,6 +33,7 @@ def _short(values: list[str]) -> dict[str, Any]:
 class Depth(LayerChoice):
     """Remove the `remove` least important layers (Shortened LLaMA, arXiv:2402.02834; ShortGPT, arXiv:2403.03853).
 
+    remove      how many layers go
     importance  perplexity: of the model without the layer; taylor: Σ|w·∂L/∂w| over its linears; magnitude: Σ|w|;
                 cosine: 1 − mean cos(input, output) over tokens
     iterative   measure again after every removed layer

@@ -37,6 +37,7 @@ class Distill(Adapt):
     mode         layers: every layer, one after another, learns to give on the inputs that it now gets what the original
                  gives at the same depth, the layers that were removed after it included (in the manner of HomoDistil,
                  arXiv:2302.09632); logits: low-rank factors learn the teacher's distribution (arXiv:1503.02531)
+    teacher      original: the model that the recipe began with; or the directory of another checkpoint
     weights      with `layers`: all weights of a layer, or low-rank factors beside its targets
     samples      with `layers`: windows of text that are used, at most; one of them or more is held out
     temperature  with `logits`: softens both distributions

@@ -33,7 +33,13 @@ def expand(items: object, where: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Layers(LayerChoice):
-    """Run the layers in `order`, or all but `skip` with those of `repeat` several times (FRANKEN-LLAMA)."""
+    """Run the layers in `order`, or all but `skip` with those of `repeat` several times (FRANKEN-LLAMA).
+
+    order   layers and ranges in the order in which they run, such as [0-3, 5, 4]
+    skip    layers and ranges that do not run
+    repeat  {layer: times}: layers that run several times
+    shared  repeated layers are stored once, in the project's own container
+    """
 
     name: ClassVar[str] = "layers"
     shorts: ClassVar[dict[str, Short]] = {

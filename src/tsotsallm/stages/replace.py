@@ -50,6 +50,7 @@ class Replace(LayerEdit):
     ridge draws T to zero; here it draws T to the identity, which is plain removal). T is merged into that layer's
     `down_proj`: no parameter is added and nothing is trained.
 
+    remove      how many neighbouring layers go
     importance  which run: cosine: the one whose output is nearest to its input, by the mean of 1 − cos over tokens;
                 perplexity: the one without which the model's perplexity is lowest before the map is fitted
     protect     layers at either end that stay; the first layer always does, since the map needs a layer before the run

@@ -50,8 +50,10 @@ class Pruning:
 class Sparsity(LinearEdit):
     """Zero `prune` of every `group` neighbouring inputs of a row, or `prune_fraction` of each row.
 
-    method     wanda: |W|·‖X‖₂ (arXiv:2306.11695); sparsegpt: with compensation (arXiv:2301.00774); magnitude: |W|
-    per_layer  {layer: {prune: 1}}: other numbers for some layers (prune: 0 leaves a layer dense)
+    method          wanda: |W|·‖X‖₂ (arXiv:2306.11695); sparsegpt: with compensation (arXiv:2301.00774); magnitude: |W|
+    prune, group    N of every M: how many go of how many neighbours
+    prune_fraction  the share of every row that goes
+    per_layer       {layer: {prune: 1}}: other numbers for some layers (prune: 0 leaves a layer dense)
     """
 
     name: ClassVar[str] = "sparsity"

@@ -13,10 +13,11 @@ from pydantic import Field
 
 from tsotsallm.errors import StudyError, nearest
 from tsotsallm.files import parse_yaml, quoted, read_utf8
+from tsotsallm.recipe import recipe_schema
 from tsotsallm.study.space import Space
 from tsotsallm.study.trial import Setup
 from tsotsallm.units import bytes_from_text
-from tsotsallm.validation import RULES, Count, Positive, checked
+from tsotsallm.validation import RULES, Count, Positive, checked, schema_of
 
 Objective = Literal["kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode"]
 
@@ -208,6 +209,27 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
     limit = None if file.size_limit is None else bytes_from_text(str(file.size_limit), "size_limit", StudyError)
     return Spec(name, str(file.about), space, file.strategy, tuple(file.objectives), file.trials, file.hours, file.seed,
                 limit, file.cycle, file.setup(), as_given)
+
+
+def study_schema() -> dict[str, Any]:
+    """The JSON Schema of a study's file, whose stages may have open values, beside those of `open` and `recipe`."""
+    whole = schema_of(StudyFile)
+    stages = recipe_schema(lambda part: {key: part[key] for key in ("description",) if key in part} | {
+        "anyOf": [part, {"$ref": "#/$defs/open"}]})
+    stages["items"]["anyOf"].append({"$ref": "#/$defs/open"})
+    recipes = {"type": "object", "additionalProperties": {"$ref": "#/$defs/recipe"}}
+    return whole | {"properties": whole["properties"] | {
+        "stages": whole["properties"]["stages"] | stages, "recipes": whole["properties"]["recipes"] | recipes}}
+
+
+def open_schema() -> dict[str, Any]:
+    """The JSON Schema of an open value of a study: some choices, or a range of numbers."""
+    several = {"type": "object", "properties": {"one_of": {"type": "array", "minItems": 1}}, "required": ["one_of"],
+               "additionalProperties": False, "description": "an open value: each of these is tried"}
+    numbers = {name: {"type": "number"} for name in ("from", "to", "step")} | {"log": {"type": "boolean"}}
+    some = {"type": "object", "properties": numbers, "required": ["from", "to"], "additionalProperties": False,
+            "description": "an open value: numbers of a range"}
+    return {"anyOf": [several, some]}
 
 
 def _without_empty(content: dict[str, Any]) -> dict[str, Any]:

@@ -29,13 +29,16 @@ SAVE_SECONDS = 30.0
 class Schedule:
     """How long and how fast to train.
 
-    steps          optimizer steps; fewer when the held-out loss stops falling
-    batch          samples per step
-    learning_rate  highest value, after a linear rise over the share `warmup` of the steps
-    decay          shape of the fall afterwards
-    clip           largest norm of all gradients together
-    validate_every steps between two validations; 0: ten validations in all
-    patience       validations without a better held-out loss before training stops; the best factors are kept
+    steps           optimizer steps; fewer when the held-out loss stops falling
+    batch           samples per step
+    learning_rate   highest value, after a linear rise over the share `warmup` of the steps
+    decay           shape of the fall afterwards
+    warmup          share of the steps in which the learning rate rises
+    weight_decay    AdamW's decoupled decay
+    clip            largest norm of all gradients together
+    validate_every  steps between two validations; 0: ten validations in all
+    patience        validations without a better held-out loss before training stops; the best factors are kept
+    seed            of the samples' order
     """
 
     steps: Count = 200

@@ -100,6 +100,13 @@ class Quantize(LinearEdit):
             return stage
         return super().from_fields(fields)
 
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """The kinds of quantisation, one of which applies."""
+        if cls is not Quantize:
+            return super().schema()
+        return {"description": super().schema()["description"], "anyOf": [kind.schema() for _, kind in cls.kinds]}
+
     def __post_init__(self) -> None:
         if self.method == "rtn" and (self.weigh or self.follow):
             raise RecipeError("quantize.follow and weigh are for gptq, which knows the inputs; leave them out with rtn")

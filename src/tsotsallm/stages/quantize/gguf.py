@@ -84,6 +84,8 @@ class GgufQuantize(BlockQuantize):
     """Put linears on a grid of GGUF's, kept in the project's own container and written to GGUF as they are.
 
     Where a block of the grid does not divide a row, the next grid that does is taken, or the linear stays in 16 bits.
+
+    grid  a type of GGUF's, such as q4_k
     """
 
     what: ClassVar[str] = "GGUF's grids"

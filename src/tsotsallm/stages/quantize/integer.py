@@ -40,6 +40,7 @@ class Keep(Selection):
 class IntegerQuantize(Quantize):
     """Store linears as integers of `bits` bits, or on nf4 (arXiv:2305.14314), in groups of columns that share a scale.
 
+    grid        int, or nf4
     bits        2 to 8
     group       columns that share a scale; `channel` for whole rows; `auto` for the largest of 128, 96, 64, 48, 32 (on nf4
                 from 64 on) that divides the input width of every linear when the stage runs, or else whole rows

@@ -33,6 +33,7 @@ from tsotsallm.units import bytes_from_text
 class MixedQuantize(BlockQuantize):
     """Give every matrix a grid of GGUF's of its own, or 16 bits, embeddings and head included, so that the loss grows least.
 
+    grid                         mixed, which a budget says as well
     bits_per_weight, file_bytes  the budget: at most N bits a weight, or N bytes of the GGUF file; a survey measures each
                                  matrix on each grid
     grid_seconds, token_seconds  seconds that a weight takes in a new token on each grid, as measured on some machine, and
