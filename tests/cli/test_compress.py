@@ -29,6 +29,11 @@ def test_compress_evaluate_inspect_plan_speak_json(tiny: Path, text: Path, tmp_p
     assert "gptq4" in json.loads(within("recipes", "--json").stdout)
 
 
+def test_a_recipe_may_begin_with_a_dash(tiny: Path, tmp_path: Path) -> None:
+    tsotsallm("compress", tiny, "- quantize: {method: rtn, grid: q8_0}", "-o", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "tsotsallm.json").read_text())["recipe"][0]["quantize"]["grid"] == "q8_0"
+
+
 def test_tables_are_printed_for_people(tiny: Path, text: Path, tmp_path: Path) -> None:
     assert "floor of time" in within("plan", tiny, "gptq:4:32").stdout
     assert "embeddings" in within("inspect", tiny).stdout

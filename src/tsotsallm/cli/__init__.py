@@ -104,6 +104,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")        # a console that lacks a letter shows another
     try:
         with answers():
-            sys.exit(app(standalone_mode=False))
+            # YAML of a list begins as options do, and means the same on a line of its own
+            sys.exit(app([f"\n{one}" if one.startswith("- ") else one for one in sys.argv[1:]], standalone_mode=False))
     finally:
         close_output()
