@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tsotsallm.study.fit import target_of
+
 import tsotsallm
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import linear_shapes
@@ -37,7 +39,6 @@ from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize.sizes import other_bytes
 from tsotsallm.store import Store
 from tsotsallm.streaming.corpus import read_text
-from tsotsallm.study.fit import target_of
 from tsotsallm.units import human_bytes
 
 Recipe = list[dict[str, Any]]
