@@ -124,8 +124,9 @@ class MixedQuantize(BlockQuantize):
         shapes = _matrices(model.spec)
         for key, grid in self.grids.items():
             if key not in shapes:
-                raise RecipeError(f"quantize.grids names {quoted(key)}, which is no matrix of the model at that stage"
-                                  f"{nearest(key, shapes)}")
+                near = [one for one in shapes if one.partition(".")[0] in (str(key).partition(".")[0], "model", "lm_head")]
+                raise RecipeError(f"quantize.grids names {quoted(key)}, which is no matrix of the model at that stage, with "
+                                  f"{model.spec.layers} layers{nearest(str(key), near)}")
             if grid == DENSE:
                 continue
             block, columns = LAYOUTS[grid].block, shapes[key][1]
