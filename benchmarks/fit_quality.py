@@ -23,21 +23,22 @@ from pathlib import Path
 from typing import Any
 
 import tsotsallm
+from tsotsallm.checkpoint.gguf_layout import Labels, layout_of, vocabulary_entries
+from tsotsallm.checkpoint.gguf_vocabulary import read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf
+from tsotsallm.fit.target import target_of
 from tsotsallm.lab.texts import world_text
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.planning import whole_spec
 from tsotsallm.stages.allocation import MIXED
 from tsotsallm.stages.neurons import Neurons
-from tsotsallm.stages.quantize.sizes import other_bytes
 from tsotsallm.store import Store
 from tsotsallm.streaming.corpus import read_text
-from tsotsallm.study.fit import target_of
 from tsotsallm.units import human_bytes
 
 Recipe = list[dict[str, Any]]
@@ -55,6 +56,7 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         self.checkpoint = Checkpoint.open(asked.model)
         self.spec = whole_spec(self.checkpoint)
+        self.vocabulary = tuple(vocabulary_entries(read_vocabulary(self.checkpoint.codec)))
         enough = CHARACTERS * asked.compared
         self.text = world_text(test=True, characters=enough) if asked.text is None else read_text(asked.text)
         self.store = Store(self.work / "store", 6 << 30)
@@ -125,13 +127,14 @@ class Bench:
 
     def size(self, spec: ModelSpec, grid: str | None, ends: str | None) -> int:
         """Bytes of the GGUF file with all linears on one grid, or in 16 bits."""
-        def stored(name: str | None, rows: int, columns: int) -> int:
+        def type_of(name: str | None, columns: int) -> str:
             fits = GgmlGrid(name).fitting(columns) if name is not None else None
-            return 2 * rows * columns if fits is None else fits.stored_bytes(rows, columns)
+            return "f16" if fits is None else fits.type
 
-        linears = sum(stored(grid, *shape) for layer in range(spec.layers) for shape in linear_shapes(spec, layer).values())
-        tables = (1 if spec.tied else 2) * stored(ends, spec.vocabulary, spec.hidden)
-        return other_bytes(spec, self.checkpoint.directory) + linears + tables
+        grids = {f"{layer}.{name}": type_of(grid, columns) for layer in range(spec.layers)
+                 for name, (_, columns) in linear_shapes(spec, layer).items()}
+        grids |= dict.fromkeys(("model.embed_tokens", "lm_head"), type_of(ends, spec.hidden))
+        return layout_of(spec, self.vocabulary, Labels("it"), grids).total_bytes
 
     def single(self, name: str, budget: int) -> None:
         for technique, recipe in self.singles(budget):

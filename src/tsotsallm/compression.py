@@ -155,11 +155,15 @@ def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | P
     if not force:
         forecast.refuse_if_too_large(out, already=_bytes_under(partial_path(out)))
     corpus, samples = _texts_of(checkpoint, parsed, settings)
-    name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     return run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
-               scratch=None if scratch is None else Path(scratch), model_name=name, store=store,
+               scratch=None if scratch is None else Path(scratch), model_name=result_source(model), store=store,
                asked={"given": settings.source, "window": settings.window, "seed": settings.seed}, restart=restart,
                progress=progress)
+
+
+def result_source(model: str | Path) -> str:
+    """The name that results give the model they were made from."""
+    return Path(model).resolve().name if Path(model).is_dir() else str(model)
 
 
 def _texts_of(checkpoint: Checkpoint, recipe: Recipe,

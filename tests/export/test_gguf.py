@@ -14,11 +14,11 @@ import tsotsallm
 from tests.conftest import build
 from tests.llama import Llama
 from tsotsallm.checkpoint.codec import TextCodec
+from tsotsallm.checkpoint.gguf_vocabulary import read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import Llama as Engine
 from tsotsallm.errors import CheckpointError, ExportError, RecipeError
 from tsotsallm.export.gguf import export_gguf
-from tsotsallm.export.vocabulary import read_vocabulary
 from tsotsallm.lab.texts import world_text
 
 SMALL: dict[str, Any] = {"windows": 6, "window": 64}

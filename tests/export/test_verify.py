@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import tsotsallm
 from tests.conftest import build
+from tsotsallm.checkpoint import gguf_layout
 from tsotsallm.errors import ExportError
-from tsotsallm.export import gguf as exporting
 from tsotsallm.export.verify import BOUNDS
 
 
@@ -77,15 +77,15 @@ def test_numbers_that_no_engine_takes_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                          dense: str) -> None:
     model = build(tmp_path / "model", "llama2")
-    honest = exporting._rope
-    monkeypatch.setattr(exporting, "_rope", lambda spec: honest(spec) | {"rope_theta": 3.0})
+    honest = gguf_layout.rope_of
+    monkeypatch.setattr(gguf_layout, "rope_of", lambda spec: honest(spec) | {"rope_theta": 3.0})
     with pytest.raises(ExportError, match="computes different results"):
         tsotsallm.to_gguf(model, tmp_path / "model.gguf", dense=dense)
     assert left(tmp_path) == []
 
 
 def test_a_file_that_cuts_text_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tsotsallm.export.vocabulary._split_rule", lambda _content, _where: "qwen2")
+    monkeypatch.setattr("tsotsallm.checkpoint.gguf_vocabulary._split_rule", lambda _content, _where: "qwen2")
     with pytest.raises(ExportError, match=r"splits \d+ of \d+ probed texts into other tokens"):
         tsotsallm.to_gguf("embedded", tmp_path / "model.gguf")
     assert left(tmp_path) == []

@@ -16,12 +16,12 @@ import tsotsallm
 from tests.conftest import FAMILIES, build
 from tests.fidelity import kinds
 from tsotsallm.checkpoint.codec import TextCodec
+from tsotsallm.checkpoint.gguf_vocabulary import letter_with, unlisted_pairs
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.interface import Piece, Question, Speaker
 from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.transformer import HALF, Transformer
 from tsotsallm.errors import CheckpointError, ExportError
-from tsotsallm.export.vocabulary import letter_with, unlisted_pairs
 from tsotsallm.stages.vocabulary import Vocabulary
 
 KINDS = ("bytes", "legacy", "llama-new")

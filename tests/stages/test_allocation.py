@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 import tsotsallm
+from tests.conftest import build
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.errors import RecipeError
+from tsotsallm.checkpoint.shapes import linear_shapes
+from tsotsallm.errors import ExportError, RecipeError
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.stages.allocation import allocate
 
@@ -96,3 +98,50 @@ def test_where_there_is_room_matrices_stay_in_16_bits(tiny: Path, text: Path, tm
     checkpoint = Checkpoint.open(tmp_path / "some")
     assert checkpoint.is_packed("model.layers.1.mlp.up_proj") == (grids["1.mlp.up_proj"] != "f16")
     assert len(set(grids.values())) > 1
+
+
+def test_given_grids_are_those_of_the_survey_that_chose_them(tiny: Path, text: Path, tmp_path: Path) -> None:
+    """The decision of a mixture, written into a recipe, gives the same weights without a survey."""
+    mixture = [{"quantize": {"bits_per_weight": 6.5, "passes": 0}}]
+    tsotsallm.compress(tiny, mixture, tmp_path / "mixture", calibration=text, **SMALL)
+    grids = json.loads((tmp_path / "mixture" / "decision-1-quantize.json").read_text())["grids"]
+    tsotsallm.compress(tiny, [{"quantize": {"grids": grids, "passes": 0}}], tmp_path / "given", calibration=text, **SMALL)
+    given, mixed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("given", "mixture"))
+    assert given == mixed
+    assert not list((tmp_path / "given").glob("decision-*"))
+
+
+def test_grids_that_do_not_suit_the_model(tiny: Path) -> None:
+    spec = Checkpoint.open(tiny).spec
+    good = {f"{layer}.{name}": "q8_0" for layer in range(spec.layers) for name in linear_shapes(spec, layer)}
+    good["model.embed_tokens"] = "f16"
+    tsotsallm.plan(tiny, [{"quantize": {"grids": good, "method": "rtn"}}])
+    for stage, message in (
+            ({"grids": good | {"9.mlp.up_proj": "q8_0"}}, r"'9.mlp.up_proj', which is no matrix"),
+            ({"grids": good | {"0.mlp.upproj": "q8_0"}}, r"did you mean '0.mlp.up_proj'"),
+            ({"grids": good | {"lm_head": "q8_0"}}, r"'lm_head', which is no matrix"),
+            ({"grids": {"0.mlp.up_proj": "q8_0"}}, r"no grid for 0.self_attn.q_proj, .* and others; name one for every"),
+            ({"grids": good | {"0.mlp.up_proj": "q4k"}}, r"on 'q4k'; did you mean 'q4_k'"),
+            ({"grids": good | {"0.mlp.up_proj": 4}}, r"'0.mlp.up_proj' on 4"),
+            ({"grids": good | {"0.mlp.up_proj": "q4_k"}}, r"blocks of 256 do not divide its 64 columns; .*q4_0"),
+            ({"grids": good, "file_bytes": "1MB"}, "one of them"), ({"grids": good, "bits_per_weight": 4}, "one of them"),
+            ({"grids": good, "ends": "q8_0"}, "leave ends and keep out"), ({"grids": {}}, "one of them"),
+            ({"grids": ["q8_0"]}, "grids is")):
+        with pytest.raises(RecipeError, match=message):
+            tsotsallm.plan(tiny, [{"quantize": stage}])
+    with pytest.raises(RecipeError, match="does not hold the zeros"):
+        tsotsallm.plan(tiny, [{"sparsity": {"prune": 2, "group": 4}},
+                              {"quantize": {"grids": good | {"0.mlp.up_proj": "q4_1"}}}])
+
+
+def test_a_model_that_no_gguf_file_can_hold_has_no_budget_of_bytes(text: Path, tmp_path: Path) -> None:
+    """Refused before anything is measured."""
+    model = build(tmp_path / "model", "llama3")
+    content = json.loads((model / "tokenizer.json").read_text("utf-8"))
+    content["model"]["merges"] = []
+    (model / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    steps: list[Any] = []
+    with pytest.raises(ExportError, match="without merges"):
+        tsotsallm.compress(model, [{"quantize": {"file_bytes": "200kB"}}], tmp_path / "out", calibration=text,
+                           progress=steps.append, **SMALL)
+    assert not any("editing" in one.step for one in steps)

@@ -21,6 +21,10 @@ from tsotsallm.stages import STAGES
 
 PRUNED = {"sparsity": {"prune": 2, "group": 4}}
 Q4 = {"quantize": {"bits": 4, "group": 32}}
+GRIDS = {f"{layer}.{name}": grid for layer in range(4) for name, grid in {
+    "self_attn.q_proj": "q4_0", "self_attn.k_proj": "q8_0", "self_attn.v_proj": "q5_1", "self_attn.o_proj": "f16",
+    "mlp.gate_proj": "q4_1", "mlp.up_proj": "q5_0", "mlp.down_proj": "q4_0"}.items()} | {"model.embed_tokens": "q8_0"}
+"""A grid for every matrix of the tiny model."""
 CONFIGURATIONS: dict[str, list[list[dict[str, Any]]]] = {
     "vocabulary": [[{"vocabulary": {"keep": ["TEXT"]}}]],
     "layers": [[{"layers": {"order": [0, 2, 1, 3]}}], [{"layers": {"skip": [1]}}],
@@ -37,7 +41,8 @@ CONFIGURATIONS: dict[str, list[list[dict[str, Any]]]] = {
     "quantize": [[Q4], [{"quantize": {"method": "rtn", "bits": 3, "group": 16, "symmetric": False}}],
                  [{"quantize": {"grid": "q4_0", "ends": "q8_0", "passes": 1}}], [{"quantize": {"grid": "nf4", "group": 32}}],
                  [{"quantize": {"bits": 4, "group": 32, "ends": "q8_0"}}],
-                 [{"quantize": {"bits_per_weight": 6.5, "passes": 1}}], [PRUNED, {"quantize": {"grid": "q8_0"}}],
+                 [{"quantize": {"bits_per_weight": 6.5, "passes": 1}}], [{"quantize": {"grids": GRIDS, "passes": 1}}],
+                 [{"quantize": {"grids": GRIDS, "method": "rtn"}}], [PRUNED, {"quantize": {"grid": "q8_0"}}],
                  [PRUNED, Q4]],
     "compensate": [[Q4, {"compensate": {"rank": 4}}], [PRUNED, {"compensate": {"rank": 4, "merge": True}}],
                    [Q4, {"compensate": {"rank": "auto", "budget": "12kB", "method": "svd"}}]],

@@ -14,11 +14,8 @@ import tsotsallm
 from tests.conftest import build, shared
 from tsotsallm.checkpoint.merging import Merges
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.token_bytes import vocabulary_bytes
 from tsotsallm.errors import CheckpointError, RecipeError
-from tsotsallm.export.gguf import export_gguf
 from tsotsallm.lab.texts import world_text
-from tsotsallm.stages.quantize.sizes import other_bytes
 
 
 @pytest.fixture(scope="module")
@@ -200,17 +197,3 @@ def test_special_tokens_that_stand_among_the_added_only_are_kept(llama3_like: Pa
         large(token)["input_ids"][-1] for token in ("<|begin|>", "<|end|>", "<|turn|>")]
     assert [kept[token] for token in small(keep.read_text())["input_ids"]] == large(keep.read_text())["input_ids"]
     assert kept[ours.spec.config["eos_token_id"]] == theirs.spec.config["eos_token_id"]
-
-
-def test_bytes_of_a_vocabulary_are_a_near_bound(llama3_like: Path, stories: Path, smaller: Path, tmp_path: Path) -> None:
-    """Against GGUF files: byte-level and SentencePiece, several merges for a token, special tokens, a cut vocabulary."""
-    gguf = pytest.importorskip("gguf", reason="gguf is in the extra [gguf]")
-    for number, model in enumerate((llama3_like, stories, smaller, Checkpoint.open("embedded").directory)):
-        checkpoint, file = Checkpoint.open(model), tmp_path / f"{number}.gguf"
-        export_gguf(checkpoint, file)
-        matrices = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(file).tensors if len(tensor.shape) == 2)
-        rest = file.stat().st_size - matrices
-        assert rest <= other_bytes(checkpoint.spec, checkpoint.directory) <= 1.15 * rest + 4096
-    whole = Checkpoint.open("embedded")
-    cut = Checkpoint.open(smaller)
-    assert vocabulary_bytes(cut.directory, cut.spec.vocabulary) <= vocabulary_bytes(whole.directory, cut.spec.vocabulary)

@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from tsotsallm.checkpoint.gguf_layout import Dense
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import installed as llama_installed
 from tsotsallm.errors import ExportError, install_command
-from tsotsallm.export.gguf import Dense, Written, export_gguf
+from tsotsallm.export.gguf import Written, export_gguf
 from tsotsallm.export.huggingface import export_huggingface
 from tsotsallm.export.publish import modelfile_path, write_modelfile
 from tsotsallm.export.verify import Verified, read_back, verify_gguf

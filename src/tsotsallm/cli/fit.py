@@ -26,7 +26,7 @@ from tsotsallm.cli.common import (
 
 if TYPE_CHECKING:
     from tsotsallm.evaluation.examination import Examination
-    from tsotsallm.study.fit import Fitted
+    from tsotsallm.fit.rounds import Fitted
 
 
 def fit(model: Model,

@@ -13,13 +13,12 @@ import torch
 
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.gguf_file import GgufFile
+from tsotsallm.checkpoint.gguf_vocabulary import is_sentencepiece, letter_with, missing_bytes, unlisted_pairs
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.textrules import SPACE
-from tsotsallm.checkpoint.token_bytes import is_sentencepiece
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ConversationError, ExportError
 from tsotsallm.export.oracle import ask_llama_cpp
-from tsotsallm.export.vocabulary import letter_with, missing_bytes, unlisted_pairs
 from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid, decode
 from tsotsallm.streaming.corpus import Corpus

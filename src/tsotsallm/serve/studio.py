@@ -19,6 +19,7 @@ from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
 from tsotsallm.compression import plan
 from tsotsallm.errors import RecipeError, ServeError, TsotsallmError
 from tsotsallm.evaluation.cost import devices
+from tsotsallm.fit.target import Target, target_of
 from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.recipe import Recipe, packaged_recipes
 from tsotsallm.serve.answering import Refused, Service
@@ -26,7 +27,6 @@ from tsotsallm.serve.jobs import Jobs, StudioJob
 from tsotsallm.serve.pages import report_page
 from tsotsallm.serve.served import Loading, load
 from tsotsallm.serve.wire import RequestBody, Text
-from tsotsallm.study.fit import Target, target_of
 from tsotsallm.units import bytes_from_text, human_bytes, human_seconds
 
 DEEP = 2

@@ -21,8 +21,6 @@ from tsotsallm.units import human_bytes
 MIXED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 DENSE = "f16"
 """What a matrix on no grid takes in a GGUF file: 16 bits, and nothing is lost."""
-CHEAPEST, DEAREST, HALVINGS = 1e-12, 1e12, 60
-"""Nats that a second may cost, and how often the range of prices is halved."""
 MIXED_WITH_ZEROS = ("q3_k", "q4_0", "q5_0", "q6_k", "q8_0")
 
 
@@ -94,49 +92,6 @@ def allocate(losses: Mapping[str, Sequence[float]], sizes: Mapping[str, Sequence
         chosen[name] = hulls[name][step + 1]
         offer(name, step + 1)
     return chosen
-
-
-def allocate_within(losses: Mapping[str, Sequence[float]], sizes: Mapping[str, Sequence[int]], budget: int,
-                    seconds: Mapping[str, Sequence[float]], limit: float) -> dict[str, int]:
-    """The same, with the sum of `seconds` at most `limit`: they are bought with loss at one price for all items (a Lagrange
-    multiplier, found by halving)."""
-    def at(price: float) -> tuple[dict[str, int], float]:
-        priced = {name: [loss + price * time for loss, time in zip(losses[name], seconds[name], strict=True)]
-                  for name in losses}
-        chosen = allocate(priced, sizes, budget)
-        return chosen, sum(seconds[name][choice] for name, choice in chosen.items())
-
-    chosen, taken = at(0.0)
-    if taken <= limit:
-        return chosen
-    low, high = CHEAPEST, DEAREST
-    chosen, taken = at(high)
-    if taken > limit:
-        raise RecipeError(f"a new token is expected to take {taken:.3g} s at best, but {limit:.3g} s is the limit; allow "
-                          "more, or remove layers, neurons or vocabulary first")
-    for _ in range(HALVINGS):
-        price = math.sqrt(low * high)
-        tried, taken = at(price)
-        low, high, chosen = (low, price, tried) if taken <= limit else (price, high, chosen)
-    return chosen
-
-
-def on_grid(grid: GgmlGrid, known: Mapping[str, float], bit: float) -> float:
-    """What is known of a grid, such as its loss; of one that is not known, from the nearest: a bit less is worth so many
-    times as much. 0 where nothing is known."""
-    grids = [name for name in known if name != DENSE]
-    if not grids:
-        return 0.0
-    if grid.type in known:
-        return known[grid.type]
-    nearest = min(grids, key=lambda name: abs(GgmlGrid(name).bits_per_weight - grid.bits_per_weight))
-    return float(known[nearest] * bit ** (GgmlGrid(nearest).bits_per_weight - grid.bits_per_weight))
-
-
-def token_seconds(grids: Sequence[GgmlGrid], known: Mapping[str, float]) -> list[float]:
-    """Seconds that a weight takes in a new token on each of some grids, and in 16 bits."""
-    dense = known.get(DENSE, max(known.values(), default=0.0))
-    return [*(on_grid(grid, known, 1.0) for grid in grids), dense]
 
 
 def _hull(sizes: Sequence[int], losses: Sequence[float]) -> list[int]:

@@ -392,8 +392,8 @@ class LinearEdit(Stage):
     def check(self, model: Model) -> None:
         """Raise RecipeError where a correction stands beside the linears, which the edit would not see."""
         if model.beside:
-            raise RecipeError(f"{self.name} comes right after a stage that keeps its correction beside the linears, which it "
-                              "would not see; put that stage last, or merge its correction")
+            raise RecipeError(f"{self.name} comes right after a stage that keeps its correction beside the linears, which "
+                              "it would not see; put that stage last, or merge its correction")
 
     def applies_to(self, layer: int, layers: int) -> bool:
         """Whether the edit changes linears of a layer of a model of `layers`."""

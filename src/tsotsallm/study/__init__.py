@@ -1,1 +1,1 @@
-"""Try many recipes on one model: spaces, strategies, the ledger of results, and the best recipe for a budget."""
+"""Try many recipes on one model: spaces, strategies, the ledger of results."""

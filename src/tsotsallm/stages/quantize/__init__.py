@@ -10,7 +10,7 @@ from tsotsallm.stages.quantize.mixed import MixedQuantize
 
 Quantize.kinds[:] = [
     (lambda fields: fields.get("grid") == "mixed" or any(
-        fields.get(name) is not None for name in ("bits_per_weight", "file_bytes")), MixedQuantize),
+        fields.get(name) is not None for name in ("bits_per_weight", "file_bytes", "grids")), MixedQuantize),
     (lambda fields: fields.get("grid") in LAYOUTS, GgufQuantize),
     (lambda fields: True, IntegerQuantize)]
 

@@ -52,7 +52,7 @@ def _short(method: str, values: list[str]) -> dict[str, Any]:
 class Quantize(LinearEdit):
     """Store linears on a grid; zeros that `sparsity` made stay zero where the grid holds them.
 
-    Which kind it is follows from the options: `bits_per_weight` or `file_bytes` make it a mixture of grids, a grid of GGUF's
+    Which kind it is follows from the options: `bits_per_weight`, `file_bytes` or `grids` make it a mixture, a grid of GGUF's
     one of these, and anything else integers or nf4.
 
     `what` says in messages which kind it is, `named` which options of other kinds it refuses by itself.
@@ -181,7 +181,7 @@ class Quantize(LinearEdit):
         linears = linear_shapes(model.spec, index)
         for name, shape in layer_shapes(model.spec, index).items():
             linear = linears.get(name.removesuffix(".weight"))
-            grid = self.grid_for(linear[1]) if linear is not None else None
+            grid = self.grid_at((index, name.removesuffix(".weight")), linear[1]) if linear is not None else None
             packed = packed or grid is not None
             if grid is not None and linear is not None:
                 size += grid.stored_bytes(*linear, model.element) + 3 * HEADER_BYTES_PER_TENSOR
@@ -209,7 +209,7 @@ class Quantize(LinearEdit):
         assert gram is not None
         visit, order_of = self._visiting(grid)
         try:
-            factor = gram.factor(self.damp, visit, order_of, last=last and not self.surveyed_by_loss)
+            factor = gram.factor(self.damp, visit, order_of, last=last and not self.shares_grams)
         except NumericsError as error:
             raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
         aim = linear.reference
@@ -227,8 +227,8 @@ class Quantize(LinearEdit):
         return 0
 
     @property
-    def surveyed_by_loss(self) -> bool:
-        """Whether a survey measures every grid by the Gram, whose memory no factor may take then."""
+    def shares_grams(self) -> bool:
+        """Whether one Gram serves several grids, so that no factor may take its memory."""
         return False
 
     @property

@@ -1,28 +1,30 @@
-"""A grid of GGUF's for every matrix, within a budget of bytes: measured losses decide."""
+"""A grid of GGUF's for every matrix: as the recipe says, or within a budget of bytes, where measured losses decide."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 
+from tsotsallm.checkpoint.gguf_layout import UNKNOWN_LABELS, aligned, layout_of, vocabulary_entries
+from tsotsallm.checkpoint.gguf_vocabulary import read_vocabulary
 from tsotsallm.checkpoint.shapes import linear_shapes
-from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from tsotsallm.checkpoint.view import View
-from tsotsallm.errors import RecipeError
+from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.grids import Grid
-from tsotsallm.stages.allocation import DENSE, MIXED, Probe, allocate, allocate_within, candidates, token_seconds
-from tsotsallm.stages.contract import LinearEdit, Model, decided_later
+from tsotsallm.stages.allocation import DENSE, MIXED, Probe, allocate, candidates
+from tsotsallm.stages.contract import LinearEdit, Model, Workplace, decided_later
 from tsotsallm.stages.ends import end_losses, end_modules, head_gram
+from tsotsallm.stages.quantize.common import GgufGrid
 from tsotsallm.stages.quantize.gguf import OWN, BlockQuantize
-from tsotsallm.stages.quantize.sizes import matrix_weights, other_bytes, other_values
+from tsotsallm.stages.quantize.sizes import matrix_weights, other_values
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.training.lora import Place
@@ -34,10 +36,10 @@ class MixedQuantize(BlockQuantize):
     """Give every matrix a grid of GGUF's of its own, or 16 bits, embeddings and head included, so that the loss grows least.
 
     grid                         mixed, which a budget says as well
-    bits_per_weight, file_bytes  the budget: at most N bits a weight, or N bytes of the GGUF file; a survey measures each
-                                 matrix on each grid
-    grid_seconds, token_seconds  seconds that a weight takes in a new token on each grid, as measured on some machine, and
-                                 the seconds that all matrices may take together: the budget is spent within that
+    bits_per_weight, file_bytes  the budget: at most N bits a weight, or N bytes of the GGUF file, with at most 4 KiB of it
+                                 for its name and recipe; a survey measures each matrix on each grid
+    grids                        instead of a budget, the grid of every matrix, or f16, as in a survey's decision: keys such
+                                 as `3.mlp.down_proj`, `model.embed_tokens`, `lm_head`
     """
 
     what: ClassVar[str] = "a mixture of grids"
@@ -45,32 +47,30 @@ class MixedQuantize(BlockQuantize):
     grid: Literal["mixed"] = "mixed"
     bits_per_weight: Annotated[float, Field(gt=1, le=16)] | None = None
     file_bytes: int | str | None = None
-    grid_seconds: dict[str, float] = field(default_factory=dict)
-    token_seconds: float | None = None
+    grids: dict[str, GgufGrid | Literal["f16"]] = field(default_factory=dict)
     assigned: Mapping[str, str] | None = decided_later()
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
-        """Build the stage; raises RecipeError for options that the survey decides."""
-        if isinstance(fields, Mapping) and (fields.get("method") == "rtn" or fields.get("ends") or fields.get("keep")):
-            raise RecipeError("quantize with a budget chooses all grids itself, by what gptq's survey measures; leave "
+        """Build the stage; raises RecipeError for options that the survey or `grids` decide."""
+        if isinstance(fields, Mapping) and (fields.get("ends") or fields.get("keep") or (
+                fields.get("method") == "rtn" and not fields.get("grids"))):
+            raise RecipeError("quantize.grids names the grid of every matrix; leave ends and keep out" if fields.get("grids")
+                              else "quantize with a budget chooses all grids itself, by what gptq's survey measures; leave "
                               "method, ends and keep out")
         if isinstance(fields, Mapping) and fields.get("grid", "mixed") in LAYOUTS:
             raise RecipeError(_ONE_BUDGET)
         return super().from_fields(fields)
 
     def __post_init__(self) -> None:
-        if (self.bits_per_weight is None) == (self.file_bytes is None):
+        if sum((self.bits_per_weight is not None, self.file_bytes is not None, bool(self.grids))) != 1:
             raise RecipeError(_ONE_BUDGET)
         if self.file_bytes is not None and self._file_bytes < 1:
             raise RecipeError(f"quantize.file_bytes is {self.file_bytes}; it takes bytes, such as 700MB")
-        if (self.token_seconds is not None) != bool(self.grid_seconds):
-            raise RecipeError("quantize.grid_seconds and token_seconds go together, with a budget; give both, or neither")
-        if any(name not in (*LAYOUTS, DENSE) or not seconds > 0 for name, seconds in self.grid_seconds.items()):
-            raise RecipeError(f"quantize.grid_seconds is {quoted(self.grid_seconds)}; it takes grids of GGUF's and f16 with "
-                              "seconds above 0")
         super().__post_init__()
-        if not self.weigh:
+        if self.grids:
+            self._set(assigned={key: grid for key, grid in self.grids.items() if grid != DENSE})
+        elif not self.weigh:
             raise RecipeError("quantize with a budget needs to know how much the loss depends on each linear; leave "
                               "weigh out")
 
@@ -78,27 +78,27 @@ class MixedQuantize(BlockQuantize):
     def _file_bytes(self) -> int:
         return bytes_from_text(str(self.file_bytes), "quantize.file_bytes")
 
-    def short(self) -> str:
-        """`gptq:mixed:BITS`."""
-        return f"{self.method}:mixed:{self.bits_per_weight}"
+    def short(self) -> str | None:
+        """`gptq:mixed:BITS`; None for other budgets, and for grids that the recipe names."""
+        return None if self.bits_per_weight is None else f"{self.method}:mixed:{self.bits_per_weight}"
 
-    def without_text(self) -> None:
-        """None: without text nothing can be measured."""
+    def without_text(self) -> MixedQuantize | None:
+        """The same grids, rounded to nearest; None where only a survey could choose them."""
+        return MixedQuantize(method="rtn", grids=self.grids, lose_zeros=self.lose_zeros) if self.grids else None
 
     @property
     def measured_by(self) -> list[Any]:
         """Everything but the budget and how it is spent: the losses are the same."""
-        return [self.name, self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None,
-                                           "grid_seconds": {}, "token_seconds": None}]
+        return [self.name, self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None}]
 
     @property
     def surveys(self) -> bool:
-        """Always."""
-        return True
+        """Whether a budget is given, not the grids."""
+        return not self.grids
 
     @property
-    def surveyed_by_loss(self) -> bool:
-        """Always."""
+    def shares_grams(self) -> bool:
+        """Always: linears with the same inputs may take different grids."""
         return True
 
     def grid_for(self, d_in: int) -> Grid | None:
@@ -113,9 +113,30 @@ class MixedQuantize(BlockQuantize):
         return None if grid is None else GgmlGrid(grid)
 
     def check(self, model: Model) -> None:
-        """Raise RecipeError where no linear has whole blocks."""
+        """Raise RecipeError where no linear has whole blocks, or where the given grids do not suit the matrices."""
         super().check(model)
         self._require_blocks(model)
+        if not self.grids:
+            return
+        shapes = _matrices(model.spec)
+        for key, grid in self.grids.items():
+            if key not in shapes:
+                near = [one for one in shapes if one.partition(".")[0] in (str(key).partition(".")[0], "model", "lm_head")]
+                raise RecipeError(f"quantize.grids names {quoted(key)}, which is no matrix of the model at that stage, with "
+                                  f"{model.spec.layers} layers{nearest(str(key), near)}")
+            if grid == DENSE:
+                continue
+            block, columns = LAYOUTS[grid].block, shapes[key][1]
+            if columns % block:
+                fits = ", ".join(one.type for one in candidates(columns, zeros=model.sparse)) or "none"
+                raise RecipeError(f"quantize.grids puts {key} on {grid}, whose blocks of {block} do not divide its "
+                                  f"{columns} columns; take f16 or one that does: {fits}")
+            if model.sparse and not GgmlGrid(grid).holds_zeros and not self.lose_zeros:
+                raise RecipeError(f"quantize.grids puts {key} on {grid}, which does not hold the zeros of a pruned model; "
+                                  "take q4_0, q5_0, q8_0, q3_k or q6_k, or write lose_zeros: true")
+        if missing := [key for key, (_, d_in) in shapes.items() if key not in self.grids and candidates(d_in)]:
+            raise RecipeError(f"quantize.grids has no grid for {', '.join(missing[:3])}"
+                              f"{' and others' * (len(missing) > 3)}; name one for every matrix, or f16")
 
     def end_grids(self, view: View) -> dict[str, GgmlGrid]:
         """The grids that the survey assigned to embeddings and head."""
@@ -123,20 +144,32 @@ class MixedQuantize(BlockQuantize):
         return {module: GgmlGrid(assigned[module]) for module in end_modules(view) if module in assigned}
 
     def ends_after(self, spec: ModelSpec, before: int) -> int:
-        """As before: the budget holds them."""
-        return before
+        """Embeddings and head on the given grids; as before with a budget, which holds them."""
+        if not self.assigned:
+            return before
+        shape = spec.vocabulary, spec.hidden
+        grids = [self.assigned.get(module) for module in _end_names(spec)]
+        dense = (before - 4 * spec.hidden) // len(grids)
+        return 4 * spec.hidden + sum(dense if grid is None else GgmlGrid(grid).stored_bytes(*shape) + 200 for grid in grids)
 
-    def budget_bytes(self, spec: ModelSpec) -> int:
-        """The budget in bytes of all weights."""
+    def budget_bytes(self, spec: ModelSpec) -> int | None:
+        """The budget in bytes of all weights; None where grids are given."""
+        if self.grids:
+            return None
         if self.file_bytes is not None:
             return self._file_bytes
         return int(float(self.bits_per_weight or 0) * matrix_weights(spec) / 8) + 4 * other_values(spec)
 
-    def _matrix_bytes(self, spec: ModelSpec, directory: Path) -> int:
-        """What the budget leaves for linears, embeddings and head."""
+    def _matrix_bytes(self, view: View) -> int:
+        """What the budget leaves for linears, embeddings and head; ExportError where no GGUF file of the model can be."""
         if self.bits_per_weight is not None:
-            return int(self.bits_per_weight * matrix_weights(spec) / 8)
-        return self._file_bytes - other_bytes(spec, directory)
+            return int(self.bits_per_weight * matrix_weights(view.spec) / 8)
+        vocabulary = vocabulary_entries(read_vocabulary(view.checkpoint.codec))
+        return self._file_bytes - layout_of(view.spec, vocabulary, UNKNOWN_LABELS).bytes_beside_matrices
+
+    def survey(self, view: View, workplace: Workplace) -> None:
+        """None, since `probe` and `decide` find out; raises early where a budget of bytes can have no file."""
+        self._matrix_bytes(view)
 
     def probe(self, *, sparse: bool) -> tuple[LinearEdit, dict[str, list[float]]]:
         """A probe that notes the expected loss of every linear on every grid."""
@@ -152,23 +185,16 @@ class MixedQuantize(BlockQuantize):
 
     def decide(self, notes: Mapping[str, list[float]], view: View) -> dict[str, Any]:
         """A grid for every matrix, the budget used as well as the measured losses allow."""
-        shapes = {f"{layer}.{name}": shape for layer in range(view.spec.layers)
-                  for name, shape in linear_shapes(view.spec, layer).items()}
-        shapes |= dict.fromkeys(end_modules(view), (view.spec.vocabulary, view.spec.hidden))
+        shapes, stored = _matrices(view.spec), aligned if self.file_bytes is not None else int
         zeros = {key: len(notes[key]) != len(candidates(shape[1])) for key, shape in shapes.items()}
         grids = {key: candidates(shape[1], zeros=zeros[key]) for key, shape in shapes.items()}
-        fixed = sum(math.prod(shape) * 2 for key, shape in shapes.items() if not grids[key])
-        sizes = {key: [*(grid.stored_bytes(*shapes[key]) for grid in grids[key]), 2 * math.prod(shapes[key])]
+        fixed = sum(stored(2 * math.prod(shape)) for key, shape in shapes.items() if not grids[key])
+        sizes = {key: [*(stored(grid.stored_bytes(*shapes[key])) for grid in grids[key]), stored(2 * math.prod(shapes[key]))]
                  for key in shapes if grids[key]}
-        matrices = self._matrix_bytes(view.spec, view.checkpoint.directory)
+        matrices = self._matrix_bytes(view)
         losses = {key: [*notes[key], 0.0] for key in sizes}
         names = {key: [*(grid.type for grid in grids[key]), DENSE] for key in sizes}
-        if self.token_seconds is None:
-            chosen = allocate(losses, sizes, matrices - fixed)
-        else:
-            seconds = {key: [math.prod(shapes[key]) * taken for taken in token_seconds(grids[key], self.grid_seconds)]
-                       for key in sizes}
-            chosen = allocate_within(losses, sizes, matrices - fixed, seconds, self.token_seconds)
+        chosen = allocate(losses, sizes, matrices - fixed)
         used = sum(sizes[key][choice] for key, choice in chosen.items()) + fixed
         return {"grids": {key: names[key][choice] for key, choice in chosen.items()},
                 "predicted_loss": sum(losses[key][choice] for key, choice in chosen.items()),
@@ -182,5 +208,15 @@ class MixedQuantize(BlockQuantize):
         return replace(self, assigned={key: grid for key, grid in decision["grids"].items() if grid != DENSE})
 
 
-_ONE_BUDGET = ("quantize.grid mixed spends a budget, and only mixed does; give bits_per_weight or file_bytes, one of them, "
-               "and no other grid")
+def _end_names(spec: ModelSpec) -> list[str]:
+    return [end.removesuffix(".weight") for end in (EMBEDDING, HEAD)[:1 if spec.tied else 2]]
+
+
+def _matrices(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """The shape of every matrix of a model, by the name that decisions have for it."""
+    shapes = {f"{layer}.{name}": shape for layer in range(spec.layers) for name, shape in linear_shapes(spec, layer).items()}
+    return shapes | dict.fromkeys(_end_names(spec), (spec.vocabulary, spec.hidden))
+
+
+_ONE_BUDGET = ("quantize.grid mixed spends a budget, and only mixed does; give bits_per_weight, file_bytes or grids, one of "
+               "them, and no other grid")

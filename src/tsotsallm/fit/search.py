@@ -2,122 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.writer import write_json
 from tsotsallm.engine.llama import installed as llama_installed
 from tsotsallm.errors import MissingExtraError, StudyError, TsotsallmError
-from tsotsallm.evaluation.cost import devices, measure_gguf_speed, room_for_weights
+from tsotsallm.evaluation.cost import measure_gguf_speed
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
-from tsotsallm.export.gguf import export_gguf, require_gguf
+from tsotsallm.export.gguf import export_gguf
 from tsotsallm.export.verify import read_back
+from tsotsallm.fit.files import Structure
+from tsotsallm.fit.plans import Choices, Corrections, Limits, Measured, Plan, corrected, plan_for, structures, unsure
+from tsotsallm.fit.rounds import Fitted, Round
+from tsotsallm.fit.target import Target
+from tsotsallm.fit.units import Bench, Mixture, Say, Settings
 from tsotsallm.journal import Kind, begun_threads, held_work
 from tsotsallm.machine import fingerprint
 from tsotsallm.run.work import Progress
-from tsotsallm.stages.quantize.sizes import other_bytes
-from tsotsallm.study.budget import (
-    Corrections,
-    Limits,
-    Measured,
-    Plan,
-    Structure,
-    corrected,
-    plan_for,
-    smallest,
-    structures,
-)
-from tsotsallm.study.units import Bench, Mixture, Say, Settings, plain_units
 from tsotsallm.units import human_bytes
 
 HOLDS = 0.15
 """A prediction holds when it is no further than this share from what is measured with the text that it is for."""
-UNSURE = 0.3
-"""How far predictions are thought to be off, by the logarithm, before the first candidate was measured."""
 MOST_ROUNDS = 8
-ATTEMPTS = 4
-"""How often a candidate is put on other grids so that its file uses the budget."""
-USED = 0.995
-"""A budget counts as used from this share on."""
 MORE_TEXT = 4
 """How many times the calibration text the best candidate is made anew with, where the time allows."""
 UNFINISHED = Kind("fit", frozenset({"model", "texts", "texts to keep"}),
                   ("calibration.txt", "store", "models", "reference", "units.json*", "depth-*", "*.f32*", "*speed.gguf*",
                    "*round-*.gguf*"))
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the result must meet: bytes of the GGUF file, tokens a second on this machine."""
-
-    bytes: int
-    faster_than: float | None = None
-    device: str | None = None
-
-
-@dataclass(frozen=True)
-class Round:
-    """A candidate: what was expected of it, what it is. Losses in nats a token (KL divergence), bytes of the GGUF file.
-
-    windows  of calibration text that it was made with
-    """
-
-    number: int
-    structure: str
-    recipe: list[Any]
-    windows: int
-    predicted: float
-    measured: float
-    error: float
-    predicted_structure: float
-    measured_structure: float
-    bytes: int
-    decode_tokens_per_s: float | None
-    predicted_tokens_per_s: float | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The result of a fit."""
-
-    path: Path
-    gguf: Path
-    target: Target
-    best: Round
-    rounds: tuple[Round, ...]
-    measured: Measured
-    corrections: Corrections
-    holds: bool
-    seconds: float
-    evaluation: dict[str, Any] = field(default_factory=dict)
-
-    def plain(self) -> dict[str, Any]:
-        """The result as plain data for JSON."""
-        return asdict(self) | {"path": str(self.path), "gguf": str(self.gguf), "measured": plain_units(self.measured)}
-
-
-def target_of(spec_bytes_per_token: int, *, device: str | None, size: int | None, faster_than: float | None,
-              context: int = 512) -> Target:
-    """A target from a device's name or a size; most devices also hold the 16-bit cache of `context` tokens."""
-    if (device is None) == (size is None):
-        raise StudyError("say what the model must fit: --device NAME or --bytes SIZE, one of them; `tsotsallm devices` "
-                         "lists the devices")
-    if faster_than is not None and faster_than <= 0:
-        raise StudyError(f"--faster-than is {faster_than}; it takes tokens a second above 0")
-    if size is not None:
-        return Target(size, faster_than)
-    known = devices()
-    if device not in known:
-        raise StudyError(f"there is no device {device!r}; `tsotsallm devices` lists them: {', '.join(known)}")
-    return Target(room_for_weights(known[device], context * spec_bytes_per_token), faster_than, device)
 
 
 def fit(model: str, target: Target, out: Path, settings: Settings | None = None, say: Say = print,
@@ -129,7 +46,6 @@ def fit(model: str, target: Target, out: Path, settings: Settings | None = None,
     """
     if (out / "model").exists():
         raise StudyError(f"{out / 'model'} exists already; choose another name with -o, or delete it first")
-    require_gguf()
     if target.faster_than is not None and not llama_installed():
         raise MissingExtraError("xllamacpp", "llama", "measuring how fast a model is")
     bench = Bench(model, settings or Settings(), out / "work", say, progress)
@@ -152,27 +68,27 @@ class _Fit:
 
     def __init__(self, bench: Bench, target: Target, out: Path) -> None:
         self.bench, self.target, self.out, self.say = bench, target, out, bench.say
-        self.directory = bench.source.directory
         self.rounds: list[Round] = []
         self.paths: dict[int, Path] = {}
         self.structures: dict[int, Structure] = {}
         self.last: dict[Structure, Round] = {}      # the last candidate of each structure
-        self.beyond: dict[int | None, int] = {}     # bytes of the files beyond what plans count, by vocabulary
-        self.unseen: dict[tuple[int | None, bool], int] = {}    # and what `quantize` counts, by passes before it too
+        self.choices: list[Choices] = []
         self.corrections = Corrections()
         self.structure_pairs: list[tuple[float, float]] = []
         self.grid_pairs: list[tuple[float, float]] = []
         self.speed_pairs: list[tuple[float, float]] = []
 
     def run(self) -> Fitted:
+        self.bench.files.vocabulary(self.bench.most)    # what no GGUF file can hold is refused before anything is measured
         measured, mixture = self.bench.measure(speed=self.target.faster_than is not None)
         self.grid_pairs = [(mixture.predicted, mixture.measured)]
-        least, structure = smallest(self.bench.whole, self.directory, measured)
-        if least > self.target.bytes:
+        self.choices = [Choices.of(structure, self.bench.files, measured) for structure in structures(measured)]
+        least = min(self.choices, key=lambda one: one.smallest)
+        if least.smallest > self.target.bytes:
             more = "" if self.bench.most is not None else ", or cut the vocabulary with --keep-text FILE"
             raise StudyError(f"the budget is {human_bytes(self.target.bytes)}, but the smallest that this model can become "
-                             f"here takes {human_bytes(least)} ({structure.name}, every matrix on its smallest grid); give "
-                             f"more{more}")
+                             f"here takes {human_bytes(least.smallest)} ({least.structure.name}, every matrix on its "
+                             f"smallest grid); give more{more}")
         self._correct()
         while len(self.rounds) < MOST_ROUNDS and (plan := self._next(measured)) is not None:
             if self.rounds and self.bench.minutes_gone > self.bench.settings.minutes:
@@ -198,27 +114,21 @@ class _Fit:
     def _next(self, measured: Measured) -> Plan | None:
         """The plan that is expected to lose least of those that are worth building; None where none is.
 
-        Worth building is what may well be better than the best so far: predictions are off by so much, by the logarithm, as
-        they were until now. A structure is built again only where it was too slow.
+        Worth building is what may well be better than the best so far, given how far predictions may be off. A structure is
+        built again only where it was too slow.
         """
-        plans = [plan for structure in structures(measured) if (plan := self._plan(structure, measured)) is not None]
+        plans = [plan for choices in self.choices if (plan := self._plan(choices, measured)) is not None]
         fresh = [plan for plan in plans if plan.structure not in self.last or self._slow(self.last[plan.structure])]
         if not fresh:
             return None
         first = min(fresh, key=lambda plan: plan.loss)
         best = self._best()
-        return first if best is None or first.loss * math.exp(-self._unsure()) < best.measured else None
+        off = unsure((one.predicted, one.measured) for one in self.rounds)
+        return first if best is None or first.loss * math.exp(-off) < best.measured else None
 
-    def _plan(self, structure: Structure, measured: Measured) -> Plan | None:
-        limits = Limits(self.target.bytes - self.beyond.get(structure.vocabulary, 0),
-                        None if self.target.faster_than is None else 1 / self.target.faster_than)
-        return plan_for(structure, self.bench.whole, self.directory, measured, self.corrections, limits)
-
-    def _unsure(self) -> float:
-        """By how much, as a logarithm, a prediction may still be wrong: the root mean square of log(measured / predicted) of
-        the n rounds so far, divided by n, since every round corrects the predictions after it."""
-        off = [math.log(one.measured / one.predicted) for one in self.rounds if one.measured > 0 and one.predicted > 0]
-        return math.sqrt(sum(one * one for one in off) / len(off)) / len(off) if off else UNSURE
+    def _plan(self, choices: Choices, measured: Measured) -> Plan | None:
+        limits = Limits(self.target.bytes, None if self.target.faster_than is None else 1 / self.target.faster_than)
+        return plan_for(choices, measured, self.corrections, limits)
 
     def _slow(self, one: Round) -> bool:
         return one.bytes <= self.target.bytes and not self._meets(one)
@@ -240,7 +150,8 @@ class _Fit:
         """Make the best candidate again with more calibration text, if that fits the time; it mostly loses less."""
         best, settings = self._best(), self.bench.settings
         assert best is not None
-        plan = self._plan(self.structures[best.number], measured)
+        structure = self.structures[best.number]
+        plan = self._plan(next(one for one in self.choices if one.structure == structure), measured)
         takes = MORE_TEXT * max(mixture.seconds, best.seconds) / 60
         if plan is not None and not settings.quick and self.bench.minutes_gone + takes < settings.minutes:
             self.say(f"once more with {MORE_TEXT * settings.windows} windows of calibration text")
@@ -276,56 +187,27 @@ class _Fit:
                  f"{one.error:.4f}, {human_bytes(one.bytes)}{speed} ({one.seconds:.0f} s)")
 
     def _build(self, number: int, plan: Plan, measured: Measured, windows: int) -> tuple[Round, Path]:
-        """Make a candidate, its GGUF file within the budget and as near to it as it goes, and measure it."""
-        began, bench, size = time.monotonic(), self.bench, plan.structure.vocabulary
-        made = plan.structure.stages(bench.whole.layers, bench.settings.keep_text)
-        recover = list(bench.settings.recover) if plan.structure.removed or plan.structure.narrower else []
-        structure_loss, before = measured.structure_loss(plan.structure), bool(plan.structure.narrower or recover)
-        if before:
-            out = bench.compressed([*made, *recover], windows)
-            structure_loss = self._lost(out, plan.structure, measured)[0]
+        """Make a candidate and its GGUF file, and measure it."""
+        began, bench, files, structure = time.monotonic(), self.bench, self.bench.files, plan.structure
+        cut = files.recovered(structure)
+        structure_loss = measured.structure_loss(structure)
+        if structure.narrower or len(cut) > len(files.cut(structure)):
+            out = bench.compressed(cut, windows)
+            structure_loss = self._lost(out, structure, measured)[0]
             shutil.rmtree(out)
-        grids: dict[str, Any] = {}
-        if plan.seconds is not None:
-            assert self.target.faster_than is not None
-            grids = {"grid_seconds": measured.seconds,
-                     "token_seconds": 1 / self.target.faster_than / self.corrections.seconds}
-        best: tuple[Path, int, list[Any]] | None = None
-        for attempt in range(ATTEMPTS):
-            wanted = self.target.bytes - self.unseen.get((size, before), self.beyond.get(size, 0))
-            recipe = [*made, *recover, {"quantize": {"file_bytes": wanted} | grids | bench.settings.rounding}]
-            if best is not None and recipe == best[2]:
-                break
-            out, taken, seen = self._written(number, recipe, plan.structure, windows)
-            self.unseen[size, before] = taken - seen
-            if taken <= self.target.bytes and (best is None or taken > best[1]):
-                if best is not None:
-                    shutil.rmtree(best[0])
-                best = out, taken, recipe
-            else:
-                shutil.rmtree(out)
-            if best is not None and (taken > USED * self.target.bytes or attempt):
-                break
-        if best is None:
-            raise StudyError(f"the file of {plan.structure.name} stays above {human_bytes(self.target.bytes)}; report this, "
-                             "with the model's name")
-        out, taken, recipe = best
-        file = self._exported(number, out)
-        loss, error = self._lost(out, plan.structure, measured)
+        recipe = files.recipe(structure, plan.grids)
+        out = bench.compressed(recipe, windows)
+        file = self._file(number)
+        file.unlink(missing_ok=True)
+        taken = export_gguf(Checkpoint.open(out), file, dense="f16", name=files.source).bytes
+        expected = files.layout(structure, plan.grids).total_bytes
+        assert taken == expected <= plan.bytes, (f"{file} has {taken} bytes where {expected} of at most {plan.bytes} were "
+                                                 "computed: please report this with the model's name")
+        loss, error = self._lost(out, structure, measured)
         speed = measure_gguf_speed(file).decode_tokens_per_s if self.target.faster_than else None
-        return Round(number, plan.structure.name, recipe, windows, plan.loss, loss, error, plan.structure_loss,
+        return Round(number, structure.name, recipe, windows, plan.loss, loss, error, plan.structure_loss,
                      structure_loss, taken, speed, None if plan.seconds is None else 1 / plan.seconds,
                      round(time.monotonic() - began, 1)), out
-
-    def _written(self, number: int, recipe: Sequence[Any], structure: Structure, windows: int) -> tuple[Path, int, int]:
-        """A candidate on disk, the bytes of its file, and those that `quantize` thought it would have."""
-        out = self.bench.compressed(recipe, windows)
-        file = self._exported(number, out)
-        decision = json.loads(next(out.glob("decision-*-quantize.json")).read_text("utf-8"))
-        counted = decision["bytes"] + other_bytes(structure.spec(self.bench.whole), self.directory)
-        taken = file.stat().st_size
-        self.beyond[structure.vocabulary] = taken - counted
-        return out, taken, recipe[-1]["quantize"]["file_bytes"] - decision["budget_bytes"] + decision["bytes"]
 
     def _lost(self, path: Path, structure: Structure, measured: Measured) -> tuple[float, float]:
         """Nats a token of the largest vocabulary that a candidate loses in all, and the standard error."""
@@ -333,12 +215,6 @@ class _Fit:
         share = self.bench.original(structure.vocabulary).tokens / self.bench.original(self.bench.most).tokens
         tokens = measured.vocabulary.get(structure.vocabulary, 0.0) if structure.vocabulary is not None else 0.0
         return tokens + share * loss, share * error
-
-    def _exported(self, number: int, path: Path) -> Path:
-        file = self._file(number)
-        file.unlink(missing_ok=True)
-        export_gguf(Checkpoint.open(path), file, dense="f16")
-        return file
 
     def _file(self, number: int) -> Path:
         return self.bench.work / f"round-{number}.gguf"

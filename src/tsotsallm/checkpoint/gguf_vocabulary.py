@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tsotsallm.checkpoint.codec import ENDS_BY_NAME, TextCodec
-from tsotsallm.checkpoint.token_bytes import is_sentencepiece
+from tsotsallm.checkpoint.textrules import SPACE
 from tsotsallm.errors import ConversationError, ExportError
 from tsotsallm.files import quoted
 
@@ -124,6 +124,12 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
         None if pieces else [f"{left} {right}" for left, right in merges],
         codec.bos, ends, unknown, codec.padding, add_bos, space_prefix, None if codec.chat is None else codec.chat.source,
         prefix, leading_space, composed, tuple(differences), tuple(notes))
+
+
+def is_sentencepiece(content: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json works like SentencePiece: spaces are symbols of their own, and unknown text becomes bytes."""
+    return bool(content["model"].get("byte_fallback")) and SPACE in json.dumps(
+        [content.get("normalizer"), content.get("pre_tokenizer")], ensure_ascii=False)
 
 
 def _leading_space(content: dict[str, Any], where: str) -> str:

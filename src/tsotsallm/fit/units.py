@@ -13,15 +13,19 @@ from typing import Any
 
 import torch
 
+from tsotsallm.checkpoint.gguf_layout import Entry, vocabulary_entries
+from tsotsallm.checkpoint.gguf_vocabulary import read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import write_json
-from tsotsallm.compression import Calibration, calibration_text, check_windows, compress, with_vocabulary
+from tsotsallm.compression import Calibration, calibration_text, check_windows, compress, result_source, with_vocabulary
 from tsotsallm.errors import CheckpointError
 from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.evaluation.cost import bytes_of, measure_gguf_speed
 from tsotsallm.evaluation.perplexity import evaluate_perplexity, evaluation_corpus, kept_states, window_features
 from tsotsallm.export.gguf import export_gguf
+from tsotsallm.fit.files import Files, Stages, Structure
+from tsotsallm.fit.plans import Measured
 from tsotsallm.machine import fingerprint
 from tsotsallm.planning import whole_spec
 from tsotsallm.recipe import Recipe
@@ -33,7 +37,6 @@ from tsotsallm.store import Store, key_of
 from tsotsallm.streaming.corpus import Corpus, read_text
 from tsotsallm.streaming.corpus import calibration as windows_of
 from tsotsallm.streaming.score import leave_one_out_losses
-from tsotsallm.study.budget import Measured, Structure
 from tsotsallm.version import __version__
 
 HELD_OUT = 0.15
@@ -104,6 +107,11 @@ class Original:
         self.corpus = evaluation_corpus(text, checkpoint.codec, settings.window, "windows", "held-out text")
         self.tokens = sum(len(window) - 1 for window in self.corpus.windows)
 
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """The keys of a GGUF file that describe its vocabulary; ExportError where GGUF has none like it."""
+        return tuple(vocabulary_entries(read_vocabulary(self.checkpoint.codec)))
+
 
 class Bench:
     """A model with its texts, where candidates are made and measured."""
@@ -116,6 +124,8 @@ class Bench:
         self._originals: dict[int | None, Original] = {}
         self._prepare_texts()
         self.whole = whole_spec(self.original(self.most).checkpoint)
+        self.files = Files(self.whole, lambda size: self.original(size).entries, result_source(model), settings.keep_text,
+                           settings.recover, settings.rounding)
 
     @cached_property
     def store(self) -> Store:
@@ -141,7 +151,7 @@ class Bench:
             return None
         return with_vocabulary(self.source, Recipe.parse(self.vocabulary_stage(None))).spec.vocabulary
 
-    def vocabulary_stage(self, size: int | None) -> list[Any]:
+    def vocabulary_stage(self, size: int | None) -> Stages:
         """The stage that cuts the vocabulary to `size` tokens; none where no texts are retained."""
         keep = list(self.settings.keep_text)
         return [{"vocabulary": {"keep": keep} | ({} if size is None else {"size": size})}] if keep else []
@@ -280,7 +290,7 @@ class Bench:
                 continue
             seen.add(left)
             taken = 1 - left / self.whole.feed_forward
-            out = self.compressed(Structure((), taken, self.most).stages(self.whole.layers, self.settings.keep_text))
+            out = self.compressed(self.files.cut(Structure((), taken, self.most)))
             found[taken], _ = self.loss_of(out, self.most)
             self.say(f"{self.whole.feed_forward - left} of {self.whole.feed_forward} neurons fewer: KL {found[taken]:.4f}")
             shutil.rmtree(out)

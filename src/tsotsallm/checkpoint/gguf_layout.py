@@ -1,0 +1,285 @@
+"""What a GGUF file of a model holds, as plain data: its keys, its tensors, and how many bytes it takes, to the byte.
+
+Whoever needs to know how large a file will be, and whoever writes it, work from the same description.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from tsotsallm.checkpoint.codec import INFILL_ENDS, NAMED_ENDS
+from tsotsallm.checkpoint.gguf_file import MAGIC, TYPES
+from tsotsallm.checkpoint.gguf_vocabulary import Vocabulary
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.shapes import layer_shapes
+from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
+from tsotsallm.checkpoint.textrules import COMPOSED, LEADING_SPACE, PREFIX
+from tsotsallm.errors import ExportError
+from tsotsallm.version import __version__
+
+Dense = Literal["f32", "f16", "bf16"]
+Kind = Literal["u32", "i32", "f32", "bool", "string"]
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3"}
+NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+ROPE_FACTORS = "rope_freqs.weight"
+
+_VERSION, _ALIGNMENT = 3, 32
+_KINDS = {"u32": (4, "I"), "i32": (5, "i"), "f32": (6, "f"), "bool": (7, "?"), "string": (8, "")}
+_ARRAY = 9
+_BLOCKS = {name: (number, weights, size) for number, (name, weights, size) in TYPES.items()}
+
+
+def aligned(size: int) -> int:
+    """Bytes that data of a size takes in a file, where every tensor begins at a multiple of 32."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of the header and its value, or its values, all of one kind."""
+
+    key: str
+    kind: Kind
+    value: str | float | Sequence[str] | Sequence[float]
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The entry as it stands in the file."""
+        number, form = _KINDS[self.kind]
+        if isinstance(self.value, str) or not isinstance(self.value, Sequence):
+            return _text(self.key) + struct.pack("<I", number) + _encoded([self.value], form)
+        head = struct.pack("<IIQ", _ARRAY, number, len(self.value))
+        return _text(self.key) + head + _encoded(self.value, form)
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _encoded(values: Sequence[Any], form: str) -> bytes:
+    return struct.pack(f"<{len(values)}{form}", *values) if form else b"".join(map(_text, values))
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of the file: its name, its shape with rows first, its type."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its data."""
+        _, weights, size = _BLOCKS[self.type]
+        return math.prod(self.shape) // weights * size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A file before it is written."""
+
+    entries: tuple[Entry, ...]
+    tensors: tuple[TensorInfo, ...]
+
+    @property
+    def head(self) -> bytes:
+        """All that stands before the tensors' data."""
+        found = b"".join(self._parts())
+        return found.ljust(aligned(len(found)), b"\0")
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole file."""
+        return self.bytes_beside_matrices + sum(aligned(one.bytes) for one in self.tensors if len(one.shape) > 1)
+
+    @property
+    def bytes_beside_matrices(self) -> int:
+        """Bytes of the file without its matrices: header, vocabulary, norms and biases."""
+        return aligned(sum(map(len, self._parts()))) + sum(aligned(one.bytes) for one in self.tensors if len(one.shape) == 1)
+
+    def _parts(self) -> Iterator[bytes]:
+        yield struct.pack("<4sIQQ", MAGIC, _VERSION, len(self.tensors), len(self.entries))
+        yield from (entry.encoded for entry in self.entries)
+        start = 0
+        for one in self.tensors:
+            sizes = one.shape[::-1]
+            yield _text(one.name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, _BLOCKS[one.type][0], start)
+            start += aligned(one.bytes)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a file says of where it comes from: its name and, of results of ours, the recipe and the source."""
+
+    name: str
+    recipe: Sequence[Mapping[str, Any]] | None = None
+    source: str = ""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, name: str) -> Labels:
+        """What the file of a checkpoint says, under a name."""
+        found = checkpoint.provenance
+        return cls(name) if found is None else cls(name, found["recipe"], str(found["source"]))
+
+    def entries(self) -> Iterator[Entry]:
+        """The keys of the header."""
+        yield Entry("general.name", "string", self.name)
+        yield Entry("tsotsallm.version", "string", __version__)
+        if self.recipe is not None:
+            yield Entry("tsotsallm.recipe", "string", json.dumps(self.recipe, ensure_ascii=False))
+            yield Entry("tsotsallm.source", "string", Path(self.source).name if Path(self.source).exists() else self.source)
+
+
+UNKNOWN_LABELS = Labels(" " * 4096, [])
+"""Stands for labels of at most 4 KiB that are not known yet: those of a file are the result's name and its whole recipe."""
+
+
+def layout_of(spec: ModelSpec, vocabulary: Iterable[Entry], labels: Labels, grids: Mapping[str, str] | None = None,
+              dense: Dense = "f16") -> Layout:
+    """The file of a model, written or not yet: matrices on `grids` (keys such as `3.mlp.up_proj`, `lm_head`), others dense.
+
+    Raises ExportError where llama.cpp has no such model.
+    """
+    known = grids or {}
+    ends = {EMBEDDING: (spec.vocabulary, spec.hidden), HEAD: (spec.vocabulary, spec.hidden), FINAL_NORM: (spec.hidden,),
+            ROPE_FACTORS: (spec.head_dim // 2,)}
+    tensors = []
+    for slot in slots(spec, lambda index: layer_shapes(spec, index)):
+        shape = ends[slot.source] if slot.layer is None else layer_shapes(spec, slot.layer)[slot.source]
+        tensors.append(TensorInfo(slot.name, shape, "f32" if len(shape) == 1 else known.get(slot.key, dense)))
+    return Layout((*model_entries(spec, labels), *vocabulary), tuple(tensors))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor's name in the file, and where it stands in the model: in a layer that runs, or None, under a name."""
+
+    name: str
+    layer: int | None
+    source: str
+
+    @property
+    def key(self) -> str:
+        """The matrix as recipes and decisions name it."""
+        module = self.source.removesuffix(".weight")
+        return module if self.layer is None else f"{self.layer}.{module}"
+
+
+def slots(spec: ModelSpec, names: Callable[[int], Iterable[str]]) -> Iterator[Slot]:
+    """All tensors in the order of the file; `names` gives those of a layer that runs, repeated layers written out."""
+    yield Slot("token_embd.weight", None, EMBEDDING)
+    if rope_of(spec)["rope_type"] == "llama3":
+        yield Slot(ROPE_FACTORS, None, ROPE_FACTORS)
+    for index in range(spec.layers):
+        for name in names(index):
+            module, _, leaf = name.rpartition(".")
+            yield Slot(f"blk.{index}.{NAMES[module]}.{leaf}", index, name)
+    yield Slot("output_norm.weight", None, FINAL_NORM)
+    if not spec.tied:
+        yield Slot("output.weight", None, HEAD)
+
+
+def model_entries(spec: ModelSpec, labels: Labels) -> Iterator[Entry]:
+    """The keys that say what llama.cpp must know about the model besides its tensors and its vocabulary."""
+    config, rope, arch = spec.hf_config, rope_of(spec), ARCHITECTURES[spec.family]
+    yield Entry("general.architecture", "string", arch)
+    yield from labels.entries()
+    for key, value in (("context_length", exported_context(spec)), ("embedding_length", spec.hidden),
+                       ("block_count", spec.layers), ("feed_forward_length", spec.feed_forward),
+                       ("attention.head_count", spec.heads), ("attention.head_count_kv", spec.kv_heads),
+                       ("attention.key_length", spec.head_dim), ("attention.value_length", spec.head_dim)):
+        yield Entry(f"{arch}.{key}", "u32", value)
+    yield Entry(f"{arch}.attention.layer_norm_rms_epsilon", "f32", config.rms_norm_eps)
+    yield Entry(f"{arch}.vocab_size", "u32", spec.vocabulary)
+    yield Entry(f"{arch}.rope.dimension_count", "u32", spec.head_dim)
+    yield Entry("general.quantization_version", "u32", 2)
+    yield Entry(f"{arch}.rope.freq_base", "f32", float(rope["rope_theta"]))
+    if rope["rope_type"] == "linear":
+        yield Entry(f"{arch}.rope.scaling.type", "string", "linear")
+        yield Entry(f"{arch}.rope.scaling.factor", "f32", float(rope["factor"]))
+    if spec.family == "smollm3" and list(config.no_rope_layers) != [int((index + 1) % 4 != 0)
+                                                                    for index in range(spec.layers)]:
+        raise ExportError("llama.cpp leaves RoPE out of every fourth layer of smollm3, but this model's layers are in "
+                          "another order; remove layers in groups of four, or run it with transformers")
+
+
+def exported_context(spec: ModelSpec) -> int:
+    """Positions that a file may state: within these, layers with an attention window attend to everything."""
+    windows = [window for index in range(spec.layers) if (window := spec.attention_window(index)) is not None]
+    return min([spec.context, *windows])
+
+
+def rope_of(spec: ModelSpec) -> dict[str, Any]:
+    """How positions are rotated; raises ExportError for a scaling that is not exported."""
+    rope = {"rope_type": "default", **(spec.hf_config.rope_parameters or {})}
+    if rope["rope_type"] not in ("default", "llama3", "linear"):
+        raise ExportError(f"the model scales its positions by {rope['rope_type']}, which is not exported; supported are "
+                          "no scaling, linear, and Llama 3's")
+    return rope
+
+
+def vocabulary_entries(vocabulary: Vocabulary) -> Iterator[Entry]:
+    """The keys that say how text becomes tokens."""
+    def entry(key: str, kind: Kind, value: Any) -> Entry:
+        return Entry(f"tokenizer.ggml.{key}", kind, value)
+
+    yield entry("model", "string", vocabulary.model)
+    yield entry("pre", "string", vocabulary.pre)
+    yield entry("tokens", "string", vocabulary.tokens)
+    yield entry("token_type", "i32", vocabulary.types)
+    if vocabulary.scores is not None:
+        yield entry("scores", "f32", vocabulary.scores)
+    if vocabulary.merges is not None:
+        yield entry("merges", "string", vocabulary.merges)
+    for name, token in (("bos", vocabulary.bos), ("unknown", vocabulary.unknown), ("padding", vocabulary.padding)):
+        if token is not None:
+            yield entry(f"{name}_token_id", "u32", token)
+    for name, token in _end_keys(vocabulary).items():
+        yield entry(f"{name}_token_id", "u32", token)
+    yield entry("add_bos_token", "bool", vocabulary.add_bos)
+    yield entry("add_eos_token", "bool", False)
+    if vocabulary.model == "llama":
+        yield entry("add_space_prefix", "bool", vocabulary.add_space_prefix)
+    if vocabulary.prefix is not None:
+        yield Entry(PREFIX, "i32", vocabulary.prefix)
+    if vocabulary.leading_space:
+        yield Entry(LEADING_SPACE, "string", vocabulary.leading_space)
+    if vocabulary.composed:
+        yield Entry(COMPOSED, "bool", True)
+    if vocabulary.chat_template is not None:
+        yield Entry("tokenizer.chat_template", "string", vocabulary.chat_template)
+
+
+def _end_keys(vocabulary: Vocabulary) -> dict[str, int]:
+    """Key -> token for everything that ends an answer: EOS, end of turn, end of message, and three tokens of infilling.
+
+    Engines end at all of these. Tokens that llama.cpp knows by their names need no key. Raises ExportError where there are
+    more tokens than keys.
+    """
+    first, *more = vocabulary.ends
+    keys = {"eos": first}
+    waiting = [token for token in more if vocabulary.tokens[token] not in NAMED_ENDS]
+    for key, names in (("fim_pad", "pad"), ("fim_rep", "repository"), ("fim_sep", "separator")):
+        own = next((token for token in waiting if vocabulary.tokens[token] in INFILL_ENDS[names]), None)
+        if own is not None:
+            keys[key] = own
+            waiting.remove(own)
+    free = [key for key in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep") if key not in keys]
+    if len(waiting) > len(free):
+        raise ExportError(f"{len(vocabulary.ends)} tokens end an answer of this model, more than the "
+                          f"{len(keys) + len(free)} for which GGUF has keys; name fewer under eos_token_id in "
+                          "generation_config.json")
+    return keys | dict(zip(free, waiting, strict=False))
