@@ -21,6 +21,7 @@ ASKED = [{"role": "user", "content": "one"}]
 ANSWERED = [*ASKED, {"role": "assistant", "content": "two"}]
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}" \
         "{% if add_generation_prompt %}[assistant]{% endif %}"
+LINES = "{% for m in messages %}\n  {% if m.role %}\n{{ m.role }}: {{ m.content }}\n  {% endif %}\n{% endfor %}\nend\n"
 
 
 def expected(source: str, talk: list[dict[str, str]], **options: Any) -> str:
@@ -28,7 +29,7 @@ def expected(source: str, talk: list[dict[str, str]], **options: Any) -> str:
     return str(text)
 
 
-@pytest.mark.parametrize("source", [kinds.TEMPLATE, kinds.LLAMA2_TEMPLATE, PLAIN])
+@pytest.mark.parametrize("source", [kinds.TEMPLATE, kinds.LLAMA2_TEMPLATE, PLAIN, LINES])
 def test_conversations_of_all_lengths_are_those_of_transformers(source: str) -> None:
     template = ChatTemplate(source, TOKENS)
     for talk in kinds.conversations(20, 3, ["<s>", "</s>", "<|user|>"]):

@@ -49,7 +49,9 @@ def test_pruning_again_keeps_what_was_pruned_before() -> None:
     one = linear()
     first, second = torch.rand(20, 64) > 0.3, torch.rand(20, 64) > 0.3
     one.prune(first)
-    one.prune(second)
+    one.prune(second, one.reference.clone())        # compensated values stand in place of what was zero
+    assert one.mask is not None
+    assert torch.equal(one.mask, first & second)
     for row in range(20):
         for column in range(64):
             kept = bool(first[row, column]) and bool(second[row, column])
