@@ -45,6 +45,7 @@ def test_a_file_holds_the_weights_that_were_there(tiny: Path, tmp_path: Path) ->
     for ours, theirs in (("token_embd.weight", "model.embed_tokens.weight"), ("output_norm.weight", "model.norm.weight"),
                          ("blk.2.ffn_down.weight", "model.layers.2.mlp.down_proj.weight"),
                          ("blk.3.attn_v.weight", "model.layers.3.self_attn.v_proj.weight")):
+        assert tensors[ours].dtype == np.float32
         assert np.array_equal(tensors[ours], stored[theirs].float().numpy()), ours
 
 

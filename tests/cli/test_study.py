@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.running import within
 
-SPEC = """recipes: {eight: ['rtn:8:channel'], three: ['rtn:3:channel']}
+SPEC = """recipes: {eight: ['rtn:8:channel'], three: ['gptq:3:channel']}
 evaluation: {context: 32, cheap: 2, full: 4}
 calibration: {windows: 2, window: 32}
 """

@@ -47,5 +47,7 @@ def test_a_world_is_not_written_over_and_the_same_seed_writes_the_same(world: Pa
     assert found.exit_code == 1
     assert "exists; choose another name" in found.stderr
     within("tables", "world", "-o", tmp_path / "again", "--count", 3, "--seed", 5)
-    for path in (world / "tables").iterdir():
-        assert (tmp_path / "again" / "tables" / path.name).read_bytes() == path.read_bytes()
+    within("tables", "world", "-o", tmp_path / "other", "--count", 3)
+    written = [sorted(path.read_bytes() for path in (folder / "tables").iterdir())
+               for folder in (world, tmp_path / "again", tmp_path / "other")]
+    assert written[0] == written[1] != written[2]
