@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import tsotsallm
 from tests.compressing import tensors_of
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.errors import ExportError
+from tsotsallm.errors import ExportError, TsotsallmError
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -57,3 +57,17 @@ def test_what_cannot_be_written_is_refused_before_anything_is(tiny: Path, tmp_pa
         with pytest.raises(ExportError, match=words):
             tsotsallm.to_gguf(tiny, tmp_path / out, **options)
     assert {path.name for path in tmp_path.iterdir()} == {"Modelfile"}
+
+
+def test_what_stands_under_the_name_of_unfinished_work_is_not_published_as_a_result(tiny: Path, tmp_path: Path) -> None:
+    """A stopped compression keeps hours of work in OUT.partial; so may anybody keep anything."""
+    partial = tmp_path / "plain.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("years")
+    try:
+        tsotsallm.to_huggingface(tiny, tmp_path / "plain")
+    except TsotsallmError:
+        assert not (tmp_path / "plain").exists()
+    else:
+        assert not (tmp_path / "plain" / "thesis.txt").exists()
+    assert (partial / "thesis.txt").read_text() == "years"

@@ -83,3 +83,10 @@ def test_the_code_in_it_runs(tiny: Path, tmp_path: Path) -> None:
     exec(code[0].replace("PATH", str(out)), made)
     assert made["model"].config.num_hidden_layers == 4
     assert made["tokenizer"]("a")["input_ids"]
+
+
+def test_what_was_packed_before_still_needs_the_package_that_unpacks_it(tiny: Path, tmp_path: Path) -> None:
+    tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "packed")
+    tsotsallm.compress(tmp_path / "packed", "skip:1", tmp_path / "shorter")
+    assert "quantization_config" in (tmp_path / "shorter" / "config.json").read_text()
+    assert "pip install transformers compressed-tensors" in (tmp_path / "shorter" / "README.md").read_text("utf-8")

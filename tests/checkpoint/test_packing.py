@@ -6,10 +6,12 @@ import itertools
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tsotsallm.checkpoint import packing
 from tsotsallm.numerics.grids import GRIDS, Grid, IntegerGrid, NormalFloatGrid, grid_from
@@ -117,3 +119,13 @@ def test_expressions_that_might_never_end_are_not_read(target: object, readable:
         began = time.monotonic()
         re.match(str(target)[3:], "model.layers." + "a" * 500)
         assert time.monotonic() - began < 30        # a hang, not a measurement
+
+
+@pytest.mark.parametrize("d_out", [1, 4, 8, 9])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_zero_points_of_a_few_rows_are_read_back(tmp_path: Path, bits: int, d_out: int) -> None:
+    """Those of all rows fit into one word."""
+    rounded = IntegerGrid(bits, 16, symmetric=False).round(torch.randn(d_out, 64), torch.bfloat16)
+    save_file(packing.pack(rounded), tmp_path / "a.safetensors")
+    again = packing.unpack(load_file(tmp_path / "a.safetensors"), rounded.grid)
+    assert torch.equal(again.dequantise(), rounded.dequantise())

@@ -204,3 +204,14 @@ def test_zeros_are_known_to_be_meant_through_all_generations(tiny: Path, text: P
         False, True, True, True]
     (tmp_path / "three" / PROVENANCE).unlink()
     assert not Checkpoint.open(tmp_path / "three").is_sparse
+
+
+@pytest.mark.parametrize("name", ["../up", "./model", "../.."])
+def test_a_relative_path_that_leads_nowhere_is_no_id_of_the_hub(tmp_path: Path, name: str,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    message = "no config.json" if name == "../.." else "does not exist"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Checkpoint.open(name)
+    assert "downloaded" not in str(caught.value)

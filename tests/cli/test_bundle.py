@@ -32,3 +32,18 @@ def test_a_folder_that_exists_and_a_platform_that_does_not_are_one_line(tmp_path
         assert len(found.stderr.splitlines()) == 1
         assert words in found.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"there"}
+
+
+def test_a_model_that_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    found = within("bundle", tmp_path / "none.gguf", "-o", tmp_path / "out", check=False)
+    assert found.exit_code == 1
+    assert "none.gguf" in found.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_stands_under_the_name_of_unfinished_work_is_not_deleted(tmp_path: Path) -> None:
+    """A stopped compression keeps hours of work in OUT.partial; so may anybody keep anything."""
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("years")
+    within("bundle", tmp_path / "none.gguf", "-o", tmp_path / "out", check=False)
+    assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "years"
