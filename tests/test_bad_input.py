@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tsotsallm
+from tests.checkpoint.damage import Header, edit_json, with_header
 from tests.conftest import build
 from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
 
@@ -29,8 +30,7 @@ def shards(path: Path) -> list[Path]:
 
 
 def edit_config(path: Path, **changes: object) -> None:
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | changes))
+    edit_json(path / "config.json", **changes)
 
 
 def truncate(path: Path) -> None:
@@ -89,29 +89,20 @@ def garbage(path: Path) -> None:
     shards(path)[0].write_bytes(b"\x10\0\0\0\0\0\0\0" + b"{not json at all" + b"\0" * 50)
 
 
-def rewrite_header(path: Path, change: Callable[[dict[str, dict[str, list[int]]]], object]) -> None:
-    content = path.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:8 + size])
-    change(header)
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size:])
-
-
 def negative_offsets(path: Path) -> None:
-    def change(header: dict[str, dict[str, list[int]]]) -> None:
-        entry = next(entry for name, entry in header.items() if name != "__metadata__")
+    def change(header: Header) -> None:
+        entry = next(iter(header.values()))
         entry["data_offsets"] = [offset - 8 for offset in entry["data_offsets"]]
         entry["data_offsets"][0] = -8
-    rewrite_header(shards(path)[0], change)
+    with_header(shards(path)[0], change)
 
 
 def overlap(path: Path) -> None:
-    def change(header: dict[str, dict[str, list[int]]]) -> None:
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    def change(header: Header) -> None:
+        entries = list(header.values())
         same = [entry for entry in entries if entry["shape"] == entries[0]["shape"]]
         same[1]["data_offsets"] = same[0]["data_offsets"]
-    rewrite_header(max(shards(path), key=lambda shard: shard.stat().st_size), change)
+    with_header(max(shards(path), key=lambda shard: shard.stat().st_size), change)
 
 
 def unknown_tensor(path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tsotsallm
-from tests.checkpoint.test_gguf_file import rewritten
+from tests.checkpoint.damage import rewritten
 from tests.cli.running import tsotsallm as command
 from tests.conftest import build
 from tsotsallm.checkpoint.reader import Checkpoint

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from tests.test_compress import same_bytes
+from tests.compressing import same_bytes
 from tsotsallm import machine
 from tsotsallm.compression import compress
 from tsotsallm.errors import ResumeError

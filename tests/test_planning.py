@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import tsotsallm
-from tests.test_compress import SMALL, same_bytes
+from tests.compressing import SMALL, THREE_STAGES, same_bytes
 from tsotsallm import compression, hub
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import linear_shapes
@@ -243,3 +243,13 @@ def test_on_the_command_line_it_is_one_line(tiny: Path, tmp_path: Path) -> None:
     assert planned.returncode == 0
     assert "recipe      gptq:4:32\n" in planned.stdout
     assert "note        calibration text is needed" in planned.stdout
+
+
+def test_forecast_bounds_what_is_written(tiny: Path, text: Path, tmp_path: Path) -> None:
+    for number, recipe in enumerate(["", "depth:0", "gptq:4:32", "rtn:3:channel", "wanda:2:4", THREE_STAGES]):
+        out = tmp_path / str(number)
+        forecast = make_plan(Checkpoint.open(tiny), Recipe.parse(recipe), out, windows=6, window=64)
+        result = tsotsallm.compress(tiny, recipe, out, calibration=text, **SMALL)
+        assert result.result_bytes <= forecast.result_bytes
+        assert forecast.result_bytes <= 1.5 * result.result_bytes + 100_000
+        assert result.result_parameters == tsotsallm.inspect(out).parameters

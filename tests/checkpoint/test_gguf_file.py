@@ -13,14 +13,13 @@ import gguf
 import numpy as np
 import pytest
 
+from tests.checkpoint.damage import rewritten
 from tests.conftest import build
 from tsotsallm.checkpoint.gguf_file import FILE_TYPES, TYPES, GgufFile, begins_as_gguf
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import CheckpointError
 from tsotsallm.export.gguf import export_gguf
 
-KINDS = {int: gguf.GGUFValueType.UINT32, bool: gguf.GGUFValueType.BOOL, float: gguf.GGUFValueType.FLOAT32,
-         str: gguf.GGUFValueType.STRING}
 OPTIONAL = ("attention.key_length", "attention.value_length", "attention.head_count_kv", "vocab_size",
             "rope.dimension_count", "rope.freq_base")
 FACTS = ("layers", "hidden", "context", "vocabulary", "heads", "kv_heads", "key_length", "value_length", "feed_forward",
@@ -33,34 +32,6 @@ def modern(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("modern")
     export_gguf(Checkpoint.open(build(folder / "source", "llama2", max_position_embeddings=64)), folder / "model.gguf")
     return folder / "model.gguf"
-
-
-def rewritten(file: Path, out: Path, drop: tuple[str, ...] = (), endian: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE,
-              **changes: Any) -> Path:
-    """The same model by the gguf library, keys left out or changed; `__` stands for a dot."""
-    reader = gguf.GGUFReader(file)
-    arch = reader.fields["general.architecture"].contents()
-    changed = {key.replace("__", ".") if key.split("__")[0] in ("general", "tokenizer", "split", "tsotsallm") else
-               f"{arch}.{key.replace('__', '.')}": value for key, value in changes.items()}
-    writer = gguf.GGUFWriter(out, changed.get("general.architecture", arch), endianess=endian)
-    for key, field in reader.fields.items():
-        left_out = ("general.architecture", *changed, *drop, *(f"{arch}.{one}" for one in drop))
-        if key.startswith("GGUF.") or key in left_out:
-            continue
-        kind = field.types[0]
-        writer.add_key_value(key, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
-    for key, value in changed.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif key != "general.architecture":
-            writer.add_key_value(key, value, KINDS[type(value)])
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
 
 
 def refused(path: Path) -> str:

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tsotsallm
+from tests.checkpoint.damage import Header, refused, with_header
 from tests.conftest import build
 from tsotsallm.checkpoint.shards import read_header
 from tsotsallm.checkpoint.weights import SINGLE
 from tsotsallm.errors import CheckpointError
 
-Header = dict[str, Any]
 Q = "model.layers.1.self_attn.q_proj.weight"
 NORM = "model.layers.1.input_layernorm.weight"
 
@@ -31,26 +31,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(plain: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(plain, tmp_path / "model"))
-
-
-def with_header(path: Path, change: Callable[[Header], object]) -> None:
-    """Rewrite a file's header; what `change` returns, if it is text, stands in its place."""
-    content = path.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header = {name: entry for name, entry in json.loads(content[8:8 + size]).items() if name != "__metadata__"}
-    changed = change(header)
-    text = (changed if isinstance(changed, str) else json.dumps(header)).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size:])
-
-
-def refused(path: Path, match: str) -> str:
-    """What `inspect` says of a checkpoint that it refuses: one line of bounded length."""
-    with pytest.raises(CheckpointError, match=match) as caught:
-        tsotsallm.inspect(path)
-    message = str(caught.value)
-    assert message.isprintable()
-    assert len(message.replace(str(path), "")) < 500
-    return message
 
 
 # as safetensors 0.8 names them, and one that nobody knows

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tsotsallm
+from tests.checkpoint.damage import edit_json, refused
 from tests.conftest import FAMILIES, build
 from tsotsallm.checkpoint.weights import INDEX, SINGLE
 from tsotsallm.errors import CheckpointError
@@ -36,19 +37,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(plain: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(plain, tmp_path / "model"))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def refused(path: Path, match: str = "") -> str:
-    with pytest.raises(CheckpointError, match=match) as caught:
-        tsotsallm.inspect(path)
-    message = str(caught.value)
-    assert message.isprintable()
-    assert len(message.replace(str(path), "")) < 600
-    return message
 
 
 def logits(path: Path) -> torch.Tensor:
@@ -80,14 +68,14 @@ RUNTIME: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", RUNTIME, ids=lambda changes: str(changes)[:50])
 def test_how_a_config_would_run_the_model_changes_nothing(plain: Path, model: Path, text: Path, tmp_path: Path,
                                                           changes: dict[str, Any]) -> None:
-    edit(model / "config.json", **changes)
+    edit_json(model / "config.json", **changes)
     assert torch.equal(logits(model), logits(plain))
     found = tsotsallm.evaluate(model, text, context=48, limit=2).loss
     assert found == tsotsallm.evaluate(plain, text, context=48, limit=2).loss
 
 
 def test_a_result_does_not_ask_for_the_kernels_of_its_source(model: Path, plain: Path, tmp_path: Path) -> None:
-    edit(model / "config.json", attn_implementation="flash_attention_2", torch_dtype="nonsense", dtype="nonsense")
+    edit_json(model / "config.json", attn_implementation="flash_attention_2", torch_dtype="nonsense", dtype="nonsense")
     tsotsallm.compress(model, "skip:1", tmp_path / "out")
     tsotsallm.compress(plain, "skip:1", tmp_path / "plain")
     with torch.no_grad():
@@ -98,7 +86,7 @@ def test_a_result_does_not_ask_for_the_kernels_of_its_source(model: Path, plain:
 def test_a_window_of_another_family_is_no_window_here(plain: Path, model: Path) -> None:
     from tsotsallm.checkpoint.reader import Checkpoint
 
-    edit(model / "config.json", sliding_window=3)
+    edit_json(model / "config.json", sliding_window=3)
     assert Checkpoint.open(model).spec.attention_window(0) is None
 
 
@@ -132,7 +120,7 @@ NUMBERS: dict[str, list[Any]] = {
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in NUMBERS.items() for value in values],
                          ids=lambda one: str(one)[:30])
 def test_a_config_that_cannot_be_is_one_line(model: Path, key: str, value: object) -> None:
-    edit(model / "config.json", **{key: value})
+    edit_json(model / "config.json", **{key: value})
     refused(model)
 
 
@@ -142,7 +130,7 @@ def test_every_family_is_refused_before_anything_is_made_in_the_size_that_its_co
     path = build(tmp_path / family, family)
     for key in ("hidden_size", "head_dim", "vocab_size", "intermediate_size"):
         before = (path / "config.json").read_text()
-        edit(path / "config.json", **{key: 1 << 34})
+        edit_json(path / "config.json", **{key: 1 << 34})
         refused(path, "says|not a valid")
         (path / "config.json").write_text(before)
 
@@ -172,7 +160,7 @@ def test_memory_stays_where_it_was_whatever_a_config_says(plain: Path, tmp_path:
             {"rope_parameters": {"rope_type": "linear", "factor": 1.0, "rope_theta": 1e4, "partial_rotary_factor": 1e9}},
             {"x": ["y" * 1000] * 3000}, {"id2label": {str(place): "" for place in range(100_000)}, "vocab_size": 1}]):
         paths.append(shutil.copytree(plain, tmp_path / f"model-{number}"))
-        edit(paths[-1] / "config.json", **changes)
+        edit_json(paths[-1] / "config.json", **changes)
     found = subprocess.run([sys.executable, "-c", MEASURE, str(plain), *map(str, paths)], capture_output=True, text=True,
                            check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert "accepted" not in found.stdout.replace(f"accepted {paths[7]}", "")     # long strings alone do no harm
@@ -326,7 +314,7 @@ def test_an_adapter_that_fits_is_added(model: Path, plain: Path) -> None:
                                      {"use_dora": True}, {"use_rslora": 1}, {"lora_alpha": NAN}])
 def test_an_adapter_that_scales_is_refused(model: Path, changes: dict[str, Any]) -> None:
     with_adapter(model)
-    edit(model / "adapter" / "adapter_config.json", **changes)
+    edit_json(model / "adapter" / "adapter_config.json", **changes)
     refused(model, "alpha is not the rank")
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 import tsotsallm
+from tests.checkpoint.damage import edit_json
 from tests.conftest import build
 from tsotsallm.checkpoint import reader
 from tsotsallm.checkpoint.reader import Checkpoint
@@ -65,10 +66,6 @@ def shards(path: Path) -> list[Path]:
 
 def rename(path: Path, new: Callable[[str], str]) -> None:
     save_file({new(name): tensor for name, tensor in load_file(path / SINGLE).items()}, path / SINGLE, {"format": "pt"})
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # -- folders that transformers reads: the same logits, and a note of what is not used -----------------------------

@@ -9,29 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import tsotsallm
+from tests.engine.conftest import PROMPT
 from tsotsallm.api.generate import generate_many, read_prompts
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.interface import Piece, Question, Sampling, Speaker, said, texts
-from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.resident import resident
 from tsotsallm.engine.transformer import Transformer
 from tsotsallm.errors import CorpusError, TsotsallmError
-
-PROMPT = "Question: Where was Ada born? Answer:"
-
-
-@pytest.fixture(scope="module")
-def ours() -> Transformer:
-    return Transformer(Checkpoint.open("embedded"))
-
-
-@pytest.fixture(scope="module")
-def both(ours: Transformer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Speaker]:
-    pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
-    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    tsotsallm.to_gguf("embedded", path, dense="f32", verify=False)
-    return {"checkpoint": ours, "gguf": Llama(path, kv="f32", slots=2)}
 
 
 def heard_of(one: Speaker, question: Question) -> list[Piece]:

@@ -9,28 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-import tsotsallm
-from tsotsallm.checkpoint.reader import Checkpoint
+from tests.engine.conftest import PROMPT
 from tsotsallm.engine.interface import Piece, Question, Sampling, Speaker, said
-from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.transformer import Transformer
 from tsotsallm.errors import TsotsallmError
 
-PROMPT = "Question: Where was Ada born? Answer:"
 TOKENS = 20
-
-
-@pytest.fixture(scope="module")
-def ours() -> Transformer:
-    return Transformer(Checkpoint.open("embedded"))
-
-
-@pytest.fixture(scope="module")
-def both(ours: Transformer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Speaker]:
-    pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
-    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    tsotsallm.to_gguf("embedded", path, dense="f32", verify=False)
-    return {"checkpoint": ours, "gguf": Llama(path, kv="f32", threads=1)}
 
 
 def greedy(ours: Transformer, ids: Sequence[int], how: Sampling) -> list[int]:

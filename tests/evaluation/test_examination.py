@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tsotsallm
 from tests.conftest import build
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.shapes import work_of
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.evaluation.cost import cost_of, devices
@@ -193,41 +192,6 @@ def test_generation_by_sweeps_gives_the_same_answers(tiny: Path, tmp_path: Path)
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------
-
-
-def test_multiply_accumulates_equal_a_counted_forward(family_checkpoint: Path) -> None:
-    checkpoint = Checkpoint.open(family_checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(family_checkpoint, attn_implementation="eager")
-    spec, tokens = checkpoint.spec, 24
-    counted = [0]
-
-    def of_linear(module: torch.nn.Linear, inputs: Any, output: torch.Tensor) -> None:
-        counted[0] += output.numel() * module.in_features
-
-    def of_attention(_module: Any, _inputs: Any, output: Any) -> None:
-        weights = output[1]
-        counted[0] += 2 * weights.numel() * spec.head_dim       # scores, and their weighted sum of values
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(of_linear)
-        if type(module).__name__.endswith("Attention"):
-            module.register_forward_hook(of_attention)
-    with torch.no_grad():
-        model(torch.zeros(1, tokens, dtype=torch.int64), output_attentions=True)
-    assert work_of(spec).prefill(tokens) == counted[0]
-
-
-def test_the_work_of_llama_2_7b_is_the_known_formula(tmp_path: Path) -> None:
-    from tsotsallm.checkpoint.spec import ModelSpec
-
-    (tmp_path / "config.json").write_text(json.dumps({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
-        "max_position_embeddings": 4096, "tie_word_embeddings": False}))
-    work = work_of(ModelSpec.read(tmp_path))
-    assert work.linear == pytest.approx(6.607e9, rel=1e-4)
-    assert work.attention == 262144
 
 
 def test_cost_counts_bytes_and_zeros_as_the_files_hold_them(tiny: Path, tmp_path: Path, text: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tsotsallm
+from tests.checkpoint.damage import rewritten
 from tests.conftest import build
 from tests.llama import Llama
 from tsotsallm.checkpoint.codec import TextCodec
@@ -111,24 +112,12 @@ def test_corrections_become_an_adapter(tiny: Path, text: Path, tmp_path: Path, b
 
 def require_refusals(adapter: Path, model: Path, changed: Path) -> None:
     """llama.cpp aborts the process where a field of an adapter has another type."""
-    reader = gguf.GGUFReader(adapter)
-    for key, value, kind, message in (
-            ("general.architecture", "qwen2", gguf.GGUFValueType.STRING, "is an adapter for 'qwen2'"),
-            ("adapter.type", "dora", gguf.GGUFValueType.STRING, "is not an adapter of low-rank factors"),
-            ("adapter.lora.alpha", 16.0, gguf.GGUFValueType.FLOAT64, "a finite number in 32 bits is expected"),
-            ("adapter.lora.alpha", "16", gguf.GGUFValueType.STRING, "a finite number in 32 bits is expected")):
-        writer = gguf.GGUFWriter(changed, value if key == "general.architecture" else "llama")
-        for name, field in reader.fields.items():
-            if not name.startswith("GGUF.") and name not in ("general.architecture", key):
-                writer.add_key_value(name, field.contents(), field.types[0])
-        if key != "general.architecture":
-            writer.add_key_value(key, value, kind)
-        for tensor in reader.tensors:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    for key, value, message in (
+            ("general__architecture", "qwen2", "is an adapter for 'qwen2'"),
+            ("adapter__type", "dora", "is not an adapter of low-rank factors"),
+            ("adapter__lora__alpha", (16.0, gguf.GGUFValueType.FLOAT64), "a finite number in 32 bits is expected"),
+            ("adapter__lora__alpha", "16", "a finite number in 32 bits is expected")):
+        rewritten(adapter, changed, **{key: value})
         with pytest.raises(CheckpointError, match=message):
             Engine(model, adapter=changed)
 

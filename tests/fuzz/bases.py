@@ -21,22 +21,10 @@ from transformers import PreTrainedTokenizerFast
 
 import tsotsallm
 from tests.conftest import SHARED, build
+from tests.tables.towns import TURTLE
 
 TEMPLATE = ("{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
             "{% if add_generation_prompt %}[assistant] {% endif %}")
-GRAPH = """@prefix : <http://x/> .
-@prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
-@prefix skos: <http://www.w3.org/2004/02/skos/core#> .
-:City a <http://www.w3.org/2002/07/owl#Class> ; rdfs:label "city"@en ; rdfs:subClassOf :Place .
-:Place a rdfs:Class .
-:in a <http://www.w3.org/2002/07/owl#ObjectProperty> ; rdfs:label "lies in" .
-:rome a :City ; rdfs:label "Rome"@en, "Roma"@it, "Рим"@ru ; skos:altLabel "the Eternal City" ; :in :italy ; :people 2873000 .
-:paris a :City ; rdfs:label "Paris"@en ; :in :france ; :twin :rome .
-:texas a :City ; rdfs:label "Paris"@en ; :in :usa .
-:italy rdfs:label "Italy"@en, "Italie"@fr .
-:france rdfs:label "France"@en .
-:usa rdfs:label "United States"@en .
-"""
 LABEL = "http://www.w3.org/2000/01/rdf-schema#label"
 TABLE = "City,Country,People\nRome,Italy,2873000\nParis,France,2103000\nParis,United States,24171\n"
 LABELS = {"Q1": {"label": "Paris", "aliases": ["Lutetia"], "description": "capital of France"}, "Q2": "Rome",
@@ -300,7 +288,7 @@ def _texts(root: Path) -> None:
               "tasks/sums.json": json.dumps(BIG_BENCH), "tasks/rows.jsonl": "\n".join(map(json.dumps, ROWS)) + "\n",
               "tasks/rows.json": json.dumps({"data": ROWS}), "tasks/text.txt": _words(4), "texts/prose.txt": _words(12),
               "tasks/rows.csv": 'text,label\n"Is it red, or\nblue?",1\nIs it ""so""?,0\n',
-              "graphs/graph.ttl": GRAPH, "graphs/graph.nt": _triples(), "graphs/table.csv": TABLE,
+              "graphs/graph.ttl": TURTLE, "graphs/graph.nt": _triples(), "graphs/table.csv": TABLE,
               "graphs/labels.json": json.dumps(LABELS),
               "graphs/labels.jsonl": '{"id": "Q1", "label": "Paris"}\n{"id": "Q2", "label": "Rome", "aliases": ["Roma"]}\n',
               "graphs/labels.csv": "id,label,description\nQ1,Paris,capital\nQ2,Rome,city\n",

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 import tsotsallm
+from tests.compressing import Stop, same_bytes
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import RecipeError, TsotsallmError
@@ -150,10 +151,6 @@ def test_a_correction_after_training_aims_at_what_was_learned(tiny: Path, text: 
     assert to_learned < to_source
 
 
-class Stopped(Exception):
-    """Stands for a kill."""
-
-
 @pytest.mark.parametrize("engine", ["resident", "streamed"])
 def test_stopped_training_goes_on_with_the_same_losses(tiny: Path, text: Path, tmp_path: Path, engine: str,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,15 +164,15 @@ def test_stopped_training_goes_on_with_the_same_losses(tiny: Path, text: Path, t
             nonlocal count
             count += now.step.startswith("loss")
             if count == 2:
-                raise Stopped
+                raise Stop
 
-        with pytest.raises(Stopped):
+        with pytest.raises(Stop):
             tsotsallm.compress(tiny, stages, tmp_path / "cut", calibration=text, progress=stop, **SMALL)
     tsotsallm.compress(tiny, stages, tmp_path / "cut", calibration=text, **SMALL)
     one, other = (curves(tmp_path / name)[0][0]["curve"] for name in ("whole", "cut"))
     assert one["loss"] == other["loss"]
     assert one["held_out"] == other["held_out"]
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "cut" / "model.safetensors").read_bytes()
+    assert same_bytes(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_it_stops_early_and_keeps_the_best(tiny: Path, text: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 import tsotsallm
+from tests.compressing import Stop, same_bytes, stop_after
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
@@ -140,20 +141,12 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tiny: Path, text: Path, tmp_pat
     options: dict[str, Any] = {"calibration": text, **SMALL}
     steps: list[tuple[Any, ...]] = []
     tsotsallm.compress(tiny, stages, tmp_path / "whole", progress=lambda one: steps.append((one.layer, one.step)), **options)
-    left = [min(after, len(steps) - 2)]
     again: list[tuple[Any, ...]] = []
-
-    def stop(_progress: object) -> None:
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tsotsallm.compress(tiny, stages, tmp_path / "cut", progress=stop, **options)
+    with pytest.raises(Stop):
+        tsotsallm.compress(tiny, stages, tmp_path / "cut", progress=stop_after(min(after, len(steps) - 2)), **options)
     tsotsallm.compress(tiny, stages, tmp_path / "cut", progress=lambda one: again.append((one.layer, one.step)), **options)
     assert len(again) < len(steps)          # what was finished is not done again
-    for path in (tmp_path / "whole").rglob("*.safetensors"):
-        assert (tmp_path / "cut" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    assert same_bytes(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_merged_it_leaves_dense_weights_and_their_zeros(tiny: Path, text: Path, tmp_path: Path) -> None:

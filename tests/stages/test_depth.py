@@ -1,4 +1,4 @@
-"""Depth pruning: its measuring pass goes on where it was stopped."""
+"""Depth pruning: every importance chooses layers, and a measuring pass goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import pytest
 import torch
 
 import tsotsallm
+from tests.compressing import SMALL, Stop, same_bytes
 from tests.conftest import build
 from tsotsallm.streaming.hidden import HiddenStates
-
-
-class Stop(Exception):
-    """Stands for a kill at an unlucky moment."""
 
 
 @pytest.mark.parametrize("iterative", [False, True])
@@ -54,4 +51,18 @@ def test_a_measuring_pass_that_is_stopped_again_and_again_finishes_with_the_same
     assert attempt >= 2
     whole, cut = (json.loads((tmp_path / name / "tsotsallm.json").read_text())["choices"] for name in ("whole", "cut"))
     assert whole == cut
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "cut" / "model.safetensors").read_bytes()
+    assert same_bytes(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_all_importances_choose_layers(tmp_path: Path, text: Path) -> None:
+    source = build(tmp_path / "source", "llama3", num_hidden_layers=6)
+    for importance in ("perplexity", "taylor", "magnitude", "cosine"):
+        for iterative in (False, True):
+            out = tmp_path / f"{importance}-{iterative}"
+            recipe = [{"depth": {"remove": 2, "importance": importance, "protect": {"first": 1, "last": 1},
+                                 "iterative": iterative}}]
+            tsotsallm.compress(source, recipe, out, calibration=text, **SMALL)
+            choice = json.loads((out / "tsotsallm.json").read_text())["choices"][0]
+            assert len(choice["order"]) == 4
+            assert {0, 5} <= set(choice["order"])
+            assert len(choice["rounds"]) == (2 if iterative else 1)

@@ -12,7 +12,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import tsotsallm
-from tests.stages.test_adapt import Stopped, curves
+from tests.compressing import Stop, same_bytes, stop_after
+from tests.stages.test_adapt import curves
 from tests.training.test_gradients import instructions
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
@@ -129,18 +130,10 @@ def test_stopped_distillation_goes_on_to_the_same_bytes(tiny: Path, text: Path, 
     stages = ["wanda:2:4", distill(steps=3, **fields)]
     tsotsallm.compress(tiny, stages, tmp_path / "whole", calibration=text, **SMALL)
     for most in (30, 20, 5):
-        count = 0
-
-        def stop(_now: Any, most: int = most) -> None:
-            nonlocal count
-            count += 1
-            if count == most:
-                raise Stopped
-
-        with pytest.raises(Stopped):
-            tsotsallm.compress(tiny, stages, tmp_path / "cut", calibration=text, progress=stop, **SMALL)
+        with pytest.raises(Stop):
+            tsotsallm.compress(tiny, stages, tmp_path / "cut", calibration=text, progress=stop_after(most), **SMALL)
     tsotsallm.compress(tiny, stages, tmp_path / "cut", calibration=text, **SMALL)
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "cut" / "model.safetensors").read_bytes()
+    assert same_bytes(tmp_path / "whole", tmp_path / "cut")
     one, other = (json.loads((tmp_path / name / "training-1-distill.json").read_text())["samples"]
                   for name in ("whole", "cut"))
     assert [entry["curve"]["loss"] for entry in one] == [entry["curve"]["loss"] for entry in other]

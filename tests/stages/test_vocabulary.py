@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 
 import tsotsallm
 from tests.conftest import build, shared
-from tsotsallm.checkpoint.merging import Merges
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import CheckpointError, RecipeError
 from tsotsallm.lab.texts import world_text
@@ -106,30 +104,6 @@ def test_sentencepiece_falls_back_to_bytes(stories: Path, tmp_path: Path) -> Non
     for string in ("Zoë's 漢字 🙂", "xyz"):
         ids = small.tokenizer()(string)["input_ids"]
         assert small.tokenizer().decode(ids, skip_special_tokens=True) == string
-
-
-def test_the_steps_to_a_token_lead_to_it() -> None:
-    merges = Merges(Checkpoint.open("embedded").codec)
-    word = max((token for token in merges.vocabulary if token.isalpha()), key=len)
-    assert merges.merged(word)[-1] == word
-    assert len(merges.merged(word)) > len(word)
-
-
-def test_all_that_merging_makes_is_needed() -> None:
-    """Against merging by hand: the lowest rank first, of equal ones the leftmost."""
-    codec = Checkpoint.open("embedded").codec
-    merges = Merges(codec)
-    backend = codec.tokenizer.backend_tokenizer
-    for text in (world_text(test=True, characters=2_000), *random_strings(100, seed=3)):
-        made = set()
-        for word, _ in backend.pre_tokenizer.pre_tokenize_str(text.replace("<|end_of_text|><|begin_of_text|>", "\n")):
-            symbols = list(word)
-            while pairs := [pair for pair in itertools.pairwise(symbols) if pair in merges.ranks]:
-                left, right = min(pairs, key=lambda pair: merges.ranks[pair])
-                place = next(i for i in range(len(symbols)) if symbols[i:i + 2] == [left, right])
-                symbols[place:place + 2] = [left + right]
-                made.add(left + right)
-        assert made <= set(merges.needed([text.replace("<|end_of_text|><|begin_of_text|>", "\n")]))
 
 
 def test_bad_vocabularies(kept_text: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tsotsallm
-from tests.tables.test_graph import TURTLE, made
+from tests.tables.towns import TURTLE, dump, made
 from tsotsallm.api.tables import write_world_tables
 from tsotsallm.errors import ResumeError, TablesError
 from tsotsallm.lab.graph import BASE, gold_files, world_tables, world_turtle
@@ -279,8 +279,6 @@ def test_the_command_line(done: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_bad_statements_are_told_at_the_end_and_refused_by_strict(tmp_path: Path) -> None:
-    from tests.tables.test_graph import dump
-
     (tmp_path / "dump.nt").write_text(dump(300, '<http://x/a b> <http://x/p> "x" .'), "utf-8")
     (tmp_path / "cells.csv").write_text("sep=;\nname;day\nthing 7;April 15, 2023\n", "utf-8")
 

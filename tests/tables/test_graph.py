@@ -9,36 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.tables.towns import TURTLE, dump, made
 from tsotsallm.errors import TablesError
 from tsotsallm.lab.graph import slip, world_turtle
 from tsotsallm.lab.world import build_world
 from tsotsallm.tables.graph import Graph, Label, open_graph
 from tsotsallm.tables.lookup import Lookup, naive
 
-TURTLE = """@prefix : <http://x/> .
-@prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
-@prefix skos: <http://www.w3.org/2004/02/skos/core#> .
-:City a <http://www.w3.org/2002/07/owl#Class> ; rdfs:label "city"@en ; rdfs:subClassOf :Place .
-:Place a rdfs:Class .
-:in a <http://www.w3.org/2002/07/owl#ObjectProperty> ; rdfs:label "lies in" .
-:rome a :City ; rdfs:label "Rome"@en, "Roma"@it, "Рим"@ru ; skos:altLabel "the Eternal City" ; :in :italy ; :people 2873000 .
-:paris a :City ; rdfs:label "Paris"@en ; :in :france ; :twin :rome .
-:texas a :City ; rdfs:label "Paris"@en ; :in :usa .
-:italy rdfs:label "Italy"@en, "Italie"@fr .
-:france rdfs:label "France"@en .
-:usa rdfs:label "United States"@en .
-"""
-
 
 @pytest.fixture
 def graph(tmp_path: Path) -> Graph:
     return made(tmp_path, TURTLE)
-
-
-def made(folder: Path, text: str, name: str = "small.ttl") -> Graph:
-    path = folder / name
-    path.write_text(text, "utf-8")
-    return open_graph([path], folder / "graphs")
 
 
 def test_what_a_graph_says(graph: Graph) -> None:
@@ -170,14 +151,6 @@ def test_separators_inside_labels_are_no_line_ends(tmp_path: Path, mark: str) ->
     line = json.dumps({"id": "Q1", "label": f"New{mark}York"}, ensure_ascii=False)
     for name, text in (("a.jsonl", f"{line}\n"), ("a.csv", f"Q1,New{mark}York\n"), ("a.tsv", f"Q1\tNew{mark}York\n")):
         assert made(tmp_path, text, name).facts["labels"] == 1
-
-
-def dump(statements: int, *bad: str) -> str:
-    lines = [f'<http://x/e{number}> <http://www.w3.org/2000/01/rdf-schema#label> "thing {number}" .\n'
-             for number in range(statements)]
-    for place, line in enumerate(bad):
-        lines.insert(10 * place + 4, line + "\n")
-    return "".join(lines)
 
 
 def test_a_bad_statement_is_skipped_and_noted(tmp_path: Path) -> None:
