@@ -122,7 +122,7 @@ def test_grids_that_do_not_suit_the_model(tiny: Path) -> None:
             ({"grids": good | {"lm_head": "q8_0"}}, r"'lm_head', which is no matrix"),
             ({"grids": {"0.mlp.up_proj": "q8_0"}}, r"no grid for 0.self_attn.q_proj, .* and others; name one for every"),
             ({"grids": good | {"0.mlp.up_proj": "q4k"}}, r"0.mlp.up_proj is 'q4k'; did you mean 'q4_k'"),
-            ({"grids": good | {"0.mlp.up_proj": 4}}, r"'0.mlp.up_proj' on 4"),
+            ({"grids": good | {"0.mlp.up_proj": 4}}, r"0.mlp.up_proj is 4; it takes q8_0 or"),
             ({"grids": good | {"0.mlp.up_proj": "q4_k"}}, r"blocks of 256 do not divide its 64 columns; .*q4_0"),
             ({"grids": good, "file_bytes": "1MB"}, "one of them"), ({"grids": good, "bits_per_weight": 4}, "one of them"),
             ({"grids": good, "ends": "q8_0"}, "leave ends and keep out"), ({"grids": {}}, "one of them"),
