@@ -14,8 +14,9 @@ from tsotsallm.api import analyze, annotate, fit, generate, report, serve, study
 from tsotsallm.api.bundle import make_bundle
 from tsotsallm.engine.interface import Sampling
 from tsotsallm.evaluation.examination import ExaminationKeywords, ExaminationOptions
-from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
+from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.perplexity import PerplexityKeywords, PerplexityOptions
+from tsotsallm.records import amended
 
 
 @pytest.mark.parametrize(("options", "keywords"), [

@@ -19,8 +19,9 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import fits
-from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
+from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.significance import Measure, ratio, standard_error
+from tsotsallm.records import amended
 from tsotsallm.streaming.corpus import Corpus, evaluation_rows, evaluation_windows
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.score import divergence, final_states, token_losses

@@ -311,8 +311,8 @@ def _describe(writer: GGUFWriter, checkpoint: Checkpoint, name: str, notes: list
     writer.add_name(name)
     writer.add_string("tsotsallm.version", __version__)
     if checkpoint.provenance is not None:
-        writer.add_string("tsotsallm.recipe", json.dumps(checkpoint.provenance["recipe"], ensure_ascii=False))
-        source = str(checkpoint.provenance["source"])
+        writer.add_string("tsotsallm.recipe", json.dumps(checkpoint.provenance.recipe, ensure_ascii=False))
+        source = checkpoint.provenance.source
         writer.add_string("tsotsallm.source", Path(source).name if Path(source).exists() else source)
     writer.add_context_length(context)
     writer.add_embedding_length(spec.hidden)
