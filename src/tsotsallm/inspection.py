@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tsotsallm.stages.layers import Layers
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Anatomy(Record):
     """The anatomy of a checkpoint; bytes are those of the stored tensors, and parameters count stored weights once."""
 
     path: str
@@ -44,10 +44,6 @@ class Anatomy:
     macs_per_token: int
     notes: tuple[str, ...] = ()
 
-    def plain(self) -> dict[str, object]:
-        """The fields as JSON."""
-        return asdict(self)
-
 
 def part_of(name: str) -> str:
     """The part of the model that a tensor belongs to: embeddings, attention, feed-forward, norms, head or adapter."""
@@ -63,7 +59,7 @@ def part_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class LayerMap:
+class LayerMap(Record):
     """The layers of the original that a model runs, in order, and the bits per weight of their linears.
 
     layers  number of layers of the original
@@ -76,10 +72,6 @@ class LayerMap:
     runs: tuple[int, ...]
     bits: tuple[dict[str, float], ...]
     ends: dict[str, float]
-
-    def plain(self) -> dict[str, object]:
-        """The fields as JSON."""
-        return asdict(self)
 
 
 def layer_map(checkpoint: Checkpoint) -> LayerMap:
@@ -136,7 +128,7 @@ def importance_in(provenance: Provenance | None) -> dict[str, dict[str, float]]:
     if provenance is None:
         return {}
     metrics = [str(stage["depth"]["importance"]) for stage in provenance.recipe if stage.get("depth", {}).get("remove")]
-    rounds = [first for one in provenance.choices if isinstance(found := one.reasons.get("rounds"), list) for first in found[:1]]
+    rounds = [rounds[0] for one in provenance.choices if isinstance(rounds := one.reasons.get("rounds"), list) and rounds]
     return {metric: {layer: float(value) for layer, value in Round.parsed(one).importance.items()}
             for metric, one in zip(metrics, rounds, strict=False)}
 
@@ -179,7 +171,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
 
 
 @dataclass(frozen=True)
-class FileAnatomy:
+class FileAnatomy(Record):
     """The anatomy of a GGUF file, in the terms of `Anatomy`; None where its header does not say.
 
     heads, kv_heads, feed_forward  those of the layer that has most; `notes` say where layers differ
@@ -218,10 +210,6 @@ class FileAnatomy:
     tokenizer: dict[str, Any] | None
     made_from: dict[str, object]
     notes: tuple[str, ...]
-
-    def plain(self) -> dict[str, object]:
-        """The fields as JSON."""
-        return asdict(self)
 
 
 FROM = {"name": "general.name", "basename": "general.basename", "size": "general.size_label",

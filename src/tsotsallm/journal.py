@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import psutil
 import torch
@@ -23,7 +23,7 @@ from tsotsallm.checkpoint.writer import partial_path, write_json
 from tsotsallm.errors import ResourceError, ResumeError
 from tsotsallm.files import one_line, quoted, read_json
 from tsotsallm.machine import MOST_THREADS, THREADS, on_threads
-from tsotsallm.records import Record
+from tsotsallm.records import Brief
 from tsotsallm.training.loop import Curve, Training
 
 LOCK = "lock"
@@ -47,15 +47,14 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Entry(Record):
+class Entry(Brief):
     """One line of a journal: what sweep number `sweep` (from 0) did."""
 
-    kind: ClassVar[str]
     sweep: int
 
     def plain(self) -> dict[str, object]:
         """The entry as JSON's plain data, its kind first."""
-        return {"kind": self.kind, **super().plain()}
+        return {"kind": KINDS[type(self)], **super().plain()}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,6 @@ class Placed(Entry):
 class Chosen(Placed):
     """The layers that a choice keeps, in order, and what it chose by."""
 
-    kind: ClassVar[str] = "choice"
     order: tuple[int, ...]
     reasons: dict[str, object]
 
@@ -78,46 +76,33 @@ class Chosen(Placed):
 class Noted(Placed):
     """A measurement on the way to a choice."""
 
-    kind: ClassVar[str] = "note"
     key: str
     value: float
 
 
 @dataclass(frozen=True)
 class Decided(Placed):
-    """What a stage decided by a survey of the model."""
+    """What a stage decided by a survey of the model; its `notes` are for the user."""
 
-    kind: ClassVar[str] = "decision"
     stage: str
     decision: dict[str, object]
-
-    @property
-    def notes(self) -> list[str]:
-        """What a user should know of the decision."""
-        notes = self.decision.get("notes", [])
-        return list(map(str, notes)) if isinstance(notes, list) else []
 
 
 @dataclass(frozen=True)
 class Surveyed(Placed):
     """What a survey found in one layer."""
 
-    kind: ClassVar[str] = "surveyed"
     notes: dict[str, list[float]]
 
 
-@dataclass(frozen=True)
 class Weighed(Entry):
     """How much each token counts is on disk for all layers."""
-
-    kind: ClassVar[str] = "weighed"
 
 
 @dataclass(frozen=True)
 class EngineChosen(Entry):
     """How a pass trains: resident or streamed."""
 
-    kind: ClassVar[str] = "engine"
     engine: str
 
 
@@ -125,7 +110,6 @@ class EngineChosen(Entry):
 class Trained(Entry):
     """A training is done."""
 
-    kind: ClassVar[str] = "trained"
     training: Training
 
 
@@ -138,22 +122,20 @@ class LayerWritten(Entry):
     curve   the course of its training, where layers are trained one after another
     """
 
-    kind: ClassVar[str] = "layer"
     layer: int
     sha256: str | None
     grids: dict[str, dict[str, object] | None]
     curve: Curve | None = None
 
 
-@dataclass(frozen=True)
 class Finished(Entry):
     """The checkpoint of the sweep is whole."""
 
-    kind: ClassVar[str] = "finished"
 
-
-ENTRIES: dict[str, type[Entry]] = {one.kind: one for one in (
-    Chosen, Noted, Decided, Surveyed, Weighed, EngineChosen, Trained, LayerWritten, Finished)}
+KINDS: dict[type[Entry], str] = {
+    Chosen: "choice", Noted: "note", Decided: "decision", Surveyed: "surveyed", Weighed: "weighed", EngineChosen: "engine",
+    Trained: "trained", LayerWritten: "layer", Finished: "finished"}
+ENTRIES = {name: kind for kind, name in KINDS.items()}
 SomeEntry = TypeVar("SomeEntry", bound=Entry)
 
 

@@ -21,8 +21,7 @@ Options = TypeVar("Options", bound="DataclassInstance")
 class Record:
     """A dataclass that is read from JSON's plain data and written as such; its fields' types say what is accepted.
 
-    A field whose default is None is left out of the plain data while it is None. A field without a default that may be None
-    is written as null, and may be missing. Keys that are no fields are passed over.
+    A field that has a default, or may be None, may be missing. Keys that are no fields are passed over.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
@@ -49,13 +48,26 @@ class Record:
 
     def plain(self) -> dict[str, object]:
         """The record as JSON's plain data, in the order of its fields."""
-        return {item.name: _plain(value) for item in dataclasses.fields(self)
-                if (value := getattr(self, item.name)) is not None or item.default is not None}
+        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+
+
+class Brief(Record):
+    """A record whose plain data lacks the fields that are None and have that as their default."""
+
+    def plain(self) -> dict[str, object]:
+        """The record as JSON's plain data, in the order of its fields."""
+        plain = super().plain()
+        for item in dataclasses.fields(self):
+            if item.default is None and plain[item.name] is None:
+                del plain[item.name]
+        return plain
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Record):
         return value.plain()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from tsotsallm.records import Record
+from tsotsallm.records import Brief, Record
 
 Stages = tuple[dict[str, dict[str, object]], ...]
 """A recipe as plain data: for every stage its name -> its options."""
@@ -21,7 +21,7 @@ class Shard(Record):
 
 
 @dataclass(frozen=True)
-class Source(Record):
+class Source(Brief):
     """The hashes of a checkpoint that went in; `tokens_sha256` where its vocabulary was reduced on reading."""
 
     config_sha256: str
@@ -48,7 +48,7 @@ class Identity(Record):
 
 
 @dataclass(frozen=True)
-class ChoiceMade(Record):
+class ChoiceMade(Brief):
     """The layers that a stage kept, in order; `reasons` are what it chose by, in keys of its own."""
 
     stage: str = ""
@@ -58,18 +58,19 @@ class ChoiceMade(Record):
     @classmethod
     def parsed(cls, plain: object) -> Self:
         """The choice, with all keys but `stage` and `order` as its reasons; raises ValueError as `Record.parsed` does."""
-        more = {key: value for key, value in plain.items() if key not in ("stage", "order")} if isinstance(
-            plain, Mapping) else {}
-        return super().parsed({**plain, "reasons": more} if isinstance(plain, Mapping) else plain)
+        if isinstance(plain, Mapping):
+            plain = {**plain, "reasons": {key: plain[key] for key in plain if key not in ("stage", "order")}}
+        return super().parsed(plain)
 
     def plain(self) -> dict[str, object]:
         """The choice as JSON's plain data, its reasons beside the order."""
         plain = super().plain()
-        return {key: value for key, value in plain.items() if key != "reasons"} | self.reasons
+        del plain["reasons"]
+        return plain | self.reasons
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleSummary(Record):
+class SampleSummary(Brief):
     """What training on one source came to, or the training of one layer by itself; losses in nats per token.
 
     samples    samples trained on
@@ -98,8 +99,8 @@ class TrainingSummary(Record):
 
 
 @dataclass(frozen=True)
-class Calibrated(Record):
-    """The calibration text that was used, and how it was asked for: `given`, `window` and `seed`; older results lack these."""
+class Calibrated(Brief):
+    """The calibration text that was used, and how it was asked for (`given`, `window`, `seed`), which older results lack."""
 
     source: str
     windows: int
@@ -110,7 +111,7 @@ class Calibrated(Record):
 
 
 @dataclass(frozen=True)
-class Measures(Record):
+class Measures(Brief):
     """Bytes of the weights of a result and of its source, and the source's layers, which older results lack."""
 
     bytes: int = 0

@@ -130,7 +130,8 @@ class Work:
 
     def notes(self, sweeps: int) -> list[str]:
         """What a user should know: from the forecast, and from the decisions of the first `sweeps` passes."""
-        return [*self.forecast.warnings, *(note for one in self.decisions(sweeps) for note in one.notes)]
+        decided = [notes for one in self.decisions(sweeps) if isinstance(notes := one.decision.get("notes"), (list, tuple))]
+        return [*self.forecast.warnings, *(str(note) for notes in decided for note in notes)]
 
     def key(self, *more: object, sweeps: int) -> str:
         """What the first `sweeps` passes, and more, depend on."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.provenance import SampleSummary, TrainingSummary
 from tsotsallm.errors import NumericsError, RecipeError
-from tsotsallm.records import Record
+from tsotsallm.records import Brief, Record
 from tsotsallm.streaming.sweep import Tick, silent
 
 SAVE_SECONDS = 30.0
@@ -102,7 +102,7 @@ class Curve(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedOn(Record):
+class TrainedOn(Brief):
     """The course of training on one source: on so many samples and validated on others, or of one layer by itself."""
 
     source: str
