@@ -7,6 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 from tsotsallm.errors import TsotsallmError, nearest
@@ -70,7 +71,9 @@ def _plain(value: object) -> object:
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _typed(value: object, hint: object, where: str) -> object:

@@ -122,4 +122,4 @@ class Output:
         place = {index: number for number, index in enumerate(unique)}
         named |= {layer_prefix(place[index]) + name: grid for index in unique for name, grid in self.grids[index].items()}
         order = [place[first] for first in first_visit] if len(unique) < layers else None
-        self.writer.finish(source, dict(config or view.spec.config), named, order, unique, layers)
+        self.writer.finish(source, config or view.spec.config, named, order, unique, layers)

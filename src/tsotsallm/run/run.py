@@ -58,10 +58,6 @@ class Result(Record):
     training: list[TrainingSummary]
     notes: list[str]
 
-    def plain(self) -> dict[str, object]:
-        """The result as plain data for JSON."""
-        return super().plain() | {"path": str(self.path)}
-
 
 @dataclass(frozen=True)
 class SharedPass(Record):
