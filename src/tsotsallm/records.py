@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 from tsotsallm.errors import TsotsallmError, nearest
-from tsotsallm.files import quoted
+from tsotsallm.files import one_line, quoted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Options = TypeVar("Options", bound="DataclassInstance")
+_HINTS: dict[type, dict[str, object]] = {}
+"""Record -> the types of its fields, which take long to resolve."""
 
 
 class Record:
@@ -33,14 +35,15 @@ class Record:
         try:
             return cls.parsed(plain)
         except ValueError as fault:
-            raise kind(f"{where} is damaged: {fault}; {remedy}") from None
+            raise kind(f"{where} is damaged: {one_line(fault)}; {remedy}") from None
 
     @classmethod
     def parsed(cls, plain: object) -> Self:
         """The record that plain data describes; raises ValueError, naming the key, for a value of another type."""
         if not isinstance(plain, Mapping):
             raise ValueError(f"{quoted(plain)} stands where keys and values are expected")
-        values, hints, make = {}, typing.get_type_hints(cls), typing.cast("Callable[..., Self]", cls)
+        hints = _HINTS.get(cls) or _HINTS.setdefault(cls, typing.get_type_hints(cls))
+        values, make = {}, typing.cast("Callable[..., Self]", cls)
         for item in dataclasses.fields(cls):
             required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
             if item.name in plain or required:
@@ -91,8 +94,7 @@ def _typed(value: object, hint: object, where: str) -> object:
     if kind in (list, tuple) and isinstance(value, (list, tuple)):
         hints = inner[:1] * len(value) if kind is list or inner[-1] is ... else inner
         if len(hints) == len(value):
-            return kind(_typed(one, other, f"{where}[{place}]") for place, (one, other) in enumerate(zip(value, hints,
-                                                                                                        strict=True)))
+            return kind(_typed(one, hints[place], f"{where}[{place}]") for place, one in enumerate(value))
     elif kind is dict and isinstance(value, dict):
         return {key: _typed(one, inner[1], f"{where}.{key}") for key, one in value.items()}
     elif type(value) is kind or (kind is float and type(value) is int):

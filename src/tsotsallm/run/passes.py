@@ -56,8 +56,8 @@ class Lineage:
 
     def of_layers(self, chosen: Sequence[int]) -> Lineage:
         """The lineage with only the layers at the places `chosen`, in that order."""
-        return replace(self, kept=tuple(self.kept[place] for place in chosen), order=tuple(self.order[place]
-                                                                                           for place in chosen))
+        kept, order = (tuple(which[place] for place in chosen) for which in (self.kept, self.order))
+        return replace(self, kept=kept, order=order)
 
     def retrained_by(self, number: int) -> Lineage:
         """The lineage after pass `number` gave all layers values that later corrections aim at."""

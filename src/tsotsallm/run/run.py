@@ -167,7 +167,7 @@ def _take_from_store(work: Work) -> None:
         assert store is not None
         piece = store.find("pass", work.key(sweeps=number + 1))
         if piece is not None:
-            kept = SharedPass.parsed(store.facts(piece))
+            kept = SharedPass.read(store.facts(piece), str(piece), ResumeError, "delete it")
             for place in kept.passes:
                 link_tree(piece / str(place), work.directory(place))
             for entry in kept.entries:
