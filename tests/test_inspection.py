@@ -21,7 +21,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError
 from tsotsallm.evaluation.cost import cost_of, parameters_of
 from tsotsallm.export.gguf import export_gguf
-from tsotsallm.inspection import Anatomy, FileAnatomy, inspect_checkpoint, inspect_file, part_of_gguf
+from tsotsallm.inspection import Anatomy, FileAnatomy, inspect_checkpoint, inspect_file, layer_map, part_of_gguf
 
 SAME = ("family", "layers", "hidden", "feed_forward", "heads", "kv_heads", "head_dim", "vocabulary", "tied_embeddings",
         "parameters", "kv_cache_bytes_per_token", "macs_per_token")
@@ -214,3 +214,11 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.gguf")
     with pytest.raises(CheckpointError, match="a FIFO"):
         tsotsallm.inspect(tmp_path / "a.gguf")
+
+
+def test_layers_chosen_before_depth_are_counted_once(tiny: Path, tmp_path: Path) -> None:
+    depth = {"remove": 1, "importance": "magnitude", "protect": {"first": 0, "last": 0}}
+    recipe = [{"layers": {"skip": [0]}}, {"depth": depth}]
+    tsotsallm.compress(tiny, recipe, tmp_path / "out")
+    [_, choice] = json.loads((tmp_path / "out" / "tsotsallm.json").read_text("utf-8"))["choices"]
+    assert layer_map(Checkpoint.open(tmp_path / "out")).runs == tuple(1 + place for place in choice["order"])

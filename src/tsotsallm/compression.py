@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from tsotsallm import hub
 from tsotsallm.checkpoint.reader import Checkpoint, embedded_directory
@@ -16,9 +16,9 @@ from tsotsallm.files import one_line
 from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import Forecast, make_plan, whole_spec
 from tsotsallm.recipe import Recipe
+from tsotsallm.records import amended
 from tsotsallm.run.run import Result, run
-from tsotsallm.run.work import Progress
-from tsotsallm.store import Store
+from tsotsallm.run.work import CompressKeywords, CompressOptions, Inputs
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.training.samples import Samples
 
@@ -103,7 +103,7 @@ def _bytes_under(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) if directory.exists() else 0
 
 
-def plan(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path = "result", *,
+def plan(model: str | Path, recipe: str | Path | Sequence[object], out: str | Path = "result", *,
          calibration: str | Path | None = None, windows: int = 32, window: int = 1024, device: str = "cpu",
          keep_stages: bool = False) -> Forecast:
     """Forecast a run without reading a tensor; a warning says where it would lack calibration text."""
@@ -117,7 +117,7 @@ def plan(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path 
     return forecast if obstacle is None else replace(forecast, warnings=[*forecast.warnings, obstacle])
 
 
-def _opened(model: str | Path, recipe: str | Path | Sequence[Any]) -> tuple[Checkpoint, Recipe]:
+def _opened(model: str | Path, recipe: str | Path | Sequence[object]) -> tuple[Checkpoint, Recipe]:
     """A checkpoint as a recipe reads it, and the recipe checked and resolved against it."""
     parsed = Recipe.parse(recipe)
     checkpoint = with_vocabulary(Checkpoint.open(model), parsed)
@@ -132,33 +132,30 @@ def with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     return checkpoint
 
 
-def compress(model: str | Path, recipe: str | Path | Sequence[Any], out: str | Path, *,
-             calibration: str | Path | None = None, windows: int = 32, window: int = 1024, seed: int = 0,
-             device: str = "cpu", scratch: str | Path | None = None, keep_stages: bool = False, force: bool = False,
-             restart: bool = False, store: Store | None = None,
-             progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
+def compress(model: str | Path, recipe: str | Path | Sequence[object], out: str | Path, *,
+             options: CompressOptions | None = None, **keywords: Unpack[CompressKeywords]) -> Result:
     """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one to `out`.
 
-    With a `store`, what the recipe has in common with others that used it is not done again. `restart` deletes the
-    unfinished work of an earlier attempt at `out` instead of continuing it.
+    How is given as `options` or as keywords: calibration, windows, window, seed, device, scratch, keep_stages, force,
+    restart, store, progress (see CompressOptions). Raises a TsotsallmError where the model, the recipe, the text or the
+    machine does not allow it, before anything is written.
     """
+    options = amended(options or CompressOptions(), keywords, compress)
     checkpoint, parsed = _opened(model, recipe)
     out = Path(out).absolute()
     if not out.name:
         raise TsotsallmError(f"{out} cannot be a result; give the name of a new directory with -o")
-    settings = Calibration(None if calibration is None else str(calibration), windows, min(window, checkpoint.spec.context),
-                           seed)
+    settings = Calibration(None if options.calibration is None else str(options.calibration), options.windows,
+                           min(options.window, checkpoint.spec.context), options.seed)
     if (obstacle := text_obstacle(checkpoint, settings, parsed)) is not None:
         raise CorpusError(obstacle)
-    forecast = make_plan(checkpoint, parsed, out, windows=windows, window=window, device=check_device(device),
-                         keep_stages=keep_stages)
-    if not force:
+    forecast = make_plan(checkpoint, parsed, out, windows=options.windows, window=options.window,
+                         device=check_device(options.device), keep_stages=options.keep_stages)
+    if not options.force:
         forecast.refuse_if_too_large(out, already=_bytes_under(partial_path(out)))
     corpus, samples = _texts_of(checkpoint, parsed, settings)
-    return run(checkpoint, parsed, out, corpus, forecast, samples=samples, device=device, keep_stages=keep_stages,
-               scratch=None if scratch is None else Path(scratch), model_name=result_source(model), store=store,
-               asked={"given": settings.source, "window": settings.window, "seed": settings.seed}, restart=restart,
-               progress=progress)
+    inputs = Inputs(checkpoint, parsed, corpus, samples, result_source(model))
+    return run(inputs, out, forecast, replace(options, window=settings.window))
 
 
 def result_source(model: str | Path) -> str:

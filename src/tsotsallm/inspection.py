@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
+from tsotsallm.checkpoint.provenance import Provenance
 from tsotsallm.checkpoint.reader import PACKED_NAME, PROVENANCE, Checkpoint
 from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, MOST_LAYERS
 from tsotsallm.errors import CheckpointError
-from tsotsallm.files import quoted
+from tsotsallm.records import Record
 from tsotsallm.stages.layers import Layers
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Anatomy(Record):
     """The anatomy of a checkpoint; bytes are those of the stored tensors, and parameters count stored weights once."""
 
     path: str
@@ -43,10 +44,6 @@ class Anatomy:
     macs_per_token: int
     notes: tuple[str, ...] = ()
 
-    def plain(self) -> dict[str, object]:
-        """The fields as JSON."""
-        return asdict(self)
-
 
 def part_of(name: str) -> str:
     """The part of the model that a tensor belongs to: embeddings, attention, feed-forward, norms, head or adapter."""
@@ -62,7 +59,7 @@ def part_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class LayerMap:
+class LayerMap(Record):
     """The layers of the original that a model runs, in order, and the bits per weight of their linears.
 
     layers  number of layers of the original
@@ -76,10 +73,6 @@ class LayerMap:
     bits: tuple[dict[str, float], ...]
     ends: dict[str, float]
 
-    def plain(self) -> dict[str, object]:
-        """The fields as JSON."""
-        return asdict(self)
-
 
 def layer_map(checkpoint: Checkpoint) -> LayerMap:
     """What became of every layer of the first ancestor, as far as the provenance says."""
@@ -87,7 +80,8 @@ def layer_map(checkpoint: Checkpoint) -> LayerMap:
     runs = _runs(provenance) if provenance is not None else None
     if runs is None or len(runs) != checkpoint.spec.layers:
         runs = list(range(checkpoint.spec.layers))
-    layers = max(_layers_before(provenance), *(layer + 1 for layer in runs))
+    first = provenance.generations[-1].measures.source_layers if provenance is not None else None
+    layers = max(first or 0, *(layer + 1 for layer in runs))
     bits = []
     for index in range(checkpoint.spec.layers):
         sizes: dict[str, int] = {}
@@ -104,36 +98,38 @@ def layer_map(checkpoint: Checkpoint) -> LayerMap:
     return LayerMap(layers, tuple(runs), tuple(bits), {part: 8 * size / weights for part, size in ends.items()})
 
 
-def _layers_before(provenance: dict[str, Any] | None) -> int:
-    found = 0
-    while provenance is not None:
-        found, provenance = provenance["measures"].get("source_layers", 0), provenance.get("ancestry")
-    return int(found)
-
-
-def _runs(provenance: dict[str, Any]) -> list[int] | None:
+def _runs(provenance: Provenance) -> list[int] | None:
     """Layers of the first ancestor in the order in which a result runs them; None where an older result does not say."""
-    parent, count = provenance.get("ancestry"), provenance["measures"].get("source_layers")
-    if count is not None and not (type(count) is int and 0 < count <= MOST_LAYERS):
-        raise CheckpointError(f"{PROVENANCE} gives its source {quoted(count)} layers; restore it")
+    parent, count = provenance.ancestry, provenance.measures.source_layers
+    if count is not None and not 0 < count <= MOST_LAYERS:
+        raise CheckpointError(f"{PROVENANCE} gives its source {count} layers; restore it")
     runs = _runs(parent) if parent is not None else None if count is None else list(range(count))
-    chosen = iter([choice["order"] for choice in provenance["choices"] if "order" in choice])
-    for stage in provenance["recipe"] if runs is not None else ():
+    chosen = (one.order for one in provenance.choices if one.order is not None and one.stage in ("", "depth"))
+    for stage in provenance.recipe if runs is not None else ():
         assert runs is not None
         [(name, fields)] = stage.items()
         if name == "layers":
-            runs = [runs[place] for place in Layers(**fields).resolve(len(runs))]
+            runs = [runs[place] for place in Layers.from_fields(fields).resolve(len(runs))]
         elif name == "depth" and fields.get("remove"):
             runs = [runs[place] for place in next(chosen)]
     return runs
 
 
-def importance_in(provenance: dict[str, Any]) -> dict[str, dict[str, float]]:
+@dataclass(frozen=True)
+class Round(Record):
+    """A round of `depth`: the importance of every candidate by its number as text, and the layers that went."""
+
+    importance: dict[str, float]
+    removed: list[int]
+
+
+def importance_in(provenance: Provenance | None) -> dict[str, dict[str, float]]:
     """Metric -> layer -> its importance as `depth` measured it before anything was removed, from a result's provenance."""
-    metrics = [stage["depth"]["importance"] for stage in provenance.get("recipe", [])
-               if stage.get("depth", {}).get("remove")]
-    rounds = [choice["rounds"][0] for choice in provenance.get("choices", []) if choice.get("rounds")]
-    return {metric: {str(layer): float(value) for layer, value in one["importance"].items()}
+    if provenance is None:
+        return {}
+    metrics = [str(stage["depth"]["importance"]) for stage in provenance.recipe if stage.get("depth", {}).get("remove")]
+    rounds = [rounds[0] for one in provenance.choices if isinstance(rounds := one.reasons.get("rounds"), list) and rounds]
+    return {metric: {layer: float(value) for layer, value in Round.parsed(one).importance.items()}
             for metric, one in zip(metrics, rounds, strict=False)}
 
 
@@ -175,7 +171,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Anatomy:
 
 
 @dataclass(frozen=True)
-class FileAnatomy:
+class FileAnatomy(Record):
     """The anatomy of a GGUF file, in the terms of `Anatomy`; None where its header does not say.
 
     heads, kv_heads, feed_forward  those of the layer that has most; `notes` say where layers differ
@@ -214,10 +210,6 @@ class FileAnatomy:
     tokenizer: dict[str, Any] | None
     made_from: dict[str, object]
     notes: tuple[str, ...]
-
-    def plain(self) -> dict[str, object]:
-        """The fields as JSON."""
-        return asdict(self)
 
 
 FROM = {"name": "general.name", "basename": "general.basename", "size": "general.size_label",

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import psutil
 import torch
@@ -21,8 +21,10 @@ import torch
 from tsotsallm.checkpoint.shards import sync
 from tsotsallm.checkpoint.writer import partial_path, write_json
 from tsotsallm.errors import ResourceError, ResumeError
-from tsotsallm.files import one_line, read_json
+from tsotsallm.files import one_line, quoted, read_json
 from tsotsallm.machine import MOST_THREADS, THREADS, on_threads
+from tsotsallm.records import Brief
+from tsotsallm.training.loop import Curve, Training
 
 LOCK = "lock"
 STATE = "run.json"
@@ -44,20 +46,124 @@ class Kind:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Entry(Brief):
+    """One line of a journal: what sweep number `sweep` (from 0) did."""
+
+    sweep: int
+
+    def plain(self) -> dict[str, object]:
+        """The entry as JSON's plain data, its kind first."""
+        return {"kind": KINDS[type(self)], **super().plain()}
+
+
+@dataclass(frozen=True)
+class Placed(Entry):
+    """An entry about the stage at a place of its sweep: of its choices (a rewriting after them), or of its edits."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Chosen(Placed):
+    """The layers that a choice keeps, in order, and what it chose by."""
+
+    order: tuple[int, ...]
+    reasons: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Noted(Placed):
+    """A measurement on the way to a choice."""
+
+    key: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Decided(Placed):
+    """What a stage decided by a survey of the model; its `notes` are for the user."""
+
+    stage: str
+    decision: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Surveyed(Placed):
+    """What a survey found in one layer."""
+
+    notes: dict[str, list[float]]
+
+
+class Weighed(Entry):
+    """How much each token counts is on disk for all layers."""
+
+
+@dataclass(frozen=True)
+class EngineChosen(Entry):
+    """How a pass trains: resident or streamed."""
+
+    engine: str
+
+
+@dataclass(frozen=True)
+class Trained(Entry):
+    """A training is done."""
+
+    training: Training
+
+
+@dataclass(frozen=True)
+class LayerWritten(Entry):
+    """A layer and all that the next one needs are on disk.
+
+    sha256  of its part file; None where it repeats an earlier layer by name only
+    grids   linear -> the grid that it is stored on, None for dense
+    curve   the course of its training, where layers are trained one after another
+    """
+
+    layer: int
+    sha256: str | None
+    grids: dict[str, dict[str, object] | None]
+    curve: Curve | None = None
+
+
+class Finished(Entry):
+    """The checkpoint of the sweep is whole."""
+
+
+KINDS: dict[type[Entry], str] = {
+    Chosen: "choice", Noted: "note", Decided: "decision", Surveyed: "surveyed", Weighed: "weighed", EngineChosen: "engine",
+    Trained: "trained", LayerWritten: "layer", Finished: "finished"}
+ENTRIES = {name: kind for kind, name in KINDS.items()}
+SomeEntry = TypeVar("SomeEntry", bound=Entry)
+
+
+def read_entry(plain: object) -> Entry:
+    """The entry that plain data describes; raises ValueError where it describes none."""
+    kind = plain.get("kind") if isinstance(plain, dict) else None
+    if not isinstance(kind, str) or kind not in ENTRIES:
+        raise ValueError(f"{quoted(plain)} is no entry of a journal")
+    return ENTRIES[kind].parsed(plain)
+
+
 class Journal:
-    """Lines of JSON, each flushed to disk before work continues; a torn last line is cut off."""
+    """Entries as lines of JSON, each flushed to disk before work continues.
+
+    A line that is torn or damaged is cut off with all after it: what they noted is done again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: list[dict[str, Any]] = []
+        self.entries: list[Entry] = []
         content = path.read_bytes() if path.exists() else b""
         whole = 0
         for line in content.splitlines(keepends=True):
             try:
-                entry = json.loads(line)
+                entry = read_entry(json.loads(line))
             except ValueError:
                 break
-            if not line.endswith(b"\n") or not isinstance(entry, dict) or not {"kind", "sweep"} <= entry.keys():
+            if not line.endswith(b"\n"):
                 break
             self.entries.append(entry)
             whole += len(line)
@@ -66,23 +172,24 @@ class Journal:
                 file.truncate(whole)
                 sync(file)
 
-    def add(self, **entry: object) -> None:
-        """Append an entry and flush it to disk; it has `kind` and `sweep`."""
+    def add(self, entry: Entry) -> None:
+        """Append an entry and flush it to disk."""
         self.entries.append(entry)
         with self.path.open("ab") as file:
-            file.write((json.dumps(entry) + "\n").encode())
+            file.write((json.dumps(entry.plain()) + "\n").encode())
             sync(file)
 
-    def find(self, kind: str, number: int) -> list[dict[str, Any]]:
-        """The entries of a kind that sweep `number` wrote, in order."""
-        return [entry for entry in self.entries if entry["kind"] == kind and entry["sweep"] == number]
+    def find(self, kind: type[SomeEntry], sweep: int, place: int | None = None) -> list[SomeEntry]:
+        """The entries of a kind that sweep number `sweep` wrote, in order; those about one `place` where it is given."""
+        return [entry for entry in self.entries if isinstance(entry, kind) and entry.sweep == sweep
+                and (place is None or (isinstance(entry, Placed) and entry.place == place))]
 
 
-def scratch_path(out: Path, chosen: Path | None) -> Path:
+def scratch_path(out: Path, chosen: str | Path | None) -> Path:
     """Where a run stores its hidden states: with the unfinished work, or in a folder of its own inside `chosen`."""
     if chosen is None:
         return partial_path(out) / "scratch"
-    return chosen / f"{out.name}-{hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:12]}.scratch"
+    return Path(chosen) / f"{out.name}-{hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:12]}.scratch"
 
 
 def remove_work(partial: Path) -> None:
@@ -128,8 +235,8 @@ def living_holder(folder: Path) -> int | None:
 
 
 @contextmanager
-def held_work(partial: Path, identity: Mapping[str, Any], kind: Kind | None = None, words: Mapping[str, str] | None = None,
-              *, restart: bool = False) -> Iterator[None]:
+def held_work(partial: Path, identity: Mapping[str, object], kind: Kind | None = None,
+              words: Mapping[str, str] | None = None, *, restart: bool = False) -> Iterator[None]:
     """Lock the directory of unfinished work, and compute inside with the thread count that `identity` names.
 
     Raises ResumeError where the directory holds something else or work that was started with other inputs; `words` explain
@@ -142,7 +249,8 @@ def held_work(partial: Path, identity: Mapping[str, Any], kind: Kind | None = No
             if restart and kind is not None:
                 _clear(partial, kind)
             _require_same(partial / STATE, identity, words or {}, restarts=kind is not None)
-            with on_threads(identity["machine"]["threads"]) if "machine" in identity else nullcontext():
+            machine = identity.get("machine")
+            with on_threads(machine["threads"]) if isinstance(machine, dict) else nullcontext():
                 yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

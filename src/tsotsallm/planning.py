@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import input_groups, layer_shapes, linear_shapes
@@ -15,6 +14,7 @@ from tsotsallm.errors import ResourceError
 from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, rss_bytes
 from tsotsallm.numerics.rounding import OUTPUTS
 from tsotsallm.recipe import Recipe, Sweep
+from tsotsallm.records import Record
 from tsotsallm.stages.contract import LayerFile, Model, Stage
 from tsotsallm.stages.costs import (
     Conditions,
@@ -50,7 +50,7 @@ class SweepForecast:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Forecast(Record):
     """What a recipe will take and give. Bytes of the result are an upper bound that is exact but for headers.
 
     recipe  as one line, with what it left to the model's widths written out
@@ -92,9 +92,9 @@ class Forecast:
                 f"{human_bytes(self.free_disk_bytes)} are free; make room, write to another disk with -o, calibrate on "
                 "fewer windows, or try anyway with --force")
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The forecast as plain data for JSON."""
-        return asdict(self) | {"ram_bytes": self.ram_bytes, "floor_s": self.floor_s}
+        return super().plain() | {"ram_bytes": self.ram_bytes, "floor_s": self.floor_s}
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int, window: int,

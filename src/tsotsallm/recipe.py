@@ -60,7 +60,7 @@ class Recipe:
     stages: tuple[Stage, ...]
 
     @classmethod
-    def parse(cls, source: str | Path | Sequence[Any]) -> Recipe:
+    def parse(cls, source: str | Path | Sequence[object]) -> Recipe:
         """Read a recipe from a YAML file, a packaged name, inline YAML, a one-liner, or a list of plain data."""
         content: Any = _read(str(source)) if isinstance(source, (str, Path)) else source
         if isinstance(content, Mapping):

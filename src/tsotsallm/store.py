@@ -10,7 +10,6 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.errors import ResourceError
 
@@ -84,9 +83,9 @@ class Store:
                                  "computed again")
         self.evict(spare=piece)
 
-    def facts(self, piece: Path) -> dict[str, Any]:
+    def facts(self, piece: Path) -> dict[str, object]:
         """The facts that were stored with a piece."""
-        found: dict[str, Any] = json.loads((piece / "facts.json").read_text("utf-8"))
+        found: dict[str, object] = json.loads((piece / "facts.json").read_text("utf-8"))
         return found
 
     def evict(self, spare: Path | None = None) -> None:

@@ -14,15 +14,18 @@ from tsotsallm.api import analyze, annotate, fit, generate, report, serve, study
 from tsotsallm.api.bundle import make_bundle
 from tsotsallm.engine.interface import Sampling
 from tsotsallm.evaluation.examination import ExaminationKeywords, ExaminationOptions
-from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
+from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.perplexity import PerplexityKeywords, PerplexityOptions
+from tsotsallm.records import amended
+from tsotsallm.run.work import CompressKeywords, CompressOptions
 
 
 @pytest.mark.parametrize(("options", "keywords"), [
     (RunOptions, RunKeywords), (PerplexityOptions, PerplexityKeywords), (ExaminationOptions, ExaminationKeywords),
     (analyze.AnalysisOptions, analyze.AnalysisKeywords), (annotate.AnnotationOptions, annotate.AnnotationKeywords),
     (fit.FitOptions, fit.FitKeywords), (Sampling, generate.SamplingKeywords), (report.ReportOptions, report.ReportKeywords),
-    (serve.ServiceOptions, serve.ServiceKeywords), (study.StudyOptions, study.StudyKeywords)],
+    (serve.ServiceOptions, serve.ServiceKeywords), (study.StudyOptions, study.StudyKeywords),
+    (CompressOptions, CompressKeywords)],
     ids=lambda one: one.__name__)
 def test_keywords_are_the_fields_of_the_options(options: type[Any], keywords: type[Any]) -> None:
     fields = get_type_hints(options)

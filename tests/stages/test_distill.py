@@ -174,7 +174,7 @@ def test_fewer_samples_than_are_held_out_are_few(tiny: Path, tmp_path: Path) -> 
     """`samples` says how many windows are used, however many the data holds out."""
     samples = Samples(instructions((20,) * 30, seed=1), instructions((20,) * 32, seed=2))
     for most, trained in ((8, 6), (2, 1), (32, 24), (40, 8), (200, 30)):
-        imitation = Imitation(View.of(Checkpoint(tiny)), [0, 1, 3], samples, most, Schedule(), tmp_path / str(most), CPU,
-                              trainee=None, sparse=False)
+        imitation = Imitation(View.of(Checkpoint(tiny)), [0, 1, 3], samples.at_most(most), Schedule(),
+                              tmp_path / str(most), CPU, trainee=None, sparse=False)
         assert imitation.trained_windows == trained
         assert len(imitation.corpus.windows) == min(most, trained + 32)

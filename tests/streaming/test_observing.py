@@ -15,7 +15,7 @@ from tsotsallm.numerics.gptq import visiting_order
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.sensitivity import token_weights, weights_of
 from tsotsallm.streaming.statistics import Gram
-from tsotsallm.streaming.sweep import TwoStates, embed_corpus, sweep
+from tsotsallm.streaming.sweep import SweepOptions, TwoStates, embed_corpus, sweep
 
 CPU = torch.device("cpu")
 
@@ -75,8 +75,8 @@ def test_a_weighed_and_following_sweep_is_the_naive_one(tiny: Path, text: Path, 
             lambda _module, args, name=name: inputs.__setitem__(name, args[0].flatten(0, 1).double()))
         with torch.no_grad():
             one(torch.stack(found.windows))
-    for visit in sweep(view, pairs[0], observe=True, device=CPU, originals=pairs[1],
-                       weights=lambda _index: {"mlp.down_proj": weights}):
+    options = SweepOptions(originals=pairs[1], weights=lambda _index: {"mlp.down_proj": weights})
+    for visit in sweep(view, pairs[0], observe=True, device=CPU, options=options):
         if visit.index == 0:
             visit.frame.linear("mlp.up_proj").weight.data.mul_(0.5)
         if visit.index == 1:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tsotsallm.checkpoint.shapes import input_groups
 from tsotsallm.checkpoint.view import View
+from tsotsallm.records import Record
 from tsotsallm.stages.contract import Workplace
 from tsotsallm.stages.depth import IMPORTANCES
 from tsotsallm.streaming.corpus import Corpus
@@ -27,7 +28,7 @@ def importances(view: View, corpus: Corpus, scratch: Path, device: torch.device,
 
 
 @dataclass(frozen=True)
-class Outliers:
+class Outliers(Record):
     """How far the largest weights, and the largest channels of the inputs, of one linear stand out.
 
     `weight_peak` is max|w| over the root mean square, `weight_kurtosis` E[w⁴]/E[w²]² (3 for a normal distribution),
@@ -39,10 +40,6 @@ class Outliers:
     weight_peak: float
     weight_kurtosis: float
     input_peak: float
-
-    def plain(self) -> dict[str, object]:
-        """The fields as JSON."""
-        return asdict(self)
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.compression import check_device
 from tsotsallm.errors import CheckpointError
-from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
+from tsotsallm.evaluation.options import RunKeywords, RunOptions
+from tsotsallm.records import amended
 from tsotsallm.streaming import corpus as texts
 
 WORLD_CHARACTERS = 100_000

@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack
 
 from tsotsallm.api.computers import Computers
 from tsotsallm.compression import check_device
-from tsotsallm.evaluation.options import amended
+from tsotsallm.records import amended
 from tsotsallm.tables.annotate import TASKS
 from tsotsallm.tables.jobs import Annotations, AnnotationSettings
 from tsotsallm.tables.jobs import annotate as annotate_all

@@ -12,7 +12,7 @@ from tsotsallm.engine.interface import Question, Sampling
 from tsotsallm.engine.interface import texts as texts_of
 from tsotsallm.engine.llama import CacheType
 from tsotsallm.errors import ConversationError
-from tsotsallm.evaluation.options import amended
+from tsotsallm.records import amended
 
 
 class Conversation:

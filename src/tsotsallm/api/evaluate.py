@@ -16,11 +16,12 @@ from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
 from tsotsallm.evaluation.examination import Examination, examine
 from tsotsallm.evaluation.kv_cache import CachePerplexity, cache_perplexities
-from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
+from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
 from tsotsallm.evaluation.task_run import open_examinee
 from tsotsallm.evaluation.tasks import Task
 from tsotsallm.lab.texts import world_text
+from tsotsallm.records import amended
 from tsotsallm.run.run import Result
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent

@@ -14,12 +14,12 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.writer import write_json
 from tsotsallm.errors import StudyError, TsotsallmError
 from tsotsallm.evaluation.examination import Examination, check_tasks, examine
-from tsotsallm.evaluation.options import amended
 from tsotsallm.fit.rounds import Fitted
 from tsotsallm.fit.search import fit as find_fit
 from tsotsallm.fit.target import target_of
 from tsotsallm.fit.units import Settings as FitSettings
 from tsotsallm.fit.units import whole_text
+from tsotsallm.records import amended
 from tsotsallm.report.fitted import fit_document
 from tsotsallm.report.page import write as write_page
 from tsotsallm.run.work import Progress

@@ -13,9 +13,10 @@ from tsotsallm.compression import check_device
 from tsotsallm.errors import CorpusError
 from tsotsallm.evaluation.examination import text_task
 from tsotsallm.evaluation.franken import OrderResult, study
-from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
+from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.task_run import prepare
 from tsotsallm.evaluation.tasks import read_task
+from tsotsallm.records import amended
 
 
 def franken(model: str | Path, text: str | Path | None = None, *, task: str | Path | None = None,

@@ -15,8 +15,8 @@ from tsotsallm.engine.interface import Question, Sampling
 from tsotsallm.engine.interface import texts as texts_of
 from tsotsallm.engine.llama import CacheType
 from tsotsallm.errors import CorpusError, TsotsallmError
-from tsotsallm.evaluation.options import amended
 from tsotsallm.files import DATA_BYTES, lines, read_utf8
+from tsotsallm.records import amended
 
 TOGETHER = 16
 """Prompts that are continued in one job."""

@@ -16,9 +16,9 @@ from tsotsallm.engine.interface import Sampling
 from tsotsallm.errors import ReportError, ResourceError
 from tsotsallm.evaluation.cost import check_fits
 from tsotsallm.evaluation.examination import Examination, ExaminationOptions, examine, text_task
-from tsotsallm.evaluation.options import amended
 from tsotsallm.files import one_line, read_json
 from tsotsallm.lab.texts import world_text
+from tsotsallm.records import amended
 from tsotsallm.report.document import TextSamples
 from tsotsallm.report.fitted import fit_document
 from tsotsallm.report.page import write as write_page
@@ -87,7 +87,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path, *, reference: str
         with _damage_reported(folder):
             reference = reference or str(read_json(folder / "fit.json", ReportError)["model"])
         models = [str(folder / "model")]
-    elif reference is None and (Checkpoint.open(models[0]).provenance or {}).get("source") == EMBEDDED:
+    elif reference is None and (made := Checkpoint.open(models[0]).provenance) is not None and made.source == EMBEDDED:
         reference = EMBEDDED
     compared = [*([str(reference)] if reference is not None else []), *models]
     own_text = EMBEDDED in compared and text is None

@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack, cast
 
 from tsotsallm.engine.llama import CacheType
 from tsotsallm.errors import MissingExtraError, ServeError
-from tsotsallm.evaluation.options import amended
+from tsotsallm.records import amended
 from tsotsallm.units import bytes_from_text
 
 

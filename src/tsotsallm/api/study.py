@@ -13,7 +13,7 @@ from tsotsallm.api.computers import Computers
 from tsotsallm.api.fit import if_possible
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
 from tsotsallm.errors import StudyError
-from tsotsallm.evaluation.options import amended
+from tsotsallm.records import amended
 from tsotsallm.report.page import write as write_page
 from tsotsallm.report.studied import study_document
 from tsotsallm.study.ledger import Ledger, Trial

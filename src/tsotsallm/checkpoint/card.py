@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import yaml
 
+from tsotsallm.checkpoint.provenance import Provenance
 from tsotsallm.units import human_bytes
 
 
-def model_card(provenance: dict[str, Any], *, own_container: bool) -> str:
+def model_card(provenance: Provenance, *, own_container: bool) -> str:
     """The card's Markdown: what the model is, how it was made, its size in bytes, and how to run it."""
-    source = provenance["source"]
-    measures = provenance["measures"]
-    stages = provenance["recipe"]
+    source, measures, stages = provenance.source, provenance.measures, list(provenance.recipe)
     head: dict[str, object] = {"library_name": "tsotsallm" if own_container else "transformers",
                             "tags": ["tsotsallm", "compressed"]}
     if "/" in source:
@@ -30,12 +27,12 @@ def model_card(provenance: dict[str, Any], *, own_container: bool) -> str:
                  "AutoTokenizer\nmodel = AutoModelForCausalLM.from_pretrained(\"PATH\")\n"
                  "tokenizer = AutoTokenizer.from_pretrained(\"PATH\")\n```")
     recipe = yaml.safe_dump(stages, sort_keys=False, default_flow_style=None) if stages else "[]\n"
-    calibration = provenance["calibration"]
-    text = (f"calibrated on {calibration['windows']} windows ({calibration['tokens']} tokens) of "
-            f"`{calibration['source']}`" if calibration else "without calibration text")
+    calibration = provenance.calibration
+    text = (f"calibrated on {calibration.windows} windows ({calibration.tokens} tokens) of "
+            f"`{calibration.source}`" if calibration else "without calibration text")
     return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {source}, made smaller\n\n"
-            f"Made by TSOTSALLM from `{source}`, {text}. Weights: {human_bytes(measures['bytes'])}, "
-            f"from {human_bytes(measures['source_bytes'])}.\n\n"
+            f"Made by TSOTSALLM from `{source}`, {text}. Weights: {human_bytes(measures.bytes)}, "
+            f"from {human_bytes(measures.source_bytes)}.\n\n"
             f"The recipe:\n\n```yaml\n{recipe}```\n\n## How to run it\n\n{usage}\n\n"
             "`tsotsallm.json` holds the recipe, the hashes of all inputs and the versions. What was lost can be measured "
             "with `tsotsallm evaluate PATH --text FILE --reference ORIGINAL`.\n")

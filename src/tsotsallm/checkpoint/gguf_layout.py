@@ -132,7 +132,7 @@ class Labels:
     def of(cls, checkpoint: Checkpoint, name: str) -> Labels:
         """What the file of a checkpoint says, under a name."""
         found = checkpoint.provenance
-        return cls(name) if found is None else cls(name, found["recipe"], str(found["source"]))
+        return cls(name) if found is None else cls(name, found.recipe, found.source)
 
     def entries(self) -> Iterator[Entry]:
         """The keys of the header."""

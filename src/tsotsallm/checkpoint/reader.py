@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint import adapter, packing
 from tsotsallm.checkpoint.codec import TextCodec, ends_of
+from tsotsallm.checkpoint.provenance import Provenance
 from tsotsallm.checkpoint.shards import DTYPE_NAMES, Piece, TensorRecord
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.checkpoint.weights import SINGLE, files_to_fetch, read_weights, weight_files
@@ -289,31 +290,20 @@ class Checkpoint:
         return sorted(path for path in files if not path.is_dir())
 
     @cached_property
-    def provenance(self) -> dict[str, Any] | None:
+    def provenance(self) -> Provenance | None:
         """The tsotsallm.json of a result of ours; None elsewhere. Raises CheckpointError where it is damaged."""
         path = self.directory / PROVENANCE
         try:
             content = read_json(path, CheckpointError)
         except FileNotFoundError:
             return None
-        generations = [content]
-        while generations:
-            generation = generations.pop()
-            if not _is_provenance(generation):
-                raise CheckpointError(f"{path} is damaged: it lacks the recipe, choices or measures of a result; "
-                                      "restore it, or delete it if the weights are not ours")
-            generations += [] if generation.get("ancestry") is None else [generation["ancestry"]]
-        return dict(content)
+        return Provenance.read(content, str(path), CheckpointError, "restore it, or delete it if the weights are not ours")
 
     @property
     def is_sparse(self) -> bool:
         """Whether the `sparsity` stage made zeros in it, here or in an ancestor."""
-        provenance = self.provenance
-        while provenance is not None:
-            if any("sparsity" in stage for stage in provenance["recipe"]):
-                return True
-            provenance = provenance.get("ancestry")
-        return False
+        generations = self.provenance.generations if self.provenance is not None else ()
+        return any("sparsity" in stage for one in generations for stage in one.recipe)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer; raises CheckpointError where transformers cannot load one."""
@@ -512,16 +502,6 @@ def read_packed(records: dict[str, TensorRecord], module: str, grid: Grid) -> pa
     """The stored tensors of a packed linear, by its full module name."""
     return packing.Packed({suffix: records[f"{module}.{suffix}"].read() for suffix in PACKED
                            if f"{module}.{suffix}" in records}, grid)
-
-
-def _is_provenance(found: object) -> bool:
-    """Whether a JSON value has the parts of a result's provenance that are read here."""
-    kinds = {"recipe": list, "choices": list, "measures": dict}
-    return isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items()) and (
-        isinstance(found.get("ancestry"), dict | None)
-        and all(isinstance(stage, dict) and len(stage) == 1 and isinstance(next(iter(stage.values())), dict)
-                for stage in found["recipe"])
-        and all(isinstance(choice, dict) for choice in found["choices"]))
 
 
 def _refuse_other_packing(records: Iterable[str], directory: Path) -> None:

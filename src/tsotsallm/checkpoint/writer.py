@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.adapter import BASE, CONFIG, FOLDER, PEFT, PREFIX, RIGHT, WEIGHTS, adapter_config, is_adapter
 from tsotsallm.checkpoint.packing import quantization_config
@@ -55,7 +55,7 @@ class Writer:
         """Write everything outside the layers as the last part, after `layers` others; returns its sha256."""
         return write_shard(self.part(layers), {name: pieces[name] for name in sorted(pieces)})
 
-    def finish(self, source: Checkpoint, config: dict[str, Any], grids: dict[str, Grid | None],
+    def finish(self, source: Checkpoint, config: Mapping[str, object], grids: dict[str, Grid | None],
                layer_order: list[int] | None, kept: list[int], layers: int) -> None:
         """Join the parts into shards of at most 2 GB and write config, index and the source's other files.
 

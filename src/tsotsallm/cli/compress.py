@@ -84,12 +84,11 @@ def print_result(result: Result) -> None:
         ["weights on disk", human_bytes(result.bytes), human_bytes(result.result_bytes),
          f"{result.result_bytes / result.bytes:.3f}"]])
     for training in result.training:
-        for place in training["samples"]:
-            where = f"layer {place['layer']}" if "layer" in place else place["source"]
-            losses = f"{place['held_out_loss_before']:.4f} -> {place['held_out_loss']:.4f}"
-            print(f"{training['stage']:8}{where}: held-out loss {losses} in {place['steps']} steps, "
-                  f"{human_seconds(place['elapsed_s'])} ({training['engine']}{'; ' * bool(place['stopped'])}"
-                  f"{place['stopped']})")
+        for one in training.samples:
+            where = one.source if one.layer is None else f"layer {one.layer}"
+            print(f"{training.stage:8}{where}: held-out loss {one.held_out_loss_before:.4f} -> {one.held_out_loss:.4f} in "
+                  f"{one.steps} steps, {human_seconds(one.elapsed_s or 0)} ({training.engine}{'; ' * bool(one.stopped)}"
+                  f"{one.stopped})")
     print(f"took {human_seconds(result.elapsed_s)} (floor {human_seconds(result.floor_s)}), "
           f"peak memory {human_bytes(result.peak_rss_bytes)}")
     for note in result.notes:

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TypedDict
@@ -21,6 +21,7 @@ from tsotsallm.errors import ResourceError, TsotsallmError
 from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
 from tsotsallm.inspection import end_shapes, inspect_checkpoint
 from tsotsallm.machine import chosen_threads, cores, free_ram_bytes
+from tsotsallm.records import Record
 from tsotsallm.units import human_bytes
 
 NONZERO_ROWS = 16_384
@@ -47,7 +48,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Record):
     """Bytes on disk as stored, and in memory in float32, as transformers runs a model on a CPU; MACs of 512 tokens."""
 
     model: str
@@ -64,10 +65,6 @@ class Cost:
     decode_after_512_macs: int
     fits: dict[str, bool]
     speed: Speed | None = None
-
-    def plain(self) -> dict[str, object]:
-        """The fields as plain data for JSON."""
-        return asdict(self)
 
 
 class Device(TypedDict):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tsotsallm.errors import MissingExtraError, TsotsallmError, nearest
+from tsotsallm.records import Record
 
 WATER_LITRES_PER_KWH = 1.8
 """On-site water of an average US data centre (Shehabi et al. 2016, LBNL-1005775); a laptop itself uses none, and water used
@@ -28,7 +29,7 @@ class Power:
 
 
 @dataclass(frozen=True)
-class Energy:
+class Energy(Record):
     """Watt-hours of this machine for tokens and queries; CO₂ by the country's electricity mix, water by a stated factor."""
 
     power_w: float
@@ -41,10 +42,6 @@ class Energy:
     query_co2_g: dict[str, float]
     water_litres_per_kwh: float
     query_water_ml: dict[str, float]
-
-    def plain(self) -> dict[str, object]:
-        """The fields as plain data for JSON."""
-        return asdict(self)
 
 
 def _library() -> Any:

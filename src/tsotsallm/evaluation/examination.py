@@ -13,11 +13,12 @@ from tsotsallm.errors import TsotsallmError
 from tsotsallm.evaluation.cost import Cost, check_fits, cost_of, measure_speed
 from tsotsallm.evaluation.energy import check_country
 from tsotsallm.evaluation.forecast import TaskForecast, forecast
-from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
+from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.perplexity import Kind
 from tsotsallm.evaluation.results import Comparison, TaskResult, comparable, compare
 from tsotsallm.evaluation.task_run import PreparedTask, open_examinee, prepare, protocol_of, run_task
 from tsotsallm.evaluation.tasks import Task, read_task
+from tsotsallm.records import amended
 
 
 @dataclass(frozen=True)

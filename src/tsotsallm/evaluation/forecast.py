@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tsotsallm.checkpoint.shapes import work_of
 from tsotsallm.evaluation.examinee import Examinee
 from tsotsallm.evaluation.task_run import PreparedTask
 from tsotsallm.machine import gemm_flops_per_second
+from tsotsallm.records import Record
 from tsotsallm.streaming.generate import turns
 from tsotsallm.streaming.likelihood import CHUNK_BYTES, Tree, chunks
 
 
 @dataclass(frozen=True)
-class TaskForecast:
+class TaskForecast(Record):
     """One task on one model: how it runs, and the least time that it takes (reading weights and multiplying)."""
 
     task: str
@@ -26,10 +27,6 @@ class TaskForecast:
     passes: int             # over the weights
     pass_s: float           # to read the weights once, measured on one layer
     floor_s: float
-
-    def plain(self) -> dict[str, object]:
-        """The fields as plain data for JSON."""
-        return asdict(self)
 
 
 def forecast(examinee: Examinee, prepared: Sequence[PreparedTask]) -> list[TaskForecast]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tsotsallm.evaluation.examinee import Examinee
 from tsotsallm.evaluation.results import TaskResult
 from tsotsallm.evaluation.speed import lengths, median_times, round_of
 from tsotsallm.evaluation.task_run import PreparedTask, run_task
+from tsotsallm.records import Record
 from tsotsallm.stages.layers import expand
 from tsotsallm.streaming.sweep import Tick, silent
 
@@ -61,7 +62,7 @@ def rescale(order: Sequence[int], source: int, layers: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class OrderResult:
+class OrderResult(Record):
     """What one order does to the model; perplexity and KL (nats per token, from the whole model) on one text."""
 
     name: str
@@ -77,10 +78,6 @@ class OrderResult:
     bytes: int                              # of the stored weights; a layer that runs twice counts twice
     published_hellaswag: float | None
     published_seconds: float | None
-
-    def plain(self) -> dict[str, object]:
-        """The fields as plain data for JSON."""
-        return asdict(self)
 
 
 def study(view: View, name: str, text: PreparedTask, choices: PreparedTask | None, scratch: Path, *, device: str = "cpu",

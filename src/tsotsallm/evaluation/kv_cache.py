@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.errors import CorpusError, NumericsError
+from tsotsallm.records import Record
 from tsotsallm.streaming.corpus import evaluation_windows
 from tsotsallm.streaming.score import MOST_NATS
 from tsotsallm.streaming.sweep import Tick, silent
 
 
 @dataclass(frozen=True)
-class CachePerplexity:
+class CachePerplexity(Record):
     """Perplexity of a text in llama.cpp with one type of cache; `late` covers only the second half of each window."""
 
     kv: str
@@ -26,10 +27,6 @@ class CachePerplexity:
     context: int
     bytes_per_token: float
     source: str
-
-    def plain(self) -> dict[str, object]:
-        """The fields as plain data for JSON."""
-        return asdict(self)
 
 
 def cache_perplexities(path: Path, tokens_of: Checkpoint | None, text: str, source: str, kinds: Sequence[CacheType], *,

@@ -19,8 +19,9 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import fits
-from tsotsallm.evaluation.options import RunKeywords, RunOptions, amended
+from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.significance import Measure, ratio, standard_error
+from tsotsallm.records import Record, amended
 from tsotsallm.streaming.corpus import Corpus, evaluation_rows, evaluation_windows
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.score import divergence, final_states, token_losses
@@ -50,7 +51,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(Record):
     """Perplexity of one model on one text.
 
     `loss` is in nats per token, with its standard error over windows; KL divergence (nats per token) and the share of equal
@@ -71,10 +72,6 @@ class Perplexity:
     same_top_token: float | None = None
     fits: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def plain(self) -> dict[str, Any]:
-        """The fields as plain data for JSON."""
-        return asdict(self)
 
 
 MEASURES = (Measure("perplexity", ("loss", "tokens"), lambda sums: np.exp(ratio(sums)), higher_is_better=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from tsotsallm.errors import ConversationError, ExportError
 from tsotsallm.export.oracle import ask_llama_cpp
 from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid, decode
+from tsotsallm.records import Record
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.score import final_states, token_losses
 
@@ -51,7 +52,7 @@ PLAIN = ("a", " a", "  a", "a b", "a  b", "a   b", "a ", "a  ", "\n", "\n\n", "a
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verified(Record):
     """The comparison with llama.cpp: log-probabilities of one text's tokens in both engines, and texts split into tokens.
 
     tokens         tokens whose log-probabilities were compared
@@ -70,10 +71,6 @@ class Verified:
     texts: int = 0
     different: int = 0
     examples: tuple[str, ...] = ()
-
-    def plain(self) -> dict[str, object]:
-        """The fields as JSON."""
-        return asdict(self)
 
 
 def read_back(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

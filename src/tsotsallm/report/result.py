@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
+from tsotsallm.checkpoint.provenance import Provenance, Stages
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.evaluation.cost import Cost
 from tsotsallm.evaluation.examination import Examination
@@ -44,26 +44,27 @@ def result_document(models: Mapping[str, str], examinations: Sequence[Examinatio
     if samples is not None:
         sections.append(Section("What they write", [Paragraph("The likeliest continuation, token by token."), samples]))
     sections.append(Section("How to reproduce it", [command for name, result in results.items()
-                                                    for command in _commands(name, result.provenance or {})]
+                                                    for command in _commands(name, result.provenance)]
                             or [Paragraph("None of these models is the result of a recipe.")]))
     title = " and ".join(results or models) if len(results or models) < 3 else f"{len(models)} models compared"
     return Document(title, lead, sections, {"examinations": [examination.plain() for examination in examinations],
-                                            "provenance": {name: result.provenance for name, result in results.items()}})
+                                            "provenance": {
+        name: result.provenance.plain() for name, result in results.items() if result.provenance is not None}})
 
 
 def _done(results: Mapping[str, Checkpoint]) -> list[Block]:
     blocks: list[Block] = []
     for number, (name, result) in enumerate(results.items()):
-        provenance = result.provenance or {}
         blocks.append(drawings.layers(f"layers-{number}", layer_map(result), f"The layers of {name}: colours show the bits "
                                       "per weight; × is removed, 2× runs twice."))
-        blocks.append(Code(f"The recipe of {name}", _as_yaml(provenance["recipe"])))
-        blocks += [Paragraph(note) for note in provenance.get("notes", [])]
+        if (provenance := result.provenance) is not None:
+            blocks.append(Code(f"The recipe of {name}", _as_yaml(provenance.recipe)))
+            blocks += [Paragraph(note) for note in provenance.notes]
     return blocks or [Paragraph("These are original checkpoints; no recipe was applied.")]
 
 
-def _as_yaml(recipe: object) -> str:
-    return yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=100).strip()
+def _as_yaml(recipe: Stages) -> str:
+    return yaml.safe_dump(list(recipe), sort_keys=False, default_flow_style=None, width=100).strip()
 
 
 def lost_blocks(models: Sequence[str], examinations: Sequence[Examination]) -> list[Block]:
@@ -137,26 +138,22 @@ def _importance(results: Mapping[str, Checkpoint]) -> list[Block]:
     blocks: list[Block] = []
     for number, (name, result) in enumerate(results.items()):
         gone = set(range(layer_map(result).layers)) - set(layer_map(result).runs)
-        for metric, values in importance_in(result.provenance or {}).items():
+        for metric, values in importance_in(result.provenance).items():
             blocks.append(drawings.bars(f"importance-{number}-{metric}", values, "layer", metric,
                                         f"Importance of the layers of {name} that may be removed, by {metric}; marked: "
                                         "removed.", marked=[str(layer) for layer in sorted(gone)]))
     return blocks
 
 
-def _commands(name: str, provenance: Mapping[str, Any]) -> list[Code]:
-    recipe = _as_yaml(provenance["recipe"])
-    text = provenance.get("calibration") or {}
-    words = ["tsotsallm", "compress", str(provenance["source"]), "recipe.yaml", "-o", name.replace(" ", "-")]
-    if "window" in text:
-        words += ["--windows", str(text["windows"]), "--window", str(text["window"]), "--seed", str(text["seed"])]
-        words += ["--calibration", str(text["given"])] if text["given"] else []
-    machine = provenance["inputs"]["machine"]
-    on_machine = ", ".join(f"{key} {value}" for key, value in machine.items())
-    return [Code(f"{name}: recipe.yaml", recipe), Code(f"{name}: with the weights {_digest(provenance)}; {on_machine}",
-                                                       shlex.join(words))]
-
-
-def _digest(provenance: Mapping[str, Any]) -> str:
-    shards = provenance["inputs"]["source"]["shards"]
-    return ", ".join(f"{name} ({shard['sha256_of_ends'][:12]})" for name, shard in shards.items())
+def _commands(name: str, provenance: Provenance | None) -> list[Code]:
+    if provenance is None or provenance.inputs is None:
+        return []
+    text = provenance.calibration
+    words = ["tsotsallm", "compress", provenance.source, "recipe.yaml", "-o", name.replace(" ", "-")]
+    if text is not None and text.window is not None:
+        words += ["--windows", str(text.windows), "--window", str(text.window), "--seed", str(text.seed)]
+        words += ["--calibration", text.given] if text.given else []
+    on_machine = ", ".join(f"{key} {value}" for key, value in provenance.inputs.machine.items())
+    digest = ", ".join(f"{name} ({shard.sha256_of_ends[:12]})" for name, shard in provenance.inputs.source.shards.items())
+    return [Code(f"{name}: recipe.yaml", _as_yaml(provenance.recipe)),
+            Code(f"{name}: with the weights {digest}; {on_machine}", shlex.join(words))]

@@ -1,193 +1,197 @@
-"""The pass that edits linears, layer by layer, and the surveys that some edits need before it."""
+"""Passes that write layers as they are, or edit their linears layer by layer after the surveys that some edits need."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.shapes import input_groups
-from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError
+from tsotsallm.journal import Surveyed, Weighed
 from tsotsallm.numerics.ggml import GgmlGrid
-from tsotsallm.recipe import Sweep
-from tsotsallm.run.output import Output
-from tsotsallm.run.work import Work, plain_stages
-from tsotsallm.stages.contract import LinearEdit, Workplace
+from tsotsallm.run.passes import Pass
+from tsotsallm.run.work import plain_stages
+from tsotsallm.stages.contract import LinearEdit
 from tsotsallm.stages.ends import head_gram
 from tsotsallm.store import link_tree
 from tsotsallm.streaming.sensitivity import token_weights, weights_of
-from tsotsallm.streaming.statistics import Gram
-from tsotsallm.streaming.sweep import Visit, sweep
+from tsotsallm.streaming.sweep import SweepOptions, Visit
 from tsotsallm.training.lora import LayerChanges
 
 REOBSERVED = ("o_proj", "down_proj")
 
 
-def edit_layers(work: Work, number: int, one: Sweep, view: View, origin: View) -> None:
-    """Write every layer of one sweep, then the whole of its checkpoint."""
-    surveys = [partial(_survey, work, number, one, place, view, origin) for place, _ in enumerate(one.edits)]
-    one = replace(one, edits=tuple(work.decided(number, place, edit, survey)
-                                   for place, (edit, survey) in enumerate(zip(one.edits, surveys, strict=True))))
-    output = Output(work.directory(number), work.journal, number)
-    layers = view.spec.layers
-    end_grids: dict[str, GgmlGrid] = {}
-    for edit in one.edits:
-        end_grids |= edit.end_grids(view)
-    last = number + 1 == len(work.sweeps)
-    first_visit = _first_visits(work, origin)
-    current = output.finished_layers
-    tick = work.tick(number, layers, lambda: current)
+class Copying(Pass):
+    """Writes the layers that are left as they are stored."""
 
-    def load(index: int) -> dict[str, Tensor]:
-        return view.layer(index) if first_visit[index] == index else output.read(first_visit[index])
+    def write(self) -> None:
+        """Copy layer after layer."""
+        for index in range(self.output.finished_layers, self.view.spec.layers):
+            self.current = index
+            self.layer_tick("copying", 0.0)
+            self.put(index, LayerChanges)
+            self.output.settled(index)
+        self.complete(self.first_visit if self.is_last else None)
 
-    def write(index: int, learned: Callable[[], LayerChanges]) -> None:
-        """A shared layer is written at its first visit; before the result its repeats are written out."""
-        if first_visit[index] == index:
-            output.write(view, index, learned())
+    @property
+    def is_last(self) -> bool:
+        """Whether this pass writes the result."""
+        return self.number + 1 == len(self.work.sweeps)
+
+    @cached_property
+    def first_visit(self) -> list[int]:
+        """For each layer the first one that it shares its weights with: itself unless repeats are shared."""
+        layers = range(self.origin.spec.layers)
+        if not self.work.recipe.shared:
+            return list(layers)
+        seen: dict[int, int] = {}
+        return [seen.setdefault(self.origin.stored(index), index) for index in layers]
+
+    def put(self, index: int, learned: Callable[[], LayerChanges]) -> None:
+        """Write a layer; a shared one at its first visit, its repeats by name in the result and written out before it."""
+        first = self.first_visit[index]
+        if first == index:
+            self.output.write(self.view, index, learned())
         else:
-            output.repeat(index, first_visit[index], by_name=last)
-
-    if one.edits and current < layers:
-        states = work.states(work.corpus, view, current) if one.needs.gram else None
-        originals = work.states(work.corpus, view, current, "original") if one.needs.original_inputs else None
-        for visit in sweep(view, states, observe=one.needs.gram, device=work.device, start=current, load=load,
-                           settled=output.settled, beyond=bool(end_grids), originals=originals,
-                           weights=_weights(work, number, one, view), tick=tick):
-            current = visit.index
-            write(current, partial(edit_layer, work, one.edits, visit, view, origin, tick))
-        if originals is not None:
-            originals.remove()
-    for index in range(current, layers if not one.edits else 0):
-        current = index
-        tick("copying", 0.0)
-        write(index, LayerChanges)
-        output.settled(index)
-    ends: dict[str, Tensor] = {}
-    if end_grids:
-        outputs = work.states(work.corpus, view, layers).inputs_of(layers) if one.needs.gram else None
-        gram = head_gram(view, outputs, work.device) if outputs is not None else None
-        for edit in one.edits:
-            ends |= edit.round_ends(view, gram, tick)
-    work.complete(number, output, view, first_visit if last else None, ends, end_grids)
-    if work.corpus is not None:
-        work.states_files(work.corpus, view).remove()
+            self.output.repeat(index, first, by_name=self.is_last)
 
 
-def _survey(work: Work, number: int, one: Sweep, place: int, view: View, origin: View) -> dict[str, Any]:
-    """What a stage finds out by itself, or in a sweep through the model as the edits before will leave it."""
-    workplace = Workplace(work.corpus, work.scratch / "survey", work.device, work.tick(number))
-    found = one.edits[place].survey(view, workplace)
-    if found is not None:
-        return found
-    assert work.corpus is not None
-    probe, notes = one.edits[place].probe(sparse=work.sparse or any(
-        edit.leaves_zeros for edit in one.edits[:place]))
-    layers, weights = view.spec.layers, _weights(work, number, one, view)
-    shared = work.key(plain_stages(one.choices), plain_stages(one.edits[:place]), one.edits[place].measured_by,
-                      sweeps=number)
-    if found := work.measured(shared):
-        return one.edits[place].decide(found, view)
-    for entry in work.journal.find("surveyed", number):
-        if entry["place"] == place:
-            notes |= entry["notes"]
-    current = len({key.partition(".")[0] for key in notes})
-    states = work.states(work.corpus, view, current, "survey")
-    originals = work.states(work.corpus, view, current, "survey/original") if one.needs.original_inputs else None
-    tick = work.tick(number, layers, lambda: current)
+class Editing(Copying):
+    """Gives every linear new values, knowing its inputs; all edits of the sweep in one pass."""
 
-    def settled(index: int) -> None:
-        found = {key: value for key, value in notes.items() if key.startswith(f"{index}.")}
-        work.journal.add(kind="surveyed", sweep=number, place=place, notes=found)
+    def write(self) -> None:
+        """Survey, edit layer after layer, and round embeddings and head where an edit does so."""
+        edits = tuple(self.decided(place, edit, partial(self.survey, place)) for place, edit in enumerate(self.sweep.edits))
+        self.sweep = replace(self.sweep, edits=edits)
+        needs, corpus, layers = self.sweep.needs, self.work.corpus, self.view.spec.layers
+        end_grids: dict[str, GgmlGrid] = {}
+        for edit in edits:
+            end_grids |= edit.end_grids(self.view)
+        self.current = self.output.finished_layers
+        if self.current < layers:
+            states = self.enter(corpus) if needs.gram else None
+            originals = self.enter(corpus, "original") if needs.original_inputs else None
+            for visit in self.visits(states, observe=needs.gram, options=SweepOptions(
+                    self.load, self.output.settled, self.token_weights(), originals, beyond=bool(end_grids))):
+                self.put(visit.index, partial(self.edit_layer, edits, visit))
+            if originals is not None:
+                originals.remove()
+        ends: dict[str, Tensor] = {}
+        if end_grids:
+            outputs = self.states_of(corpus).inputs_of(layers) if needs.gram else None
+            gram = head_gram(self.view, outputs, self.work.device) if outputs is not None else None
+            for edit in edits:
+                ends |= edit.round_ends(self.view, gram, self.layer_tick)
+        self.complete(self.first_visit if self.is_last else None, ends, end_grids)
+        if corpus is not None:
+            self.states_of(corpus).remove()
 
-    for visit in sweep(view, states, observe=True, device=work.device, start=current, settled=settled, beyond=True,
-                       originals=originals, weights=weights, tick=tick) if current < layers else ():
-        current = visit.index
-        edit_layer(work, (*one.edits[:place], probe), visit, view, origin, tick)
-    # what attention adds to the residual is what embeddings begin it with
-    squares = work.corpus.tokens * float(weights(0).get("self_attn.o_proj.square", 0.0))
-    one.edits[place].probe_ends(view, work.corpus, states.inputs_of(layers), notes, squares)
-    shutil.rmtree(work.scratch / "survey")
-    work.share(shared, notes)
-    return one.edits[place].decide(notes, view)
+    def load(self, index: int) -> dict[str, Tensor]:
+        """The tensors of a layer; those of a shared one as they were written at its first visit."""
+        first = self.first_visit[index]
+        return self.view.layer(index) if first == index else self.output.read(first)
 
+    def survey(self, place: int) -> dict[str, object]:
+        """What a stage finds out by itself, or in a sweep through the model as the edits before will leave it."""
+        work, edits, view = self.work, self.sweep.edits, self.view
+        edit, before, corpus = edits[place], edits[:place], work.corpus
+        found = edit.survey(view, self.workplace("survey"))
+        if found is not None:
+            return found
+        assert corpus is not None
+        probe, notes = edit.probe(sparse=self.lineage.sparse or any(one.leaves_zeros for one in before))
+        layers, weights = view.spec.layers, self.token_weights()
+        shared = work.key(plain_stages(self.sweep.choices), plain_stages(before), edit.measured_by, sweeps=self.number)
+        if measured := work.measured(shared):
+            return edit.decide(Surveyed.parsed({"sweep": self.number, "place": place, "notes": measured}).notes, view)
+        for entry in work.journal.find(Surveyed, self.number, place):
+            notes |= entry.notes
+        self.current = len({key.partition(".")[0] for key in notes})
+        states = self.enter(corpus, "survey")
+        originals = self.enter(corpus, "survey/original") if self.sweep.needs.original_inputs else None
 
-def edit_layer(work: Work, edits: tuple[LinearEdit, ...], visit: Visit, view: View, origin: View,
-               tick: Callable[[str, float], None]) -> LayerChanges:
-    """Apply all edits to all linears of a layer; the layer then computes with what will be read back."""
-    active = [edit for edit in edits if edit.applies_to(visit.index, view.spec.layers)]
-    names = visit.names
-    edited: dict[str, Linear] = {}
-    if not active:
-        return LayerChanges()
-    only_factor = sum(edit.needs.factor for edit in active) <= 1
-    again = any(edit.needs.second_observation for edit in active)
-    groups = input_groups(names)
-    if again:
-        groups.sort(key=lambda group: group[0].rpartition(".")[2] in REOBSERVED)
-    observed_again = False
-    for group in groups:
-        if again and not observed_again and group[0].rpartition(".")[2] in REOBSERVED:
-            visit.observe([name for name in names if name.rpartition(".")[2] in REOBSERVED])
-            observed_again = True
-        gram: Gram | None = visit.grams.get(group[0])
-        for name in group:
-            tick(f"editing {name.rpartition('.')[2]}", names.index(name) / len(names))
-            linear = visit.linear(name)
-            if work.sparse:
-                linear.mask = linear.reference != 0
-            if view.checkpoint is not origin.checkpoint:
-                linear.values = linear.reference.clone()
-                linear.reference = origin.layer_tensor(visit.index, f"{name}.weight").to(work.device)
-            for edit in active:
-                edit.edit(linear, gram, visit.index, last=only_factor)
-            if not linear.edited:
-                continue                # it is written as it is stored
-            _require_finite(linear, visit.index)
-            visit.commit(linear)
-            if linear.values is not None:
-                linear.values = linear.values.to(linear.storage)    # as it is written; float32 is needed no more
-            linear.reference, linear.mask = torch.empty(0), None
-            edited[name] = linear
-        for name in group:
-            visit.grams.pop(name, None)
-    return LayerChanges(edited)
+        def settled(index: int) -> None:
+            own = {key: value for key, value in notes.items() if key.startswith(f"{index}.")}
+            work.journal.add(Surveyed(self.number, place, own))
 
+        if self.current < layers:
+            for visit in self.visits(states, observe=True, options=SweepOptions(
+                    settled=settled, weights=weights, originals=originals, beyond=True)):
+                self.edit_layer((*before, probe), visit)
+        # what attention adds to the residual is what embeddings begin it with
+        squares = corpus.tokens * float(weights(0).get("self_attn.o_proj.square", 0.0))
+        edit.probe_ends(view, corpus, states.inputs_of(layers), notes, squares)
+        shutil.rmtree(work.scratch / "survey")
+        work.share(shared, notes)
+        return edit.decide(notes, view)
 
-def _first_visits(work: Work, origin: View) -> list[int]:
-    """For each layer the first one that it shares its weights with: itself unless repeats are shared."""
-    layers = range(origin.spec.layers)
-    if not work.recipe.shared:
-        return list(layers)
-    seen: dict[int, int] = {}
-    return [seen.setdefault(origin.stored(index), index) for index in layers]
+    def token_weights(self) -> Callable[[int], dict[str, Tensor]]:
+        """How much each token counts at each linear of a layer: found before the first layer of a sweep is edited."""
+        if not self.sweep.needs.token_weights:
+            return lambda _index: {}
+        work = self.work
+        assert work.corpus is not None
+        kept = work.partial / f"weights-{self.number + 1}"
+        if not work.journal.find(Weighed, self.number):
+            shared = work.key(plain_stages(self.sweep.choices), sweeps=self.number)
+            piece = work.store.find("sensitivities", shared) if work.store is not None else None
+            if piece is not None:
+                shutil.rmtree(kept, ignore_errors=True)
+                link_tree(piece / "layers", kept)
+            else:
+                token_weights(self.view, work.corpus, kept, work.scratch / "backward", work.device, self.tick)
+                if work.store is not None:
+                    work.store.keep("sensitivities", shared, {"layers": kept}, {})
+            work.journal.add(Weighed(self.number))
+        return partial(weights_of, kept)
 
+    def edit_layer(self, edits: tuple[LinearEdit, ...], visit: Visit) -> LayerChanges:
+        """Apply edits to all linears of a layer; the layer then computes with what will be read back."""
+        active = [edit for edit in edits if edit.applies_to(visit.index, self.view.spec.layers)]
+        changes, names = LayerChanges(), visit.names
+        if not active:
+            return changes
+        last = sum(edit.needs.factor for edit in active) <= 1
+        again = [name for name in names if name.rpartition(".")[2] in REOBSERVED and any(
+            edit.needs.second_observation for edit in active)]
+        observed_again = False
+        for group in sorted(input_groups(names), key=lambda group: group[0] in again):
+            if group[0] in again and not observed_again:
+                visit.observe(again)
+                observed_again = True
+            gram = visit.grams.get(group[0])
+            for name in group:
+                self.layer_tick(f"editing {name.rpartition('.')[2]}", names.index(name) / len(names))
+                linear = self.linear(visit, name)
+                for edit in active:
+                    edit.edit(linear, gram, visit.index, last=last)
+                if not linear.edited:
+                    continue                # it is written as it is stored
+                _require_finite(linear, visit.index)
+                visit.commit(linear)
+                if linear.values is not None:
+                    linear.values = linear.values.to(linear.storage)    # as it is written; float32 is needed no more
+                linear.reference, linear.mask = torch.empty(0), None
+                changes.merged[name] = linear
+            for name in group:
+                visit.grams.pop(name, None)
+        return changes
 
-def _weights(work: Work, number: int, one: Sweep, view: View) -> Callable[[int], dict[str, Tensor]]:
-    """How much each token counts at each linear of a layer: found before the first layer of a sweep is edited."""
-    if not one.needs.token_weights:
-        return lambda _index: {}
-    assert work.corpus is not None
-    kept = work.partial / f"weights-{number + 1}"
-    if not work.journal.find("weighed", number):
-        shared = work.key(plain_stages(one.choices), sweeps=number)
-        piece = work.store.find("sensitivities", shared) if work.store is not None else None
-        if piece is not None:
-            shutil.rmtree(kept, ignore_errors=True)
-            link_tree(piece / "layers", kept)
-        else:
-            token_weights(view, work.corpus, kept, work.scratch / "backward", work.device, work.tick(number))
-            if work.store is not None:
-                work.store.keep("sensitivities", shared, {"layers": kept}, {})
-        work.journal.add(kind="weighed", sweep=number)
-    return partial(weights_of, kept)
+    def linear(self, visit: Visit, name: str) -> Linear:
+        """A linear of the layer in memory, with the weight that corrections aim at and its pruned zeros."""
+        linear = visit.linear(name)
+        if self.lineage.sparse:
+            linear.mask = linear.reference != 0
+        if self.view.checkpoint is not self.origin.checkpoint:
+            linear.values = linear.reference.clone()
+            linear.reference = self.origin.layer_tensor(visit.index, f"{name}.weight").to(self.work.device)
+        return linear
 
 
 def _require_finite(linear: Linear, layer: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -14,8 +13,9 @@ from tsotsallm.checkpoint.shards import Piece, read_header, sha256
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import Writer
 from tsotsallm.errors import ResumeError
-from tsotsallm.journal import Journal
+from tsotsallm.journal import Journal, LayerWritten
 from tsotsallm.numerics.grids import Grid, grid_from
+from tsotsallm.training.loop import Curve
 from tsotsallm.training.lora import LayerChanges
 
 Grids = dict[str, Grid | None]
@@ -30,21 +30,21 @@ class Output:
         self.journal, self.number = journal, number
         self.grids: dict[int, Grids] = {}
         self.digests: dict[int, str | None] = {}
-        for entry in journal.find("layer", number):
-            index, part = entry["layer"], self.writer.part(entry["layer"])
-            if entry["sha256"] and (not part.exists() or sha256(part) != entry["sha256"]):
+        for entry in journal.find(LayerWritten, number):
+            part = self.writer.part(entry.layer)
+            if entry.sha256 and (not part.exists() or sha256(part) != entry.sha256):
                 raise ResumeError(f"{part} is not what was written there; begin again with --restart")
-            self.grids[index] = {name: None if grid is None else grid_from(grid) for name, grid in entry["grids"].items()}
+            self.grids[entry.layer] = {name: None if grid is None else grid_from(grid) for name, grid in entry.grids.items()}
 
     @property
     def finished_layers(self) -> int:
         """Layers that the journal holds as written."""
-        return len(self.journal.find("layer", self.number))
+        return len(self.journal.find(LayerWritten, self.number))
 
-    def settled(self, index: int, **more: Any) -> None:
-        """The layer and all that the next one needs are on disk."""
-        plain = {name: grid.plain() if grid is not None else None for name, grid in self.grids[index].items()}
-        self.journal.add(kind="layer", sweep=self.number, layer=index, sha256=self.digests[index], grids=plain, **more)
+    def settled(self, index: int, curve: Curve | None = None) -> None:
+        """Note that the layer and all that the next one needs are on disk; `curve` is that of its training."""
+        grids = {name: grid.plain() if grid is not None else None for name, grid in self.grids[index].items()}
+        self.journal.add(LayerWritten(self.number, index, self.digests[index], grids, curve))
 
     def write(self, view: View, index: int, learned: LayerChanges) -> None:
         """Write what became of a layer of `view`, and everything else of it as stored."""
@@ -100,7 +100,7 @@ class Output:
         return tensors
 
     def finish(self, source: Checkpoint, view: View, first_visit: list[int], ends: dict[str, Tensor],
-               end_grids: Mapping[str, Grid], config: dict[str, Any] | None = None) -> None:
+               end_grids: Mapping[str, Grid], config: Mapping[str, object] | None = None) -> None:
         """Write what is not a layer, and join the parts; layers with an earlier `first_visit` are stored by name only.
 
         `ends` stand in place of the matrices that `end_grids` names, `config` in place of the view's.
@@ -122,4 +122,4 @@ class Output:
         place = {index: number for number, index in enumerate(unique)}
         named |= {layer_prefix(place[index]) + name: grid for index in unique for name, grid in self.grids[index].items()}
         order = [place[first] for first in first_visit] if len(unique) < layers else None
-        self.writer.finish(source, dict(config or view.spec.config), named, order, unique, layers)
+        self.writer.finish(source, config or view.spec.config, named, order, unique, layers)

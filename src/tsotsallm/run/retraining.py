@@ -3,83 +3,105 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from typing import Any
+from abc import abstractmethod
+from dataclasses import replace
 
 from torch import Tensor
 
 from tsotsallm.checkpoint.view import View
-from tsotsallm.run.output import Output
-from tsotsallm.run.work import Work
-from tsotsallm.stages.contract import Workplace
+from tsotsallm.journal import EngineChosen, LayerWritten, Trained
+from tsotsallm.run.passes import Lineage, Pass
 from tsotsallm.stages.retraining import Retraining
-from tsotsallm.streaming.sweep import sweep
+from tsotsallm.streaming.sweep import SweepOptions
 from tsotsallm.training.engines import Engine, ResidentEngine, StreamedEngine
-from tsotsallm.training.loop import Curve
-from tsotsallm.training.samples import Samples
+from tsotsallm.training.loop import Curve, TrainedOn, Training
 
 
-def retrain(work: Work, number: int, stage: Retraining, samples: Sequence[Samples], view: View, _kept: list[int]) -> None:
-    """Train what the stage trains, and write every layer with what became of it."""
-    if work.journal.find("finished", number):
-        work.trained.append(work.journal.find("trained", number)[-1]["training"])
-        return
-    chosen = work.journal.find("engine", number)
-    name = chosen[0]["engine"] if chosen else work.forecast.sweeps[number].engine
-    if not chosen:
-        work.journal.add(kind="engine", sweep=number, engine=name)
-    workplace = Workplace(work.corpus, work.scratch / "survey", work.device, work.tick(number))
-    stage = work.decided(number, 0, stage, lambda: stage.survey(view, workplace))
-    trainee = stage.prepare(view, sparse=work.sparse)
-    scratch = work.scratch / "training"
-    scratch.mkdir(parents=True, exist_ok=True)
-    engine: Engine = (ResidentEngine(trainee.base, trainee.adapted, work.device) if name == "resident" else
-                      StreamedEngine(trainee.base, trainee.adapted, work.device, scratch))
-    curves = stage.train(trainee, samples, engine, work.partial / f"training-{number + 1}", work.tick(number),
-                         View.of(work.checkpoint))
-    del engine
-    shutil.rmtree(scratch)
-    work.trained.append({"stage": stage.name, "engine": name, "samples": [
-        {"source": some.training.source, "training": len(some.training.windows), "held_out": len(some.held_out.windows),
-         "curve": curve.plain()} for some, curve in zip(samples, curves, strict=True)]})
-    work.journal.add(kind="trained", sweep=number, training=work.trained[-1])
-    output = Output(work.directory(number), work.journal, number)
-    for index in range(view.spec.layers):
-        output.write(trainee.base, index, trainee.layer(index))
-    work.complete(number, output, view)
+class TrainingPass(Pass):
+    """A pass whose stage trains; later corrections aim at what it learned."""
+
+    @property
+    def stage(self) -> Retraining:
+        """The stage that trains."""
+        assert self.sweep.training is not None
+        return self.sweep.training
+
+    def recalled(self) -> Lineage:
+        """The lineage with the course of the training."""
+        return replace(self.lineage, trainings=(*self.lineage.trainings, self.trained())).retrained_by(self.number)
+
+    @abstractmethod
+    def trained(self) -> Training:
+        """The course of the training, as the journal has it once it is done."""
 
 
-def imitate(work: Work, number: int, stage: Retraining, samples: Sequence[Samples], view: View, kept: list[int]) -> None:
-    """Train every layer to give what the original gives at its depth, and write it; one sweep."""
-    layers = view.spec.layers
-    if work.journal.find("finished", number):
-        work.trained.append(_imitated(work, number, stage, samples))
-        return
-    [some] = samples
-    output = Output(work.directory(number), work.journal, number)
-    current = output.finished_layers
-    tick = work.tick(number, layers, lambda: current)
-    imitation = stage.imitation(view, View.of(work.checkpoint), kept, some, work.scratch / "original", work.device,
-                                sparse=work.sparse)
-    curves: dict[int, Curve] = {}
+class Retrained(TrainingPass):
+    """Trains low-rank factors of the whole model, in memory or streamed."""
 
-    def load(index: int) -> dict[str, Tensor]:
-        imitation.prepare(index, tick)
-        return view.layer(index)
+    def write(self) -> None:
+        """Train what the stage trains, and write every layer with what became of it."""
+        work, samples = self.work, self.work.samples(self.number)
+        engine_name = self.engine()
+        stage = self.decided(0, self.stage, lambda: self.stage.survey(self.view, self.workplace("survey")))
+        trainee = stage.prepare(self.view, sparse=self.lineage.sparse)
+        scratch = work.scratch / "training"
+        scratch.mkdir(parents=True, exist_ok=True)
+        engine: Engine = (ResidentEngine(trainee.base, trainee.adapted, work.device) if engine_name == "resident" else
+                          StreamedEngine(trainee.base, trainee.adapted, work.device, scratch))
+        curves = stage.train(trainee, samples, engine, work.partial / f"training-{self.number + 1}", self.tick,
+                             View.of(work.checkpoint))
+        del engine
+        shutil.rmtree(scratch)
+        work.journal.add(Trained(self.number, Training(stage.name, engine_name, tuple(
+            TrainedOn(source=some.training.source, training=len(some.training.windows), held_out=len(some.held_out.windows),
+                      curve=curve) for some, curve in zip(samples, curves, strict=True)))))
+        self.lineage = self.recalled()
+        for index in range(self.view.spec.layers):
+            self.output.write(trainee.base, index, trainee.layer(index))
+        self.complete()
 
-    if current < layers:
-        states = work.states(imitation.corpus, view, current)
-        for visit in sweep(view, states, observe=False, device=work.device, start=current, load=load, tick=tick,
-                           settled=lambda index: output.settled(index, curve=curves[index].plain())):
-            current = visit.index
-            curves[current], learned = imitation.train(visit, tick)
-            output.write(view, current, learned)
-        states.remove()
-    work.trained.append(_imitated(work, number, stage, samples))
-    work.complete(number, output, view)
+    def engine(self) -> str:
+        """How it trains, resident or streamed: as planned when it began, however much memory is free now."""
+        chosen = self.work.journal.find(EngineChosen, self.number)
+        if not chosen:
+            chosen = [EngineChosen(self.number, self.work.forecast.sweeps[self.number].engine)]
+            self.work.journal.add(chosen[0])
+        return chosen[0].engine
+
+    def trained(self) -> Training:
+        """The last training that the journal has."""
+        return self.work.journal.find(Trained, self.number)[-1].training
 
 
-def _imitated(work: Work, number: int, stage: Retraining, samples: Sequence[Samples]) -> dict[str, Any]:
-    return {"stage": stage.name, "engine": "layer by layer", "samples": [
-        {"source": samples[0].training.source, "layer": entry["layer"], "curve": entry["curve"]}
-        for entry in work.journal.find("layer", number)]}
+class Imitating(TrainingPass):
+    """Trains every layer to give what the original gives at its depth, and writes it; one sweep."""
+
+    def write(self) -> None:
+        """Train and write layer after layer."""
+        work, view = self.work, self.view
+        [some] = work.samples(self.number)
+        self.current = self.output.finished_layers
+        imitation = self.stage.imitation(view, View.of(work.checkpoint), list(self.lineage.kept), some,
+                                         work.scratch / "original", work.device, sparse=self.lineage.sparse)
+        curves: dict[int, Curve] = {}
+
+        def load(index: int) -> dict[str, Tensor]:
+            imitation.prepare(index, self.layer_tick)
+            return view.layer(index)
+
+        if self.current < view.spec.layers:
+            states = self.enter(imitation.corpus)
+            for visit in self.visits(states, observe=False, options=SweepOptions(
+                    load, lambda index: self.output.settled(index, curves[index]))):
+                curves[visit.index], learned = imitation.train(visit, self.layer_tick)
+                self.output.write(view, visit.index, learned)
+            states.remove()
+        self.lineage = self.recalled()
+        self.complete()
+
+    def trained(self) -> Training:
+        """The course of every layer."""
+        [some] = self.work.samples(self.number)
+        return Training(self.stage.name, "layer by layer", tuple(
+            TrainedOn(source=some.training.source, layer=entry.layer, curve=entry.curve)
+            for entry in self.work.journal.find(LayerWritten, self.number) if entry.curve is not None))

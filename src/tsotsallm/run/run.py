@@ -5,30 +5,37 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from tsotsallm.checkpoint.provenance import Identity, Source, TrainingSummary
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.view import View
-from tsotsallm.checkpoint.writer import Writer, partial_path, publish, write_json
+from tsotsallm.checkpoint.writer import partial_path, publish, write_json
 from tsotsallm.errors import CheckpointError, CorpusError, NumericsError, RecipeError, ResumeError
-from tsotsallm.journal import PUBLISHED, Kind, begun_threads, held_work, remove_work, scratch_path
+from tsotsallm.journal import (
+    PUBLISHED,
+    Kind,
+    LayerWritten,
+    begun_threads,
+    held_work,
+    read_entry,
+    remove_work,
+    scratch_path,
+)
 from tsotsallm.machine import fingerprint, peak_rss_bytes
 from tsotsallm.planning import Forecast
-from tsotsallm.recipe import Recipe
-from tsotsallm.run.choosing import choose
-from tsotsallm.run.editing import edit_layers
-from tsotsallm.run.retraining import imitate, retrain
-from tsotsallm.run.rewriting import rewrite
-from tsotsallm.run.work import Progress, Work, summary
-from tsotsallm.store import Store, link_tree
+from tsotsallm.recipe import Sweep
+from tsotsallm.records import Record
+from tsotsallm.run.editing import Copying, Editing
+from tsotsallm.run.passes import Lineage, Pass
+from tsotsallm.run.retraining import Imitating, Retrained
+from tsotsallm.run.rewriting import Rewriting
+from tsotsallm.run.work import CompressOptions, Inputs, Work
+from tsotsallm.store import link_tree
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.training.samples import Samples
+from tsotsallm.training.loop import Training
 from tsotsallm.version import __version__
 
 UNFINISHED = Kind("compress", frozenset({"source", "recipe", "corpus"}),
@@ -36,7 +43,7 @@ UNFINISHED = Kind("compress", frozenset({"source", "recipe", "corpus"}),
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Record):
     """Where a finished run wrote what, and what it took."""
 
     path: Path
@@ -48,60 +55,63 @@ class Result:
     peak_rss_bytes: int
     floor_s: float
     stages: list[str]
-    training: list[dict[str, Any]]
+    training: list[TrainingSummary]
     notes: list[str]
 
-    def plain(self) -> dict[str, Any]:
-        """The result as plain data for JSON."""
-        return asdict(self) | {"path": str(self.path)}
+
+@dataclass(frozen=True)
+class SharedPass(Record):
+    """What a store has of a pass: the passes whose checkpoints are kept, and the journal's entries up to it."""
+
+    passes: tuple[int, ...]
+    entries: tuple[dict[str, object], ...]
 
 
-def run(checkpoint: Checkpoint, recipe: Recipe, out: Path, corpus: Corpus | None, forecast: Forecast, *,
-        samples: Sequence[Sequence[Samples]] = (), device: str = "cpu", keep_stages: bool = False,
-        scratch: Path | None = None, model_name: str = "", store: Store | None = None,
-        asked: Mapping[str, Any] | None = None, restart: bool = False,
-        progress: Callable[[Progress], None] = lambda _progress: None) -> Result:
-    """Run a checked, resolved recipe and write its result to `out`, continuing unfinished work of the same inputs.
+def run(inputs: Inputs, out: Path, forecast: Forecast, options: CompressOptions) -> Result:
+    """Run a recipe and write its result to `out`, continuing unfinished work of the same inputs.
 
-    With `restart`, unfinished work is deleted first, whatever it belongs to.
-    `samples` are those of every stage that trains, in order; `asked`, how calibration text was asked for, is noted. What a
-    recipe has in common with others that used the same `store` is taken from there; the result is the same, byte for
-    byte.
+    With `options.restart`, unfinished work is deleted first, whatever it belongs to. Raises ResumeError where `out` exists,
+    or unfinished work that was started with other inputs.
     """
-    partial = partial_path(out)
+    partial, scratch = partial_path(out), scratch_path(out, options.scratch)
     stages_directory = out.with_name(out.name + "-stages")
-    if out.exists() and (restart or not (partial / PUBLISHED).exists()):
+    if out.exists() and (options.restart or not (partial / PUBLISHED).exists()):
         raise ResumeError(f"{out} exists already; choose another name with -o, or delete it first")
-    if keep_stages and stages_directory.exists() and not partial.exists():
+    if options.keep_stages and stages_directory.exists() and not partial.exists():
         raise ResumeError(f"{stages_directory} exists already; delete or rename it first: the stages go there")
-    identity = {"source": checkpoint.fingerprint(), "recipe": recipe.plain(), "keep_stages": keep_stages,
-                "corpus": corpus.fingerprint() if corpus else None,
-                "samples": [[some.fingerprint() for some in stage] for stage in samples], "device": device,
-                "machine": fingerprint(None if restart else begun_threads(partial)), "tsotsallm": __version__}
-    words = {"source": model_name or checkpoint.directory.name, "recipe": recipe.line(), "corpus": _in_words(corpus, asked),
-             "samples": ", ".join(some.training.source for stage in samples for some in stage) or "none"}
+    identity = _identity(inputs, options, None if options.restart else begun_threads(partial))
+    words = {"source": inputs.name or inputs.checkpoint.directory.name, "recipe": inputs.recipe.line(),
+             "corpus": _in_words(inputs.corpus, options.seed),
+             "samples": ", ".join(some.training.source for stage in inputs.samples for some in stage) or "none"}
     began = time.monotonic()
-    with (_kept_if_of_use(partial, scratch_path(out, scratch)),
-          held_work(partial, identity, UNFINISHED, words, restart=restart)):
-        if restart:
-            shutil.rmtree(scratch_path(out, scratch), ignore_errors=True)
-        work = Work(checkpoint, recipe, partial, corpus, samples, forecast, torch.device(device), scratch_path(out, scratch),
-                    progress, model_name, identity, keep_stages, store, asked or {})
+    with (_kept_if_of_use(partial, scratch),
+          held_work(partial, identity.plain(), UNFINISHED, words, restart=options.restart)):
+        if options.restart:
+            shutil.rmtree(scratch, ignore_errors=True)
+        work = Work(inputs, out, forecast, options, identity)
         if not out.exists():
             _execute(work)
             write_json(work.result / "tsotsallm.run.json", {
                 "elapsed_s": round(time.monotonic() - began, 1), "peak_rss_bytes": peak_rss_bytes(),
                 "floor_s": round(forecast.floor_s, 1), "resumed": work.resumed})
-            if work.scratch.exists():
-                shutil.rmtree(work.scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
             (partial / PUBLISHED).touch()
             publish(work.result, out)
         stages = _publish_stages(work, stages_directory)
     remove_work(partial)
     written = Checkpoint(out)
-    return Result(out, forecast.parameters, forecast.result_parameters, checkpoint.weight_bytes, written.weight_bytes,
+    assert written.provenance is not None
+    return Result(out, forecast.parameters, forecast.result_parameters, inputs.checkpoint.weight_bytes, written.weight_bytes,
                   round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages,
-                  _trained(out, len((written.provenance or {})["training"])), forecast.warnings)
+                  _trained(out, len(written.provenance.training)), list(written.provenance.notes))
+
+
+def _identity(inputs: Inputs, options: CompressOptions, threads: int | None) -> Identity:
+    """What decides the bytes of the result; `threads` where unfinished work was started with so many."""
+    return Identity(Source.parsed(inputs.checkpoint.fingerprint()), tuple(inputs.recipe.plain()), options.keep_stages,
+                    inputs.corpus.fingerprint() if inputs.corpus else None,
+                    tuple(tuple(some.fingerprint() for some in stage) for stage in inputs.samples), options.device,
+                    fingerprint(threads), __version__)
 
 
 @contextmanager
@@ -118,86 +128,68 @@ def _kept_if_of_use(partial: Path, scratch: Path) -> Iterator[None]:
         raise
 
 
-def _in_words(corpus: Corpus | None, asked: Mapping[str, Any] | None) -> str:
+def _in_words(corpus: Corpus | None, seed: int) -> str:
     """The calibration text and what is taken of it."""
     if corpus is None:
         return "none"
-    seed = f", seed {asked['seed']}" if asked else ""
-    return f"{len(corpus.windows)} windows of {max(map(len, corpus.windows))} tokens from {corpus.source}{seed}"
+    return f"{len(corpus.windows)} windows of {max(map(len, corpus.windows))} tokens from {corpus.source}, seed {seed}"
+
+
+def _pass_of(sweep: Sweep) -> type[Pass]:
+    """The kind of pass that a sweep takes."""
+    if sweep.training is not None:
+        return Imitating if sweep.training.layerwise else Retrained
+    if sweep.rewriting is not None:
+        return Rewriting
+    return Editing if sweep.edits else Copying
 
 
 def _execute(work: Work) -> None:
-    """Run all passes that are not finished; the result is then a whole checkpoint at `result`.
-
-    `origin` is the model that corrections aim at: the source, or what the last retraining made of it.
-    """
-    order = list(range(work.checkpoint.spec.layers))
-    kept = list(order)                  # the layers of the source that are left
-    retrained: int | None = None
-    samples = iter(work.samples)
+    """Run all passes that are not finished; the result is then a whole checkpoint at `result`."""
     if not work.journal.entries:
         _take_from_store(work)
-    for number, one in enumerate(work.sweeps):
-        finished = bool(work.journal.find("finished", number))
-        if not one.does_over:
-            before = number - 1
-        view = View.of(work.checkpoint if before < 0 or finished else Checkpoint(work.directory(before)))
-        for place, choice in enumerate(one.choices):
-            chosen = choose(work, number, place, choice, view)
-            order, kept = ([which[index] for index in chosen] for which in (order, kept))
-            view = view if finished else view.reordered(chosen)
-        if one.training is not None:
-            train = imitate if one.training.layerwise else retrain
-            train(work, number, one.training, next(samples), view, kept)
-            retrained, order = number, list(range(len(order)))
-        elif one.rewriting is not None:
-            chosen = choose(work, number, len(one.choices), one.rewriting, view)
-            kept = [kept[index] for index in chosen]
-            if not finished:
-                rewrite(work, number, one.rewriting, view, chosen)
-            retrained, order = number, list(range(len(kept)))
-        elif not finished:
-            source = work.checkpoint if retrained is None else Checkpoint(work.directory(retrained))
-            edit_layers(work, number, one, view, View.of(source).reordered(order))
-        Writer(work.directory(number)).remove_parts()
-        if not finished:
-            _keep_in_store(work, number, retrained)
-        work.sparse = work.sparse or any(edit.leaves_zeros for edit in one.edits)
+    lineage = Lineage.of(work.checkpoint)
+    for number, sweep in enumerate(work.sweeps):
+        one = _pass_of(sweep)(work, number, lineage)
+        lineage = one.run()
+        if not one.finished:
+            _keep_in_store(work, number, lineage)
         for old in range(number):
-            if old != retrained and not work.keep_stages and work.directory(old).exists():
+            if old != lineage.retrained and not work.options.keep_stages and work.directory(old).exists():
                 shutil.rmtree(work.directory(old))
     Checkpoint(work.result)
 
 
 def _take_from_store(work: Work) -> None:
     """Begin after the last pass that another recipe has in common with this one."""
-    for number in reversed(range(len(work.sweeps) - 1) if work.store is not None else ()):
-        assert work.store is not None
-        piece = work.store.find("pass", work.key(sweeps=number + 1))
+    store = work.store
+    for number in reversed(range(len(work.sweeps) - 1) if store is not None else ()):
+        assert store is not None
+        piece = store.find("pass", work.key(sweeps=number + 1))
         if piece is not None:
-            facts = work.store.facts(piece)
-            for place in facts["passes"]:
+            kept = SharedPass.read(store.facts(piece), str(piece), ResumeError, "delete it")
+            for place in kept.passes:
                 link_tree(piece / str(place), work.directory(place))
-            for entry in facts["entries"]:
-                work.journal.add(**entry)
+            for entry in kept.entries:
+                work.journal.add(read_entry(entry))
             return
 
 
-def _keep_in_store(work: Work, number: int, retrained: int | None) -> None:
+def _keep_in_store(work: Work, number: int, lineage: Lineage) -> None:
     """Keep what a pass wrote, and what later passes need of those before it."""
     if work.store is None:
         return
-    places = {number} | ({retrained} if retrained is not None else set())
-    entries = [entry for entry in work.journal.entries if entry["sweep"] <= number and entry["kind"] != "layer"]
-    entries += [entry for entry in work.journal.entries if entry["sweep"] <= number and entry["kind"] == "layer"
-                and "curve" in entry]
-    work.store.keep("pass", work.key(sweeps=number + 1), {str(place): work.directory(place) for place in places},
-                    {"passes": sorted(places), "entries": entries})
+    places = sorted({number} | ({lineage.retrained} if lineage.retrained is not None else set()))
+    entries = [entry for entry in work.journal.entries if entry.sweep <= number
+               and not (isinstance(entry, LayerWritten) and entry.curve is None)]
+    kept = SharedPass(tuple(places), tuple(entry.plain() for entry in entries))
+    work.store.keep("pass", work.key(sweeps=number + 1), {
+        str(place): work.directory(place) for place in places}, kept.plain())
 
 
 def _publish_stages(work: Work, kept: Path) -> list[str]:
     """Move kept intermediate models beside the result."""
-    if not work.keep_stages:
+    if not work.options.keep_stages:
         return []
     kept.mkdir(exist_ok=True)
     for number in range(len(work.sweeps) - 1):
@@ -210,7 +202,7 @@ def _publish_stages(work: Work, kept: Path) -> list[str]:
     return [str(kept / work.directory(number).name) for number in range(len(work.sweeps) - 1)]
 
 
-def _trained(out: Path, count: int) -> list[dict[str, Any]]:
+def _trained(out: Path, count: int) -> list[TrainingSummary]:
     """What the trainings of a result did and how long they took, from the files with their curves."""
     files = (next(out.glob(f"training-{number}-*.json")) for number in range(1, count + 1))
-    return [summary(json.loads(path.read_text("utf-8")), timed=True) for path in files]
+    return [Training.parsed(json.loads(path.read_text("utf-8"))).summary(timed=True) for path in files]

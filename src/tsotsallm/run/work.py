@@ -1,33 +1,24 @@
-"""What every pass of a run has: its inputs, its places on disk, its journal, and what it shares with other recipes."""
+"""What every pass of a run has: its inputs and options, its places on disk, its journal, and what it shares with others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict
 
 import torch
-from torch import Tensor
 
-from tsotsallm.checkpoint.card import model_card
-from tsotsallm.checkpoint.reader import PROVENANCE, Checkpoint
-from tsotsallm.checkpoint.view import View
-from tsotsallm.checkpoint.writer import write_json
-from tsotsallm.errors import ResumeError
-from tsotsallm.journal import Journal
-from tsotsallm.numerics.ggml import GgmlGrid
+from tsotsallm.checkpoint.provenance import Identity
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.writer import partial_path
+from tsotsallm.journal import Decided, Journal, scratch_path
 from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
-from tsotsallm.run.output import Output
 from tsotsallm.stages.contract import Stage
 from tsotsallm.store import Store, key_of
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.sweep import TwoStates, embed_corpus
-from tsotsallm.training.loop import Curve
 from tsotsallm.training.samples import Samples
-
-SomeStage = TypeVar("SomeStage", bound=Stage)
 
 
 @dataclass(frozen=True)
@@ -43,25 +34,80 @@ class Progress:
     share: float
 
 
+@dataclass(frozen=True)
+class CompressOptions:
+    """How a model is compressed.
+
+    calibration      text file, directory of texts, or hub data set; None: the embedded world's, or the hub's C4
+    windows, window  number of calibration windows, and their length in tokens (at most the model's context), drawn by `seed`
+    device           "cpu", or "cuda" where there is a GPU
+    scratch          directory for hidden states; None: with the unfinished work
+    keep_stages      keep the model after every stage, in OUT-stages
+    force            start although memory or disk seem too small
+    restart          delete the unfinished work of an earlier attempt instead of continuing it
+    store            work that recipes have in common is taken from there; the result is the same, byte for byte
+    progress         called with what the run is doing
+    """
+
+    calibration: str | Path | None = None
+    windows: int = 32
+    window: int = 1024
+    seed: int = 0
+    device: str = "cpu"
+    scratch: str | Path | None = None
+    keep_stages: bool = False
+    force: bool = False
+    restart: bool = False
+    store: Store | None = None
+    progress: Callable[[Progress], None] = lambda _progress: None
+
+
+class CompressKeywords(TypedDict, total=False):
+    """The fields of CompressOptions, as keywords."""
+
+    calibration: str | Path | None
+    windows: int
+    window: int
+    seed: int
+    device: str
+    scratch: str | Path | None
+    keep_stages: bool
+    force: bool
+    restart: bool
+    store: Store | None
+    progress: Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run works on, read and checked.
+
+    recipe   checked against the checkpoint, and resolved
+    corpus   the calibration text; None where no stage needs any
+    samples  those of every stage that trains, in order
+    name     what the user calls the model
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    corpus: Corpus | None
+    samples: Sequence[Sequence[Samples]]
+    name: str
+
+
 class Work:
     """One run while it goes on."""
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, partial: Path, corpus: Corpus | None,
-                 samples: Sequence[Sequence[Samples]], forecast: Forecast, device: torch.device, scratch: Path,
-                 progress: Callable[[Progress], None], model_name: str, identity: dict[str, Any], keep_stages: bool,
-                 store: Store | None, asked: Mapping[str, Any]) -> None:
-        self.asked = dict(asked)
-        self.checkpoint, self.recipe, self.partial, self.corpus = checkpoint, recipe, partial, corpus
-        self.samples, self.forecast = list(samples), forecast
-        self.device, self.scratch, self.progress, self.model_name = device, scratch, progress, model_name
-        self.identity, self.keep_stages = identity, keep_stages
-        self.journal = Journal(partial / "journal.jsonl")
+    def __init__(self, inputs: Inputs, out: Path, forecast: Forecast, options: CompressOptions, identity: Identity) -> None:
+        self.inputs, self.forecast, self.options, self.identity = inputs, forecast, options, identity
+        self.checkpoint, self.recipe, self.corpus = inputs.checkpoint, inputs.recipe, inputs.corpus
+        self.partial, self.scratch = partial_path(out), scratch_path(out, options.scratch)
+        self.device = torch.device(options.device)
+        self.journal = Journal(self.partial / "journal.jsonl")
         self.resumed = bool(self.journal.entries)
-        self.store = store if not (recipe.shared or keep_stages) else None      # repeats are written in two ways there
-        self.sweeps = recipe.sweeps(one_stage_each=keep_stages)
-        self.reasons: list[dict[str, Any]] = []
-        self.trained: list[dict[str, Any]] = []
-        self.sparse = checkpoint.is_sparse
+        # repeats are written in two ways there
+        self.store = options.store if not (self.recipe.shared or options.keep_stages) else None
+        self.sweeps = self.recipe.sweeps(one_stage_each=options.keep_stages)
 
     @property
     def result(self) -> Path:
@@ -74,88 +120,39 @@ class Work:
             return self.result
         return self.partial / f"{number + 1}-{names_of(self.sweeps[number], '-')}"
 
-    def key(self, *more: Any, sweeps: int) -> str:
-        """What the first so many passes, and more, depend on."""
-        begun = {key: self.identity[key] for key in ("source", "corpus", "device", "machine", "tsotsallm")}
+    def samples(self, number: int) -> Sequence[Samples]:
+        """The samples of sweep `number`, which trains."""
+        return self.inputs.samples[sum(one.training is not None for one in self.sweeps[:number])]
+
+    def decisions(self, sweeps: int) -> list[Decided]:
+        """What stages of the first `sweeps` passes decided, in order."""
+        return [entry for number in range(sweeps) for entry in self.journal.find(Decided, number)]
+
+    def notes(self, sweeps: int) -> list[str]:
+        """What a user should know: from the forecast, and from the decisions of the first `sweeps` passes."""
+        decided = [notes for one in self.decisions(sweeps) if isinstance(notes := one.decision.get("notes"), (list, tuple))]
+        return [*self.forecast.warnings, *(str(note) for notes in decided for note in notes)]
+
+    def key(self, *more: object, sweeps: int) -> str:
+        """What the first `sweeps` passes, and more, depend on."""
+        identity = self.identity.plain()
+        begun = {key: identity[key] for key in ("source", "corpus", "device", "machine", "tsotsallm")}
         before = [plain_stages(one.stages) for one in self.sweeps[:sweeps]]
         trained = sum(one.training is not None for one in self.sweeps[:sweeps])
-        return key_of([begun, before, self.identity["samples"][:trained], list(more)])
+        return key_of([begun, before, self.identity.samples[:trained], list(more)])
 
-    def measured(self, key: str) -> dict[str, Any]:
+    def measured(self, key: str) -> dict[str, object]:
         """What another recipe measured under the same conditions."""
         piece = self.store.find("measures", key) if self.store is not None else None
         return self.store.facts(piece) if piece is not None and self.store is not None else {}
 
-    def share(self, key: str, measures: Mapping[str, Any]) -> None:
+    def share(self, key: str, measures: Mapping[str, object]) -> None:
         """Keep measurements for other recipes under the same conditions, where a store is used."""
         if self.store is not None and measures:
             self.store.keep("measures", key, {}, dict(measures), replace=len(measures) > len(self.measured(key)))
 
-    def tick(self, number: int, layers: int = 0, layer: Callable[[], int] = lambda: 0) -> Callable[[str, float], None]:
-        """What a pass calls to report its progress; `layer` says which of `layers` it is working on."""
-        names = names_of(self.sweeps[number], " + ")
 
-        def tick(step: str, share: float) -> None:
-            self.progress(Progress(number, len(self.sweeps), names, layer(), layers, step, share))
-        return tick
-
-    def decided(self, number: int, place: int, stage: SomeStage, survey: Callable[[], dict[str, Any]]) -> SomeStage:
-        """A stage with what a survey of the model decided, now or before an interruption."""
-        if not stage.surveys:
-            return stage
-        for entry in self.journal.find("decision", number):
-            if entry["place"] == place:
-                break
-        else:
-            entry = {"stage": stage.name, "decision": survey()}
-            self.journal.add(kind="decision", sweep=number, place=place, **entry)
-        self.forecast.warnings.extend(entry["decision"].get("notes", []))
-        return stage.decided(entry["decision"])
-
-    def states(self, corpus: Corpus | None, view: View, start: int, of: str = "") -> TwoStates:
-        """The inputs of layer `start`: of a sweep that begins, or of one that was interrupted there."""
-        assert corpus is not None
-        states = self.states_files(corpus, view, of)
-        if start == 0:
-            embed_corpus(view, corpus, states.inputs_of(0))
-            states.inputs_of(0).flush()
-        elif not states.inputs_of(start).path.exists():
-            raise ResumeError(f"the hidden states in {self.scratch} are gone; begin again with --restart")
-        return states
-
-    def states_files(self, corpus: Corpus, view: View, of: str = "") -> TwoStates:
-        """The two files of hidden states of a corpus; nothing is written."""
-        return TwoStates(self.scratch / of, [len(window) for window in corpus.windows], view.spec.hidden)
-
-    def complete(self, number: int, output: Output, view: View, first_visit: list[int] | None = None,
-                 ends: dict[str, Tensor] | None = None, end_grids: Mapping[str, GgmlGrid] | None = None,
-                 config: dict[str, Any] | None = None) -> None:
-        """Make the pass's checkpoint whole: what is not a layer, config, provenance and model card."""
-        output.finish(self.checkpoint, view, first_visit or list(range(view.spec.layers)), ends or {}, end_grids or {},
-                      config)
-        directory = output.writer.directory
-        provenance = {
-            "format": 1, "source": self.model_name or self.checkpoint.directory.name,
-            "recipe": self.recipe.plain(), "training": [summary(one) for one in self.trained],
-            "notes": self.forecast.warnings, "sweeps_done": f"{number + 1} of {len(self.sweeps)}", "choices": self.reasons,
-            "inputs": self.identity, "ancestry": self.checkpoint.provenance,
-            "calibration": {"source": self.corpus.source, "windows": len(self.corpus.windows),
-                            "tokens": self.corpus.tokens, **self.asked} if self.corpus else None,
-            "measures": {"bytes": Checkpoint(directory).weight_bytes,
-                         "source_bytes": self.checkpoint.weight_bytes,
-                         "source_layers": self.checkpoint.spec.layers}}
-        write_json(directory / PROVENANCE, provenance)
-        decisions = [entry for sweep in range(number + 1) for entry in self.journal.find("decision", sweep)]
-        for count, entry in enumerate(decisions, 1):
-            write_json(directory / f"decision-{count}-{entry['stage']}.json", {"stage": entry["stage"], **entry["decision"]})
-        for count, trained in enumerate(self.trained, 1):
-            write_json(directory / f"training-{count}-{trained['stage']}.json", trained)
-        card = model_card(provenance, own_container=output.writer.own_container)
-        (directory / "README.md").write_text(card, "utf-8", errors="replace")     # as in write_json
-        self.journal.add(kind="finished", sweep=number)
-
-
-def plain_stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+def plain_stages(stages: Sequence[Stage]) -> list[dict[str, dict[str, object]]]:
     """Stages as plain data, as a recipe has them."""
     return [{stage.name: stage.fields()} for stage in stages]
 
@@ -163,14 +160,3 @@ def plain_stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 def names_of(one: Sweep, separator: str) -> str:
     """The names of a pass's stages in one text; `copy` for a pass without any."""
     return separator.join(stage.name for stage in one.stages) or "copy"
-
-
-def summary(trained: dict[str, Any], *, timed: bool = False) -> dict[str, Any]:
-    """What a training did, without its curves; seconds only with `timed`, since a repeated run takes others."""
-    def of(one: dict[str, Any]) -> dict[str, Any]:
-        curve = Curve.from_plain(one["curve"])
-        where = {"layer": one["layer"]} if "layer" in one else {"samples": one["training"]}
-        return {"source": one["source"], **where, "steps": len(curve.loss), "best_step": curve.best_step,
-                "held_out_loss_before": curve.held_out[0][1], "held_out_loss": curve.best, "stopped": curve.stopped,
-                **({"elapsed_s": round(curve.elapsed_s, 1)} if timed else {})}
-    return trained | {"samples": [of(one) for one in trained["samples"]]}

@@ -136,7 +136,7 @@ def _facts_of_checkpoint(path: str) -> _Facts:
     checkpoint = Checkpoint.open(path)
     made = checkpoint.provenance
     return _Facts("checkpoint", checkpoint.weight_bytes, parameters_of(View.of(checkpoint)),
-                  None if made is None else _as_yaml(made["recipe"]), None if made is None else str(made["source"]),
+                  None if made is None else _as_yaml(list(made.recipe)), None if made is None else made.source,
                   _report_of(checkpoint.directory) or _report_of(checkpoint.directory.parent))
 
 

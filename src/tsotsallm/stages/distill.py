@@ -112,7 +112,7 @@ class Distill(Adapt):
                   device: torch.device, *, sparse: bool) -> Imitation:
         """Layer by layer: what trains the layers of `view`, which are the layers `kept` of the original."""
         trainee = None if self.weights == "all" else self.prepare(view, sparse=sparse)
-        return Imitation(self.teacher_of(original), kept, samples, self.samples, self, directory, device,
+        return Imitation(self.teacher_of(original), kept, samples.at_most(self.samples), self, directory, device,
                          trainee=trainee, sparse=sparse)
 
     def train(self, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick,

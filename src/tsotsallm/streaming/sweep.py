@@ -140,27 +140,44 @@ class Visit:
             self.tick("propagating", (batch[-1] + 1) / len(self.inputs.lengths))
 
 
+@dataclass(frozen=True)
+class SweepOptions:
+    """What a sweep does besides: where tensors come from, what is called when, and what else the corpus runs through.
+
+    load       layer -> its tensors; by default the view's
+    settled    called with a layer when its outputs are safe on disk
+    weights    layer -> the weights of its tokens
+    originals  inputs of the first layer for the model as it was: the corpus also runs through the unedited layers
+    beyond     propagate through the last layer too
+    """
+
+    load: Callable[[int], dict[str, Tensor]] | None = None
+    settled: Callable[[int], None] = lambda _index: None
+    weights: Callable[[int], dict[str, Tensor]] = lambda _index: {}
+    originals: TwoStates | None = None
+    beyond: bool = False
+
+
+PLAIN = SweepOptions()
+
+
 @torch.no_grad()
-def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.device, start: int = 0,
-          load: Callable[[int], dict[str, Tensor]] | None = None, settled: Callable[[int], None] = lambda _index: None,
-          beyond: bool = False, originals: TwoStates | None = None,
-          weights: Callable[[int], dict[str, Tensor]] = lambda _index: {},
-          tick: Tick = silent) -> Iterator[Visit]:
+def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.device, start: int = 0, tick: Tick = silent,
+          options: SweepOptions = PLAIN) -> Iterator[Visit]:
     """Visit the layers from `start` on; after the caller has edited a layer, its outputs are propagated to the next.
 
-    `states` holds the inputs of layer `start`; without it layers are visited, but nothing runs through them. `load`
-    returns the tensors of a layer (by default the view's); `settled` is called when a layer's outputs are safe on disk.
-    `beyond` propagates through the last layer too. With `originals` the corpus also runs through the unedited layers;
-    `weights` returns the weights of a layer's tokens. Raises ResourceError where hidden states cannot be written.
+    `states` holds the inputs of layer `start`; without it layers are visited, but nothing runs through them. With `observe`
+    each visit has the Grams of its layer. Raises ResourceError where hidden states cannot be written.
     """
+    load, originals = options.load or view.layer, options.originals
     frame = Frame(view.spec, device)
     for index in range(start, view.spec.layers):
         tick("loading", 0.0)
         frame.clear()
         release_memory()
-        frame.load(index, (load or view.layer)(index))
+        frame.load(index, load(index))
         inputs = states.inputs_of(index) if states is not None else None
-        visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, weights=weights(index), tick=tick)
+        visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, weights=options.weights(index), tick=tick)
         if originals is not None:
             after = originals.inputs_of(index + 1) if index + 1 < view.spec.layers else None
             visit.originals = originals.inputs_of(index), after
@@ -170,7 +187,7 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
             release_memory()
         yield visit
         visit.grams.clear()
-        if states is not None and (beyond or index + 1 < view.spec.layers):
+        if states is not None and (options.beyond or index + 1 < view.spec.layers):
             try:
                 outputs = states.inputs_of(index + 1)
                 visit.propagate(outputs)
@@ -181,5 +198,5 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
                 raise ResourceError(f"the hidden states could not be written to {outputs.path.parent} "
                                     f"({error.strerror or error}); free some space or choose another --scratch, then run "
                                     "the same command again: finished layers are kept") from None
-        settled(index)
+        options.settled(index)
     frame.clear()

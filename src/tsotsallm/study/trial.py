@@ -138,7 +138,7 @@ def _execute(setup: Setup, job: TrialJob, work: Path, model: Path, store: Store,
     outcome.measures["model"] = {"bytes": anatomy.bytes, "parameters": anatomy.parameters, "layers": anatomy.layers,
                                  "nonzero_parameters": count_nonzero(written)}
     outcome.facts["layers"] = layer_map(written).plain()
-    outcome.facts["importance"] = importance_in(written.provenance or {})
+    outcome.facts["importance"] = importance_in(written.provenance)
     outcome.facts["hashes"] = {path.name: _sha256(path) for path in sorted(model.glob("*.safetensors"))}
     if setup.speed:
         outcome.measures["model"] |= _speed(written, work / f"{job.key}.gguf")

@@ -6,7 +6,7 @@ import hashlib
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tsotsallm.errors import TablesError
 from tsotsallm.files import csv_rows, parse_json, quoted, regular_size, utf8_lines
 from tsotsallm.rdf import SUFFIXES, Skipped, Statements, opened, suffix_of
 from tsotsallm.rdf import library as rdf_library
+from tsotsallm.records import Record
 from tsotsallm.store import key_of
 from tsotsallm.tables.reading import LONGEST_CELL
 from tsotsallm.tables.words import normalise
@@ -49,7 +50,7 @@ CREATE VIRTUAL TABLE frequency USING fts5vocab ('trigram', 'row');
 
 
 @dataclass
-class Loaded:
+class Loaded(Record):
     """What was loaded of a graph: counts, notes, and the properties that have a meaning of their own."""
 
     entities: int = 0
@@ -60,10 +61,6 @@ class Loaded:
     typing: tuple[str, ...] = TYPING
     subclass: tuple[str, ...] = SUBCLASS
     ignored: tuple[str, ...] = (*LABELS, *ALIASES, *DESCRIPTIONS, SENTENCE, *SUBCLASS)
-
-    def plain(self) -> dict[str, object]:
-        """The fields as plain data for JSON."""
-        return asdict(self)
 
 
 def library() -> Any:

@@ -57,14 +57,10 @@ class Imitation:
     were removed after it. All weights are trained, or the factors of `trainee`; zeros of a sparse model stay zero.
     """
 
-    def __init__(self, original: View, kept: list[int], samples: Samples, most: int, schedule: Schedule, directory: Path,
+    def __init__(self, original: View, kept: list[int], samples: Samples, schedule: Schedule, directory: Path,
                  device: torch.device, *, trainee: Trainee | None, sparse: bool) -> None:
-        held_out = samples.held_out
-        if most <= len(held_out.windows):           # fewer are used than are held out
-            held_out = held_out.first(max(1, most // 4))
-        training = samples.training.first(most - len(held_out.windows))
-        self.trained_windows = len(training.windows)
-        self.corpus = Corpus((*training.windows, *held_out.windows), training.source)
+        self.trained_windows = len(samples.training.windows)
+        self.corpus = Corpus((*samples.training.windows, *samples.held_out.windows), samples.training.source)
         self.original = Original(original, self.corpus, directory, device)
         self.ends = [*kept[1:], original.spec.layers]
         self.schedule, self.trainee, self.sparse = schedule, trainee, sparse

@@ -9,16 +9,18 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tsotsallm.checkpoint.provenance import SampleSummary, TrainingSummary
 from tsotsallm.errors import NumericsError
+from tsotsallm.records import Brief, Record
 from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.validation import Count, Natural, NotNegative, Positive, Share
 
@@ -76,7 +78,7 @@ class Schedule:
 
 
 @dataclass
-class Curve:
+class Curve(Record):
     """The course of training: (step, loss) of every step and of every validation, in nats per token."""
 
     loss: list[tuple[int, float]] = field(default_factory=list)
@@ -90,15 +92,36 @@ class Curve:
         """The held-out loss of the best step."""
         return dict(self.held_out)[self.best_step]
 
-    def plain(self) -> dict[str, object]:
-        """The curve as JSON."""
-        return asdict(self)
 
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Curve:
-        """The curve that `plain` described."""
-        pairs = {name: [(int(step), float(loss)) for step, loss in plain[name]] for name in ("loss", "held_out")}
-        return cls(**(plain | pairs))
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn(Brief):
+    """The course of training on one source: on so many samples and validated on others, or of one layer by itself."""
+
+    source: str
+    layer: int | None = None
+    training: int | None = None
+    held_out: int | None = None
+    curve: Curve
+
+    def summary(self, *, timed: bool) -> SampleSummary:
+        """What the training came to; seconds only with `timed`, since a repeated run takes others."""
+        curve = self.curve
+        return SampleSummary(source=self.source, layer=self.layer, samples=self.training, steps=len(curve.loss),
+                             best_step=curve.best_step, held_out_loss_before=curve.held_out[0][1], held_out_loss=curve.best,
+                             stopped=curve.stopped, elapsed_s=round(curve.elapsed_s, 1) if timed else None)
+
+
+@dataclass(frozen=True)
+class Training(Record):
+    """What a stage that trains did, with the curves; `engine` says how: resident, streamed or layer by layer."""
+
+    stage: str
+    engine: str
+    samples: tuple[TrainedOn, ...]
+
+    def summary(self, *, timed: bool = False) -> TrainingSummary:
+        """The training without its curves; seconds only with `timed`."""
+        return TrainingSummary(self.stage, self.engine, tuple(one.summary(timed=timed) for one in self.samples))
 
 
 class Objective(Protocol):
@@ -217,7 +240,7 @@ def _restored(path: Path | None, tensors: dict[str, Tensor], optimizer: torch.op
             if f"step.{name}" in saved:
                 optimizer.state[tensor] = {part: file.get_tensor(f"{part}.{name}")
                                            for part in ("step", "exp_avg", "exp_avg_sq")}
-        return Curve.from_plain(json.loads(file.metadata()["curve"]))
+        return Curve.parsed(json.loads(file.metadata()["curve"]))
 
 
 @functools.lru_cache(4)

@@ -35,6 +35,12 @@ class Samples:
         """64 hexadecimal digits that identify both."""
         return self.training.fingerprint()[:32] + self.held_out.fingerprint()[:32]
 
+    def at_most(self, most: int) -> Samples:
+        """The first `most` windows of both together; where fewer are wanted than are held out, a quarter stays held out."""
+        count = len(self.held_out.windows)
+        held_out = self.held_out if most > count else self.held_out.first(max(1, most // 4))
+        return Samples(self.training.first(most - len(held_out.windows)), held_out)
+
 
 def split(windows: Corpus, held_out: float, seed: int) -> Samples:
     """Hold out a share of the windows, at least one and at most 32, drawn by the seed.
