@@ -11,16 +11,21 @@ import yaml
 
 import tsotsallm
 from tsotsallm.checkpoint.card import model_card
+from tsotsallm.checkpoint.provenance import Calibrated, Measures, Provenance
 from tsotsallm.recipe import Recipe
 
 
-def provenance(recipe: str = "", source: str = "folder", **changes: Any) -> dict[str, Any]:
-    return {"source": source, "recipe": Recipe.parse(recipe).plain(), "calibration": None,
-            "measures": {"bytes": 1_500_000, "source_bytes": 3_000_000_000}} | changes
+def provenance(recipe: str = "", source: str = "folder", calibration: Calibrated | None = None) -> Provenance:
+    return Provenance(source=source, recipe=Recipe.parse(recipe).plain(), choices=(), inputs=None, ancestry=None,
+                      calibration=calibration, measures=Measures(1_500_000, 3_000_000_000))
 
 
-def head_and_body(card: str) -> tuple[dict[str, Any], str]:
-    begin, head, body = card.split("---\n", 2)
+def card(made: Provenance, *, own: bool = False, packed: bool = False) -> str:
+    return model_card(made, own_container=own, packed=packed)
+
+
+def head_and_body(text: str) -> tuple[dict[str, Any], str]:
+    begin, head, body = text.split("---\n", 2)
     assert begin == ""
     return yaml.safe_load(head), body
 
@@ -32,7 +37,7 @@ def recipe_in(body: str) -> Any:
 def test_the_hubs_library_reads_its_metadata(tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
-    (tmp_path / "README.md").write_text(model_card(provenance("gptq:4", "meta-llama/Llama-3.2-1B"), own_container=False))
+    (tmp_path / "README.md").write_text(card(provenance("gptq:4", "meta-llama/Llama-3.2-1B")))
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.base_model == "meta-llama/Llama-3.2-1B"
     assert data.library_name == "transformers"
@@ -42,24 +47,24 @@ def test_the_hubs_library_reads_its_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", ["", "skip:3, wanda:2:4, gptq:4:32", "[{layers: {order: [0, 1, 1], shared: true}}]",
                                     "[{vocabulary: {keep: ['a \"quoted\" name: #1.txt']}}]"])
 def test_the_recipe_in_it_is_the_recipe(recipe: str) -> None:
-    _, body = head_and_body(model_card(provenance(recipe), own_container=False))
+    _, body = head_and_body(card(provenance(recipe)))
     assert Recipe.parse(recipe_in(body)) == Recipe.parse(recipe)
 
 
 @pytest.mark.parametrize(("source", "base"), [("folder", None), ("embedded", None), ("name/model", "name/model"),
                                               ("name/yes: no", "name/yes: no")])
 def test_only_a_model_of_the_hub_is_a_base(source: str, base: str | None) -> None:
-    head, body = head_and_body(model_card(provenance(source=source), own_container=False))
+    head, body = head_and_body(card(provenance(source=source)))
     assert head.get("base_model") == base
     assert f"# {source}, made smaller" in body
 
 
 def test_sizes_and_texts_are_those_measured() -> None:
-    asked = {"windows": 128, "tokens": 262_144, "source": "c4"}
-    _, body = head_and_body(model_card(provenance(calibration=asked), own_container=False))
+    asked = Calibrated("c4", 128, 262_144, None)
+    _, body = head_and_body(card(provenance(calibration=asked)))
     assert "Weights: 1.5 MB, from 3 GB." in body
     assert "calibrated on 128 windows (262144 tokens) of `c4`" in body
-    assert "without calibration text" in model_card(provenance(), own_container=False)
+    assert "without calibration text" in card(provenance())
 
 
 @pytest.mark.parametrize(("recipe", "own", "words", "others"), [
@@ -67,7 +72,7 @@ def test_sizes_and_texts_are_those_measured() -> None:
     ("gptq:4", False, "pip install transformers compressed-tensors\n", "tsotsallm.load"),
     ("rtn:q4_0", True, "tsotsallm.load", "pip install transformers")])
 def test_it_says_how_this_very_model_is_run(recipe: str, own: bool, words: str, others: str) -> None:
-    head, body = head_and_body(model_card(provenance(recipe), own_container=own))
+    head, body = head_and_body(card(provenance(recipe), own=own, packed=bool(recipe)))
     assert head["library_name"] == ("tsotsallm" if own else "transformers")
     assert words in body
     assert others not in body

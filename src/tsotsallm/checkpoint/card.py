@@ -8,21 +8,24 @@ from tsotsallm.checkpoint.provenance import Provenance
 from tsotsallm.units import human_bytes
 
 
-def model_card(provenance: Provenance, *, own_container: bool) -> str:
-    """The card's Markdown: what the model is, how it was made, its size in bytes, and how to run it."""
+def model_card(provenance: Provenance, *, own_container: bool, packed: bool) -> str:
+    """The card's Markdown: what the model is, how it was made, its size in bytes, and how to run it.
+
+    own_container  whether only this package reads its weights
+    packed         whether some of them are codes on a grid
+    """
     source, measures, stages = provenance.source, provenance.measures, list(provenance.recipe)
     head: dict[str, object] = {"library_name": "tsotsallm" if own_container else "transformers",
                             "tags": ["tsotsallm", "compressed"]}
     if "/" in source:
         head["base_model"] = source
-    quantised = any("quantize" in stage for stage in stages)
     if own_container:
         usage = ("The weights are stored in TSOTSALLM's own container (for grids of GGUF, NF4, 8-bit corrections, repeated "
                  "layers stored once); plain transformers does not read it.\n\n"
                  "```python\nimport tsotsallm\nmodel, tokenizer = tsotsallm.load(\"PATH\")\n```\n\n"
                  "For llama.cpp and Ollama: `tsotsallm export PATH --gguf OUT.gguf`.")
     else:
-        packages = "transformers compressed-tensors" if quantised else "transformers"
+        packages = "transformers compressed-tensors" if packed else "transformers"
         usage = (f"```\npip install {packages}\n```\n```python\nfrom transformers import AutoModelForCausalLM, "
                  "AutoTokenizer\nmodel = AutoModelForCausalLM.from_pretrained(\"PATH\")\n"
                  "tokenizer = AutoTokenizer.from_pretrained(\"PATH\")\n```")

@@ -39,7 +39,9 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
 def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
     """The inverse of `pack_rows`: int8 codes of shape (rows, columns)."""
     if bits in (2, 4, 8):               # whole codes in every byte
-        parts = packed.contiguous().view(torch.uint8)[:, :, None] >> torch.arange(0, 8, bits, dtype=torch.uint8)
+        # a clone, since a transposed column of one word counts as contiguous, but not as bytes
+        stored = packed.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+        parts = stored[:, :, None] >> torch.arange(0, 8, bits, dtype=torch.uint8)
         return ((parts & ((1 << bits) - 1)).flatten(1)[:, :columns].to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
     stream = np.ascontiguousarray(packed.numpy()).view(np.uint8)
     codes = np.empty((len(stream), columns), dtype=np.int8)

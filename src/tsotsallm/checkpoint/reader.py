@@ -525,7 +525,7 @@ def locate(source: str | Path) -> Path:
         return embedded_directory()
     if path.exists():
         raise CheckpointError(f"{source} is a file; give the directory that holds config.json and the shards")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise CheckpointError(f"{source} does not exist; give a checkpoint's directory, a hub id such as "
                               f"HuggingFaceTB/SmolLM2-135M, or {EMBEDDED!r} for the embedded model")
     return _download(str(source))

@@ -19,13 +19,14 @@ def export_huggingface(checkpoint: Checkpoint, out: Path, tick: Tick = silent) -
 
     Values on a grid are rounded again where the type has fewer digits than they do; corrections beside linears are added.
     One layer at a time is in memory; the directory gets its name when it is complete. Raises ExportError where `out`
-    exists, ResourceError where it cannot be written.
+    or its unfinished form exists, ResourceError where it cannot be written.
     """
-    if out.exists():
-        raise ExportError(f"{out} exists already; choose another name, or delete it first")
+    partial = partial_path(out)
+    for path in (out, partial):
+        if path.exists():
+            raise ExportError(f"{path} exists already; choose another name, or delete it first")
     view, storage = View.of(checkpoint), checkpoint.storage
     spec = view.spec
-    partial = partial_path(out)
     writer = Writer(partial)
     try:
         for index in range(spec.layers):

@@ -216,18 +216,20 @@ class Pass(ABC):
         work, output, directory, made = self.work, self.output, self.directory, self.number + 1
         output.finish(work.checkpoint, self.view, first_visit or list(range(self.view.spec.layers)), ends or {},
                       end_grids or {}, config)
+        written = Checkpoint(directory)
         provenance = Provenance(
             source=work.inputs.name or work.checkpoint.directory.name, recipe=work.identity.recipe,
             training=tuple(one.summary() for one in self.lineage.trainings), notes=tuple(work.notes(made)),
             sweeps_done=f"{made} of {len(work.sweeps)}", choices=self.lineage.choices, inputs=work.identity,
             ancestry=work.checkpoint.provenance, calibration=self._calibrated(),
-            measures=Measures(Checkpoint(directory).weight_bytes, work.checkpoint.weight_bytes, work.checkpoint.spec.layers))
+            measures=Measures(written.weight_bytes, work.checkpoint.weight_bytes, work.checkpoint.spec.layers))
         write_json(directory / PROVENANCE, provenance.plain())
         for count, one in enumerate(work.decisions(made), 1):
             write_json(directory / f"decision-{count}-{one.stage}.json", {"stage": one.stage, **one.decision})
         for count, training in enumerate(self.lineage.trainings, 1):
             write_json(directory / f"training-{count}-{training.stage}.json", training.plain())
-        card = model_card(provenance, own_container=output.writer.own_container)
+        card = model_card(provenance, own_container=output.writer.own_container,
+                          packed=written.spec.quantization is not None)
         (directory / "README.md").write_text(card, "utf-8", errors="replace")     # as in write_json
         work.journal.add(Finished(self.number))
 

@@ -63,10 +63,10 @@ def bundle(models: Sequence[str], out: Path, *, platform: str | None = None, pyt
         raise ServeError(f"there is no platform {platform!r}; choose one of {', '.join(PLATFORMS)}")
     if not models:
         raise ServeError("no model is given; name one to bundle: a GGUF file, a folder of `fit`, or a checkpoint")
-    if out.exists():
-        raise ServeError(f"{out} exists already; choose another name with -o, or delete it first")
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for path in (out, partial):
+        if path.exists():
+            raise ServeError(f"{path} exists already; choose another name with -o, or delete it first")
     try:
         partial.mkdir(parents=True)
         names = _models(models, partial, say)
@@ -77,8 +77,10 @@ def bundle(models: Sequence[str], out: Path, *, platform: str | None = None, pyt
         (partial / SUMS).write_text("".join(lines), "utf-8", newline="\n")
         size = sum(path.stat().st_size for path in files)
         partial.rename(out)
-    except OSError as error:
+    except BaseException as error:                  # Ctrl-C included: nothing half-written stays
         shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise ResourceError(f"the bundle cannot be written at {out} ({error.strerror or error}); it takes about 1 GB, so "
                             "choose a place with room for it") from None
     return Bundled(out, tuple(names), wheels, size)
