@@ -69,8 +69,7 @@ class _Fit:
     def __init__(self, bench: Bench, target: Target, out: Path) -> None:
         self.bench, self.target, self.out, self.say = bench, target, out, bench.say
         self.rounds: list[Round] = []
-        self.paths: dict[int, Path] = {}
-        self.structures: dict[int, Structure] = {}
+        self.paths: list[Path] = []
         self.last: dict[Structure, Round] = {}      # the last candidate of each structure
         self.choices: list[Choices] = []
         self.corrections = Corrections()
@@ -150,8 +149,7 @@ class _Fit:
         """Make the best candidate again with more calibration text, if that fits the time; it mostly loses less."""
         best, settings = self._best(), self.bench.settings
         assert best is not None
-        structure = self.structures[best.number]
-        plan = self._plan(next(one for one in self.choices if one.structure == structure), measured)
+        plan = self._plan(next(one for one in self.choices if one.structure.name == best.structure), measured)
         takes = MORE_TEXT * max(mixture.seconds, best.seconds) / 60
         if plan is not None and not settings.quick and self.bench.minutes_gone + takes < settings.minutes:
             self.say(f"once more with {MORE_TEXT * settings.windows} windows of calibration text")
@@ -173,7 +171,7 @@ class _Fit:
         before = self.corrections
         one, path = self._build(len(self.rounds), plan, measured, windows or self.bench.settings.windows)
         self.rounds.append(one)
-        self.paths[one.number], self.structures[one.number] = path, plan.structure
+        self.paths.append(path)
         self.last[plan.structure] = one
         if not before.known(plan.structure) and one.measured_structure > 0:
             self.structure_pairs.append((plan.structure_loss / before.structure, one.measured_structure))
