@@ -10,7 +10,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tsotsallm.errors import TsotsallmError
 
@@ -26,6 +26,11 @@ MOST_DEPTH = 100
 """Deepest nesting of objects and lists in JSON and YAML."""
 PSEUDO = ("/proc/", "/sys/")
 """Folders whose files report a size of 0, whatever they hold, and may block."""
+Json: TypeAlias = Any
+"""A value of JSON or YAML: whoever reads one knows its form, or checks it. (A recursive type would refuse dictionaries of
+numbers where values of JSON are expected, since dictionaries are invariant.)"""
+JsonObject: TypeAlias = dict[str, Json]
+
 QUOTED_CHARACTERS = 80
 MESSAGE_CHARACTERS = 300
 CSV_CHARACTERS = 10_000_000
@@ -105,12 +110,12 @@ def read_utf8(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYT
                    "first") from None
 
 
-def read_json(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYTES) -> Any:
+def read_json(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYTES) -> Json:
     """The content of a JSON file; raises `kind` with the fault, FileNotFoundError where there is no such file."""
     return parse_json(read_utf8(path, kind, limit), str(path), kind)
 
 
-def parse_json(text: str, where: str, kind: type[TsotsallmError], *, unique: bool = False) -> Any:
+def parse_json(text: str, where: str, kind: type[TsotsallmError], *, unique: bool = False) -> Json:
     """Parse JSON of bounded depth and without halves of surrogate pairs; raises `kind`, naming `where`.
 
     With `unique`, an object with a duplicate name is refused, since readers differ in which of the two they use.
@@ -128,7 +133,7 @@ def parse_json(text: str, where: str, kind: type[TsotsallmError], *, unique: boo
     return content
 
 
-def parse_yaml(text: str, where: str, kind: type[TsotsallmError]) -> Any:
+def parse_yaml(text: str, where: str, kind: type[TsotsallmError]) -> Json:
     """Parse YAML of bounded size, depth and numbers, aliases counted each time they occur; raises `kind`, naming `where`."""
     import yaml
 
@@ -178,7 +183,7 @@ def utf8_lines(file: Iterable[bytes], where: str, kind: type[TsotsallmError]) ->
         yield number, text.removesuffix("\n").removesuffix("\r")
 
 
-def json_lines(text: str, where: str, kind: type[TsotsallmError]) -> Iterator[tuple[int, Any]]:
+def json_lines(text: str, where: str, kind: type[TsotsallmError]) -> Iterator[tuple[int, Json]]:
     """Yield (line number, value) of JSON lines, empty ones skipped; raises `kind` with the line."""
     for number, line in enumerate(lines(text), 1):
         if line.strip():

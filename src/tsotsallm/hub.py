@@ -9,10 +9,9 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.errors import MissingExtraError, TsotsallmError, install_command
-from tsotsallm.files import one_line
+from tsotsallm.files import JsonObject, one_line
 
 SECONDS = 3.0
 """How long the hub may take to answer before it counts as unreachable."""
@@ -53,7 +52,7 @@ def obstacle() -> str | None:
 
 
 def rows(repository: str, configuration: str | None = None, *, split: str, kind: type[TsotsallmError],
-         instead: str) -> Iterator[dict[str, Any]]:
+         instead: str) -> Iterator[JsonObject]:
     """Yield the rows of a data set as they are downloaded.
 
     Raises `kind` where the data set cannot be reached or read, with the remedy `instead`, and MissingExtraError without the

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
@@ -14,6 +13,7 @@ from tsotsallm.checkpoint.reader import PACKED_NAME, PROVENANCE, Checkpoint
 from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, MOST_LAYERS
 from tsotsallm.errors import CheckpointError
+from tsotsallm.files import JsonObject
 from tsotsallm.records import Record
 from tsotsallm.stages.layers import Layers
 
@@ -207,7 +207,7 @@ class FileAnatomy(Record):
     version: int
     kv_cache_bytes_per_token: int | None
     macs_per_token: int
-    tokenizer: dict[str, Any] | None
+    tokenizer: JsonObject | None
     made_from: dict[str, object]
     notes: tuple[str, ...]
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, cast
+from types import ModuleType
+from typing import IO, NamedTuple, Protocol, cast
 from urllib.parse import quote
 from xml.parsers import expat
 
@@ -106,7 +107,7 @@ class Unit(NamedTuple):
         return b"%s{%s" % (self.graph, self.text if self.text.endswith(b"}") else self.text + b"}")
 
 
-def library(extra: str, what: str) -> Any:
+def library(extra: str, what: str) -> ModuleType:
     """The module pyoxigraph; raises MissingExtraError, with the command that installs it, where it is missing."""
     try:
         import pyoxigraph
@@ -421,7 +422,7 @@ def _about(text: bytes) -> int:
     return max(1, len(_LINE_END.findall(text.rstrip() + b"\n")))
 
 
-def _fault(rdf: Any, term: Term) -> tuple[str, str]:
+def _fault(rdf: ModuleType, term: Term) -> tuple[str, str]:
     """The value of a term that RDF does not allow, and the fault; both are empty where the term is valid."""
     if isinstance(term, rdf.NamedNode):
         return term.value, _iri_fault(rdf, term.value)
@@ -435,7 +436,7 @@ def _fault(rdf: Any, term: Term) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=65536)
-def _iri_fault(rdf: Any, value: str) -> str:
+def _iri_fault(rdf: ModuleType, value: str) -> str:
     try:
         rdf.NamedNode(value)
     except ValueError as error:
@@ -444,7 +445,7 @@ def _iri_fault(rdf: Any, value: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _language_fault(rdf: Any, value: str) -> str:
+def _language_fault(rdf: ModuleType, value: str) -> str:
     try:
         rdf.Literal("", language=value)
     except ValueError as error:

@@ -10,13 +10,12 @@ from functools import reduce
 from importlib import resources
 from operator import or_
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError, nearest
-from tsotsallm.files import parse_yaml, quoted, read_utf8
+from tsotsallm.files import Json, JsonObject, parse_yaml, quoted, read_utf8
 from tsotsallm.stages import STAGES
 from tsotsallm.stages.contract import LayerChoice, LayerEdit, LinearEdit, Model, Needs, Short, SourceEdit, Stage
 from tsotsallm.stages.retraining import Retraining
@@ -62,7 +61,7 @@ class Recipe:
     @classmethod
     def parse(cls, source: str | Path | Sequence[object]) -> Recipe:
         """Read a recipe from a YAML file, a packaged name, inline YAML, a one-liner, or a list of plain data."""
-        content: Any = _read(str(source)) if isinstance(source, (str, Path)) else source
+        content: Json = _read(str(source)) if isinstance(source, (str, Path)) else source
         if isinstance(content, Mapping):
             content = content.get("stages") if set(content) == {"stages"} else [content]
         if not isinstance(content, Sequence) or isinstance(content, str):
@@ -76,7 +75,7 @@ class Recipe:
         """Read inline YAML or a one-liner, never a file."""
         return cls.parse(_inline(text))
 
-    def plain(self) -> list[dict[str, Any]]:
+    def plain(self) -> list[JsonObject]:
         """The recipe as plain data, from which `parse` makes an equal one."""
         return [{stage.name: stage.fields()} for stage in self.stages]
 
@@ -176,7 +175,7 @@ class Recipe:
         self.models(Model.of(spec, sparse=sparse))
 
 
-def _read(text: str) -> Any:
+def _read(text: str) -> Json:
     path = Path(text)
     packaged = packaged_recipes()
     if text in packaged:
@@ -195,36 +194,36 @@ def _is_yaml(text: str) -> bool:
     return re.match(r"\s*(\[|\{|-\s)", text) is not None
 
 
-def _inline(text: str) -> Any:
+def _inline(text: str) -> Json:
     """Plain data of inline YAML, or of stages with commas between."""
     return _yaml(text, text) if _is_yaml(text) else [_one_line(item) for item in re.split(r",", text) if item.strip()]
 
 
-def _yaml(content: str, text: str) -> Any:
+def _yaml(content: str, text: str) -> Json:
     found = parse_yaml(content, "the recipe", RecipeError)
     if found is None:
         raise RecipeError(f"the recipe {quoted(text)} is empty; to copy a model without any stage write []")
     return found
 
 
-def packaged_recipes() -> dict[str, Any]:
+def packaged_recipes() -> JsonObject:
     """Name -> file of the recipes that come with the package."""
     files = resources.files("tsotsallm.recipes").iterdir()
     return {file.name.removesuffix(".yaml"): file for file in sorted(files, key=lambda file: file.name)
             if file.name.endswith(".yaml")}
 
 
-def recipe_schema(value: Callable[[dict[str, Any]], dict[str, Any]] = lambda part: part) -> dict[str, Any]:
+def recipe_schema(value: Callable[[JsonObject], JsonObject] = lambda part: part) -> JsonObject:
     """The JSON Schema of a recipe: a list of stages, each a short form or {name: {options}}.
 
     `value` makes of each option's schema the one that stands for it, where more than a plain value is allowed.
     """
-    def options(schema: dict[str, Any]) -> dict[str, Any]:
+    def options(schema: JsonObject) -> JsonObject:
         if "anyOf" in schema:
             return schema | {"anyOf": [options(kind) for kind in schema["anyOf"]]}
         return schema | {"properties": {name: value(part) for name, part in schema["properties"].items()}}
 
-    stages: list[dict[str, Any]] = [
+    stages: list[JsonObject] = [
         {"type": "object", "properties": {name: options(stage.schema())}, "required": [name], "additionalProperties": False,
          "description": stage.schema()["description"]} for name, stage in STAGES.items()]
     forms = ", ".join(dict.fromkeys(short.form for _, short in _SHORT.values()))
@@ -232,7 +231,7 @@ def recipe_schema(value: Callable[[dict[str, Any]], dict[str, Any]] = lambda par
     return {"type": "array", "maxItems": MOST_STAGES, "items": {"anyOf": [short, *stages]}}
 
 
-def _stage(item: Any) -> Stage:
+def _stage(item: Json) -> Stage:
     if isinstance(item, str):
         item = _one_line(item)
     if not isinstance(item, Mapping) or len(item) != 1:
@@ -243,7 +242,7 @@ def _stage(item: Any) -> Stage:
     return STAGES[name].from_fields({} if fields is None else fields)
 
 
-def _shortened(stage: Stage) -> str | dict[str, Any]:
+def _shortened(stage: Stage) -> str | JsonObject:
     """A stage as it is shortest to write: its short form where that means the same, else the options that need saying."""
     short = stage.short()
     if short and _means(short, stage):
@@ -255,7 +254,7 @@ def _shortened(stage: Stage) -> str | dict[str, Any]:
     return {stage.name: fields}
 
 
-def _means(item: str | dict[str, Any], stage: Stage) -> bool:
+def _means(item: str | JsonObject, stage: Stage) -> bool:
     try:
         return _stage(item) == stage
     except RecipeError:
@@ -266,7 +265,7 @@ _SHORT: dict[str, tuple[str, Short]] = {
     word: (name, short) for name, stage in STAGES.items() for word, short in stage.shorts.items()}
 
 
-def _one_line(item: str) -> dict[str, Any]:
+def _one_line(item: str) -> JsonObject:
     word = item.strip().partition(":")[0].strip()
     if word not in _SHORT:
         raise RecipeError(f"there is no short form {quoted(word)}{nearest(word, _SHORT)}; packaged recipes: "

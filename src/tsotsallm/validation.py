@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
 from tsotsallm.errors import TsotsallmError, nearest
-from tsotsallm.files import quoted
+from tsotsallm.files import Json, JsonObject, quoted
 
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -33,7 +33,7 @@ HIDDEN = "decided_later"
 _SEVERAL = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}
 
 Record = TypeVar("Record")
-Schema = dict[str, Any]
+Schema = JsonObject
 
 
 def checked(kind: type[Record], content: object, where: str, error: type[TsotsallmError]) -> Record:
@@ -69,7 +69,7 @@ class _Rules:
         return cls.made[kind]
 
 
-def _strict(schema: Any) -> Any:
+def _strict(schema: Json) -> Json:
     """A schema of pydantic's core that takes no text for a number, and no truth value for one, while records may nest."""
     if isinstance(schema, list):
         return [_strict(part) for part in schema]
@@ -101,7 +101,7 @@ def _with_description(text: str | None, part: Schema) -> Schema:
     return ({"description": text} if text else {}) | {key: value for key, value in part.items() if key != "title"}
 
 
-def _inlined(part: Any, shared: Mapping[str, Schema]) -> Any:
+def _inlined(part: Json, shared: Mapping[str, Schema]) -> Json:
     """A schema with what it refers to written out: records hold no records of their own kind."""
     if isinstance(part, list):
         return [_inlined(item, shared) for item in part]

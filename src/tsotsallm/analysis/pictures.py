@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from tsotsallm.errors import MissingExtraError
+from tsotsallm.files import Json
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.stages.allocation import DENSE
 
@@ -26,7 +29,7 @@ Given = ParamSpec("Given")
 Drawn = TypeVar("Drawn")
 
 
-def pyplot() -> Any:
+def pyplot() -> ModuleType:
     """Matplotlib's pyplot, which draws to files unless it is loaded already; raises MissingExtraError without it."""
     try:
         import matplotlib
@@ -34,9 +37,8 @@ def pyplot() -> Any:
         raise MissingExtraError("matplotlib", "report", "drawing pictures") from None
     if "matplotlib.pyplot" not in sys.modules:      # a notebook keeps its own backend
         matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    found: ModuleType = importlib.import_module("matplotlib.pyplot")
+    return found
 
 
 def styled(draw: Callable[Given, Drawn]) -> Callable[Given, Drawn]:
@@ -128,7 +130,7 @@ def outliers(items: Sequence[Outliers], path: Path) -> Path:
         mine = [item for item in items if item.linear == name]
         layers = [item.layer for item in mine]
         label = name.rpartition(".")[2]
-        look: dict[str, Any] = {"marker": "o", "markersize": 3, "color": colours(number)}
+        look: dict[str, object] = {"marker": "o", "markersize": 3, "color": colours(number)}
         axes[0].plot(layers, [item.weight_peak for item in mine], label=label, **look)
         if label not in ("k_proj", "v_proj", "up_proj"):       # their inputs are those of q_proj and gate_proj
             axes[1].plot(layers, [item.input_peak for item in mine], **look)
@@ -142,7 +144,7 @@ def outliers(items: Sequence[Outliers], path: Path) -> Path:
 
 
 @styled
-def training_curve(trained: Mapping[str, Any], path: Path) -> Path:
+def training_curve(trained: Mapping[str, Json], path: Path) -> Path:
     """Draw the loss of every step, smoothed over a twentieth of them, and every validation.
 
     There is one panel for each source of samples; layers that were trained one after another share a panel.
@@ -176,7 +178,7 @@ def training_curve(trained: Mapping[str, Any], path: Path) -> Path:
 
 
 @styled
-def selection(decision: Mapping[str, Any], path: Path) -> Path:
+def selection(decision: Mapping[str, Json], path: Path) -> Path:
     """Draw the score of every linear, layers to the right, with a frame around those that were chosen."""
     plot = pyplot()
     layers = sorted({layer for layer, _, _ in decision["scores"]})
@@ -197,13 +199,13 @@ def selection(decision: Mapping[str, Any], path: Path) -> Path:
 
 
 @styled
-def ranks(decision: Mapping[str, Any], path: Path) -> Path:
+def ranks(decision: Mapping[str, Json], path: Path) -> Path:
     """Draw the rank of every linear's correction, layers to the right."""
     return _by_place(decision["ranks"], "rank", "", path)
 
 
 @styled
-def grids(decision: Mapping[str, Any], path: Path) -> Path:
+def grids(decision: Mapping[str, Json], path: Path) -> Path:
     """Draw the bits per weight of every linear, layers to the right; those of embeddings and head are in the title."""
     found = {key: 16.0 if kind == DENSE else GgmlGrid(kind).bits_per_weight for key, kind in decision["grids"].items()}
     linears = {key: bits for key, bits in found.items() if key[0].isdigit()}

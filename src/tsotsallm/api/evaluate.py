@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Unpack, cast, get_args
+from typing import Unpack, cast, get_args
 
 from tsotsallm.api.computers import Computers
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
@@ -20,6 +20,7 @@ from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
 from tsotsallm.evaluation.task_run import open_examinee
 from tsotsallm.evaluation.tasks import Task
+from tsotsallm.files import JsonObject
 from tsotsallm.lab.texts import world_text
 from tsotsallm.records import amended
 from tsotsallm.run.run import Result
@@ -93,7 +94,7 @@ def gguf_speeds(models: Sequence[str | Path], *, text: str | Path | None = None,
 
 def harness(model: str | Path, tasks: Sequence[str], *, limit: int | None = None, shots: int | None = None,
             include: str | Path | None = None, device: str = "cpu", scratch: str | Path | None = None,
-            tick: Tick = silent) -> dict[str, Any]:
+            tick: Tick = silent) -> JsonObject:
     """Evaluate tasks of lm-evaluation-harness with the streaming scorer; `include` is a folder with task files of one's own.
 
     `limit` takes the first items of every task, `shots` solved examples before each.

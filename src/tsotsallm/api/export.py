@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from tsotsallm.checkpoint.gguf_layout import Dense
 from tsotsallm.checkpoint.reader import Checkpoint
@@ -14,16 +14,17 @@ from tsotsallm.export.gguf import Written, export_gguf
 from tsotsallm.export.huggingface import export_huggingface
 from tsotsallm.export.publish import modelfile_path, write_modelfile
 from tsotsallm.export.verify import Verified, read_back, verify_gguf
+from tsotsallm.files import JsonObject
 from tsotsallm.streaming.sweep import Tick, silent
 
 
-def to_huggingface(model: str | Path, out: str | Path, *, tick: Tick = silent) -> dict[str, Any]:
+def to_huggingface(model: str | Path, out: str | Path, *, tick: Tick = silent) -> JsonObject:
     """Write a checkpoint as a plain Hugging Face one, every weight dense; returns the path and notes."""
     return {"hf": str(out), "notes": export_huggingface(Checkpoint.open(model), Path(out), tick)}
 
 
 def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, ollama: bool = False, verify: bool = True,
-            accept_differences: bool = False, tick: Tick = silent) -> dict[str, Any]:
+            accept_differences: bool = False, tick: Tick = silent) -> JsonObject:
     """Write a checkpoint as GGUF; returns the paths, bytes and notes.
 
     Weights that are on no grid of GGUF are written as `dense`: f16, bf16 or f32. `ollama` adds a Modelfile. With `verify`
@@ -54,7 +55,7 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
     found = export_gguf(checkpoint, path, dense=cast("Dense | None", dense), name=name,
                         accept_differences=accept_differences,
                         check=check if verify else None, tick=tick)
-    answer: dict[str, Any] = {"gguf": str(path), **found.plain()}
+    answer: JsonObject = {"gguf": str(path), **found.plain()}
     answer["notes"] = [*checkpoint.codec.notes, *answer["notes"]]
     if modelfile is not None:
         answer["modelfile"] = str(write_modelfile(modelfile, path, found.adapter, checkpoint.spec.context))

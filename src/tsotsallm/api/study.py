@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from tsotsallm.api.computers import Computers
 from tsotsallm.api.fit import if_possible
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
 from tsotsallm.errors import StudyError
+from tsotsallm.files import JsonObject
 from tsotsallm.records import amended
 from tsotsallm.report.page import write as write_page
 from tsotsallm.report.studied import study_document
@@ -80,7 +81,7 @@ def trials_of(folder: str | Path, numbers: Sequence[int]) -> list[Trial]:
     return [known[number] for number in numbers]
 
 
-def notebook(folder: str | Path) -> list[dict[str, Any]]:
+def notebook(folder: str | Path) -> list[JsonObject]:
     """The lab notebook of a study: what was planned, done, learned, and done next."""
     open_study(Path(folder))
     with closing(Ledger(Path(folder))) as ledger:

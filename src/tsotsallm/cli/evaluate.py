@@ -27,6 +27,7 @@ from tsotsallm.cli.common import (
     print_json,
     to_stderr,
 )
+from tsotsallm.files import Json, JsonObject
 
 if TYPE_CHECKING:
     from tsotsallm.evaluation.cost import Cost
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tsotsallm.evaluation.kv_cache import CachePerplexity
     from tsotsallm.evaluation.perplexity import Kind, Perplexity
     from tsotsallm.evaluation.results import Comparison
+    from tsotsallm.evaluation.tasks import Task
 
 
 def evaluate(models: Annotated[list[str], typer.Argument(help="Models to evaluate: checkpoints, or GGUF files; differences "
@@ -122,7 +124,7 @@ class Request:
         """The protocol, once checked."""
         return cast("Kind", self.protocol)
 
-    def questions(self) -> tuple[list[Any], Path | None]:
+    def questions(self) -> tuple[list[str | Task], Path | None]:
         """(tasks, their data); a text is a task of its own."""
         from tsotsallm.errors import TsotsallmError
         from tsotsallm.evaluation.examination import text_task
@@ -134,7 +136,7 @@ class Request:
                                  "model comes with its own text")
         return [text_task(self.context, self.kind, world=self.text is None)], self.text
 
-    def output(self, plain: Any, show: Callable[[], None]) -> None:
+    def output(self, plain: Json, show: Callable[[], None]) -> None:
         """Print the JSON form of a result where that is asked for, else show it."""
         print_json(plain) if self.as_json else show()
 
@@ -388,14 +390,14 @@ def print_forecasts(forecasts: list[TaskForecast]) -> None:
               f"{human_seconds(slow[0].pass_s)} or more each")
 
 
-def print_harness(scored: dict[str, dict[str, Any]]) -> None:
+def print_harness(scored: dict[str, JsonObject]) -> None:
     """Print one row per task and metric, as lm-evaluation-harness names them."""
     from tsotsallm.cli.lines import table
 
     names = [(task, metric) for found in list(scored.values())[:1] for task, values in found["results"].items()
              for metric, value in values.items() if isinstance(value, float) and "_stderr" not in metric]
 
-    def cell(found: dict[str, Any], task: str, metric: str) -> str:
+    def cell(found: JsonObject, task: str, metric: str) -> str:
         values = found["results"].get(task, {})
         error = values.get(metric.replace(",", "_stderr,"))
         return f"{values[metric]:.4f}" + (f" ± {error:.4f}" if isinstance(error, float) else "") if metric in values else ""

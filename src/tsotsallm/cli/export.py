@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tsotsallm.cli.common import AsJson, Model, Threads, answers, print_json
+from tsotsallm.files import JsonObject
 
 
 def export(model: Model,
@@ -43,7 +44,7 @@ def export(model: Model,
         print_json(written) if as_json else print_export(written)
 
 
-def print_export(written: dict[str, Any]) -> None:
+def print_export(written: JsonObject) -> None:
     """Print what was written, its size, how it compares with llama.cpp, and notes for its reader."""
     from tsotsallm.units import human_bytes
 

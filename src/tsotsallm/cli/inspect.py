@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsotsallm.cli.common import AsJson, answers, print_json
+from tsotsallm.files import JsonObject
 
 if TYPE_CHECKING:
     from tsotsallm.inspection import Anatomy, FileAnatomy
@@ -78,7 +79,7 @@ def _print_file(found: FileAnatomy) -> None:
         print(f"{key}: {one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}")
 
 
-def _token(token: dict[str, Any] | None) -> str:
+def _token(token: JsonObject | None) -> str:
     from tsotsallm.files import quoted
 
     return "none" if token is None else f"{token['number']} ({quoted(token['text'])})"

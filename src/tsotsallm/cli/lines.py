@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
     from tsotsallm.run.work import Progress
 
 
@@ -70,7 +73,7 @@ def _place(now: Progress) -> tuple[str, float]:
     return f"{now.stages}{where} {now.step}", min(done, 1.0)
 
 
-def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
+def progress_bar(quiet: bool) -> tuple[Bar | _Lines, Callable[[Progress], None]]:
     """A progress bar with layer, stage, remaining time, current and peak memory, and what moves it."""
     if _for_programs():
         lines = _Lines()
@@ -91,7 +94,7 @@ def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
     bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=10), TextColumn("{task.percentage:>3.0f}%"),
               TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[memory]}"),
               console=console, disable=quiet or not console.is_terminal)
-    tasks: dict[int, Any] = {}
+    tasks: dict[int, TaskID] = {}
 
     def show(now: Progress) -> None:
         if now.sweep not in tasks:
@@ -102,7 +105,7 @@ def progress_bar(quiet: bool) -> tuple[Any, Callable[[Progress], None]]:
     return bar, show
 
 
-def step_bar(quiet: bool) -> tuple[Any, Callable[[str, float], None]]:
+def step_bar(quiet: bool) -> tuple[Bar | _Lines, Callable[[str, float], None]]:
     """A progress bar for passes over a model, one after another, and what moves it."""
     if _for_programs():
         lines = _Lines()
@@ -115,7 +118,7 @@ def step_bar(quiet: bool) -> tuple[Any, Callable[[str, float], None]]:
     console = Console(stderr=True)
     bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"),
               TimeRemainingColumn(), console=console, transient=True, disable=quiet or not console.is_terminal)
-    tasks: dict[str, Any] = {}
+    tasks: dict[str, TaskID] = {}
 
     def show(step: str, share: float) -> None:
         if step not in tasks:

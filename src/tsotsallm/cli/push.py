@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tsotsallm.cli.common import AsJson, answers, print_json
+from tsotsallm.files import JsonObject
 
 
 def push(result: Annotated[Path, typer.Argument(help="Result to upload: its directory, or a GGUF file.")],
@@ -27,7 +28,7 @@ def push(result: Annotated[Path, typer.Argument(help="Result to upload: its dire
         print_json(sent) if as_json else print_push(sent)
 
 
-def print_push(sent: dict[str, Any]) -> None:
+def print_push(sent: JsonObject) -> None:
     """Print what was, or would be, uploaded."""
     from tsotsallm.units import human_bytes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from tsotsallm.cli.common import (
     print_json,
     to_stderr,
 )
+from tsotsallm.files import JsonObject
 
 if TYPE_CHECKING:
     from tsotsallm.study.ledger import Trial
@@ -150,7 +151,7 @@ def _cell(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def print_notebook(notes: list[dict[str, Any]]) -> None:
+def print_notebook(notes: list[JsonObject]) -> None:
     """Print the lab notebook, cycle by cycle."""
     cycle = None
     for note in notes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypedDict
 
 import psutil
@@ -45,13 +47,13 @@ class Tls:
             raise ClusterError(f"the certificates cannot be used ({error}); give PEM files") from None
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """The `distributed` library, which has no types; raises MissingExtraError where it is not installed."""
     try:
-        import distributed
+        found: ModuleType = importlib.import_module("distributed")
     except ImportError:
         raise MissingExtraError("distributed", "cluster", "work on several computers") from None
-    return distributed
+    return found
 
 
 class WorkerInfo(TypedDict):
@@ -195,7 +197,7 @@ def _taken(folder: Path) -> bool:
     return False
 
 
-def _quiet(distributed: Any) -> None:
+def _quiet(distributed: ModuleType) -> None:
     import logging
 
     logging.getLogger("distributed").setLevel(logging.ERROR)

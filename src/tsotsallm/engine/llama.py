@@ -18,6 +18,7 @@ from tsotsallm.checkpoint.textrules import TextRules
 from tsotsallm.engine.interface import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
 from tsotsallm.engine.server import HttpServer, ask
 from tsotsallm.errors import CheckpointError, ConversationError, MissingExtraError, TsotsallmError
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.machine import chosen_threads
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class Llama:
             if place == 0:
                 yield Token(*self._text_of(ids[0]), None)
                 continue
-            answer: Any = self._server.handle_completions({
+            answer: Json = self._server.handle_completions({
                 "prompt": list(ids[:place]), "max_tokens": 1, "logprobs": max(1, likeliest), "temperature": 0,
                 "logit_bias": [[int(ids[place]), MOST_FORCED]]})    # the reported probability is that before the bias
             if "error" in answer:
@@ -202,7 +203,7 @@ class Llama:
 
     def ends_at(self, token: int) -> bool:
         """Whether llama.cpp ends an answer at a token; TsotsallmError where it does not answer."""
-        answer: Any = self._server.handle_completions({
+        answer: Json = self._server.handle_completions({
             "prompt": [self.first_letter], "max_tokens": 2, "temperature": 0, "logit_bias": [[int(token), MOST_FORCED]]})
         if "error" in answer:
             raise TsotsallmError(f"llama.cpp could not answer: {answer['error']['message']}")
@@ -213,14 +214,14 @@ class Llama:
         """A token of one or more letters, which has a text of its own and does not end an answer."""
         return next((place for place, token in enumerate(self.tokens) if token.isascii() and token.isalpha()), 0)
 
-    def _raw(self, place: str, asked: Mapping[str, object]) -> Any:
+    def _raw(self, place: str, asked: Mapping[str, object]) -> Json:
         """The answer of llama.cpp's own HTTP server on this machine."""
         address = self._server.address if isinstance(self._server, HttpServer) else self._server.listening_address
         return ask(address + place, asked, self._key)
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """Seconds that llama.cpp takes for a prompt, and for `tokens` tokens after it."""
-        answer: Any = self._server.handle_completions({"prompt": list(prompt), "max_tokens": tokens, "temperature": 0,
+        answer: Json = self._server.handle_completions({"prompt": list(prompt), "max_tokens": tokens, "temperature": 0,
                                                        "ignore_eos": True, "cache_prompt": False})
         if "error" in answer:
             raise TsotsallmError(f"llama.cpp could not answer: {answer['error']['message']}")
@@ -239,7 +240,7 @@ class Llama:
         """log P in nats of every token of the vocabulary after the given ones, (vocabulary,) float32."""
         import torch
 
-        answer: Any = self._server.handle_completions({
+        answer: Json = self._server.handle_completions({
             "prompt": list(ids), "max_tokens": 1, "logprobs": len(self.tokens), "logit_bias": [[self.first_letter,
                                                                                                 MOST_FORCED]]})
         if "error" in answer:
@@ -270,9 +271,9 @@ class _Hearing:
         self.failed: str | None = None
         self.finish = "cancelled"
         self.made = 0
-        self.last: dict[str, Any] = {}
+        self.last: JsonObject = {}
 
-    def take(self, chunk: Any) -> bool:
+    def take(self, chunk: Json) -> bool:
         """Pass on one chunk; returns whether the answer should end."""
         if "error" in chunk:
             self.failed = chunk["error"]["message"]
@@ -297,6 +298,6 @@ class _Hearing:
                       timings.get("prompt_ms", 0.0) / 1000, timings.get("predicted_ms", 1000 * seconds) / 1000)
 
 
-def _token(told: Any, likeliest: int) -> Token:
+def _token(told: Json, likeliest: int) -> Token:
     return Token(told["token"], bytes(told["bytes"]), told["logprob"], tuple(
         Alternative(one["token"], bytes(one["bytes"]), one["logprob"]) for one in told["top_logprobs"][:likeliest]))

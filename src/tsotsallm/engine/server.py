@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tsotsallm.errors import CheckpointError, TsotsallmError
+from tsotsallm.files import Json
 
 START_S = 600.0
 """Limit for loading a file: a large one on a slow disk takes minutes."""
@@ -50,19 +51,19 @@ class HttpServer:
         self.stop()
         raise CheckpointError(f"{program} did not load the file within {START_S:.0f} s; try a smaller file")
 
-    def handle_completions(self, asked: Mapping[str, object], take: Callable[[Any], bool] | None = None) -> Any:
+    def handle_completions(self, asked: Mapping[str, object], take: Callable[[Any], bool] | None = None) -> Json:
         """Complete a prompt; see `ask`."""
         return self._post("/v1/completions", asked, take)
 
-    def handle_chat_completions(self, asked: Mapping[str, object], take: Callable[[Any], bool] | None = None) -> Any:
+    def handle_chat_completions(self, asked: Mapping[str, object], take: Callable[[Any], bool] | None = None) -> Json:
         """Continue a conversation; see `ask`."""
         return self._post("/v1/chat/completions", asked, take)
 
-    def _post(self, place: str, asked: Mapping[str, object], take: Callable[[Any], bool] | None) -> Any:
+    def _post(self, place: str, asked: Mapping[str, object], take: Callable[[Any], bool] | None) -> Json:
         return ask(self.address + place, asked, self._key, take)
 
 
-def ask(address: str, asked: Mapping[str, object], key: str, take: Callable[[Any], bool] | None = None) -> Any:
+def ask(address: str, asked: Mapping[str, object], key: str, take: Callable[[Any], bool] | None = None) -> Json:
     """POST JSON to a server of llama.cpp on this machine, and return its JSON.
 
     With `take` the answer is streamed: `take` receives every chunk and returns whether to stop, and None is returned.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 from tsotsallm.errors import MissingExtraError, TsotsallmError, nearest
 from tsotsallm.records import Record
@@ -44,12 +45,12 @@ class Energy(Record):
     query_water_ml: dict[str, float]
 
 
-def _library() -> Any:
+def _library() -> ModuleType:
     try:
-        import codecarbon
+        found: ModuleType = importlib.import_module("codecarbon")
     except ImportError:
         raise MissingExtraError("codecarbon", "energy", "estimating energy and CO₂") from None
-    return codecarbon
+    return found
 
 
 def check_country(country: str) -> str:

@@ -6,12 +6,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from tsotsallm.errors import MissingExtraError, TaskError
 from tsotsallm.evaluation.cache import ItemCache
 from tsotsallm.evaluation.cost import fits
 from tsotsallm.evaluation.examinee import Examinee
+from tsotsallm.files import JsonObject
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -70,12 +74,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         scored = [self.cache.entries[key]["features"] for key in keys]
         return [(cast(float, features["total"]), bool(features["greedy"])) for features in scored]
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log p of every request's whole text, in nats."""
         totals = dict(self.examinee.rolling([request.args[0] for request in requests]))
         return [totals[index] for index in range(len(requests))]
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuation of every request's prompt, up to its stop texts; TaskError where a request samples."""
         asked = [(request.args[0], *self._limits(request.args[1])) for request in requests]
         keys = [_key(request) for request in asked]
@@ -91,7 +95,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return [self.cache.entries[key]["reply"] for key in keys]
 
     @staticmethod
-    def _limits(options: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+    def _limits(options: JsonObject) -> tuple[int, tuple[str, ...]]:
         """(most new tokens, stop texts) of a request; raises TaskError for one that samples."""
         if options.get("do_sample") and float(options.get("temperature", 1.0)) > 0:
             raise TaskError("the task samples its answers; generation here is greedy, so that results can be reproduced")
@@ -104,7 +108,7 @@ def _key(asked: tuple[object, ...]) -> str:
 
 
 def run_harness(examinee: Examinee, tasks: Sequence[str], *, limit: int | None = None, shots: int | None = None,
-                include: str | Path | None = None) -> dict[str, Any]:
+                include: str | Path | None = None) -> JsonObject:
     """Evaluate tasks of lm-evaluation-harness; returns its own results without the samples.
 
     `shots` are examples in the prompt, `include` is a folder of task files. Raises TaskError where a task is unknown or its

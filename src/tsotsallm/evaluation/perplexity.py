@@ -8,7 +8,7 @@ import tempfile
 import uuid
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tsotsallm.errors import CheckpointError, CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import fits
 from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.significance import Measure, ratio, standard_error
+from tsotsallm.files import JsonObject
 from tsotsallm.records import Record, amended
 from tsotsallm.streaming.corpus import Corpus, evaluation_rows, evaluation_windows
 from tsotsallm.streaming.hidden import HiddenStates
@@ -180,7 +181,7 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, refer
         return measure.of(items), standard_error(measure, items)
 
     loss, loss_error = mean("loss")
-    against: dict[str, Any] = {}
+    against: JsonObject = {}
     if reference is not None:
         kl, kl_error = mean("kl")
         against = {"reference": reference_name or str(reference.directory),

@@ -21,7 +21,19 @@ from pydantic import Field
 
 from tsotsallm import hub
 from tsotsallm.errors import TaskError, nearest
-from tsotsallm.files import DATA_BYTES, csv_rows, json_lines, one_line, parse_json, parse_yaml, quoted, read_json, read_utf8
+from tsotsallm.files import (
+    DATA_BYTES,
+    Json,
+    JsonObject,
+    csv_rows,
+    json_lines,
+    one_line,
+    parse_json,
+    parse_yaml,
+    quoted,
+    read_json,
+    read_utf8,
+)
 from tsotsallm.sandbox import Environment, bounded
 from tsotsallm.streaming.corpus import read_text
 from tsotsallm.validation import HIDDEN, RULES, Count, checked
@@ -47,7 +59,7 @@ class Item:
     gold: int | None = None
     answers: tuple[str, ...] = ()
     group: str = ""
-    row: Mapping[str, Any] = field(default_factory=dict, repr=False)        # JSON as read, for judges that need more
+    row: Mapping[str, Json] = field(default_factory=dict, repr=False)        # JSON as read, for judges that need more
 
 
 Template = Annotated[str, Field(coerce_numbers_to_str=True)]
@@ -271,7 +283,7 @@ def _made(task: Task, layout: Mapping[str, str], name: str, row: Mapping[str, ob
     """
     try:
         with bounded(sum(len(str(value)) for value in row.values())):
-            value: Any = _compiled(name in TEMPLATES, layout[name], task.name).render(row)
+            value: Json = _compiled(name in TEMPLATES, layout[name], task.name).render(row)
             if name == "answers":
                 value = [answer for answer in (value if isinstance(value, (list, tuple)) else [value]) if answer is not None]
             if name in ("choices", "answers"):
@@ -384,7 +396,7 @@ def _world_rows(part: str, count: int = 500) -> Iterator[dict[str, str]]:
         yield {"prompt": question.prompt, "answer": question.answer, "language": question.language}
 
 
-def _hub_rows(task: Task) -> Iterator[dict[str, Any]]:
+def _hub_rows(task: Task) -> Iterator[JsonObject]:
     """The rows of a hub data set."""
     if not task.hub:
         raise TaskError(f"task {task.name} has no data of its own; give some with --data FILE")

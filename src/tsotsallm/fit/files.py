@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from tsotsallm.checkpoint.gguf_layout import Entry, Labels, Layout, layout_of
 from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.recipe import Recipe
 from tsotsallm.stages.neurons import Neurons
 
-Stages = list[dict[str, Any]]
+Stages = list[JsonObject]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Files:
     vocabulary: Callable[[int | None], tuple[Entry, ...]]
     source: str
     keep: tuple[str, ...] = ()
-    recover: tuple[Any, ...] = ()
-    rounding: Mapping[str, Any] = field(default_factory=dict)
+    recover: tuple[Json, ...] = ()
+    rounding: Mapping[str, Json] = field(default_factory=dict)
 
     def cut(self, structure: Structure) -> Stages:
         """The stages that cut the model to a structure."""

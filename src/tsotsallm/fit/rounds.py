@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from tsotsallm.files import JsonObject
 from tsotsallm.fit.files import Stages
 from tsotsallm.fit.plans import Corrections, Measured
 from tsotsallm.fit.target import Target
@@ -47,8 +47,8 @@ class Fitted:
     corrections: Corrections
     holds: bool
     seconds: float
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluation: JsonObject = field(default_factory=dict)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         """The result as plain data for JSON."""
         return asdict(self) | {"path": str(self.path), "gguf": str(self.gguf), "measured": plain_units(self.measured)}

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.evaluation.cost import bytes_of, measure_gguf_speed
 from tsotsallm.evaluation.perplexity import evaluate_perplexity, evaluation_corpus, kept_states, window_features
 from tsotsallm.export.gguf import export_gguf
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.fit.files import Files, Stages, Structure
 from tsotsallm.fit.plans import Measured
 from tsotsallm.machine import fingerprint
@@ -69,7 +69,7 @@ class Settings:
     seed: int = 0
     compared: int = 16
     minutes: float = 60.0
-    recover: tuple[Any, ...] = ()
+    recover: tuple[Json, ...] = ()
     quick: bool = False
 
     @property
@@ -78,7 +78,7 @@ class Settings:
         return Calibration(self.calibration, self.windows, self.window, self.seed)
 
     @property
-    def rounding(self) -> dict[str, Any]:
+    def rounding(self) -> JsonObject:
         """Options of `quantize` for every candidate."""
         return {"couple": False, "passes": 0} if self.quick else {}
 
@@ -182,7 +182,7 @@ class Bench:
                                  seed=asked.seed, source="calibration text")
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """All that measured units and models of a recipe depend on."""
         asked = self.settings
         return {"model": self.source.fingerprint(), "texts": self.text_key,
@@ -197,7 +197,7 @@ class Bench:
 
     # -- making and comparing -----------------------------------------------------------------------------------------
 
-    def compressed(self, recipe: Sequence[Any], windows: int | None = None) -> Path:
+    def compressed(self, recipe: Sequence[Json], windows: int | None = None) -> Path:
         """The model that a recipe makes; one that an interrupted fit made is taken over."""
         windows = windows or self.settings.windows
         out = self.work / "models" / key_of([*recipe, windows])
@@ -352,7 +352,7 @@ def write_units(path: Path, measured: Measured, mixture: Mixture) -> None:
     write_json(path, plain_units(measured) | {"mixture": asdict(mixture)})
 
 
-def plain_units(measured: Measured) -> dict[str, Any]:
+def plain_units(measured: Measured) -> JsonObject:
     """Units as JSON holds them."""
     plain = asdict(measured)
     for name in ("width", "vocabulary", "alone"):
@@ -369,7 +369,7 @@ def read_units(path: Path) -> tuple[Measured, Mixture] | None:
         return None
 
 
-def _measured(plain: dict[str, Any]) -> Measured:
+def _measured(plain: JsonObject) -> Measured:
     return Measured(tuple(plain["order"]), tuple(plain["depth"]),
                     {float(share): loss for share, loss in plain["width"].items()}, plain["grids"],
                     {int(size): loss for size, loss in plain["vocabulary"].items()},

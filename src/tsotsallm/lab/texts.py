@@ -11,10 +11,10 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import yaml
 
+from tsotsallm.files import JsonObject
 from tsotsallm.lab.world import RELATIONS, Entity, Fact, World, build_world, held_out, strangers
 
 FRENCH_SHARE = 0.2
@@ -47,9 +47,9 @@ class ExamQuestion:
 
 
 @functools.cache
-def phrases() -> dict[str, Any]:
+def phrases() -> JsonObject:
     """The templates of phrases.yaml by relation and language, read once."""
-    content: dict[str, Any] = yaml.safe_load(resources.files("tsotsallm.lab").joinpath("phrases.yaml").read_text("utf-8"))
+    content: JsonObject = yaml.safe_load(resources.files("tsotsallm.lab").joinpath("phrases.yaml").read_text("utf-8"))
     return content
 
 

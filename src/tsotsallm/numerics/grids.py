@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tsotsallm.errors import RecipeError
+from tsotsallm.files import JsonObject
 from tsotsallm.numerics.ggml import LAYOUTS, Blocks, GgmlGrid
 
 OFF_THE_TIE = 1 - 2.0 ** -12
@@ -201,7 +201,7 @@ GRIDS = ("int", "nf4", *LAYOUTS)
 """The names of all kinds of grids, as files spell them."""
 
 
-def grid_from(plain: dict[str, Any]) -> Grid:
+def grid_from(plain: JsonObject) -> Grid:
     """The grid that `plain` described; raises KeyError for a kind that is not in GRIDS."""
     fields = dict(plain)
     kind = fields.pop("type")

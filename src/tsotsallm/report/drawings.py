@@ -11,6 +11,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from tsotsallm.analysis.pictures import COLOURS, STYLE, pyplot
+from tsotsallm.files import JsonObject
 from tsotsallm.inspection import LayerMap
 from tsotsallm.report.document import Figure
 from tsotsallm.units import human_bytes
@@ -137,7 +138,7 @@ def bytes_by_part(name: str, sizes: Mapping[str, Mapping[str, int]], caption: st
 
     def draw(plot: Plot) -> Drawn:
         figure, axis = plot.subplots(figsize=(7.2, 0.5 * len(sizes) + 1.3))
-        tips, used = {}, dict[str, Any]()
+        tips, used = {}, JsonObject()
         for row, (model, parts) in enumerate(sizes.items()):
             left = 0.0
             for part, size in parts.items():

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.errors import ReportError
 from tsotsallm.evaluation.examination import Examination
-from tsotsallm.files import read_json
+from tsotsallm.files import Json, read_json
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Code, DataTable, Document, Number, Paragraph, Section, TextSamples
 from tsotsallm.report.result import result_document
@@ -33,7 +32,7 @@ def fit_document(folder: Path, examinations: Sequence[Examination], samples: Tex
                     {"fit": fit, **inner.data})
 
 
-def _rounds(fit: Mapping[str, Any]) -> list[Block]:
+def _rounds(fit: Mapping[str, Json]) -> list[Block]:
     rounds, best = fit["rounds"], fit["best"]["number"]
     rows = [[f"{candidate['number']}: {candidate['structure']}", Number.of(candidate["windows"], ".0f"),
              Number.of(candidate["predicted"]), Number.of(candidate["measured"], error=candidate["error"]),
@@ -54,7 +53,7 @@ def _rounds(fit: Mapping[str, Any]) -> list[Block]:
                       f"{'holds' if fit['holds'] else 'does not hold'} within 15%.")]
 
 
-def _held_out(evaluation: Mapping[str, Any]) -> DataTable:
+def _held_out(evaluation: Mapping[str, Json]) -> DataTable:
     """The best candidate beside the original, on all the text that candidates were compared on."""
     protocol = evaluation["protocol"]
     rows = [["perplexity", Number.of(evaluation["perplexity"]), Number.of(evaluation["reference_perplexity"])],
@@ -67,7 +66,7 @@ def _held_out(evaluation: Mapping[str, Any]) -> DataTable:
                      rows)
 
 
-def _units(measured: Mapping[str, Any]) -> list[Block]:
+def _units(measured: Mapping[str, Json]) -> list[Block]:
     gone = [str(layer) for layer in measured["order"]]
     blocks: list[Block] = []
     if measured["alone"]:
@@ -96,7 +95,7 @@ def _units(measured: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def _command(fit: Mapping[str, Any]) -> Code:
+def _command(fit: Mapping[str, Json]) -> Code:
     target, asked = fit["target"], fit["settings"]
     words = ["tsotsallm", "fit", str(fit["model"]), "-o", "fitted"]
     words += ["--device", target["device"]] if target["device"] else ["--bytes", str(target["bytes"])]

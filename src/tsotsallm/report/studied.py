@@ -6,11 +6,11 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tsotsallm.errors import ReportError
+from tsotsallm.files import Json
 from tsotsallm.inspection import LayerMap
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Number, Paragraph, Section
@@ -80,7 +80,7 @@ def _size(value: float, size: str) -> str:
     return human_bytes(value) if size == "bytes" else f"{value / 1e6:.2f} million"
 
 
-def _front(result: Found, study: Mapping[str, Any], size: str, loss: str) -> list[Block]:
+def _front(result: Found, study: Mapping[str, Json], size: str, loss: str) -> list[Block]:
     best = {trial.number for trial in result.front}
     scale = 1e6
     points = [drawings.Point(float(trial.measure(size) or 0) / scale, float(trial.measure(loss) or 0),
@@ -112,7 +112,7 @@ def _kind(trial: Trial) -> str:
     return " + ".join(part.partition(" ")[0] for part in approach_of(trial).split(" + "))
 
 
-def _published(result: Found, study: Mapping[str, Any], size: str) -> list[Block]:
+def _published(result: Found, study: Mapping[str, Json], size: str) -> list[Block]:
     """The same recipes as published for another model: share of the size against growth of the perplexity."""
     published = study["spec"].get("published")
     original = study.get("original", {}).get(size)
@@ -178,7 +178,7 @@ def _notebook(notes: Sequence[Mapping[str, object]]) -> list[Block]:
     return [DataTable("Plan, implement, revise, re-implement, cycle by cycle", ["cycle and phase", "note"], rows)]
 
 
-def _again(study: Mapping[str, Any]) -> list[Block]:
+def _again(study: Mapping[str, Json]) -> list[Block]:
     source = study["source"]["shards"]
     weights = ", ".join(f"{name} ({shard['sha256_of_ends'][:12]})" for name, shard in source.items())
     words = ["tsotsallm", "study", "study.yaml", "--model", str(study["model"]), "-o", "study"]

@@ -8,7 +8,6 @@ import itertools
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from tsotsallm.errors import ServeError, TsotsallmError
-from tsotsallm.files import one_line
+from tsotsallm.files import JsonObject, one_line
 from tsotsallm.serve import helm, openai, pages, studio
 from tsotsallm.serve.answering import MOST_SHOWN, Gone, Refused, Service, failure
 from tsotsallm.serve.guard import App, Guard, Message, Receive, Rules, Scope, Send, is_local
@@ -136,7 +135,7 @@ def _without_422(app: FastAPI) -> None:
     """Drop 422 from the API's description: invalid requests are answered with 400, as OpenAI does."""
     made = app.openapi
 
-    def openapi() -> dict[str, Any]:
+    def openapi() -> JsonObject:
         content = made()
         for path in content["paths"].values():
             for operation in path.values():

@@ -7,12 +7,12 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from tsotsallm.engine.interface import Alternative, Answer, Piece, Question, Token
+from tsotsallm.files import JsonObject
 from tsotsallm.serve.answering import (
     Heard,
     Refused,
@@ -47,7 +47,7 @@ from tsotsallm.serve.wire import (
 
 EVENT = {"type": "object", "required": ["data"], "properties": {"data": {
     "type": "string", "description": "a chunk as JSON, an error, or [DONE]"}}}
-STREAM: dict[int | str, dict[str, Any]] = {200: {"description": "The answer, or a stream of its pieces with stream: true",
+STREAM: dict[int | str, JsonObject] = {200: {"description": "The answer, or a stream of its pieces with stream: true",
                                                  "content": {"text/event-stream": {"schema": EVENT}}}}
 
 

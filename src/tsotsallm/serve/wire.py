@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from tsotsallm.errors import TsotsallmError
-from tsotsallm.files import one_line, quoted
+from tsotsallm.files import JsonObject, one_line, quoted
 from tsotsallm.serve.fields import TOOLS, refusal_of
 from tsotsallm.serve.schema import checked, grammar_of
 
@@ -131,7 +131,7 @@ class JsonSchema(Known):
     name: Text | None = None
     description: Text | None = None
     strict: bool | None = None
-    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    schema_: JsonObject | bool | None = Field(None, alias="schema")
 
 
 class ResponseFormat(Known):
@@ -139,7 +139,7 @@ class ResponseFormat(Known):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema", description="llama.cpp's, beside json_object")
+    schema_: JsonObject | None = Field(None, alias="schema", description="llama.cpp's, beside json_object")
 
     @model_validator(mode="after")
     def _require_schema(self) -> Self:
@@ -180,8 +180,8 @@ class Generation(Known):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = Field(None, description="JSON, with or without a schema; GGUF files only")
-    json_schema: dict[str, Any] | None = Field(None, description="llama.cpp's name for a schema; GGUF files only")
-    guided_json: dict[str, Any] | Text | None = Field(None, description="vLLM's name for a schema; GGUF files only")
+    json_schema: JsonObject | None = Field(None, description="llama.cpp's name for a schema; GGUF files only")
+    guided_json: JsonObject | Text | None = Field(None, description="vLLM's name for a schema; GGUF files only")
     grammar: Annotated[Text, Field(max_length=MOST_GRAMMAR)] | None = Field(
         None, description="GBNF that the answer follows; GGUF files only")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 
@@ -15,6 +15,7 @@ from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.stages.contract import Model, Needs, Short, Workplace, decided_later, whole_number
 from tsotsallm.stages.retraining import Retraining, Targets, module_names
 from tsotsallm.stages.selection import Selection, places_of
@@ -24,7 +25,7 @@ from tsotsallm.training.samples import Samples
 from tsotsallm.validation import Count, Part, Positive
 
 
-def _short(values: list[str]) -> dict[str, Any]:
+def _short(values: list[str]) -> JsonObject:
     return {"rank": whole_number(values[0], "lora")} | ({"data": values[1]} if len(values) == 2 else {})
 
 
@@ -73,12 +74,12 @@ class Adapt(Retraining):
         graph = self.select.graph
         return super().read(codec, spec, graph_text(graph), graph)      # what is wrong with a graph is told first
 
-    def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
+    def survey(self, view: View, workplace: Workplace) -> JsonObject:
         """The linears that the domain needs most, and the score of every one."""
         assert self.select is not None
         return self.select.survey(view, workplace, self.places(view.spec), self.seed)
 
-    def decided(self, decision: Mapping[str, Any]) -> Self:
+    def decided(self, decision: Mapping[str, Json]) -> Self:
         """The stage with the linears that the survey chose."""
         return replace(self, chosen=places_of(decision))
 

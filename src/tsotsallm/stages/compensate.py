@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.numerics.lowrank import low_rank_correction
 from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Short, decided_later, whole_number
 from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
@@ -26,7 +27,7 @@ DAMP = 0.01
 """Raises the Gram's diagonal by this share of its mean, whatever edits came before."""
 
 
-def _short(values: list[str]) -> dict[str, Any]:
+def _short(values: list[str]) -> JsonObject:
     if values[0] == "auto":
         return {"rank": "auto", "budget": values[1] if len(values) == 2 else None}
     return {"rank": whole_number(values[0], "eora")}
@@ -149,7 +150,7 @@ class Compensate(LinearEdit):
         notes: dict[str, list[float]] = {}
         return _Probe(self.method, notes), notes
 
-    def decide(self, notes: Mapping[str, list[float]], view: View) -> dict[str, Any]:
+    def decide(self, notes: Mapping[str, list[float]], view: View) -> JsonObject:
         """Rank by rank to the linear where a byte takes off most of the error: falling gains make that the best choice."""
         element = view.checkpoint.storage.itemsize
         cost = {f"{layer}.{name}": self.rank_bytes(shape, element) for layer in range(view.spec.layers)
@@ -168,7 +169,7 @@ class Compensate(LinearEdit):
                 heapq.heappush(heap, (-notes[key][ranks[key]] / cost[key], key))
         return {"ranks": ranks, "bytes": self.budget_bytes - left}
 
-    def decided(self, decision: Mapping[str, Any]) -> Self:
+    def decided(self, decision: Mapping[str, Json]) -> Self:
         """The stage with a rank for every linear."""
         return replace(self, ranks=dict(decision["ranks"]))
 

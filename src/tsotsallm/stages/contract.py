@@ -21,7 +21,7 @@ from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
-from tsotsallm.files import quoted
+from tsotsallm.files import Json, JsonObject, quoted
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.stages.costs import Conditions, Cost, dense_bytes
 from tsotsallm.streaming.corpus import Corpus
@@ -163,7 +163,7 @@ class Model:
 class Short:
     """A short form: `word:value:value`. `read` makes a stage's fields of the values; the last may be a file name."""
 
-    read: Callable[[list[str]], dict[str, Any]]
+    read: Callable[[list[str]], JsonObject]
     form: str
     most: int = 1
     file_last: bool = False
@@ -180,7 +180,7 @@ class Stage:
     # -- its configuration ------------------------------------------------------------------------------------
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+    def from_fields(cls, fields: Mapping[str, Json]) -> Self:
         """Build the stage from a recipe's keys; unknown keys are refused with the nearest known one."""
         return checked(cls, fields, cls.name, RecipeError)
 
@@ -190,11 +190,11 @@ class Stage:
         return list(schema_of(cls)["properties"])
 
     @classmethod
-    def schema(cls) -> dict[str, Any]:
+    def schema(cls) -> JsonObject:
         """The JSON Schema of the stage's keys."""
         return schema_of(cls)
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> JsonObject:
         """The configuration as plain data, defaults written out (a later version may have others), empty ones left out."""
         plain = {name: _plain(getattr(self, name)) for name in self.options()}
         return {name: value for name, value in plain.items() if value is not None and value != {}}
@@ -242,11 +242,11 @@ class Stage:
         return False
 
     @property
-    def measured_by(self) -> list[Any]:
+    def measured_by(self) -> list[Json]:
         """What the measurements that the stage decides by depend on: not how far it goes by them."""
         return [self.name, self.fields()]
 
-    def decided(self, decision: Mapping[str, Any]) -> Self:
+    def decided(self, decision: Mapping[str, Json]) -> Self:
         """The stage with what a survey decided; `decision` is plain data and is kept in the journal."""
         raise RecipeError(f"{self.name} decides nothing")
 
@@ -263,7 +263,7 @@ def decided_later() -> Any:
     return field(default=None, metadata={HIDDEN: True})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Json:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
@@ -278,7 +278,7 @@ class Choice:
     """The layers that a LayerChoice keeps, in order, and why."""
 
     order: list[int]
-    reasons: dict[str, Any] = field(default_factory=dict)
+    reasons: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -428,7 +428,7 @@ class LinearEdit(Stage):
         return Cost(flops=sum(self.flops(*shape) for layer in range(spec.layers) if self.applies_to(layer, spec.layers)
                               for shape in linear_shapes(spec, layer).values()))
 
-    def survey(self, view: View, workplace: Workplace) -> dict[str, Any] | None:
+    def survey(self, view: View, workplace: Workplace) -> JsonObject | None:
         """What a stage that must see the whole model finds out by itself; None where `probe` and `decide` do."""
         return None
 
@@ -440,7 +440,7 @@ class LinearEdit(Stage):
                    squares: float) -> None:
         """Add notes about embeddings and head, given the last layer's outputs and the sensitivity of the first's inputs."""
 
-    def decide(self, notes: Mapping[str, list[float]], view: View) -> dict[str, Any]:
+    def decide(self, notes: Mapping[str, list[float]], view: View) -> JsonObject:
         """What the notes of a whole sweep come to."""
         raise RecipeError(f"{self.name} decides nothing")
 

@@ -6,13 +6,14 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.stages.contract import Choice, LayerChoice, Model, Needs, Protect, Short, Workplace, whole_number
 from tsotsallm.stages.costs import Conditions, Cost, activation_bytes, forward_flops, widest_layer_bytes
 from tsotsallm.streaming.backward import backward_sweep
@@ -25,7 +26,7 @@ HEAD_ROWS = 8192
 """Rows of the head that are in memory at a time."""
 
 
-def _short(values: list[str]) -> dict[str, Any]:
+def _short(values: list[str]) -> JsonObject:
     return {"remove": whole_number(values[0], "depth")} | ({"importance": values[1]} if len(values) == 2 else {})
 
 
@@ -47,7 +48,7 @@ class Depth(LayerChoice):
     iterative: bool = False
 
     @property
-    def measured_by(self) -> list[Any]:
+    def measured_by(self) -> list[Json]:
         """Everything but how many layers go: the importances are the same."""
         return [self.name, self.fields() | {"remove": None}]
 
@@ -102,7 +103,7 @@ class Depth(LayerChoice):
         """The layers that stay, with the importance of every candidate in every round."""
         kept = list(range(view.spec.layers))
         candidates = self.protect.open_layers(len(kept))
-        rounds: list[dict[str, Any]] = []
+        rounds: list[JsonObject] = []
         while len(kept) > view.spec.layers - self.remove:
             places = [kept.index(layer) for layer in candidates]
             work = replace(workplace, scratch=workplace.scratch / f"round-{len(rounds)}")

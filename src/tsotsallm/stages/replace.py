@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError, RecipeError
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.stages.contract import (
     Choice,
     LayerEdit,
@@ -37,7 +38,7 @@ from tsotsallm.validation import Count, NotNegative
 WRITER = "mlp.down_proj"
 
 
-def _short(values: list[str]) -> dict[str, Any]:
+def _short(values: list[str]) -> JsonObject:
     return {"remove": whole_number(values[0], "replace")} | ({"importance": values[1]} if len(values) == 2 else {})
 
 
@@ -69,7 +70,7 @@ class Replace(LayerEdit):
         return f"replace:{self.remove}" + ("" if self.importance == "cosine" else f":{self.importance}")
 
     @property
-    def measured_by(self) -> list[Any]:
+    def measured_by(self) -> list[Json]:
         """Everything but the damping of the map: the scores of the runs are the same."""
         return [self.name, self.fields() | {"damp": None}]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, RecipeError
-from tsotsallm.files import quoted
+from tsotsallm.files import JsonObject, quoted
 from tsotsallm.stages.contract import Model, Needs, Stage, Workplace
 from tsotsallm.stages.costs import (
     HEADER_BYTES_PER_TENSOR,
@@ -136,7 +136,7 @@ class Retraining(Schedule, Stage):
         """How many numbers stay beside each linear of a layer, for those that keep any."""
         return []
 
-    def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
+    def survey(self, view: View, workplace: Workplace) -> JsonObject:
         """What a stage that must see the whole model before it decides finds out, as plain data."""
         raise RecipeError(f"{self.name} has nothing to survey")
 

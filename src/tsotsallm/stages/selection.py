@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.view import View
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.stages.contract import Workplace
 from tsotsallm.training.domain import chosen_places, contrast, read_graph, saliency
 from tsotsallm.training.lora import Place
@@ -38,7 +39,7 @@ class Selection:
         """Whether sentences decide, and not chance."""
         return self.by == "saliency"
 
-    def survey(self, view: View, workplace: Workplace, places: Sequence[Place], seed: int) -> dict[str, Any]:
+    def survey(self, view: View, workplace: Workplace, places: Sequence[Place], seed: int) -> JsonObject:
         """The choice among `places` and everything's score, as plain data."""
         graph = read_graph(self.graph)
         sizes = {place: math.prod(linear_shapes(view.spec, place[0])[place[1]]) for place in places}
@@ -58,6 +59,6 @@ class Selection:
                 **({"notes": list(graph.notes)} if graph.notes else {})}
 
 
-def places_of(decision: Mapping[str, Any]) -> tuple[Place, ...]:
+def places_of(decision: Mapping[str, Json]) -> tuple[Place, ...]:
     """The linears that a survey chose."""
     return tuple((int(layer), str(name)) for layer, name in decision["chosen"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.errors import RecipeError
+from tsotsallm.files import JsonObject
 from tsotsallm.numerics.gptq import sparsegpt, visiting_order
 from tsotsallm.numerics.grids import require_divisible
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
@@ -22,7 +23,7 @@ from tsotsallm.validation import RULES, Count, Natural, Part
 SPARSEGPT_DAMP = 0.01
 
 
-def _short(method: str, values: list[str]) -> dict[str, Any]:
+def _short(method: str, values: list[str]) -> JsonObject:
     if len(values) == 2:
         return {"method": method, "prune": whole_number(values[0], method), "group": whole_number(values[1], method)}
     try:

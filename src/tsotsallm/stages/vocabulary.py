@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from tsotsallm.checkpoint.merging import Merges, parts_of
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING
 from tsotsallm.errors import CheckpointError
-from tsotsallm.files import quoted, read_json
+from tsotsallm.files import JsonObject, quoted, read_json
 from tsotsallm.stages.contract import Model, SourceEdit
 from tsotsallm.validation import Count
 
@@ -91,7 +91,7 @@ def _require_same(before: TextCodec, after: TextCodec, kept: Sequence[int], text
                                   "of tokenizer cannot be cut")
 
 
-def renumbered(config: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
+def renumbered(config: JsonObject, new: dict[int, int]) -> JsonObject:
     """A config whose token ids are the new ones; an id that was dropped is None."""
     found = dict(config)
     for key, value in config.items():

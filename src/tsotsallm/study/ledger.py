@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from tsotsallm.errors import StudyError
-from tsotsallm.files import DATA_BYTES, one_line, quoted, read_bytes
+from tsotsallm.files import DATA_BYTES, JsonObject, one_line, quoted, read_bytes
 from tsotsallm.journal import differences
 
 FILE, DIARY = "ledger.sqlite", "trials.jsonl"
@@ -46,13 +46,13 @@ class Trial:
     number: int
     key: str
     name: str
-    recipe: list[dict[str, Any]]
+    recipe: list[JsonObject]
     values: dict[str, object]
     reason: str
     based_on: tuple[int, ...] = ()
     status: Status = "running"
-    measures: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    measures: JsonObject = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     error: str = ""
 
     @property
@@ -129,7 +129,7 @@ class Ledger:
                 self._base.execute("INSERT INTO study VALUES (1, ?)", [json.dumps(wanted)])
             self._write({"study": wanted})
 
-    def study(self) -> dict[str, Any] | None:
+    def study(self) -> JsonObject | None:
         """What is studied, as `begin` recorded it; None before that."""
         with self._guarded():
             row = self._base.execute("SELECT content FROM study").fetchone()
@@ -179,7 +179,7 @@ class Ledger:
                                [cycle, phase, content])
         self._write({"note": {"cycle": cycle, "phase": phase, "content": content}})
 
-    def notes(self) -> list[dict[str, Any]]:
+    def notes(self) -> list[JsonObject]:
         """The notebook by cycle and phase: cycle, phase, text, trials, and the time `at` in seconds since 1970."""
         with self._guarded():
             rows = self._base.execute("SELECT cycle, phase, content FROM notes").fetchall()
@@ -231,7 +231,7 @@ class Ledger:
                                        [note["cycle"], note["phase"], note["content"]])
 
 
-def _trial(plain: dict[str, Any]) -> Trial:
+def _trial(plain: JsonObject) -> Trial:
     """A trial from plain data; raises TypeError where a field has the wrong type."""
     trial = Trial(**(plain | {"based_on": tuple(plain["based_on"])}))
     kinds = {"number": int, "key": str, "name": str, "recipe": list, "values": dict, "reason": str, "status": str,

@@ -21,10 +21,9 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tsotsallm.errors import StudyError, nearest
-from tsotsallm.files import one_line, quoted
+from tsotsallm.files import Json, JsonObject, one_line, quoted
 from tsotsallm.recipe import Recipe
 from tsotsallm.store import key_of
 
@@ -36,7 +35,7 @@ DRAWS = 2000
 SEEN = 50
 """Recipes of a larger space that are read before a study begins."""
 
-Assignment = dict[str, Any]
+Assignment = JsonObject
 """Name of an open value -> the value chosen for it, as in the spec; for a choice between stages, its label."""
 
 
@@ -44,14 +43,14 @@ Assignment = dict[str, Any]
 class Domain:
     """What an open value may be: one of some choices, or a number in a range; a range with steps becomes choices."""
 
-    choices: tuple[Any, ...] = ()
+    choices: tuple[Json, ...] = ()
     low: float = 0.0
     high: float = 0.0
     step: float | None = None
     log: bool = False
 
     @classmethod
-    def read(cls, where: str, plain: Mapping[str, Any]) -> Domain:
+    def read(cls, where: str, plain: Mapping[str, Json]) -> Domain:
         """Read {one_of: [...]} or {from:, to:, step: or log:}; raises StudyError, naming `where`, for anything else."""
         if "one_of" in plain:
             choices = plain["one_of"]
@@ -84,7 +83,7 @@ class Domain:
             return cls(tuple(round(low + place * step, 12) for place in range(count)))
         return cls(low=float(low), high=float(high), log=bool(log))
 
-    def draw(self, rng: random.Random) -> Any:
+    def draw(self, rng: random.Random) -> Json:
         """One value at random: any choice alike; from a range uniformly, or uniformly in its logarithm."""
         if self.choices:
             return rng.choice(self.choices)
@@ -110,13 +109,13 @@ class Condition:
 class Space:
     """Recipes with open values, or a list of recipes by name; stages are as written in the spec."""
 
-    stages: tuple[Any, ...]
+    stages: tuple[Json, ...]
     domains: dict[str, Domain]
     conditions: tuple[Condition, ...] = ()
-    named: tuple[tuple[str, Any], ...] = ()
+    named: tuple[tuple[str, Json], ...] = ()
 
     @classmethod
-    def of_recipes(cls, recipes: Mapping[str, Any]) -> Space:
+    def of_recipes(cls, recipes: Mapping[str, Json]) -> Space:
         """The space of a study's `recipes`; raises StudyError where there are none, RecipeError where one is wrong."""
         if not isinstance(recipes, Mapping) or not recipes:
             raise StudyError("recipes is empty; it takes NAME: RECIPE, at least one")
@@ -126,7 +125,7 @@ class Space:
                    tuple((str(name), recipe) for name, recipe in recipes.items()))
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> Space:
+    def read(cls, plain: Mapping[str, Json]) -> Space:
         """A space from a study's `stages`, `order` and `conditions`.
 
         Raises StudyError where one of them is wrong or where no recipe meets the conditions, RecipeError where a recipe is.
@@ -238,7 +237,7 @@ def _add(name: str, domain: Domain, domains: dict[str, Domain]) -> None:
                          "under one_of")
 
 
-def _filled(stage: Any, place: int, values: Assignment) -> Any:
+def _filled(stage: Json, place: int, values: Assignment) -> Json:
     """A stage with every open value set, or None where it is left out."""
     if isinstance(stage, str):
         return stage
@@ -257,7 +256,7 @@ def _labels(domain: Domain) -> tuple[str, ...]:
     return tuple(f"{label} {number}" if labels.count(label) > 1 else label for number, label in enumerate(labels, 1))
 
 
-def _name(stage: Any) -> str:
+def _name(stage: Json) -> str:
     """The technique of a stage as written."""
     return Recipe.parse([stage]).stages[0].name if isinstance(stage, str) else str(next(iter(stage)))
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from tsotsallm.errors import StudyError, nearest
-from tsotsallm.files import parse_yaml, quoted, read_utf8
+from tsotsallm.files import Json, JsonObject, parse_yaml, quoted, read_utf8
 from tsotsallm.recipe import recipe_schema
 from tsotsallm.study.space import Space
 from tsotsallm.study.trial import Setup
@@ -96,12 +96,12 @@ class StudyFile:
 
     __pydantic_config__ = RULES
     about: str | int | float = ""
-    needs: dict[str, Any] = field(default_factory=dict)
+    needs: JsonObject = field(default_factory=dict)
     layers: Count | None = None
-    stages: list[Any] | None = None
-    order: dict[str, Any] | None = None
-    conditions: list[Any] = field(default_factory=list)
-    recipes: dict[str | int | float, Any] | None = None
+    stages: list[Json] | None = None
+    order: JsonObject | None = None
+    conditions: list[Json] = field(default_factory=list)
+    recipes: dict[str | int | float, Json] | None = None
     strategy: Literal["all", "random", "tpe", "nsga2", "halving"] = "all"
     objectives: Annotated[list[Objective], Field(min_length=1)] = field(default_factory=lambda: ["kl", "bytes"])
     trials: Count | None = None
@@ -111,7 +111,7 @@ class StudyFile:
     cycle: Count = 8
     calibration: CalibrationKeys = field(default_factory=CalibrationKeys)
     evaluation: EvaluationKeys = field(default_factory=EvaluationKeys)
-    published: dict[str, Any] = field(default_factory=dict)
+    published: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.stages is None) == (self.recipes is None):
@@ -125,7 +125,7 @@ class StudyFile:
         if self.strategy not in ("all", "halving") and self.trials is None and self.hours is None:
             raise StudyError(f"the strategy {self.strategy} never ends by itself; give trials or hours")
 
-    def setup(self) -> dict[str, Any]:
+    def setup(self) -> JsonObject:
         """What `Setup` takes besides the model, without what it knows by itself."""
         calibration, evaluation = asdict(self.calibration), asdict(self.evaluation)
         given = {"calibration": calibration.pop("source")} | calibration | evaluation
@@ -155,7 +155,7 @@ class Spec:
     seed: int = 0
     size_limit: int | None = None
     cycle: int = 8
-    setup: dict[str, Any] = field(default_factory=dict)
+    setup: JsonObject = field(default_factory=dict)
     content: dict[str, object] = field(default_factory=dict)
 
     def setup_for(self, model: str) -> Setup:
@@ -178,7 +178,7 @@ def read_spec(source: str | Path, *, layers: int, given: Mapping[str, str] | Non
     return spec_from(Path(source).stem, read_content(source), layers=layers, given=given)
 
 
-def read_content(source: str | Path) -> dict[str, Any]:
+def read_content(source: str | Path) -> JsonObject:
     """The content of a study's file, or of a packaged study; StudyError where it cannot be read or is empty."""
     packaged = packaged_specs()
     try:
@@ -193,7 +193,7 @@ def read_content(source: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
-def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping[str, str] | None = None) -> Spec:
+def spec_from(name: str, content: JsonObject, *, layers: int, given: Mapping[str, str] | None = None) -> Spec:
     """A study from plain data, for a model of `layers` layers; `$NAME` anywhere in it stands for a value of `given`.
 
     Raises StudyError where a key, a value or their combination is wrong.
@@ -211,7 +211,7 @@ def spec_from(name: str, content: dict[str, Any], *, layers: int, given: Mapping
                 limit, file.cycle, file.setup(), as_given)
 
 
-def study_schema() -> dict[str, Any]:
+def study_schema() -> JsonObject:
     """The JSON Schema of a study's file, whose stages may have open values, beside those of `open` and `recipe`."""
     whole = schema_of(StudyFile)
     stages = recipe_schema(lambda part: {key: part[key] for key in ("description",) if key in part} | {
@@ -222,7 +222,7 @@ def study_schema() -> dict[str, Any]:
         "stages": whole["properties"]["stages"] | stages, "recipes": whole["properties"]["recipes"] | recipes}}
 
 
-def open_schema() -> dict[str, Any]:
+def open_schema() -> JsonObject:
     """The JSON Schema of an open value of a study: some choices, or a range of numbers."""
     several = {"type": "object", "properties": {"one_of": {"type": "array", "minItems": 1}}, "required": ["one_of"],
                "additionalProperties": False, "description": "an open value: each of these is tried"}
@@ -232,14 +232,14 @@ def open_schema() -> dict[str, Any]:
     return {"anyOf": [several, some]}
 
 
-def _without_empty(content: dict[str, Any]) -> dict[str, Any]:
+def _without_empty(content: JsonObject) -> JsonObject:
     """A file's content without keys that have no value: they mean the default. An empty `cheap` says something."""
     return {key: {name: part for name, part in value.items() if part is not None or name == "cheap"}
             if key in ("calibration", "evaluation") and isinstance(value, dict) else value
             for key, value in content.items() if value is not None}
 
 
-def _with_given(content: dict[str, Any], needs: Mapping[str, object], given: Mapping[str, str]) -> dict[str, Any]:
+def _with_given(content: JsonObject, needs: Mapping[str, object], given: Mapping[str, str]) -> JsonObject:
     for name, about in needs.items():
         if name not in given:
             raise StudyError(f"this study needs {name}: {about}; give it with --set {name}=FILE")
@@ -247,7 +247,7 @@ def _with_given(content: dict[str, Any], needs: Mapping[str, object], given: Map
         if name not in needs:
             raise StudyError(f"this study does not need {quoted(name)}{nearest(name, needs)}")
 
-    def walk(value: Any) -> Any:
+    def walk(value: Json) -> Json:
         if isinstance(value, str) and value.startswith("$") and value[1:] in given:
             return given[value[1:]]
         if isinstance(value, Mapping):
@@ -257,7 +257,7 @@ def _with_given(content: dict[str, Any], needs: Mapping[str, object], given: Map
     return {key: value if key == "needs" else walk(value) for key, value in content.items()}
 
 
-def _rescaled(content: dict[str, Any], source: int, layers: int) -> dict[str, Any]:
+def _rescaled(content: JsonObject, source: int, layers: int) -> JsonObject:
     """Adapt a study of a model of `source` layers to a model of `layers` layers.
 
     Numbers of layers to remove keep their share, rounded to the nearest integer but at least one where there was one; equal
@@ -270,7 +270,7 @@ def _rescaled(content: dict[str, Any], source: int, layers: int) -> dict[str, An
     def share(number: int) -> int:
         return 0 if number == 0 else max(1, int(number * layers / source + 0.5))
 
-    def walk(value: Any, key: str = "") -> Any:
+    def walk(value: Json, key: str = "") -> Json:
         if key in ("remove", "first", "last"):
             if isinstance(value, Mapping):
                 return {name: [share(number) for number in part] if name == "one_of" else

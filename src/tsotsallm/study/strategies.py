@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tsotsallm.errors import MissingExtraError
@@ -134,7 +135,7 @@ class BySampler(Strategy):
                 user_attrs={"number": trial.number, "name": trial.name}))
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError:
@@ -150,7 +151,7 @@ def _address(path: Path) -> str:
     return URL.create("sqlite", database=str(path)).render_as_string().replace("{", "{{").replace("}", "}}")
 
 
-def _distribution(optuna: Any, domain: Domain) -> Any:
+def _distribution(optuna: ModuleType, domain: Domain) -> Any:
     if not domain.choices:
         return optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
     return optuna.distributions.CategoricalDistribution(list(range(len(domain.choices))))

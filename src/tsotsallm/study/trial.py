@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.compression import compress
@@ -19,6 +18,7 @@ from tsotsallm.evaluation.cost import count_nonzero, measure_gguf_speed
 from tsotsallm.evaluation.examination import examine
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.export.gguf import export_gguf
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
 from tsotsallm.lab.texts import world_text
 from tsotsallm.machine import fingerprint, free_disk_bytes
@@ -76,7 +76,7 @@ class TrialJob:
 
     number: int
     key: str
-    recipe: list[dict[str, Any]]
+    recipe: list[JsonObject]
     known: tuple[tuple[float, float], ...] = ()
     levels: tuple[tuple[str, int], ...] = ()
     keep: bool = False
@@ -86,8 +86,8 @@ class TrialJob:
 class Outcome:
     """The result of a job: measures by level, facts about how they were obtained, or an error."""
 
-    measures: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    measures: JsonObject = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     error: str = ""
 
 
@@ -142,7 +142,7 @@ def _execute(setup: Setup, job: TrialJob, work: Path, model: Path, store: Store,
     outcome.facts["hashes"] = {path.name: _sha256(path) for path in sorted(model.glob("*.safetensors"))}
     if setup.speed:
         outcome.measures["model"] |= _speed(written, work / f"{job.key}.gguf")
-    measured: dict[str, Any] = {}
+    measured: JsonObject = {}
     for level, windows in job.levels:
         if measured and not may_reach_the_front(measured["kl"], measured["kl_error"], anatomy.bytes, job.known):
             return
@@ -153,7 +153,7 @@ def _execute(setup: Setup, job: TrialJob, work: Path, model: Path, store: Store,
             measured |= _answers(setup, model)
 
 
-def _loss(setup: Setup, model: Checkpoint, windows: int, kept: Path) -> dict[str, Any]:
+def _loss(setup: Setup, model: Checkpoint, windows: int, kept: Path) -> JsonObject:
     kept.mkdir(parents=True, exist_ok=True)
     text = world_text(test=True, characters=60_000) if setup.text is None else read_text(setup.text)
     source = "the embedded world, test" if setup.text is None else Path(setup.text).name
@@ -204,7 +204,7 @@ def _energy(country: str | None, facts: dict[str, object]) -> Iterator[None]:
         yield
 
 
-def values_of(measures: Mapping[str, Any], names: Sequence[str]) -> list[float] | None:
+def values_of(measures: Mapping[str, Json], names: Sequence[str]) -> list[float] | None:
     """A trial's objectives, all to be minimised, or None where one was not measured; speed counts as seconds per token."""
     level = next((level for level in ("full", "cheap") if level in measures), None)
     if level is None:

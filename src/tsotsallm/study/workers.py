@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.inputs import Bundle, files_named, with_local_paths
 from tsotsallm.cluster.worker import Failure
 from tsotsallm.compression import plan
 from tsotsallm.errors import TsotsallmError
+from tsotsallm.files import JsonObject
 from tsotsallm.study.trial import Outcome, Setup, TrialJob, execute
 
 
@@ -89,7 +90,7 @@ def execute_there(setup: Setup, job: TrialJob, places: Mapping[str, str], folder
     """Run a job on a worker with the worker's own paths; the facts name the study's paths."""
     local = {name: places.get(value, value) for name in ("model", "calibration", "text", "data")
              if (value := getattr(setup, name)) is not None}
-    recipe = cast("list[dict[str, Any]]", with_local_paths(job.recipe, places))
+    recipe = cast("list[JsonObject]", with_local_paths(job.recipe, places))
     outcome = execute(replace(setup, **local), replace(job, recipe=recipe), folder)
     outcome.facts["setup"] = setup.plain()
     return outcome

@@ -15,6 +15,7 @@ from typing import Any
 
 from tsotsallm.checkpoint.writer import write_json
 from tsotsallm.errors import TablesError
+from tsotsallm.files import JsonObject
 from tsotsallm.tables.load import FORMAT, Loaded, fill, key_of_sources
 
 FACTS = "graph.json"
@@ -48,7 +49,7 @@ class Graph:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text("utf-8"))
+        self.facts: JsonObject = json.loads((folder / FACTS).read_text("utf-8"))
         address = f"{(folder / 'labels.sqlite').absolute().as_uri()}?mode=ro"
         self.labels = sqlite3.connect(address, uri=True, check_same_thread=False)
         self.store: Any = None

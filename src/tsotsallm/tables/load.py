@@ -8,10 +8,11 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tsotsallm.errors import TablesError
-from tsotsallm.files import csv_rows, parse_json, quoted, regular_size, utf8_lines
+from tsotsallm.files import Json, csv_rows, parse_json, quoted, regular_size, utf8_lines
 from tsotsallm.rdf import SUFFIXES, Skipped, Statements, opened, suffix_of
 from tsotsallm.rdf import library as rdf_library
 from tsotsallm.records import Record
@@ -63,7 +64,7 @@ class Loaded(Record):
     ignored: tuple[str, ...] = (*LABELS, *ALIASES, *DESCRIPTIONS, SENTENCE, *SUBCLASS)
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """The pyoxigraph library, which has no types; raises MissingExtraError where it is not installed."""
     return rdf_library("tables", "a graph in RDF")
 
@@ -168,7 +169,7 @@ class _Names:
 
 # -- RDF --------------------------------------------------------------------------------------------------------------
 
-def _quads(store: Any, predicate: str) -> Iterator[Any]:
+def _quads(store: Any, predicate: str) -> Iterator[Json]:
     rdf = library()
     return (quad for quad in store.quads_for_pattern(None, rdf.NamedNode(predicate), None)
             if isinstance(quad.subject, rdf.NamedNode))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
-from typing import Any
+from types import ModuleType
 
 from tsotsallm.errors import MissingExtraError
 
@@ -59,7 +59,7 @@ def _as_number(text: str) -> float | None:
         return None
 
 
-def fuzz() -> tuple[Any, Any]:
+def fuzz() -> tuple[ModuleType, ModuleType]:
     """rapidfuzz's (fuzz, DamerauLevenshtein), which have no types here; MissingExtraError where it is not installed."""
     try:
         from rapidfuzz import fuzz as rapidfuzz

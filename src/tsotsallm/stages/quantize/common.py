@@ -16,7 +16,7 @@ from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import NumericsError, RecipeError, nearest
-from tsotsallm.files import quoted
+from tsotsallm.files import Json, JsonObject, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.gptq import gptq, visiting_order
 from tsotsallm.numerics.grids import GRIDS, Grid
@@ -35,8 +35,8 @@ COUPLING_DAMP = 0.5
 """Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
 
 
-def _short(method: str, values: list[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"method": method}
+def _short(method: str, values: list[str]) -> JsonObject:
+    fields: JsonObject = {"method": method}
     if values[0] == "mixed":
         try:
             return fields | {"bits_per_weight": float(values[1] if len(values) == 2 else "")}
@@ -68,7 +68,7 @@ class Quantize(LinearEdit):
     """
 
     name: ClassVar[str] = "quantize"
-    kinds: ClassVar[list[tuple[Callable[[Mapping[str, Any]], bool], type[Quantize]]]] = []
+    kinds: ClassVar[list[tuple[Callable[[Mapping[str, Json]], bool], type[Quantize]]]] = []
     what: ClassVar[str] = "quantisation"
     named: ClassVar[tuple[str, ...]] = ()
     shorts: ClassVar[dict[str, Short]] = {
@@ -83,7 +83,7 @@ class Quantize(LinearEdit):
     ends: GgufGrid | None = None
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+    def from_fields(cls, fields: Mapping[str, Json]) -> Self:
         """The kind of quantisation that the options mean."""
         if cls is Quantize and isinstance(fields, Mapping):
             known = ("int", "nf4", *LAYOUTS, "mixed")
@@ -101,7 +101,7 @@ class Quantize(LinearEdit):
         return super().from_fields(fields)
 
     @classmethod
-    def schema(cls) -> dict[str, Any]:
+    def schema(cls) -> JsonObject:
         """The kinds of quantisation, one of which applies."""
         if cls is not Quantize:
             return super().schema()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError
+from tsotsallm.files import Json
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid
 from tsotsallm.stages.contract import Model, Needs
@@ -35,7 +36,7 @@ class BlockQuantize(Quantize):
     lose_zeros: bool = False
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+    def from_fields(cls, fields: Mapping[str, Json]) -> Self:
         """Build the stage; raises RecipeError for options that only integers have."""
         if isinstance(fields, Mapping) and any(name in fields for name in OWN):
             raise RecipeError(f"quantize.grid {fields.get('grid', 'mixed')} has its own bits, groups and order; leave bits, "

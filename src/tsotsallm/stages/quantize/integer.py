@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
+from tsotsallm.files import Json, JsonObject
 from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divisible
 from tsotsallm.stages.contract import Model, Needs, Workplace, decided_later
 from tsotsallm.stages.quantize.common import Quantize
@@ -59,7 +60,7 @@ class IntegerQuantize(Quantize):
     chosen: tuple[Place, ...] | None = decided_later()
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+    def from_fields(cls, fields: Mapping[str, Json]) -> Self:
         """Build the stage; raises RecipeError where nf4 is given bits or zero points."""
         if isinstance(fields, Mapping) and fields.get("grid") == "nf4":
             given = [name for name, value in (("bits", 4), ("symmetric", True)) if fields.get(name, value) != value]
@@ -102,13 +103,13 @@ class IntegerQuantize(Quantize):
         """Whether a domain decides which linears keep more bits."""
         return self.keep is not None
 
-    def survey(self, view: View, workplace: Workplace) -> dict[str, Any]:
+    def survey(self, view: View, workplace: Workplace) -> JsonObject:
         """The linears that keep more bits, and the score of every one."""
         places = [(layer, name) for layer in range(view.spec.layers) for name in linear_shapes(view.spec, layer)]
         assert self.keep is not None
         return self.keep.survey(view, workplace, places, 0)
 
-    def decided(self, decision: Mapping[str, Any]) -> Self:
+    def decided(self, decision: Mapping[str, Json]) -> Self:
         """The stage with the linears that keep more bits."""
         return replace(self, chosen=places_of(decision))
 

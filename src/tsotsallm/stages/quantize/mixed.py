@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError, nearest
-from tsotsallm.files import quoted
+from tsotsallm.files import Json, JsonObject, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.grids import Grid
 from tsotsallm.stages.allocation import DENSE, MIXED, Probe, allocate, candidates
@@ -51,7 +51,7 @@ class MixedQuantize(BlockQuantize):
     assigned: Mapping[str, str] | None = decided_later()
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+    def from_fields(cls, fields: Mapping[str, Json]) -> Self:
         """Build the stage; raises RecipeError for options that the survey or `grids` decide."""
         if isinstance(fields, Mapping) and (fields.get("ends") or fields.get("keep") or (
                 fields.get("method") == "rtn" and not fields.get("grids"))):
@@ -87,7 +87,7 @@ class MixedQuantize(BlockQuantize):
         return MixedQuantize(method="rtn", grids=self.grids, lose_zeros=self.lose_zeros) if self.grids else None
 
     @property
-    def measured_by(self) -> list[Any]:
+    def measured_by(self) -> list[Json]:
         """Everything but the budget and how it is spent: the losses are the same."""
         return [self.name, self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None}]
 
@@ -183,7 +183,7 @@ class MixedQuantize(BlockQuantize):
         grids = {module: candidates(view.spec.hidden) for module in end_modules(view)}
         notes |= end_losses(view, corpus, gram, grids, squares)
 
-    def decide(self, notes: Mapping[str, list[float]], view: View) -> dict[str, Any]:
+    def decide(self, notes: Mapping[str, list[float]], view: View) -> JsonObject:
         """A grid for every matrix, the budget used as well as the measured losses allow."""
         shapes, stored = _matrices(view.spec), aligned if self.file_bytes is not None else int
         zeros = {key: len(notes[key]) != len(candidates(shape[1])) for key, shape in shapes.items()}
@@ -203,7 +203,7 @@ class MixedQuantize(BlockQuantize):
                 "losses": {key: {grid.type: loss for grid, loss in zip(grids[key], notes[key], strict=True)}
                            for key in sizes}}
 
-    def decided(self, decision: Mapping[str, Any]) -> Self:
+    def decided(self, decision: Mapping[str, Json]) -> Self:
         """The stage with a grid for every matrix."""
         return replace(self, assigned={key: grid for key, grid in decision["grids"].items() if grid != DENSE})
 
