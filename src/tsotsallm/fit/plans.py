@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tsotsallm.checkpoint.gguf_layout import aligned
 from tsotsallm.checkpoint.shapes import linear_shapes
@@ -141,6 +141,11 @@ class Choices:
                 found.losses[key] = [*(share * on_grid(grid, losses, BIT) for grid in some), 0.0]
                 found.seconds[key] = [math.prod(shape) * taken for taken in token_seconds(some, measured.seconds)]
         return found
+
+    def surveyed(self, losses: Mapping[str, Mapping[str, float]]) -> Choices:
+        """The same, with what matrices of the structure itself lose on their grids."""
+        return replace(self, losses={key: [losses[key].get(name, 0.0) for name in names]
+                                     for key, names in self.names.items()})
 
     @property
     def smallest(self) -> int:

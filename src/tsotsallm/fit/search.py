@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from tsotsallm.checkpoint.reader import Checkpoint
@@ -93,7 +94,7 @@ class _Fit:
             if self.rounds and self.bench.minutes_gone > self.bench.settings.minutes:
                 self.say("the time is up")
                 break
-            if not self._tried(plan, measured):
+            if not self._tried(partial(self._try, plan, measured)):
                 break
         if self._best() is not None:
             self._once_more(measured, mixture)
@@ -146,23 +147,30 @@ class _Fit:
     # -- building -----------------------------------------------------------------------------------------------------
 
     def _once_more(self, measured: Measured, mixture: Mixture) -> None:
-        """Make the best candidate again with more calibration text, if that fits the time; it mostly loses less."""
+        """Survey and make the best candidate again with more calibration text, if the time allows; it mostly loses less."""
         best, settings = self._best(), self.bench.settings
         assert best is not None
-        plan = self._plan(next(one for one in self.choices if one.structure.name == best.structure), measured)
+        choices = next(one for one in self.choices if one.structure.name == best.structure)
         takes = MORE_TEXT * max(mixture.seconds, best.seconds) / 60
-        if plan is not None and not settings.quick and self.bench.minutes_gone + takes < settings.minutes:
-            self.say(f"once more with {MORE_TEXT * settings.windows} windows of calibration text")
-            self._tried(plan, measured, MORE_TEXT * settings.windows)
+        if not settings.quick and self.bench.minutes_gone + takes < settings.minutes:
+            windows = MORE_TEXT * settings.windows
+            self.say(f"once more with {windows} windows of calibration text")
+            self._tried(partial(self._again, choices, measured, windows))
 
-    def _tried(self, plan: Plan, measured: Measured, windows: int | None = None) -> bool:
+    def _again(self, choices: Choices, measured: Measured, windows: int) -> None:
+        """Make a structure with grids that a survey of itself, with so much text, chooses."""
+        plan = self._plan(choices.surveyed(self.bench.survey(choices.structure, windows)), measured)
+        if plan is not None:
+            self._try(plan, measured, windows)
+
+    def _tried(self, make: Callable[[], None]) -> bool:
         """Whether a candidate could be built; where it could not, what was found before is enough, if anything was."""
         try:
-            self._try(plan, measured, windows)
+            make()
         except TsotsallmError as error:
             if self._best() is None:
                 raise
-            self.say(f"{plan.structure.name}: {error}; the best so far stays")
+            self.say(f"{error}; the best so far stays")
             return False
         return True
 

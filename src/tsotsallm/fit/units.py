@@ -281,6 +281,15 @@ class Bench:
         shutil.rmtree(out)
         return decision["losses"], Mixture(decision["predicted_loss"], loss, round(time.monotonic() - began, 1))
 
+    def survey(self, structure: Structure, windows: int) -> dict[str, dict[str, float]]:
+        """What the matrices of a structure lose on every grid, measured on itself with so many windows."""
+        stage = {"quantize": {"bits_per_weight": 16, "couple": False, "passes": 0}}
+        out = self.compressed([*self.files.recovered(structure), stage], windows)
+        decision = json.loads(next(out.glob("decision-*-quantize.json")).read_text("utf-8"))
+        shutil.rmtree(out)
+        found: dict[str, dict[str, float]] = decision["losses"]
+        return found
+
     def _width(self) -> dict[float, float]:
         """What shares of neurons cost: those that are taken, which suit the grids, not those that were thought of."""
         found, seen = {0.0: 0.0}, {self.whole.feed_forward}
