@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from tsotsallm.analysis.tokens import TokenCosts
+from tsotsallm.analysis.tokens import token_costs as count_tokens
 from tsotsallm.checkpoint.gguf_file import begins_as_gguf
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.inspection import Anatomy, FileAnatomy, inspect_checkpoint, inspect_file
+
+
+def token_costs(model: str | Path, texts: Sequence[str | Path]) -> TokenCosts:
+    """What texts in files or folders cost a model in tokens, and what a vocabulary cut to them would save."""
+    return count_tokens(Checkpoint.open(model), texts)
 
 
 def inspect(model: str | Path) -> Anatomy | FileAnatomy:

@@ -42,7 +42,8 @@ class TextCodec:
     size       rows of the model's embeddings
     prefix     tokens that are put before a text, usually BOS
     suffix     tokens that the tokenizer puts after a text, usually none; left out, since no text could be continued after
-    them ends       tokens that end an answer, the tokenizer's EOS first
+               them
+    ends       tokens that end an answer, the tokenizer's EOS first
     chat       the template of conversations; None where the model does not converse
     notes      what the user should know about the tokenizer, a sentence each
     """

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tsotsallm.cli.common import AsJson, Model, Threads, answers, print_json
+from tsotsallm.cli.common import AsJson, Calibration, Model, Threads, Window, Windows, answers, print_json
 from tsotsallm.files import JsonObject
 
 
@@ -15,6 +15,9 @@ def export(model: Model,
            gguf: Annotated[Path | None, typer.Option(help="Write this GGUF file, for llama.cpp and Ollama.")] = None,
            hf: Annotated[Path | None, typer.Option(help="Write a plain Hugging Face checkpoint, all weights dense, to this "
                                                         "directory.")] = None,
+           imatrix: Annotated[Path | None, typer.Option(help="Write the model's importance matrix to this GGUF file, for "
+                                                             "llama.cpp's own quantiser.")] = None,
+           calibration: Calibration = None, windows: Windows = 64, window: Window = 512,
            dense: Annotated[str | None, typer.Option(help="Number type (f16, bf16 or f32) for weights that are on no grid "
                                                           "of GGUF.")] = None,
            ollama: Annotated[bool, typer.Option(help="Write a Modelfile for Ollama as well.")] = False,
@@ -23,24 +26,30 @@ def export(model: Model,
            accept_differences: Annotated[bool, typer.Option(
                "--accept-differences", help="Write the file although llama.cpp splits texts into other tokens.")] = False,
            threads: Threads = None, as_json: AsJson = False) -> None:
-    """Write a checkpoint as GGUF or as plain Hugging Face.
+    """Write a checkpoint as GGUF or as plain Hugging Face, or its importance matrix.
 
     One layer at a time is in memory.
     """
     with answers(as_json):
-        from tsotsallm.api.export import to_gguf, to_huggingface
+        from tsotsallm.api.export import to_gguf, to_huggingface, to_imatrix
         from tsotsallm.cli.lines import step_bar
         from tsotsallm.errors import ExportError
 
-        if (gguf is None) == (hf is None):
-            raise ExportError("choose what to write: either --gguf OUT.gguf or --hf DIRECTORY")
-        if hf is not None and (dense or ollama or accept_differences):
+        if [gguf, hf, imatrix].count(None) != 2:
+            raise ExportError("choose what to write: --gguf OUT.gguf, --hf DIRECTORY or --imatrix OUT.gguf, one of them")
+        if calibration is not None and imatrix is None:
+            raise ExportError("--calibration belongs to --imatrix")
+        if gguf is None and (dense or ollama or accept_differences):
             raise ExportError("--dense, --ollama and --accept-differences belong to --gguf")
         bar, show = step_bar(as_json)
         with bar:
-            written = to_huggingface(model, hf, tick=show) if hf is not None else to_gguf(
-                model, str(gguf), dense=dense, ollama=ollama, verify=verify, accept_differences=accept_differences,
-                tick=show)
+            if imatrix is not None:
+                written = to_imatrix(model, imatrix, calibration=calibration, windows=windows, window=window, tick=show)
+            elif hf is not None:
+                written = to_huggingface(model, hf, tick=show)
+            else:
+                written = to_gguf(model, str(gguf), dense=dense, ollama=ollama, verify=verify,
+                                  accept_differences=accept_differences, tick=show)
         print_json(written) if as_json else print_export(written)
 
 
@@ -48,10 +57,12 @@ def print_export(written: JsonObject) -> None:
     """Print what was written, its size, how it compares with llama.cpp, and notes for its reader."""
     from tsotsallm.units import human_bytes
 
-    for name in ("gguf", "adapter", "modelfile", "hf"):
+    for name in ("gguf", "imatrix", "adapter", "modelfile", "hf"):
         if written.get(name):
-            size = f" ({human_bytes(written['bytes'])})" if name == "gguf" else ""
+            size = f" ({human_bytes(written['bytes'])})" if name in ("gguf", "imatrix") else ""
             print(f"{written[name]}{size}")
+    if "tokens" in written:
+        print(f"gathered on {written['tokens']} tokens of {written['source']}")
     if written.get("bytes_by_type"):
         print("weights: " + ", ".join(f"{human_bytes(size)} {kind}" for kind, size in written["bytes_by_type"].items()))
     if verified := written.get("verified"):

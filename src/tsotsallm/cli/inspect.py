@@ -10,21 +10,45 @@ from tsotsallm.cli.common import AsJson, answers, print_json
 from tsotsallm.files import JsonObject
 
 if TYPE_CHECKING:
+    from tsotsallm.analysis.tokens import TokenCosts
     from tsotsallm.inspection import Anatomy, FileAnatomy
 
 
 def inspect(model: Annotated[str, typer.Argument(help="Model to read: a checkpoint directory, a hub id (NAME/MODEL), a GGUF "
                                                       "file, or 'embedded' for the small model that is included.")],
+            text: Annotated[list[str] | None, typer.Option(help="Text file or folder of texts whose cost in tokens to show; "
+                                                                "repeat the option to compare several.")] = None,
             as_json: AsJson = False) -> None:
     """Show what a checkpoint or a GGUF file consists of.
 
-    Widths, parameters, bytes by part, cache and work per token.
+    Widths, parameters, bytes by part, cache and work per token; what texts cost in tokens.
     """
     with answers(as_json):
-        from tsotsallm.api.inspect import inspect
+        from tsotsallm.api.inspect import inspect, token_costs
 
         anatomy = inspect(model)
-        print_json(anatomy.plain()) if as_json else print_anatomy(str(model), anatomy)
+        costs = token_costs(model, text) if text else None
+        if as_json:
+            print_json(anatomy.plain() | ({"token_costs": costs.plain()} if costs is not None else {}))
+            return
+        print_anatomy(str(model), anatomy)
+        if costs is not None:
+            print_token_costs(costs)
+
+
+def print_token_costs(costs: TokenCosts) -> None:
+    """Print one row per text, then what a vocabulary cut to all of them would save."""
+    from tsotsallm.cli.lines import table
+    from tsotsallm.units import human_bytes
+
+    table("texts", ["text", "words", "tokens", "tokens per word", "bytes per token"], [
+        [one.source, f"{one.words:,}", f"{one.tokens:,}", f"{one.tokens_per_word:.2f}", f"{one.bytes_per_token:.2f}"]
+        for one in costs.texts])
+    if costs.needed is None or costs.saved is None:
+        print(f"this vocabulary cannot be cut: {costs.note}")
+        return
+    print(f"these texts need {costs.needed:,} of {costs.vocabulary:,} tokens; the stage `vocabulary` would save "
+          f"{human_bytes(costs.saved)}")
 
 
 def print_anatomy(name: str, found: Anatomy | FileAnatomy) -> None:

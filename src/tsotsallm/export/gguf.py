@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
         raise ExportError(f"{final} exists already; choose another name, or delete it first")
     partial_adapter: Path | None = final.with_name(final.name + ".partial")
     try:
-        _write(layout, partial, pieces, tick)
+        write_layout(layout, partial, [piece.read for piece in pieces], tick)
         partial_adapter = _export_adapter(checkpoint, final.with_name(final.name + ".partial"), kind, tick)
         verified = None if check is None else check(Written(
             partial, partial_adapter, context, frozenset(info.type for info in layout.tensors if len(info.shape) > 1),
@@ -254,16 +254,19 @@ def as_dense(values: Tensor, kind: Dense, name: str) -> Array:
     return found.contiguous().numpy()
 
 
-def _write(layout: Layout, path: Path, pieces: list[_Piece], tick: Tick) -> None:
-    """Write the header, then one tensor after another; nothing is left behind where the disk is full."""
+def write_layout(layout: Layout, path: Path, reads: Sequence[Callable[[], Array]], tick: Tick = lambda _what, _share: None
+                 ) -> None:
+    """Write a file's header, then what `reads` give for its tensors, one after another.
+
+    Nothing is left behind where it fails; raises ResourceError where the disk is full.
+    """
     try:
         with path.open("wb") as file:
             file.write(layout.head)
-            for number, piece in enumerate(pieces):
-                tick(f"writing {piece.info.name}", number / len(pieces))
-                size = piece.info.bytes
-                piece.read().tofile(file)
-                file.write(bytes(aligned(size) - size))
+            for number, (info, read) in enumerate(zip(layout.tensors, reads, strict=True)):
+                tick(f"writing {info.name}", number / len(reads))
+                read().tofile(file)
+                file.write(bytes(aligned(info.bytes) - info.bytes))
         assert path.stat().st_size == layout.total_bytes, f"{path} is not as long as its description says"
     except BaseException as error:
         path.unlink(missing_ok=True)
@@ -326,7 +329,7 @@ def _export_adapter(checkpoint: Checkpoint, out: Path, dense: Dense, tick: Tick)
                Entry("general.type", "string", "adapter"), Entry("adapter.type", "string", "lora"),
                Entry("adapter.lora.alpha", "f32", 0.0))     # no scaling: the correction is B·A, whatever its rank
     partial = out.with_name(out.name + ".partial")
-    _write(Layout(entries, tuple(piece.info for piece in pieces)), partial, pieces, tick)
+    write_layout(Layout(entries, tuple(piece.info for piece in pieces)), partial, [piece.read for piece in pieces], tick)
     partial.replace(out)
     return out
 
