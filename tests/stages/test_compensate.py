@@ -159,8 +159,8 @@ def test_merged_it_leaves_dense_weights_and_their_zeros(tiny: Path, text: Path, 
 
 
 @pytest.mark.parametrize(("recipe", "message"), [
-    ("eora:4", "right after"), ("gptq:4:32, eora:4, wanda:2:4", "comes after quantize|compensate last"),
-    ("[{sparsity: {prune: 2, group: 4}}, {compensate: {rank: 4}}, {quantize: {bits: 4, group: 32}}]", "compensate last"),
+    ("eora:4", "right after"), ("gptq:4:32, eora:4, wanda:2:4", "comes after quantize|beside the linears"),
+    ("[{sparsity: {prune: 2, group: 4}}, {compensate: {rank: 4}}, {quantize: {bits: 4, group: 32}}]", "beside the linears"),
     ("[{quantize: {bits: 4, group: 32}}, {compensate: {rank: 0}}]", "1 or more"),
     ("[{quantize: {bits: 4, group: 32}}, {compensate: {rank: 4, methd: svd}}]", "did you mean 'method'"),
 ])
