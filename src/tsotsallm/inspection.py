@@ -11,8 +11,8 @@ from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
 from tsotsallm.checkpoint.provenance import Provenance
 from tsotsallm.checkpoint.reader import PACKED_NAME, Checkpoint
-from tsotsallm.checkpoint.source import PROVENANCE
 from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes, work_of
+from tsotsallm.checkpoint.source import PROVENANCE
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, MOST_LAYERS
 from tsotsallm.errors import CheckpointError
 from tsotsallm.records import Record

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint import adapter, packing
 from tsotsallm.checkpoint.codec import TextCodec, ends_of
+from tsotsallm.checkpoint.gguf_place import gguf_path
 from tsotsallm.checkpoint.provenance import Provenance
 from tsotsallm.checkpoint.shards import DTYPE_NAMES, Piece, TensorRecord
 from tsotsallm.checkpoint.source import CONFIG, MORE_TEMPLATES, PROVENANCE, DirectorySource, Source, digest_of_ends
@@ -73,7 +74,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path) -> Checkpoint:
-        """Open a local directory, the packaged model by the name `embedded`, or a hub id (downloaded once).
+        """Open a local directory, a GGUF file, `ollama:NAME`, the packaged model `embedded`, or a hub id (downloaded once).
 
         Raises CheckpointError where it cannot be found or read.
         """
@@ -283,7 +284,8 @@ class Checkpoint:
             content = self.source.read_json(PROVENANCE)
         except FileNotFoundError:
             return None
-        return Provenance.read(content, str(self.directory / PROVENANCE), CheckpointError, "restore it, or delete it if the weights are not ours")
+        return Provenance.read(content, str(self.directory / PROVENANCE), CheckpointError,
+                               "restore it, or delete it if the weights are not ours")
 
     @property
     def is_sparse(self) -> bool:
@@ -500,22 +502,29 @@ def _refuse_other_packing(records: Iterable[str], directory: Path) -> None:
 
 
 def source_at(path: Path) -> Source:
-    """What a checkpoint at a path is read from."""
-    return DirectorySource(path)
+    """What a checkpoint at a path is read from: a directory, or a GGUF file."""
+    if gguf_path(path) is None:
+        return DirectorySource(path)
+    from tsotsallm.checkpoint.gguf_source import GgufSource
+
+    return GgufSource(path)
 
 
 def locate(source: str | Path) -> Path:
-    """The directory of a checkpoint: a local path, the packaged `embedded` model, or a download from the hub.
+    """The place of a checkpoint: a local directory, a GGUF file, the packaged `embedded` model, a download from the hub.
 
     Raises CheckpointError where there is none.
     """
+    if (file := gguf_path(source)) is not None:
+        return file
     path = Path(source)
     if path.is_dir():
         return path
     if str(source) == EMBEDDED:
         return embedded_directory()
     if path.exists():
-        raise CheckpointError(f"{source} is a file; give the directory that holds config.json and the shards")
+        raise CheckpointError(f"{source} is a file; give the directory that holds config.json and the shards, or a GGUF "
+                              "file")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)):
         raise CheckpointError(f"{source} does not exist; give a checkpoint's directory, a hub id such as "
                               f"HuggingFaceTB/SmolLM2-135M, or {EMBEDDED!r} for the embedded model")

@@ -73,7 +73,7 @@ class DirectorySource:
     keeps_types = False
 
     def __init__(self, directory: Path) -> None:
-        self.path, self.title = directory, directory.name
+        self.path, self.title = directory, directory.resolve().name
         self.spec = ModelSpec.read(directory)
         files = weight_files(directory)
         self.records = read_weights(files)
