@@ -24,13 +24,10 @@ SAME = 1e-5
 def config_of(file: GgufFile, tensors: Container[str], factors: Sequence[float] | None) -> dict[str, Any]:
     """The config of the model that a header describes, without its type of weights.
 
-    `factors` are those of Llama 3's scaling, where the file has them. Raises CheckpointError for an architecture that is not
-    known, and for whatever the family does not have.
+    `factors` are those of Llama 3's scaling, where the file has them. Raises CheckpointError for whatever the family does
+    not have.
     """
     arch = file.architecture
-    if arch not in FAMILY_OF:
-        raise CheckpointError(f"{file.path}: unknown architecture {quoted(arch)}; supported are {', '.join(FAMILY_OF)} "
-                              "(Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3)")
     if file.experts[0] > 1:
         raise CheckpointError(f"{file.path} has {file.experts[0]} experts in every layer; only dense models are read")
     heads, kv_heads, feed_forward = (_alike(file, name, values) for name, values in (
@@ -47,12 +44,23 @@ def config_of(file: GgufFile, tensors: Container[str], factors: Sequence[float] 
         "head_dim": head_dim, "vocab_size": file.vocabulary, "max_position_embeddings": file.context,
         "rms_norm_eps": _number(file, "attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": HEAD_IN_FILE not in tensors, "rope_parameters": _rope(file, head_dim or 0, factors)}
+    if arch != "qwen3" and head_dim is not None and heads * head_dim == file.hidden:
+        del config["head_dim"]                      # what it is by default
     if arch == "llama":
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
     if (tokenizer := file.tokenizer) is not None:
         config["bos_token_id"], config["eos_token_id"] = tokenizer.bos, tokenizer.eos
     return config
+
+
+def require_family(file: GgufFile) -> None:
+    """Raise CheckpointError for a model of an architecture that is not known."""
+    arch = file.architecture
+    if arch not in (*FAMILY_OF, "", "clip") and file.text("general.type") in (None, "model") and (
+            "adapter.type" not in file.fields):
+        raise CheckpointError(f"{file.path}: unknown architecture {quoted(arch)}; supported are {', '.join(FAMILY_OF)} "
+                              "(Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3)")
 
 
 def _alike(file: GgufFile, name: str, values: Sequence[int]) -> int:
@@ -77,6 +85,9 @@ def _number(file: GgufFile, name: str, default: float | None = None) -> float:
 def _rope(file: GgufFile, head_dim: int, factors: Sequence[float] | None) -> dict[str, Any]:
     """How positions are rotated, in transformers' terms."""
     arch, theta = file.architecture, _number(file, "rope.freq_base", 10000.0)
+    if not theta > 0:
+        raise CheckpointError(f"{file.path} gives {arch}.rope.freq_base as {theta}, where a number above 0 is expected; "
+                              "convert or download it again")
     kind = file.text(f"{arch}.rope.scaling.type") or "none"
     linear = f"{arch}.rope.scale_linear"            # the key of old files
     if kind == "none" and linear in file.fields and _number(file, "rope.scale_linear") != 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint import packing
-from tsotsallm.checkpoint.gguf_config import config_of
+from tsotsallm.checkpoint.gguf_config import config_of, require_family
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
 from tsotsallm.checkpoint.gguf_place import open_parts
 from tsotsallm.checkpoint.gguf_records import FLOATS, blocks_of, record_of, require_readable
@@ -59,6 +59,7 @@ class GgufSource:
         self._paths = {name: part.path for part in parts for name in part.tensors}
         tensors = {name: one for part in parts for name, one in part.tensors.items()}
         self.file = dataclasses.replace(parts[0], tensors=tensors)
+        require_family(self.file)
         self.file.require_language_model()
         self.title = self.file.text("general.name") or path.stem
         self._require_tokens()
@@ -85,7 +86,7 @@ class GgufSource:
             name = f"model.layers.{match[1]}.{module}.{match[3]}"
             if module in _HEADS and self.file.architecture in PAIRED_HALVES:
                 kind = "num_attention_heads" if module == _HEADS[0] else "num_key_value_heads"
-                order = in_halves(config[kind], config["head_dim"])
+                order = in_halves(config[kind], self.file.key_length or 0)
         if name is None:
             raise CheckpointError(f"{where} is not part of a {config['model_type']} model; the file was made for other "
                                   "software, or for a variant that is not supported")
