@@ -14,6 +14,7 @@ OLLAMA = "ollama:"
 MODELS = "OLLAMA_MODELS"
 REGISTRY, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
 MODEL_LAYER, ADAPTER_LAYER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
+MOST_PARTS = 10_000
 _NAME = re.compile(r"(?:(?P<host>[\w.-]+(?::\d+)?)/)?(?:(?P<space>[\w.-]+)/)?(?P<model>[\w.-]+)(?::(?P<tag>[\w.-]+))?")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _PART = re.compile(r"(?P<name>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf")
@@ -30,6 +31,21 @@ def gguf_path(source: str | Path) -> Path | None:
     return path if not path.is_dir() and (path.suffix == ".gguf" or begins_as_gguf(path)) else None
 
 
+def parts_at(path: Path) -> list[Path]:
+    """The files of all parts that the name of one speaks of, in order; the file itself where it is named otherwise."""
+    named = _PART.fullmatch(path.name)
+    if named is None or not 1 <= int(named["part"]) <= int(named["parts"]) <= MOST_PARTS:
+        return [path]
+    return [path.with_name(f"{named['name']}-{place:05d}-of-{named['parts']}.gguf")
+            for place in range(1, int(named["parts"]) + 1)]
+
+
+def first_part(path: Path) -> Path:
+    """The part that engines load, where a part was given and the first is beside it; else the file itself."""
+    first = parts_at(path)[0]
+    return first if first.is_file() else path
+
+
 def open_parts(path: Path) -> list[GgufFile]:
     """A file, or all parts of the model that it is a part of, in order.
 
@@ -39,13 +55,12 @@ def open_parts(path: Path) -> list[GgufFile]:
     number, count = given.split
     if count == 1:
         return [given]
-    named = _PART.fullmatch(path.name)
-    if named is None or (int(named["part"]), int(named["parts"])) != (number, count):
+    paths = parts_at(path)
+    if len(paths) != count or paths[number - 1] != path:
         raise CheckpointError(f"{path} is part {number} of {count} of a model, but is not named like one; name the parts "
                               f"NAME-00001-of-{count:05d}.gguf and so on")
     files = []
-    for place in range(1, count + 1):
-        part = path.with_name(f"{named['name']}-{place:05d}-of-{count:05d}.gguf")
+    for place, part in enumerate(paths, 1):
         if not part.exists():
             raise CheckpointError(f"{part} is missing: the model is in {count} parts, which must be in one folder; download "
                                   "or copy it")
