@@ -95,7 +95,7 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
         raise ExportError(f"{where} has a tokenizer with an empty token, for which llama.cpp has no place; it is damaged")
     pieces = is_sentencepiece(content)
     pre = "default" if pieces else _split_rule(content, where)
-    unknown = vocabulary.get(str(model.get("unk_token")))
+    unknown = None if model.get("unk_token") is None else vocabulary.get(str(model["unk_token"]))
     types = []
     for place in range(size):
         if place in added:
