@@ -160,7 +160,7 @@ def compress(model: str | Path, recipe: str | Path | Sequence[object], out: str 
 
 def result_source(model: str | Path) -> str:
     """The name that results give the model they were made from."""
-    return Path(model).resolve().name if Path(model).is_dir() else str(model)
+    return Path(model).resolve().name if Path(model).exists() else str(model)
 
 
 def _texts_of(checkpoint: Checkpoint, recipe: Recipe,

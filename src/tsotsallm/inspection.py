@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
+from tsotsallm.checkpoint.gguf_place import open_parts
 from tsotsallm.checkpoint.provenance import Provenance
-from tsotsallm.checkpoint.reader import PACKED_NAME, PROVENANCE, Checkpoint
+from tsotsallm.checkpoint.reader import PACKED_NAME, Checkpoint
 from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes, work_of
+from tsotsallm.checkpoint.source import PROVENANCE
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, MOST_LAYERS
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import JsonObject
@@ -236,8 +238,11 @@ def part_of_gguf(name: str) -> str:
 
 
 def inspect_file(path: str | Path) -> FileAnatomy:
-    """The anatomy of a GGUF file, from its header alone; raises CheckpointError where it cannot be read."""
-    file = GgufFile.open(path)
+    """The anatomy of a GGUF file, of a split one as a whole where all parts are there, from headers alone.
+
+    Raises CheckpointError where it cannot be read.
+    """
+    file = _whole_file(Path(path))
     parameters, sizes = dict.fromkeys((*PARTS, "other"), 0), dict.fromkeys((*PARTS, "other"), 0)
     by_type: dict[str, list[int]] = {}
     for name, tensor in file.tensors.items():
@@ -262,6 +267,20 @@ def inspect_file(path: str | Path) -> FileAnatomy:
         round(8 * total / max(file.parameters, 1), 3), file.parameters, parameters, total, sizes,
         {kind: by_type[kind][0] for kind in types}, {kind: by_type[kind][1] for kind in types}, file.size, file.version,
         None if cache is None else 2 * cache, _macs(file, linears), _tokenizer(file), _made_from(file), tuple(_notes(file)))
+
+
+def _whole_file(path: Path) -> GgufFile:
+    """A file, or all parts of a split one as if they were one file; the part alone where others are missing."""
+    file = GgufFile.open(path)
+    if file.split[1] == 1:
+        return file
+    try:
+        parts = open_parts(path)
+    except CheckpointError:
+        return file
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    whole = {key: value for key, value in parts[0].fields.items() if not key.startswith("split.")}
+    return replace(parts[0], tensors=tensors, size=sum(part.size for part in parts), fields=whole)
 
 
 def _macs(file: GgufFile, linears: list[GgufTensor]) -> int:

@@ -16,7 +16,8 @@ import tsotsallm
 from tests.checkpoint.damage import edit_json
 from tests.compressing import tensors_of, unpacked_by_transformers
 from tests.conftest import build
-from tsotsallm.checkpoint.reader import PROVENANCE, VOCABULARY, Checkpoint, layer_prefix, locate
+from tsotsallm.checkpoint.reader import VOCABULARY, Checkpoint, layer_prefix, locate
+from tsotsallm.checkpoint.source import PROVENANCE
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD
 from tsotsallm.checkpoint.weights import SINGLE
 from tsotsallm.errors import CheckpointError

@@ -186,3 +186,20 @@ def test_awkward_widths_stay_as_they_are(stories: Path, prose: Path, tmp_path: P
     export_gguf(checkpoint, tmp_path / "model.gguf")
     ids = checkpoint.tokenizer()("Once upon a time there was a boy")["input_ids"]
     assert compare(tmp_path / "out", tmp_path / "model.gguf", ids, 5e-2, next_only=True) <= 1e-3
+
+
+def test_a_tokenizer_without_an_unknown_token_has_none(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from tests.conftest import byte_tokenizer
+
+    byte_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["None"] = content["model"]["vocab"].pop("À" + "Á")
+    content["model"]["merges"] = [["N", "o"], ["No", "n"], ["Non", "e"]]
+    content["model"]["vocab"] |= {"No": 256, "Non": 257}
+    path.write_text(json.dumps(content))
+    found = read_vocabulary(TextCodec(AutoTokenizer.from_pretrained(tmp_path), 258, "here"))
+    assert found.unknown is None
+    assert found.types[found.tokens.index("None")] == 1

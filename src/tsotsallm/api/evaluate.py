@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Unpack, cast, get_args
 
 from tsotsallm.api.computers import Computers
+from tsotsallm.checkpoint.gguf_place import first_part, gguf_path
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
 from tsotsallm.cluster.examination import examine_on
 from tsotsallm.compression import check_device
@@ -69,15 +70,23 @@ def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, 
     `reference` is the checkpoint that the file was made from, if there is one: its tokenizer splits the text, else the
     file's own does.
     """
-    if len(models) != 1 or Path(models[0]).suffix != ".gguf" or task is not None:
-        raise TsotsallmError("--kv compares caches of one GGUF file on a text, and a GGUF file is scored on a text only; "
-                             "give one GGUF file with --text, or its checkpoint for tasks")
+    if len(models) != 1 or gguf_path(models[0]) is None or task is not None:
+        raise TsotsallmError("--kv compares caches of one GGUF file on a text in llama.cpp; give one GGUF file with --text, "
+                             "or leave out --kv")
     for kind in kv:
         if kind not in get_args(CacheType):
             raise TsotsallmError(f"--kv has {kind!r}; it takes {', '.join(get_args(CacheType))}, separated by commas")
     content, source = text_and_source(text, (reference,))
-    return cache_perplexities(Path(models[0]), None if reference is None else Checkpoint.open(reference), content, source,
+    tokens_of = None if reference is None else Checkpoint.open(reference)
+    return cache_perplexities(_runnable(models[0]), tokens_of, content, source,
                               [cast(CacheType, kind) for kind in kv], context=context, limit=limit, tick=tick)
+
+
+def _runnable(model: str | Path) -> Path:
+    """The file of a GGUF model that llama.cpp loads."""
+    file = gguf_path(model)
+    assert file is not None, f"{model} is no GGUF file"
+    return first_part(file)
 
 
 def gguf_speeds(models: Sequence[str | Path], *, text: str | Path | None = None, task: str | None = None,
@@ -86,10 +95,10 @@ def gguf_speeds(models: Sequence[str | Path], *, text: str | Path | None = None,
     if text is not None or task is not None or kv != "f16" or reference is not None:
         raise TsotsallmError("--speed times GGUF files by themselves; leave out --text, --task, --kv and --reference")
     for model in models:
-        if Path(model).suffix != ".gguf":
+        if gguf_path(model) is None:
             raise TsotsallmError(f"{model} is no GGUF file; time GGUF files and checkpoints one kind at a time")
-        Llama(Path(model))                      # reports what is wrong with a file before any is timed
-    return {str(model): measure_gguf_speed(model) for model in models}
+        Llama(_runnable(model))                 # reports what is wrong with a file before any is timed
+    return {str(model): measure_gguf_speed(_runnable(model)) for model in models}
 
 
 def harness(model: str | Path, tasks: Sequence[str], *, limit: int | None = None, shots: int | None = None,

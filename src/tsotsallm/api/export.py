@@ -66,7 +66,7 @@ def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, oll
         raise ExportError(f"{path} does not end in .gguf, as engines expect of such a file")
     modelfile = modelfile_path(path) if ollama else None        # refused before anything is written
     checkpoint = Checkpoint.open(model)
-    name = str(model) if "/" in str(model) and not Path(model).exists() else checkpoint.directory.resolve().name
+    name = str(model) if "/" in str(model) and not Path(model).exists() else checkpoint.source.title
 
     def check(written: Written) -> Verified | None:
         if not llama_installed():

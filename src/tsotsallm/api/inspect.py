@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tsotsallm.analysis.tokens import TokenCosts
 from tsotsallm.analysis.tokens import token_costs as count_tokens
-from tsotsallm.checkpoint.gguf_file import begins_as_gguf
+from tsotsallm.checkpoint.gguf_place import gguf_path
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.inspection import Anatomy, FileAnatomy, inspect_checkpoint, inspect_file
 
@@ -19,7 +19,7 @@ def token_costs(model: str | Path, texts: Sequence[str | Path]) -> TokenCosts:
 
 def inspect(model: str | Path) -> Anatomy | FileAnatomy:
     """Anatomy of a checkpoint or a GGUF file: widths, parameters, bytes by part, cache and work per token."""
-    path = Path(model)
-    if not path.is_dir() and (path.suffix == ".gguf" or begins_as_gguf(path)):
-        return inspect_file(path)
+    file = gguf_path(model)
+    if file is not None:
+        return inspect_file(file)
     return inspect_checkpoint(Checkpoint.open(model))

@@ -97,7 +97,10 @@ class GgufTokenizer:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The header of a file: fields by key (of merges, only their number), the types of the fields, tensors by name."""
+    """The header of a file: fields by key, the types of the fields, tensors by name.
+
+    Of the texts of merges there is only the number, unless they were asked for.
+    """
 
     path: Path
     version: int
@@ -107,13 +110,13 @@ class GgufFile:
     types: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | Path) -> GgufFile:
-        """Read a header; raises CheckpointError with the fault."""
+    def open(cls, path: str | Path, *, merges: bool = False) -> GgufFile:
+        """Read a header, with `merges` their texts as well; raises CheckpointError with the fault."""
         path = Path(path)
         try:
             size = regular_size(path, CheckpointError)
             with path.open("rb") as file:
-                return _Header(file, path, size).read()
+                return _Header(file, path, size, merges=merges).read()
         except FileNotFoundError:
             raise CheckpointError(f"{path} does not exist; give a GGUF file, such as `tsotsallm export` writes") from None
         except OSError as error:
@@ -262,9 +265,10 @@ class GgufFile:
         bos, eos = (self._special(name, default) for name, default in
                     zip(("bos", "eos"), _SPECIAL.get(model, (None, None)), strict=True))
         adds_bos = model in ("llama", "bert") or (model == "gpt2" and pre in _BOS_BY_PRE)
-        merges = self.fields.get(MERGES, 0)
+        found = self.fields.get(MERGES, 0)
+        merges = found if type(found) is int else len(found) if isinstance(found, list) else 0
         return GgufTokenizer(
-            model, pre, len(self.tokens), merges if type(merges) is int else 0, bos, eos,
+            model, pre, len(self.tokens), merges, bos, eos,
             bool(self.fields.get("tokenizer.ggml.add_bos_token", adds_bos)) and bos is not None,
             bool(self.fields.get("tokenizer.ggml.add_eos_token", model == "t5")) and eos is not None,
             bool(self.text("tokenizer.chat_template")))
@@ -371,8 +375,8 @@ def begins_as_gguf(path: Path) -> bool:
 class _Header:
     """Reads a header from its beginning; no size in it is trusted before it is compared with the file's."""
 
-    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
-        self.file, self.path, self.size = file, path, size
+    def __init__(self, file: BinaryIO, path: Path, size: int, *, merges: bool = False) -> None:
+        self.file, self.path, self.size, self.merges = file, path, size, merges
         self.place = 0
 
     def read(self) -> GgufFile:
@@ -456,7 +460,7 @@ class _Header:
         smallest = 8 if kind == _STRING else 1
         if count > min(MOST_ELEMENTS, (self.size - self.place) // smallest):
             raise self.damaged(f"gives {quoted(key)} {count} elements, more than it can hold")
-        if kind == _STRING and key == MERGES:
+        if kind == _STRING and key == MERGES and not self.merges:
             for _ in range(count):
                 self.take(self.integer(8), key)
             return count

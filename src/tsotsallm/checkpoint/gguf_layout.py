@@ -16,6 +16,14 @@ from typing import Any, Literal
 
 from tsotsallm.checkpoint.codec import INFILL_ENDS, NAMED_ENDS
 from tsotsallm.checkpoint.gguf_file import MAGIC, TYPES
+from tsotsallm.checkpoint.gguf_terms import (
+    ARCHITECTURES,
+    EMBEDDING_IN_FILE,
+    HEAD_IN_FILE,
+    NAMES,
+    NORM_IN_FILE,
+    ROPE_FACTORS,
+)
 from tsotsallm.checkpoint.gguf_vocabulary import Vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import layer_shapes
@@ -26,13 +34,6 @@ from tsotsallm.version import __version__
 
 Dense = Literal["f32", "f16", "bf16"]
 Kind = Literal["u32", "i32", "f32", "bool", "string"]
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3"}
-NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-ROPE_FACTORS = "rope_freqs.weight"
 
 _VERSION, _ALIGNMENT = 3, 32
 _KINDS = {"u32": (4, "I"), "i32": (5, "i"), "f32": (6, "f"), "bool": (7, "?"), "string": (8, "")}
@@ -180,16 +181,16 @@ class Slot:
 
 def slots(spec: ModelSpec, names: Callable[[int], Iterable[str]]) -> Iterator[Slot]:
     """All tensors in the order of the file; `names` gives those of a layer that runs, repeated layers written out."""
-    yield Slot("token_embd.weight", None, EMBEDDING)
+    yield Slot(EMBEDDING_IN_FILE, None, EMBEDDING)
     if rope_of(spec)["rope_type"] == "llama3":
         yield Slot(ROPE_FACTORS, None, ROPE_FACTORS)
     for index in range(spec.layers):
         for name in names(index):
             module, _, leaf = name.rpartition(".")
             yield Slot(f"blk.{index}.{NAMES[module]}.{leaf}", index, name)
-    yield Slot("output_norm.weight", None, FINAL_NORM)
+    yield Slot(NORM_IN_FILE, None, FINAL_NORM)
     if not spec.tied:
-        yield Slot("output.weight", None, HEAD)
+        yield Slot(HEAD_IN_FILE, None, HEAD)
 
 
 def model_entries(spec: ModelSpec, labels: Labels) -> Iterator[Entry]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tsotsallm.checkpoint.codec import ENDS_BY_NAME, TextCodec
 from tsotsallm.checkpoint.textrules import SPACE
-from tsotsallm.errors import ConversationError, ExportError
+from tsotsallm.errors import CheckpointError, ConversationError, ExportError
 from tsotsallm.files import quoted
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -27,6 +27,16 @@ SPLITS = {
     _GPT4O_WORDS % ("", "", ""): "tekken",
     _GPT4O_WORDS % (_CONTRACTIONS + "?", _CONTRACTIONS + "?", "{1,3}"): "gpt-4o"}
 """The regular expression with which a tokenizer splits text -> llama.cpp's name of the same rule."""
+
+LIKE_GPT2, BY_DIGITS = "gpt-2", "smollm"
+"""Rules that the tokenizers library has steps of its own for: GPT-2's, and the same after digits were split."""
+ALIKE = {
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "smaug-bpe": ("dbrx",),
+    "qwen2": ("deepseek-r1-qwen", "stablelm2", "megrez"), "gpt-4o": ("llama4",), LIKE_GPT2: ("phi-2", "gigachat", "mellum"),
+    BY_DIGITS: ("starcoder", "refact", "command-r", "codeshell")}
+"""llama.cpp's name of a rule -> other names under which it has the same."""
+WHOLE_WORDS = ("llama-bpe", "tekken")
+"""Rules with which llama.cpp takes a word that is a token as it is, before it merges."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
         raise ExportError(f"{where} has a tokenizer with an empty token, for which llama.cpp has no place; it is damaged")
     pieces = is_sentencepiece(content)
     pre = "default" if pieces else _split_rule(content, where)
-    unknown = vocabulary.get(str(model.get("unk_token")))
+    unknown = None if model.get("unk_token") is None else vocabulary.get(str(model["unk_token"]))
     types = []
     for place in range(size):
         if place in added:
@@ -261,15 +271,15 @@ def _split_rule(content: dict[str, Any], where: str) -> str:
     kinds = [step.get("type") for step in steps]
     rule: str | None = None
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
-        rule = "gpt-2"
+        rule = LIKE_GPT2
     elif kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
-        rule = "smollm"
+        rule = BY_DIGITS
     elif kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         rule = SPLITS.get(str(steps[0].get("pattern", {}).get("Regex")))
     if rule is None or content.get("normalizer") not in (None, {"type": "NFC"}) or any(
             step.get("add_prefix_space") for step in steps):
         raise ExportError(f"{where} splits text by a rule that llama.cpp has no name for ({quoted(json.dumps(before))}); "
-                          f"its rules are those of {', '.join(['gpt-2', 'smollm', *SPLITS.values()])}; llama.cpp would "
+                          f"its rules are those of {', '.join([LIKE_GPT2, BY_DIGITS, *SPLITS.values()])}; llama.cpp would "
                           "split text differently from the model's training, so nothing is exported")
     whole_words = bool(content["model"].get("ignore_merges"))
     if rule == "llama3":
@@ -278,3 +288,25 @@ def _split_rule(content: dict[str, Any], where: str) -> str:
         raise ExportError(f"{where} takes whole words before it merges (ignore_merges), which llama.cpp does only with "
                           "Llama 3's and Mistral's rules; nothing is exported")
     return rule
+
+
+def split_steps(pre: str | None, where: str) -> tuple[list[dict[str, Any]], bool]:
+    """The steps of the tokenizers library before its byte level, by llama.cpp's name of a rule; whether whole words count.
+
+    The inverse of the rule's recognition; without steps, and after digits, the byte level splits by GPT-2's own expression.
+    Raises CheckpointError for a rule that is not known.
+    """
+    own = {"llama-bpe" if name == "llama3" else name: rule for rule, name in SPLITS.items()}
+    own["smaug-bpe"] = _LLAMA3
+    others = {other: name for name, alike in ALIKE.items() for other in alike}
+    name = others.get(str(pre), str(pre))
+    if name == LIKE_GPT2:
+        return [], False
+    if name == BY_DIGITS:
+        return [{"type": "Digits", "individual_digits": True}], False
+    if name not in own:
+        told = "names no rule" if pre is None else f"names the rule {quoted(pre)}"
+        raise CheckpointError(f"{where} {told} by which text is split before merging (tokenizer.ggml.pre), which is "
+                              f"not known here; known are {', '.join(sorted({LIKE_GPT2, BY_DIGITS, *own, *others}))}")
+    split = {"type": "Split", "pattern": {"Regex": own[name]}, "behavior": "Isolated", "invert": False}
+    return [split], name in WHOLE_WORDS

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from tsotsallm.checkpoint import adapter, packing
 from tsotsallm.checkpoint.codec import TextCodec, ends_of
+from tsotsallm.checkpoint.gguf_place import gguf_path
 from tsotsallm.checkpoint.provenance import Provenance
 from tsotsallm.checkpoint.shards import DTYPE_NAMES, Piece, TensorRecord
+from tsotsallm.checkpoint.source import CONFIG, MORE_TEMPLATES, PROVENANCE, DirectorySource, Source, digest_of_ends
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
-from tsotsallm.checkpoint.weights import SINGLE, files_to_fetch, read_weights, weight_files
+from tsotsallm.checkpoint.weights import SINGLE, files_to_fetch
 from tsotsallm.errors import CheckpointError
-from tsotsallm.files import TOKENIZER_BYTES, one_line, quoted, read_bytes, read_json, regular_size
+from tsotsallm.files import TOKENIZER_BYTES, one_line, quoted, regular_size
 from tsotsallm.machine import quiet_stderr
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid, IntegerGrid
@@ -35,13 +37,11 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 LONGEST_TOKEN = 10_000
 """Limit in characters of an added token, since every text is searched for it."""
-PROVENANCE = "tsotsallm.json"
 PACKED = packing.SUFFIXES
 KEPT_FILES = re.compile(
     r"(tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
     r"chat_template\.(json|jinja)|generation_config\.json|(LICENSE|LICENCE|NOTICE|USE_POLICY|USAGE).*)", re.IGNORECASE)
 GENERATION = "generation_config.json"
-MORE_TEMPLATES = "additional_chat_templates"
 STALE = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 VOCABULARY = "vocabulary.json"
 CHECKED_BYTES = 32 << 20
@@ -66,25 +66,15 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.spec = ModelSpec.read(directory)
-        files = weight_files(directory)
-        self.records = read_weights(files)
-        if self.spec.tied and EMBEDDING not in self.records and HEAD in self.records:
-            self.records[EMBEDDING] = self.records.pop(HEAD)    # transformers ties both to whichever is stored
-        for name in self.records:
-            if name.endswith(adapter.PEFT):
-                raise CheckpointError(f"{directory}: {quoted(name)} is stored among the weights of its base, where "
-                                      "transformers ignores it; merge it into the base with PEFT first")
-        corrections, notes = adapter.read_adapter(directory, ours=(directory / PROVENANCE).exists())
-        self.records |= corrections
-        self.notes: tuple[str, ...] = files.notes + notes
+        self.source = source_at(directory)
+        self.spec, self.records, self.notes = self.source.spec, self.source.records, self.source.notes
         self.kept_tokens: list[int] | None = None
         self.token_files: dict[str, bytes] = {}
         self._check()
 
     @classmethod
     def open(cls, source: str | Path) -> Checkpoint:
-        """Open a local directory, the packaged model by the name `embedded`, or a hub id (downloaded once).
+        """Open a local directory, a GGUF file, `ollama:NAME`, the packaged model `embedded`, or a hub id (downloaded once).
 
         Raises CheckpointError where it cannot be found or read.
         """
@@ -106,7 +96,7 @@ class Checkpoint:
         """The old numbers of this model's tokens where its vocabulary was reduced; None where it never was."""
         path = self.directory / VOCABULARY
         try:
-            content = read_json(path, CheckpointError)
+            content = self.source.read_json(VOCABULARY)
         except FileNotFoundError:
             return None
         kept = content.get("kept") if isinstance(content, dict) else None
@@ -281,29 +271,37 @@ class Checkpoint:
     # -- files ------------------------------------------------------------------------------------------------
 
     @property
-    def kept_files(self) -> list[Path]:
-        """Tokenizer, generation config, chat template and licence files, except those that new ones replace."""
+    def kept_files(self) -> list[str]:
+        """Names of tokenizer, generation config, chat templates and licences, except those that new ones replace."""
         stale = {*self.token_files, *(STALE if self.token_files else ())}
-        files = [path for path in self.directory.iterdir() if KEPT_FILES.fullmatch(path.name) and path.name not in stale]
-        more = self.directory / MORE_TEMPLATES
-        files += more.glob("*.jinja") if more.is_dir() else ()
-        return sorted(path for path in files if not path.is_dir())
+        return [name for name in self.source.names() if name not in stale and (
+            KEPT_FILES.fullmatch(name) or name.startswith(f"{MORE_TEMPLATES}/"))]
 
     @cached_property
     def provenance(self) -> Provenance | None:
         """The tsotsallm.json of a result of ours; None elsewhere. Raises CheckpointError where it is damaged."""
-        path = self.directory / PROVENANCE
         try:
-            content = read_json(path, CheckpointError)
+            content = self.source.read_json(PROVENANCE)
         except FileNotFoundError:
             return None
-        return Provenance.read(content, str(path), CheckpointError, "restore it, or delete it if the weights are not ours")
+        return Provenance.read(content, str(self.directory / PROVENANCE), CheckpointError,
+                               "restore it, or delete it if the weights are not ours")
 
     @property
     def is_sparse(self) -> bool:
         """Whether the `sparsity` stage made zeros in it, here or in an ancestor."""
         generations = self.provenance.generations if self.provenance is not None else ()
         return any("sparsity" in stage for one in generations for stage in one.recipe)
+
+    @property
+    def generation(self) -> Any:
+        """The content of generation_config.json; None where there is none."""
+        if GENERATION in self.token_files:
+            return json.loads(self.token_files[GENERATION])
+        try:
+            return self.source.read_json(GENERATION)
+        except FileNotFoundError:
+            return None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer; raises CheckpointError where transformers cannot load one."""
@@ -313,12 +311,7 @@ class Checkpoint:
     def codec(self) -> TextCodec:
         """Text <-> tokens for this model, with the ends of answers and the chat template."""
         tokenizer = self._load_tokenizer()
-        try:
-            config = read_json(self.directory / "generation_config.json", CheckpointError)
-        except FileNotFoundError:
-            config = {}
-        if GENERATION in self.token_files:
-            config = json.loads(self.token_files[GENERATION])
+        config = self.generation or {}
         ends = ends_of(self.spec.config, config if isinstance(config, dict) else {})
         return TextCodec(tokenizer, self.spec.vocabulary, str(self.directory), ends)
 
@@ -327,8 +320,8 @@ class Checkpoint:
 
         try:
             with self._token_directory() as directory, quiet_stderr():
-                for path in self.kept_files:
-                    if (size := regular_size(path, CheckpointError)) > TOKENIZER_BYTES:
+                for path in directory.iterdir() if directory == self.directory else ():
+                    if path.name in self.kept_files and (size := regular_size(path, CheckpointError)) > TOKENIZER_BYTES:
                         raise CheckpointError(f"{path.name} has {size} bytes")
                 tokenizer = AutoTokenizer.from_pretrained(directory, config=self.spec.hf_config, local_files_only=True,
                                                       trust_remote_code=False)
@@ -347,7 +340,7 @@ class Checkpoint:
     @contextmanager
     def _token_directory(self) -> Iterator[Path]:
         """The directory of the tokenizer's files: the checkpoint, or a temporary one where new ones replace some."""
-        if not self.token_files:
+        if not self.token_files and self.directory.is_dir():
             yield self.directory
             return
         with tempfile.TemporaryDirectory() as temporary:
@@ -356,10 +349,10 @@ class Checkpoint:
 
     def copy_kept_files(self, directory: Path) -> None:
         """Copy tokenizer, generation config, chat templates and licences into a directory, new ones instead of old ones."""
-        for path in self.kept_files:
-            target = directory / path.relative_to(self.directory)
+        for name in self.kept_files:
+            target = directory / name
             target.parent.mkdir(exist_ok=True)
-            target.write_bytes(read_bytes(path, CheckpointError, TOKENIZER_BYTES))
+            target.write_bytes(self.source.read(name, TOKENIZER_BYTES))
         for name, content in self.token_files.items():
             (directory / name).write_bytes(content)
 
@@ -367,14 +360,9 @@ class Checkpoint:
         """Hashes of the config and of the ends of every shard: quick to compute, and different for another checkpoint."""
         import hashlib
 
-        shards = {}
-        for path in sorted({record.path for record in self.records.values()}):
-            with path.open("rb") as file:
-                header = file.read(8 + int.from_bytes(file.read(8), "little"))
-                file.seek(-min(65536, path.stat().st_size), 2)
-                digest = hashlib.sha256(header + file.read())
-            shards[path.name] = {"bytes": path.stat().st_size, "sha256_of_ends": digest.hexdigest()}
-        config = hashlib.sha256(read_bytes(self.directory / "config.json", CheckpointError)).hexdigest()
+        shards = {path.name: {"bytes": path.stat().st_size, "sha256_of_ends": digest_of_ends(self.source, path)}
+                  for path in sorted({record.path for record in self.records.values()})}
+        config = hashlib.sha256(self.source.read(CONFIG)).hexdigest()
         facts: dict[str, object] = {"config_sha256": config, "shards": shards}
         if self.kept_tokens is not None:
             facts["tokens_sha256"] = hashlib.sha256(json.dumps(self.kept_tokens).encode()).hexdigest()
@@ -513,18 +501,30 @@ def _refuse_other_packing(records: Iterable[str], directory: Path) -> None:
                                   "not read; start from a checkpoint in 16 or 32 bits (BF16, F16, F32)")
 
 
+def source_at(path: Path) -> Source:
+    """What a checkpoint at a path is read from: a directory, or a GGUF file."""
+    if gguf_path(path) is None:
+        return DirectorySource(path)
+    from tsotsallm.checkpoint.gguf_source import GgufSource
+
+    return GgufSource(path)
+
+
 def locate(source: str | Path) -> Path:
-    """The directory of a checkpoint: a local path, the packaged `embedded` model, or a download from the hub.
+    """The place of a checkpoint: a local directory, a GGUF file, the packaged `embedded` model, a download from the hub.
 
     Raises CheckpointError where there is none.
     """
+    if (file := gguf_path(source)) is not None:
+        return file
     path = Path(source)
     if path.is_dir():
         return path
     if str(source) == EMBEDDED:
         return embedded_directory()
     if path.exists():
-        raise CheckpointError(f"{source} is a file; give the directory that holds config.json and the shards")
+        raise CheckpointError(f"{source} is a file; give the directory that holds config.json and the shards, or a GGUF "
+                              "file")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise CheckpointError(f"{source} does not exist; give a checkpoint's directory, a hub id such as "
                               f"HuggingFaceTB/SmolLM2-135M, or {EMBEDDED!r} for the embedded model")

@@ -50,9 +50,14 @@ class ModelSpec:
         """Read the config of a checkpoint; raises CheckpointError where it is missing, unsound, or of an unknown family."""
         path = directory / "config.json"
         try:
-            config: Any = read_json(path, CheckpointError, CONFIG_BYTES)
+            config = read_json(path, CheckpointError, CONFIG_BYTES)
         except FileNotFoundError:
             raise CheckpointError(f"{directory} has no config.json: it is not a Hugging Face checkpoint") from None
+        return cls.parsed(config, path)
+
+    @classmethod
+    def parsed(cls, config: Any, path: Path) -> ModelSpec:
+        """The spec of a config, plain or of the own container; raises CheckpointError, naming `path`, as `read` does."""
         order: Any = None
         if isinstance(config, dict) and config.get("model_type") == CONTAINER:
             order, config = config.get("layer_order"), config.get("model")

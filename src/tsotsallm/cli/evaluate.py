@@ -60,6 +60,8 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Models to evaluat
                                                   "f16, q8_0, q4_0.")] = "f16",
              speed: Speed = False, country: EvaluationCountry = None,
              by_sweeps: Annotated[bool, typer.Option(help="Generate by sweeps although the model fits in memory.")] = False,
+             stream: Annotated[bool, typer.Option(help="Score a GGUF file layer by layer in float32, without llama.cpp.")] =
+             False,
              plan_only: Annotated[bool, typer.Option("--plan", help="Only forecast how tasks would run, and how long.")] =
              False,
              groups: Annotated[bool, typer.Option(help="Show every group of items (subjects, languages).")] = False,
@@ -71,7 +73,7 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Models to evaluat
     """
     with answers(as_json):
         request = Request(models, text, task, harness, data, limit, seed, context, protocol, reference, kv, speed, country,
-                          by_sweeps, plan_only, groups, device, scratch, as_json)
+                          by_sweeps, plan_only, groups, device, scratch, as_json, stream)
         request.check()
         computers = computers_from(workers, tls_ca, tls_cert, tls_key) if harness is None else None
         if computers is not None:
@@ -103,6 +105,7 @@ class Request:
     device: str
     scratch: Path | None
     as_json: bool
+    stream: bool = False
 
     def check(self) -> None:
         """Raise where options do not belong together, so that none is ignored."""
@@ -118,6 +121,21 @@ class Request:
             raise TsotsallmError("--plan and --reference do not reach tasks of lm-evaluation-harness; leave them out")
         if self.protocol not in ("windows", "rows"):
             raise TsotsallmError(f"there is no protocol {self.protocol!r}{nearest(self.protocol, ('windows', 'rows'))}")
+
+    @property
+    def runs_in_llama_cpp(self) -> bool:
+        """Whether GGUF files are scored in llama.cpp: one of them on a text, or the speed of any.
+
+        Tasks, comparisons, rows and `--stream` read them layer by layer, as does everything where there is no llama.cpp.
+        """
+        from tsotsallm.checkpoint.gguf_place import gguf_path
+        from tsotsallm.engine.llama import installed
+
+        if all(gguf_path(model) is None for model in self.models):
+            return False
+        streams = self.stream or self.task is not None or len(self.models) > 1 or self.protocol != "windows" or (
+            not installed())
+        return self.speed or not streams
 
     @property
     def kind(self) -> Kind:
@@ -147,7 +165,7 @@ def _kind_of(request: Request) -> Callable[[Request], None]:
     """What a request that needs no cluster asks for."""
     if request.harness is not None:
         return _harness
-    if any(model.endswith(".gguf") for model in request.models) or request.kv != "f16":
+    if request.kv != "f16" or request.runs_in_llama_cpp:
         return _gguf_speeds if request.speed else _gguf_caches
     if request.plan_only:
         return _forecast
@@ -183,8 +201,8 @@ def _check_gguf(request: Request) -> None:
     from tsotsallm.errors import TsotsallmError
 
     if request.country or request.plan_only or request.by_sweeps or request.protocol != "windows":
-        raise TsotsallmError("--country, --plan, --by-sweeps and --protocol do not reach GGUF files, which are scored in "
-                             "windows; leave them out, or give the checkpoint")
+        raise TsotsallmError("--country, --plan, --by-sweeps and --protocol do not reach GGUF files in llama.cpp, which "
+                             "scores windows; leave them out, or add --stream")
 
 
 def _gguf_speeds(request: Request) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from tsotsallm.checkpoint.gguf_place import OLLAMA, parts_at
 from tsotsallm.checkpoint.reader import locate
 from tsotsallm.errors import ResourceError, TsotsallmError
 from tsotsallm.store import key_of
@@ -28,11 +29,9 @@ class Bundle:
     @classmethod
     def of(cls, source: str) -> Bundle:
         """What a path, a hub id or `embedded` stands for on this machine."""
-        path = Path(source)
-        if path.is_file():
-            return cls(source, ((path.name, path.stat().st_size, digest(path)),))
-        directory = locate(source)
-        return cls(source, tuple((name, one.stat().st_size, digest(one)) for name, one in sorted(_files(directory))))
+        path = _root(source)
+        files = [(one.name, one) for one in parts_at(path)] if path.is_file() else sorted(_files(path))
+        return cls(source, tuple((name, one.stat().st_size, digest(one)) for name, one in files))
 
     @property
     def key(self) -> str:
@@ -47,7 +46,8 @@ class Bundle:
     def at(self, path: Path) -> bool:
         """Whether a path holds exactly these files."""
         if path.is_file():
-            return len(self.files) == 1 and _is(path, *self.files[0][1:])
+            return all(_is(path if len(self.files) == 1 else path.with_name(name), size, sha256)
+                       for name, size, sha256 in self.files)
         return path.is_dir() and all(_is(path / name, size, sha256) for name, size, sha256 in self.files)
 
 
@@ -75,17 +75,26 @@ def local_path(bundle: Bundle, folder: Path) -> Path | None:
     """Where a worker has a bundle: at the source's own path or hub id, or in `folder`, sent before; None if nowhere."""
     here = folder / bundle.key
     if (here / WHOLE).exists():
-        return here / bundle.files[0][0] if _is_file(bundle) else here
+        names = [name for name, _, _ in bundle.files]
+        own = Path(bundle.source).name
+        return here / (own if own in names else names[0]) if _is_file(bundle) else here
     try:
-        path = Path(bundle.source) if Path(bundle.source).exists() else locate(bundle.source)
+        path = _root(bundle.source)
     except TsotsallmError:
         return None
     return path if bundle.at(path) else None
 
 
 def _is_file(bundle: Bundle) -> bool:
-    """Whether the source was a file rather than a directory."""
-    return len(bundle.files) == 1 and Path(bundle.source).name == bundle.files[0][0]
+    """Whether the source was a file, or a part of one, rather than a directory."""
+    names = [name for name, _, _ in bundle.files]
+    parts = len(names) == 1 or all(name.endswith(".gguf") for name in names)
+    return bundle.source.startswith(OLLAMA) or (parts and Path(bundle.source).name in names)
+
+
+def _root(source: str) -> Path:
+    """Where a source is on this machine."""
+    return Path(source) if Path(source).exists() else locate(source)
 
 
 def received(bundle: Bundle, folder: Path) -> dict[str, int]:
@@ -139,12 +148,11 @@ def next_piece(bundle: Bundle, there: Mapping[str, int]) -> tuple[str, int, byte
 
     Raises TsotsallmError where a file became shorter while it was sent.
     """
-    source = Path(bundle.source)
-    root = source if source.exists() else locate(bundle.source)
+    root = _root(bundle.source)
     for name, size, _ in bundle.files:
         offset = there.get(name, 0 if size else -1)
         if offset < size:
-            with (root if root.is_file() else root / name).open("rb") as file:
+            with (root.with_name(name) if root.is_file() else root / name).open("rb") as file:
                 file.seek(max(offset, 0))
                 piece = file.read(PIECE)
             if not piece and size:

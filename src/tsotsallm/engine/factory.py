@@ -1,25 +1,35 @@
-"""Loads a model that answers: a GGUF file in llama.cpp, or a checkpoint in transformers."""
+"""Loads a model that answers: a GGUF file in llama.cpp where that is installed, any checkpoint in transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from tsotsallm.checkpoint.gguf_place import first_part, gguf_path, open_parts
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.interface import Question, Sampling, Speaker, said
-from tsotsallm.engine.llama import CacheType, Llama
+from tsotsallm.engine.llama import CacheType, Llama, installed
 from tsotsallm.engine.transformer import Transformer
-from tsotsallm.errors import TsotsallmError
+from tsotsallm.errors import MissingExtraError, TsotsallmError
+from tsotsallm.machine import free_ram_bytes
+from tsotsallm.units import human_bytes
 
 
 def speaker(model: str | Path, *, kv: CacheType = "f16", adapter: Path | None = None, slots: int = 1,
             keep_prompt: bool = True) -> Speaker:
-    """Load a model; the options are for GGUF files, which alone run several conversations at a time.
+    """Load a model; the options are for GGUF files in llama.cpp, which alone runs several conversations at a time.
 
-    Raises TsotsallmError where a checkpoint is given an option of GGUF files.
+    Without llama.cpp a GGUF file is read like a checkpoint, in float32. Raises TsotsallmError where a checkpoint is given an
+    option of GGUF files, MissingExtraError where the file needs llama.cpp because it does not fit in memory otherwise.
     """
-    if Path(model).suffix == ".gguf":
-        return Llama(Path(model), kv=kv, adapter=adapter, slots=slots, keep_prompt=keep_prompt)
+    file = gguf_path(model)
+    if file is not None and (installed() or kv != "f16" or adapter is not None):
+        return Llama(first_part(file), kv=kv, adapter=adapter, slots=slots, keep_prompt=keep_prompt)
+    if file is not None:
+        needed = 4 * sum(part.parameters for part in open_parts(file))
+        if needed > free_ram_bytes():
+            raise MissingExtraError("xllamacpp (or llama-server on the PATH)", "llama", "running a GGUF file that takes "
+                                    f"{human_bytes(needed)} without llama.cpp")
     if kv != "f16" or adapter is not None:
         raise TsotsallmError("--kv and --adapter are for GGUF files, which llama.cpp runs; write one with "
                              "`tsotsallm export MODEL --gguf OUT.gguf`")

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
+from tsotsallm.checkpoint.reader import GENERATION, Checkpoint, layer_prefix
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD
 from tsotsallm.checkpoint.view import View
 from tsotsallm.engine.packed import PackedLinear
 from tsotsallm.errors import CheckpointError
-from tsotsallm.files import one_line, read_json
+from tsotsallm.files import one_line
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -57,16 +57,14 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
 
 def _generation(checkpoint: Checkpoint, kind: type[GenerationConfig]) -> GenerationConfig | None:
     """The checkpoint's generation config; None where it has none."""
-    path = checkpoint.directory / "generation_config.json"
-    try:
-        return kind.from_dict(read_json(path, CheckpointError))
-    except FileNotFoundError:
+    found = checkpoint.generation
+    if found is None:
         return None
-    except CheckpointError:
-        raise
+    try:
+        return kind.from_dict(found)
     except Exception as error:  # transformers raises many types for a bad config
-        raise CheckpointError(f"{path} cannot be used ({type(error).__name__}: {one_line(error)}); delete it, or restore "
-                              "it") from None
+        raise CheckpointError(f"{checkpoint.directory / GENERATION} cannot be used ({type(error).__name__}: "
+                              f"{one_line(error)}); delete it, or restore it") from None
 
 
 def _packed_linears(checkpoint: Checkpoint, stored: int) -> dict[str, PackedLinear]:

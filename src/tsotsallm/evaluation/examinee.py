@@ -58,10 +58,7 @@ class Examinee:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all weights, their order, config and tokenizer: all that a score depends on besides the protocol."""
-        directory = self.checkpoint.directory
-        paths = {record.path for record in self.checkpoint.records.values()} | {
-            path for path in directory.iterdir() if path.suffix in (".json", ".model", ".txt", ".jinja")
-            and not path.name.startswith("tsotsallm") and path.is_file()}
+        paths = {record.path for record in self.checkpoint.records.values()} | self.checkpoint.source.files()
         digest = hashlib.sha256(repr(self.view.order).encode())
         for path in sorted(paths):
             status = path.stat()

@@ -90,7 +90,7 @@ def gguf_speed(path: Path, threads: int) -> dict[str, object]:
 def main() -> None:
     """Measure the model that the command line names and print the fields of `cost.Speed` as JSON."""
     name, device, country = sys.argv[1], sys.argv[2], sys.argv[3:]
-    if name.endswith(".gguf"):
+    if device.isdigit():           # threads of llama.cpp
         print(json.dumps(gguf_speed(Path(name), int(device))))
         return
     before = rss_bytes()

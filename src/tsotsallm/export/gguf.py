@@ -13,9 +13,6 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.adapter import LowRank, is_adapter
 from tsotsallm.checkpoint.gguf_layout import (
-    ARCHITECTURES,
-    NAMES,
-    ROPE_FACTORS,
     Dense,
     Entry,
     Labels,
@@ -25,14 +22,13 @@ from tsotsallm.checkpoint.gguf_layout import (
     aligned,
     exported_context,
     model_entries,
-    rope_of,
     slots,
     vocabulary_entries,
 )
+from tsotsallm.checkpoint.gguf_terms import ARCHITECTURES, NAMES, ROPE_FACTORS, rope_factors, row_order
 from tsotsallm.checkpoint.gguf_vocabulary import read_vocabulary
 from tsotsallm.checkpoint.packing import unpack_rows
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
-from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import ExportError, ResourceError
 from tsotsallm.export.blocks import Packing, blocks_of, held, not_held, packing_of
 from tsotsallm.files import quoted
@@ -40,15 +36,14 @@ from tsotsallm.numerics.ggml import Blocks, GgmlGrid, encode
 from tsotsallm.numerics.grids import IntegerGrid, Quantised
 from tsotsallm.units import human_bytes
 
-PAIRED_HALVES = ("llama", "smollm3")
-"""Architectures whose engine applies RoPE to neighbouring numbers, not to the two halves of a head."""
-
 _ATTENTION = frozenset(f"self_attn.{one}_proj" for one in "qkvo")
 _INPUTS = _ATTENTION - {"self_attn.o_proj"}
 BIASES = {"llama": _ATTENTION | {f"mlp.{one}_proj" for one in ("gate", "up", "down")}, "qwen2": _INPUTS,
           "qwen3": frozenset[str](),
           "smollm3": frozenset[str]()}
 """Architecture -> linears whose biases llama.cpp loads."""
+
+OWN: dict[torch.dtype, Dense] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 Array = npt.NDArray[Any]
 Tick = Callable[[str, float], None]
@@ -111,7 +106,8 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     """Write a checkpoint, ours or another, as GGUF; low-rank corrections go into an adapter file beside it.
 
     Weights on ggml's grids are copied, those on integer grids packed where a type of GGUF can hold them. All others are
-    written as `dense` (by default f32 where they are stored so, else f16); without `dense`, a file that would therefore be
+    written as `dense` (by default in the types of the GGUF file that is the source, else f32 where they are stored so, else
+    f16); without `dense`, a file that would therefore be
     larger than the checkpoint is refused. One tensor at a time is in memory. The file gets its name once it is complete
     and `check`, which receives it under a temporary name in the same folder, has raised nothing.
 
@@ -133,7 +129,7 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
                               "treats beginnings of texts correctly)")
         notes.append(f"other engines split some text differently from the checkpoint's tokenizer: {listed}")
     notes += vocabulary.notes
-    pieces = list(_pieces(checkpoint, kind))
+    pieces = list(_pieces(checkpoint, kind, keep=dense is None and checkpoint.source.keeps_types))
     partial = out.with_name(out.name + ".partial")
     layout = Layout((*model_entries(spec, Labels.of(checkpoint, name or checkpoint.directory.name)),
                      *vocabulary_entries(vocabulary)), tuple(piece.info for piece in pieces))
@@ -168,29 +164,21 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     return Exported(out, out.stat().st_size, by_type, tuple(notes), None if partial_adapter is None else final, verified)
 
 
-def _pieces(checkpoint: Checkpoint, dense: Dense) -> Iterator[_Piece]:
-    """Yield all tensors of the file, repeated layers written out."""
+def _pieces(checkpoint: Checkpoint, dense: Dense, *, keep: bool) -> Iterator[_Piece]:
+    """Yield all tensors of the file, repeated layers written out; with `keep`, dense ones in the types that they have."""
     spec = checkpoint.spec
     for slot in slots(spec, lambda index: checkpoint.layer_names(spec.layer_order[index])):
         if slot.source == ROPE_FACTORS:
-            factors = _rope_factors(spec)
+            factors = rope_factors(spec)
             yield _Piece(TensorInfo(slot.name, tuple(factors.shape), "f32"), factors.numpy)
         else:
-            yield _piece(checkpoint, slot, dense)
+            yield _piece(checkpoint, slot, dense, keep=keep)
 
 
-def _row_order(spec: ModelSpec, module: str) -> Tensor | None:
-    """The order in which the engine expects the rows of queries and keys, halves of a head interleaved; None: as stored."""
-    heads = {"self_attn.q_proj": spec.heads, "self_attn.k_proj": spec.kv_heads}.get(module)
-    if heads is None or ARCHITECTURES[spec.family] not in PAIRED_HALVES:
-        return None
-    return torch.arange(heads * spec.head_dim).view(heads, 2, spec.head_dim // 2).transpose(1, 2).flatten()
-
-
-def _piece(checkpoint: Checkpoint, slot: Slot, dense: Dense) -> _Piece:
+def _piece(checkpoint: Checkpoint, slot: Slot, dense: Dense, *, keep: bool) -> _Piece:
     spec, name, source, rows = checkpoint.spec, slot.name, slot.source, None
     if slot.layer is not None:
-        source, rows = layer_prefix(spec.layer_order[slot.layer]) + source, _row_order(spec, source.rpartition(".")[0])
+        source, rows = layer_prefix(spec.layer_order[slot.layer]) + source, row_order(spec, source.rpartition(".")[0])
     module = source.removesuffix(".weight")
     grid = checkpoint.grid_of(module) if source.endswith(".weight") and checkpoint.is_packed(module) else None
     shape = checkpoint.shape_of(source)
@@ -205,7 +193,8 @@ def _piece(checkpoint: Checkpoint, slot: Slot, dense: Dense) -> _Piece:
             stored = blocks_of(_quantised(checkpoint, module), target)
             return encode(stored if rows is None else stored.rows_at(rows))
         return _Piece(TensorInfo(name, shape, target.type), packed, packing)
-    kind: Dense = "f32" if len(shape) == 1 else dense
+    own = OWN.get(checkpoint.record(source).dtype, dense) if keep and packing is None else dense
+    kind: Dense = "f32" if len(shape) == 1 else own
 
     def values() -> Array:
         stored = checkpoint.without_beside([module]).tensor(source)
@@ -303,16 +292,6 @@ def _has_corrections(checkpoint: Checkpoint) -> bool:
     return any(is_adapter(name) for name in checkpoint.records)
 
 
-def _rope_factors(spec: ModelSpec) -> Tensor:
-    """The factors by which Llama 3's scaling divides each frequency, from the transformers library, (head_dim / 2,)."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    plain = 1.0 / float(rope_of(spec)["rope_theta"]) ** (torch.arange(0, spec.head_dim, 2).float() / spec.head_dim)
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](spec.hf_config, torch.device("cpu"))
-    factors: Tensor = plain / scaled
-    return factors.float()
-
-
 def _export_adapter(checkpoint: Checkpoint, out: Path, dense: Dense, tick: Tick) -> Path | None:
     """Write the corrections beside the linears as a GGUF adapter, 8-bit ones in Q8_0; None where there are none."""
     spec = checkpoint.spec
@@ -322,7 +301,7 @@ def _export_adapter(checkpoint: Checkpoint, out: Path, dense: Dense, tick: Tick)
             module = name.rpartition(".")[0]
             correction = checkpoint.beside(layer_prefix(stored) + module) if name.endswith(".weight") else None
             if correction is not None:
-                pieces += _halves(f"blk.{index}.{NAMES[module]}.weight", correction, _row_order(spec, module), dense)
+                pieces += _halves(f"blk.{index}.{NAMES[module]}.weight", correction, row_order(spec, module), dense)
     if not pieces:
         return None
     entries = (Entry("general.architecture", "string", ARCHITECTURES[spec.family]),

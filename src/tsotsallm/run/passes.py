@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.card import model_card
 from tsotsallm.checkpoint.provenance import Calibrated, ChoiceMade, Measures, Provenance
-from tsotsallm.checkpoint.reader import PROVENANCE, Checkpoint
+from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.checkpoint.source import PROVENANCE
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import Writer, write_json
 from tsotsallm.errors import ResumeError

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsotsallm.checkpoint.gguf_place import parts_at
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import ResourceError, ServeError
 from tsotsallm.export.gguf import export_gguf
@@ -133,7 +134,7 @@ def _models(models: Sequence[str], folder: Path, say: Say) -> list[str]:
     for given in models:
         path = Path(given)
         fitted = path / "model.gguf"
-        source = path if path.suffix == ".gguf" else fitted if fitted.is_file() else None
+        source = path if path.suffix == ".gguf" and len(parts_at(path)) == 1 else fitted if fitted.is_file() else None
         name = name_of(given)
         others = (f"{name}-{number}" for number in range(2, len(models) + 2))
         name = next(free for free in (name, *others) if free not in names)

@@ -16,11 +16,13 @@ from typing import Any, Generic, Never, TypeVar
 import yaml
 
 from tsotsallm.checkpoint.gguf_file import GgufFile
+from tsotsallm.checkpoint.gguf_place import gguf_path, parts_at
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.engine.factory import speaker
 from tsotsallm.engine.interface import Answer, Piece, Question, Sampling, Speaker, Token, texts
 from tsotsallm.engine.llama import CacheType, Llama
+from tsotsallm.engine.llama import installed as llama_installed
 from tsotsallm.errors import ResourceError, ServeError
 from tsotsallm.evaluation.cost import check_fits, parameters_of
 from tsotsallm.evaluation.energy import Power, check_country, measure_power
@@ -92,7 +94,7 @@ def load(path: str, name: str, how: Loading) -> Served:
         check_country(how.country)
     _check_fits(path)
     before = rss_bytes()
-    loaded = speaker(path, kv=how.kv if path.endswith(".gguf") else "f16", slots=how.slots, keep_prompt=how.keep_prompt)
+    loaded = speaker(path, kv=how.kv if gguf_path(path) is not None else "f16", slots=how.slots, keep_prompt=how.keep_prompt)
 
     def speak(tokens: int) -> None:
         for _ in texts(loaded, Question([0, 1], tokens)):       # in a thread, so that Ctrl-C is heard meanwhile
@@ -108,9 +110,10 @@ def load(path: str, name: str, how: Loading) -> Served:
 
 def _check_fits(path: str) -> None:
     """Raise where a model is larger than free memory."""
-    if not path.endswith(".gguf"):
+    file = gguf_path(path)
+    if file is None or not llama_installed():
         check_fits(path)
-    elif Path(path).is_file() and (size := Path(path).stat().st_size) > free_ram_bytes():
+    elif (size := sum(part.stat().st_size for part in parts_at(file) if part.is_file())) > free_ram_bytes():
         raise ResourceError(f"{path} has {human_bytes(size)}, but only {human_bytes(free_ram_bytes())} of memory are free; "
                             "close other programs, or serve a smaller model")
 

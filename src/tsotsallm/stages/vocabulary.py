@@ -15,7 +15,7 @@ from tsotsallm.checkpoint.merging import Merges, parts_of
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import EMBEDDING
 from tsotsallm.errors import CheckpointError
-from tsotsallm.files import JsonObject, quoted, read_json
+from tsotsallm.files import JsonObject, quoted
 from tsotsallm.stages.contract import Model, SourceEdit
 from tsotsallm.validation import Count
 
@@ -62,7 +62,7 @@ class Vocabulary(SourceEdit):
         new = {old: place for place, old in enumerate(kept)}
         for name in REPLACED[1:]:
             try:
-                found = read_json(checkpoint.directory / name, CheckpointError)
+                found = checkpoint.source.read_json(name)
             except FileNotFoundError:
                 continue
             if isinstance(found.get("added_tokens_decoder"), dict):
