@@ -30,6 +30,7 @@ from tsotsallm.checkpoint.gguf_terms import rope_factors
 from tsotsallm.checkpoint.gguf_vocabulary import ALIKE, read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
+from tsotsallm.engine.factory import speaker
 from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.resident import resident
 from tsotsallm.errors import CheckpointError, MissingExtraError
@@ -241,6 +242,12 @@ def test_a_split_file_is_read_from_any_part(small: Checkpoint, parts: Parts, tmp
         assert found.codec.encode("abc") == small.codec.encode("abc")
         assert len(found.fingerprint()["shards"]) == 3  # type: ignore[arg-type]
     whole = Checkpoint.open(parts.write(tmp_path / "whole.gguf"))
+    shown, expected = (tsotsallm.inspect(path) for path in (paths[1], tmp_path / "whole.gguf"))
+    assert (shown.parameters, shown.bytes_by_part, shown.layers) == (
+        expected.parameters, expected.bytes_by_part, expected.layers)
+    assert "alone" not in str(shown.notes)
+    engine = speaker(paths[2])
+    assert engine.tokenize("abc") == found.codec.encode("abc")
     assert whole.fingerprint() != found.fingerprint()
     renamed = tmp_path / "other.gguf"
     shutil.copy(paths[1], renamed)
