@@ -46,8 +46,8 @@ def file(plain: Path) -> Path:
 @pytest.fixture(scope="module")
 def coded(plain: Path) -> Path:
     """The same in 4 bits, embeddings and head too."""
-    tsotsallm.compress(plain, [{"quantize": {"grid": "q4_k", "method": "rtn", "ends": "q4_k"}}], plain.parent / "coded",
-                       **SMALL)
+    recipe = [{"quantize": {"grid": "q4_k", "method": "rtn", "ends": "q4_k"}}]
+    tsotsallm.compress(plain, recipe, plain.parent / "coded", **SMALL)
     path = plain.parent / "coded.gguf"
     export_gguf(Checkpoint.open(plain.parent / "coded"), path)
     return path
@@ -65,7 +65,8 @@ def test_streaming_scores_are_those_of_the_checkpoint(plain: Path, file: Path, t
     assert ours.plain()["perplexity"] == theirs.plain()["perplexity"]
     assert json.loads(command("evaluate", file, "--text", text, "--context", 64, "--limit", 4, "--stream", "--json"))[
         "perplexity"] == theirs.plain()["perplexity"]
-    rows = json.loads(command("evaluate", file, "--text", text, "--context", 64, "--limit", 4, "--protocol", "rows", "--json"))
+    words = ("evaluate", file, "--text", text, "--context", 64, "--limit", 4, "--protocol", "rows", "--json")
+    rows = json.loads(command(*words))
     assert rows["protocol"]["kind"] == "rows"
     both = json.loads(command("evaluate", plain, file, "--text", text, "--context", 64, "--limit", 2, "--json"))
     assert "exact.gguf" in json.dumps(both)
@@ -96,7 +97,7 @@ def test_without_llama_cpp_a_file_answers_in_transformers(file: Path, plain: Pat
     assert "".join(tsotsallm.generate(file, "the river", tokens=8)) == expected
     assert list(tsotsallm.Conversation(file, tokens=4).answer("the river"))
     monkeypatch.setattr(factory, "free_ram_bytes", lambda: 1000)
-    with pytest.raises(MissingExtraError, match="without llama.cpp"):
+    with pytest.raises(MissingExtraError, match=r"without llama\.cpp"):
         speaker(file)
 
 
@@ -135,6 +136,8 @@ def test_a_file_in_16_bits_lost_nothing_to_speak_of(file: Path) -> None:
                                     "[{quantize: {grid: q4_k, ends: q6_k, method: rtn}}]"])
 def test_stages_work_on_a_file(file: Path, coded: Path, text: Path, tmp_path: Path, recipe: str) -> None:
     for number, source in enumerate((file, coded)):
+        if source == coded and "neurons" in recipe:      # refused after quantising, wherever that was
+            continue
         tsotsallm.compress(source, recipe, tmp_path / str(number), calibration=text, **SMALL)
         assert Checkpoint.open(tmp_path / str(number)).layer(0)
 

@@ -223,11 +223,20 @@ def test_other_types_need_the_gguf_library(parts: Parts, tmp_path: Path, monkeyp
         Checkpoint.open(path)
 
 
+class Short(Entry):
+    """A whole number of 16 bits, as llama.cpp expects those of split files."""
+
+    @property
+    def encoded(self) -> bytes:  # type: ignore[override]
+        key = self.key.encode()
+        return struct.pack("<Q", len(key)) + key + struct.pack("<IH", 2, self.value)
+
+
 def split(parts: Parts, folder: Path, count: int = 3) -> list[Path]:
     """The parts of a model, as llama.cpp's gguf-split writes them."""
     names, paths = list(parts.tensors), []
     for place in range(count):
-        marks = (Entry("split.no", "u32", place), Entry("split.count", "u32", count),
+        marks = (Short("split.no", "u32", place), Short("split.count", "u32", count),
                  Entry("split.tensors.count", "i32", len(names)))
         entries = (*(parts.entries.values() if place == 0 else ()), *marks)
         paths.append(parts.write(folder / f"model-{place + 1:05d}-of-{count:05d}.gguf", names[place::count], entries))
@@ -431,6 +440,7 @@ def test_bos_before_conversations_is_that_of_llama_cpp(tmp_path: Path) -> None:
     ("llama.attention.layer_norm_rms_epsilon", "string", "x", "a number is expected"),
     ("llama.rope.freq_base", "f32", 0.0, "where a number above 0 is expected"),
     ("tokenizer.ggml.tokens", "string", ["a", "b"], "lists 2 tokens, but its embeddings have 256 rows"),
+    ("llama.attention.key_length", "u32", 1 << 30, "keys of 1073741824|shape"),
     ("split.count", "u32", 2, "part 1 of 2 of a model, but is not named like one")])
 def test_headers_that_cannot_be_are_refused(parts: Parts, tmp_path: Path, key: str, kind: Any, value: Any,
                                             message: str) -> None:
@@ -474,6 +484,11 @@ def test_damaged_files_are_refused(parts: Parts, tmp_path: Path) -> None:
             Checkpoint.open(parts.write(path, [name for name in parts.tensors if name != gone]))
     with pytest.raises(CheckpointError, match="does not exist"):
         Checkpoint.open(tmp_path / "none.gguf")
+    kept = parts.tensors["blk.0.attn_norm.weight"]
+    parts.tensors["blk.0.attn_norm.weight"] = "iq4_nl", (256,), bytes(8 * 18)
+    with pytest.raises(CheckpointError, match=r"attn_norm.*stored as iq4_nl, where a row of numbers"):
+        Checkpoint.open(parts.write(path))
+    parts.tensors["blk.0.attn_norm.weight"] = kept
     parts.tensors["blk.0.ffn_gate_inp.weight"] = parts.tensors["blk.0.attn_norm.weight"]
     with pytest.raises(CheckpointError, match=r"ffn_gate_inp.*is not part of a llama model"):
         Checkpoint.open(parts.write(path))

@@ -87,18 +87,22 @@ class GgufSource:
             name = f"model.layers.{match[1]}.{module}.{match[3]}"
             if module in _HEADS and self.file.architecture in PAIRED_HALVES:
                 kind = "num_attention_heads" if module == _HEADS[0] else "num_key_value_heads"
+                rows = config[kind] * (self.file.key_length or 0)
+                if tensor.shape[:1] != (rows,) or (self.file.key_length or 0) % 2:     # before memory is taken by a header
+                    raise self._misshapen(tensor.name, tensor.shape, (rows, *tensor.shape[1:]))
                 order = in_halves(config[kind], self.file.key_length or 0)
         if name is None:
             raise CheckpointError(f"{where} is not part of a {config['model_type']} model; the file was made for other "
                                   "software, or for a variant that is not supported")
-        if order is not None and tensor.shape[:1] != (len(order),):
-            raise self._misshapen(tensor.name, tensor.shape, (len(order), *tensor.shape[1:]))
         path = self._paths[tensor.name]
         if tensor.type in LAYOUTS and len(tensor.shape) == 2:
             module = name.removesuffix(".weight")
             self.records[f"{module}.weight_blocks"], grids[module] = blocks_of(tensor, path, order), GgmlGrid(tensor.type)
             return
         if tensor.type not in FLOATS:
+            if len(tensor.shape) != 2:
+                raise CheckpointError(f"{where} is stored as {tensor.type}, where a row of numbers is expected; convert or "
+                                      "download it again")
             require_readable(tensor.type, where)
         self.records[name] = record_of(tensor, path, order)
         if len(tensor.shape) == 2:
