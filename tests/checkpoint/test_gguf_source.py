@@ -155,9 +155,9 @@ def parts(small: Checkpoint, tmp_path: Path) -> Parts:
     return Parts.of(small, tmp_path)
 
 
-def written(kind: str, rows: int, columns: int, rng: np.random.Generator) -> bytes:
+def written(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> bytes:
     """Blocks of a type: rounded by the gguf library where it can, else random ones with moderate scales."""
-    weights, size = BLOCKS[kind]
+    (rows, columns), (weights, size) = shape, BLOCKS[kind]
     try:
         values = rng.standard_normal((rows, columns)).astype(np.float32) * 0.1
         return bytes(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind.upper()]).tobytes())
@@ -183,7 +183,7 @@ def test_every_type_is_read_like_ggufs_own(parts: Parts, tmp_path: Path, kind: s
     expected: dict[str, Any] = {}
     for name in ("blk.1.attn_q.weight", "blk.1.attn_v.weight", "blk.2.ffn_down.weight", "token_embd.weight"):
         _, shape, _ = parts.tensors[name]
-        data = written(kind, *shape, rng)
+        data = written(kind, shape, rng)
         parts.tensors[name] = kind, shape, data
         rows = np.frombuffer(data, np.uint8).reshape(shape[0], -1)
         expected[name] = torch.from_numpy(np.ascontiguousarray(gguf.quants.dequantize(rows, number)))
@@ -227,7 +227,7 @@ class Short(Entry):
     """A whole number of 16 bits, as llama.cpp expects those of split files."""
 
     @property
-    def encoded(self) -> bytes:  # type: ignore[override]
+    def encoded(self) -> bytes:
         key = self.key.encode()
         return struct.pack("<Q", len(key)) + key + struct.pack("<IH", 2, self.value)
 

@@ -75,7 +75,7 @@ class GgufSource:
         self._config = {"model_type": CONTAINER, "layer_order": list(range(config["num_hidden_layers"])), "model": config}
         self.spec = ModelSpec.parsed(json.loads(json.dumps(self._config)), path)
         self._require_whole()
-        self.lossy, self.notes = "", ()
+        self.lossy, self.notes = "", tuple[str, ...]()
         self._note_losses()
 
     def _add(self, tensor: GgufTensor, config: dict[str, Any], grids: dict[str, Grid | None]) -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def inspect(model: Annotated[str, typer.Argument(help="Model to read: a checkpoint directory, a hub id (NAME/MODEL), a GGUF "
-                                                      "file, or 'embedded' for the small model that is included.")],
+                                                      "file, a model of Ollama (ollama:NAME), or 'embedded' for the small "
+                                                      "model that is included.")],
             as_json: AsJson = False) -> None:
     """Show what a checkpoint or a GGUF file consists of.
 
