@@ -30,6 +30,7 @@ from tsotsallm.checkpoint.gguf_terms import rope_factors
 from tsotsallm.checkpoint.gguf_vocabulary import ALIKE, read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
+from tsotsallm.engine.factory import speaker
 from tsotsallm.engine.llama import Llama
 from tsotsallm.engine.resident import resident
 from tsotsallm.errors import CheckpointError, MissingExtraError
@@ -154,9 +155,9 @@ def parts(small: Checkpoint, tmp_path: Path) -> Parts:
     return Parts.of(small, tmp_path)
 
 
-def written(kind: str, rows: int, columns: int, rng: np.random.Generator) -> bytes:
+def written(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> bytes:
     """Blocks of a type: rounded by the gguf library where it can, else random ones with moderate scales."""
-    weights, size = BLOCKS[kind]
+    (rows, columns), (weights, size) = shape, BLOCKS[kind]
     try:
         values = rng.standard_normal((rows, columns)).astype(np.float32) * 0.1
         return bytes(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind.upper()]).tobytes())
@@ -182,7 +183,7 @@ def test_every_type_is_read_like_ggufs_own(parts: Parts, tmp_path: Path, kind: s
     expected: dict[str, Any] = {}
     for name in ("blk.1.attn_q.weight", "blk.1.attn_v.weight", "blk.2.ffn_down.weight", "token_embd.weight"):
         _, shape, _ = parts.tensors[name]
-        data = written(kind, *shape, rng)
+        data = written(kind, shape, rng)
         parts.tensors[name] = kind, shape, data
         rows = np.frombuffer(data, np.uint8).reshape(shape[0], -1)
         expected[name] = torch.from_numpy(np.ascontiguousarray(gguf.quants.dequantize(rows, number)))
@@ -222,11 +223,20 @@ def test_other_types_need_the_gguf_library(parts: Parts, tmp_path: Path, monkeyp
         Checkpoint.open(path)
 
 
+class Short(Entry):
+    """A whole number of 16 bits, as llama.cpp expects those of split files."""
+
+    @property
+    def encoded(self) -> bytes:
+        key = self.key.encode()
+        return struct.pack("<Q", len(key)) + key + struct.pack("<IH", 2, self.value)
+
+
 def split(parts: Parts, folder: Path, count: int = 3) -> list[Path]:
     """The parts of a model, as llama.cpp's gguf-split writes them."""
     names, paths = list(parts.tensors), []
     for place in range(count):
-        marks = (Entry("split.no", "u32", place), Entry("split.count", "u32", count),
+        marks = (Short("split.no", "u32", place), Short("split.count", "u32", count),
                  Entry("split.tensors.count", "i32", len(names)))
         entries = (*(parts.entries.values() if place == 0 else ()), *marks)
         paths.append(parts.write(folder / f"model-{place + 1:05d}-of-{count:05d}.gguf", names[place::count], entries))
@@ -241,6 +251,12 @@ def test_a_split_file_is_read_from_any_part(small: Checkpoint, parts: Parts, tmp
         assert found.codec.encode("abc") == small.codec.encode("abc")
         assert len(found.fingerprint()["shards"]) == 3  # type: ignore[arg-type]
     whole = Checkpoint.open(parts.write(tmp_path / "whole.gguf"))
+    shown, expected = (tsotsallm.inspect(path) for path in (paths[1], tmp_path / "whole.gguf"))
+    assert (shown.parameters, shown.bytes_by_part, shown.layers) == (
+        expected.parameters, expected.bytes_by_part, expected.layers)
+    assert "alone" not in str(shown.notes)
+    engine = speaker(paths[2])
+    assert engine.tokenize("abc") == found.codec.encode("abc")
     assert whole.fingerprint() != found.fingerprint()
     renamed = tmp_path / "other.gguf"
     shutil.copy(paths[1], renamed)
@@ -424,6 +440,7 @@ def test_bos_before_conversations_is_that_of_llama_cpp(tmp_path: Path) -> None:
     ("llama.attention.layer_norm_rms_epsilon", "string", "x", "a number is expected"),
     ("llama.rope.freq_base", "f32", 0.0, "where a number above 0 is expected"),
     ("tokenizer.ggml.tokens", "string", ["a", "b"], "lists 2 tokens, but its embeddings have 256 rows"),
+    ("llama.attention.key_length", "u32", 1 << 30, "keys of 1073741824|shape"),
     ("split.count", "u32", 2, "part 1 of 2 of a model, but is not named like one")])
 def test_headers_that_cannot_be_are_refused(parts: Parts, tmp_path: Path, key: str, kind: Any, value: Any,
                                             message: str) -> None:
@@ -467,6 +484,11 @@ def test_damaged_files_are_refused(parts: Parts, tmp_path: Path) -> None:
             Checkpoint.open(parts.write(path, [name for name in parts.tensors if name != gone]))
     with pytest.raises(CheckpointError, match="does not exist"):
         Checkpoint.open(tmp_path / "none.gguf")
+    kept = parts.tensors["blk.0.attn_norm.weight"]
+    parts.tensors["blk.0.attn_norm.weight"] = "iq4_nl", (256,), bytes(8 * 18)
+    with pytest.raises(CheckpointError, match=r"attn_norm.*stored as iq4_nl, where a row of numbers"):
+        Checkpoint.open(parts.write(path))
+    parts.tensors["blk.0.attn_norm.weight"] = kept
     parts.tensors["blk.0.ffn_gate_inp.weight"] = parts.tensors["blk.0.attn_norm.weight"]
     with pytest.raises(CheckpointError, match=r"ffn_gate_inp.*is not part of a llama model"):
         Checkpoint.open(parts.write(path))

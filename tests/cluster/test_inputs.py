@@ -91,3 +91,30 @@ def test_a_folder_serves_one_worker(tmp_path: Path) -> None:
             _own_folder(tmp_path)
         other.communicate()
     assert _own_folder(tmp_path) == tmp_path
+
+
+def test_all_parts_of_a_split_file_go_together(source: Path, tmp_path: Path) -> None:
+    names = [f"m-0000{part}-of-00002.gguf" for part in (1, 2)]
+    for name in names:
+        (source / name).write_bytes(name.encode() * 100)
+    bundle, folder = Bundle.of(str(source / names[1])), tmp_path / "worker"
+    assert [name for name, _, _ in bundle.files] == names
+    assert bundle.at(source / names[0])
+    send(bundle, folder)
+    assert local_path(bundle, folder) == folder / bundle.key / names[1]
+    assert (folder / bundle.key / names[0]).read_bytes() == (source / names[0]).read_bytes()
+
+
+def test_a_model_of_ollama_goes_as_its_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, digest = tmp_path / "ollama", "0f" * 32
+    (store / "blobs").mkdir(parents=True)
+    (store / "blobs" / f"sha256-{digest}").write_bytes(b"GGUF" * 600)
+    manifest = store / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"layers": [{"mediaType": "application/vnd.ollama.image.model",
+                                                "digest": f"sha256:{digest}"}]}))
+    monkeypatch.setenv("OLLAMA_MODELS", str(store))
+    bundle, folder = Bundle.of("ollama:tiny"), tmp_path / "worker"
+    send(bundle, folder)
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "elsewhere"))
+    assert local_path(bundle, folder) == folder / bundle.key / f"sha256-{digest}"

@@ -33,9 +33,12 @@ def model_card(provenance: Provenance, *, own_container: bool, packed: bool) -> 
     calibration = provenance.calibration
     text = (f"calibrated on {calibration.windows} windows ({calibration.tokens} tokens) of "
             f"`{calibration.source}`" if calibration else "without calibration text")
+    before = "" if measures.source_types is None else (
+        f" The source was quantised before ({measures.source_types}): what that lost is part of this model, and losses that "
+        "are measured against it do not count it.")
     return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {source}, made smaller\n\n"
             f"Made by TSOTSALLM from `{source}`, {text}. Weights: {human_bytes(measures.bytes)}, "
-            f"from {human_bytes(measures.source_bytes)}.\n\n"
+            f"from {human_bytes(measures.source_bytes)}.{before}\n\n"
             f"The recipe:\n\n```yaml\n{recipe}```\n\n## How to run it\n\n{usage}\n\n"
             "`tsotsallm.json` holds the recipe, the hashes of all inputs and the versions. What was lost can be measured "
             "with `tsotsallm evaluate PATH --text FILE --reference ORIGINAL`.\n")

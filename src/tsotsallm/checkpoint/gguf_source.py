@@ -75,7 +75,8 @@ class GgufSource:
         self._config = {"model_type": CONTAINER, "layer_order": list(range(config["num_hidden_layers"])), "model": config}
         self.spec = ModelSpec.parsed(json.loads(json.dumps(self._config)), path)
         self._require_whole()
-        self.notes = tuple(self._notes())
+        self.lossy, self.notes = "", tuple[str, ...]()
+        self._note_losses()
 
     def _add(self, tensor: GgufTensor, config: dict[str, Any], grids: dict[str, Grid | None]) -> None:
         """Note where a tensor is, by the name that transformers knows it by; `grids` gets the grid of a matrix."""
@@ -86,18 +87,22 @@ class GgufSource:
             name = f"model.layers.{match[1]}.{module}.{match[3]}"
             if module in _HEADS and self.file.architecture in PAIRED_HALVES:
                 kind = "num_attention_heads" if module == _HEADS[0] else "num_key_value_heads"
+                rows = config[kind] * (self.file.key_length or 0)
+                if tensor.shape[:1] != (rows,) or (self.file.key_length or 0) % 2:     # before memory is taken by a header
+                    raise self._misshapen(tensor.name, tensor.shape, (rows, *tensor.shape[1:]))
                 order = in_halves(config[kind], self.file.key_length or 0)
         if name is None:
             raise CheckpointError(f"{where} is not part of a {config['model_type']} model; the file was made for other "
                                   "software, or for a variant that is not supported")
-        if order is not None and tensor.shape[:1] != (len(order),):
-            raise self._misshapen(tensor.name, tensor.shape, (len(order), *tensor.shape[1:]))
         path = self._paths[tensor.name]
         if tensor.type in LAYOUTS and len(tensor.shape) == 2:
             module = name.removesuffix(".weight")
             self.records[f"{module}.weight_blocks"], grids[module] = blocks_of(tensor, path, order), GgmlGrid(tensor.type)
             return
         if tensor.type not in FLOATS:
+            if len(tensor.shape) != 2:
+                raise CheckpointError(f"{where} is stored as {tensor.type}, where a row of numbers is expected; convert or "
+                                      "download it again")
             require_readable(tensor.type, where)
         self.records[name] = record_of(tensor, path, order)
         if len(tensor.shape) == 2:
@@ -148,22 +153,23 @@ class GgufSource:
         return CheckpointError(f"{self.path}: {name} has shape {list(found)}, the header says {list(expected)}; header and "
                                "weights do not belong together: convert or download it again")
 
-    def _notes(self) -> list[str]:
-        """What the source lost already, where its matrices are not in floating point."""
+    def _note_losses(self) -> None:
+        """Note what the source lost already, where its matrices are not in floating point."""
         matrices = [one for one in self.file.tensors.values() if len(one.shape) == 2]
         types = sorted({one.type for one in matrices if one.type not in FLOATS},
                        key=lambda kind: -sum(one.size for one in matrices if one.type == kind))
         if not types:
-            return []
+            return
         bits = 8 * sum(one.size for one in matrices) / sum(one.elements for one in matrices)
-        notes = [f"the source is a GGUF file that was quantised already: {', '.join(types)}, {bits:.2f} bits a weight"]
+        self.lossy = f"{', '.join(types)}, {bits:.2f} bits a weight"
+        notes = [f"the source is a GGUF file that was quantised already: {self.lossy}"]
         if bits < FEW_BITS:
             notes[0] += ("; what that lost stays in every result, and losses that are measured against this file do not "
                          "count it: start from the 16-bit checkpoint where you can have it")
         if dense := [kind for kind in types if kind not in LAYOUTS]:
             notes.append(f"weights of the type {', '.join(dense)} have no grid here: they are read as numbers in 16 "
                          "bits, and written so unless a stage quantises them")
-        return notes
+        self.notes = tuple(notes)
 
     # -- files beside the weights -----------------------------------------------------------------------------
 

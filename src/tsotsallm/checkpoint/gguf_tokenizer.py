@@ -17,6 +17,8 @@ from tsotsallm.files import quoted
 MATCHED = (UNKNOWN, CONTROL, USER_DEFINED)
 END_KEYS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """Keys of tokens besides EOS at which llama.cpp ends an answer."""
+MOST_CUTS = 1 << 28
+"""Characters that are compared at most to find all pairs of pieces; 256,000 tokens of a large vocabulary take 2 ** 25."""
 BYTE_LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
@@ -124,6 +126,9 @@ def _merges_by_score(file: GgufFile, pieces: dict[str, int]) -> list[list[str]]:
     if not isinstance(scores, list) or len(scores) != len(file.tokens) or not all(type(one) is float for one in scores):
         raise CheckpointError(f"{file.path} has a SentencePiece tokenizer without a score for every token; convert or "
                               "download it again")
+    if sum(len(piece) ** 2 for piece in pieces) > MOST_CUTS:
+        raise CheckpointError(f"{file.path} has tokens of up to {max(map(len, pieces))} characters, too long to find their "
+                              "parts; its tokenizer is damaged")
     merges: list[list[str]] = []
     for token, _ in sorted(pieces.items(), key=lambda item: (-scores[item[1]], item[1])):
         pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]

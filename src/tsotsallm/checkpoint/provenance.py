@@ -112,11 +112,15 @@ class Calibrated(Brief):
 
 @dataclass(frozen=True)
 class Measures(Brief):
-    """Bytes of the weights of a result and of its source, and the source's layers, which older results lack."""
+    """Bytes of the weights of a result and of its source, and the source's layers, which older results lack.
+
+    source_types  types and bits a weight of a source that was quantised before
+    """
 
     bytes: int = 0
     source_bytes: int = 0
     source_layers: int | None = None
+    source_types: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

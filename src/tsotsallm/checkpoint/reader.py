@@ -519,6 +519,10 @@ def locate(source: str | Path) -> Path:
         return file
     path = Path(source)
     if path.is_dir():
+        files = [] if (path / CONFIG).exists() else sorted(one.name for one in path.glob("*.gguf"))
+        if files:
+            raise CheckpointError(f"{source} holds GGUF files and no {CONFIG}; give one of the files, such as "
+                                  f"{path / files[0]}")
         return path
     if str(source) == EMBEDDED:
         return embedded_directory()

@@ -32,6 +32,7 @@ class Source(Protocol):
     spec     widths and layout
     records  the tensors by the names that transformers knows them by
     notes    what the user should know, a sentence each
+    lossy    the types and bits a weight of weights that were quantised before; empty where none were, or by ourselves
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Source(Protocol):
     spec: ModelSpec
     records: dict[str, TensorRecord]
     notes: tuple[str, ...]
+    lossy: str
 
     @property
     def keeps_types(self) -> bool:
@@ -71,6 +73,7 @@ class DirectorySource:
     """A directory with config.json and safetensors files, ours or another's."""
 
     keeps_types = False
+    lossy = ""
 
     def __init__(self, directory: Path) -> None:
         self.path, self.title = directory, directory.resolve().name

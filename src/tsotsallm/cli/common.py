@@ -34,10 +34,11 @@ class Verbs(TyperGroup):
 
 # -- models and recipes -----------------------------------------------------------------------------------------------
 
-Model = Annotated[str, typer.Argument(help="Model to read: a checkpoint directory, a hub id (NAME/MODEL), or 'embedded' for "
-                                           "the small model that is included.")]
-GgufOrCheckpoint = Annotated[str, typer.Argument(help="Model to run: a GGUF file, a checkpoint directory, a hub id "
-                                                      "(NAME/MODEL), or 'embedded'.")]
+Model = Annotated[str, typer.Argument(help="Model to read: a checkpoint directory, a hub id (NAME/MODEL), a GGUF file, a "
+                                           "model of Ollama (ollama:NAME), or 'embedded' for the small model that is "
+                                           "included.")]
+GgufOrCheckpoint = Annotated[str, typer.Argument(help="Model to run: a GGUF file, a model of Ollama (ollama:NAME), a "
+                                                      "checkpoint directory, a hub id (NAME/MODEL), or 'embedded'.")]
 RecipeText = Annotated[str, typer.Argument(help="Recipe to follow: a YAML file, the name of a packaged recipe, inline YAML, "
                                                 "or one line such as 'depth:2, wanda:2:4, gptq:4'.")]
 Calibration = Annotated[str | None, typer.Option(help="Text to calibrate on: a text file, a directory of texts, or a data "

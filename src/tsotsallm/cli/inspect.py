@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def inspect(model: Annotated[str, typer.Argument(help="Model to read: a checkpoint directory, a hub id (NAME/MODEL), a GGUF "
-                                                      "file, or 'embedded' for the small model that is included.")],
+                                                      "file, a model of Ollama (ollama:NAME), or 'embedded' for the small "
+                                                      "model that is included.")],
             text: Annotated[list[str] | None, typer.Option(help="Text file or folder of texts whose cost in tokens to show; "
                                                                 "repeat the option to compare several.")] = None,
             as_json: AsJson = False) -> None:

@@ -223,7 +223,8 @@ class Pass(ABC):
             training=tuple(one.summary() for one in self.lineage.trainings), notes=tuple(work.notes(made)),
             sweeps_done=f"{made} of {len(work.sweeps)}", choices=self.lineage.choices, inputs=work.identity,
             ancestry=work.checkpoint.provenance, calibration=self._calibrated(),
-            measures=Measures(written.weight_bytes, work.checkpoint.weight_bytes, work.checkpoint.spec.layers))
+            measures=Measures(written.weight_bytes, work.checkpoint.weight_bytes, work.checkpoint.spec.layers,
+                              work.checkpoint.source.lossy or None))
         write_json(directory / PROVENANCE, provenance.plain())
         for count, one in enumerate(work.decisions(made), 1):
             write_json(directory / f"decision-{count}-{one.stage}.json", {"stage": one.stage, **one.decision})
