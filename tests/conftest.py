@@ -37,6 +37,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
               "max_window_layers": 2},
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 24},
 }
+MORE_FAMILIES: dict[str, dict[str, Any]] = {
+    "ministral": {"model_type": "ministral", "head_dim": 24, "sliding_window": 24, "layer_types": [
+        "sliding_attention", "full_attention", "sliding_attention", "full_attention"]},
+    "ministral3": {"model_type": "ministral3", "head_dim": 24, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 16.0, "original_max_position_embeddings": 8, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.1}},
+    "ernie4_5": {"model_type": "ernie4_5", "tie_word_embeddings": True, "head_dim": 24},
+    "hunyuan": {"model_type": "hunyuan_v1_dense", "tie_word_embeddings": True, "head_dim": 24, "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}},
+    "seed_oss": {"model_type": "seed_oss", "head_dim": 24},
+}
+"""Families beside those that every test of families runs through: tests of logits, gradients, files and export do."""
+EVERY_FAMILY = FAMILIES | MORE_FAMILIES
 
 
 def byte_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
@@ -59,7 +72,7 @@ def build(directory: Path, family: str, *, dtype: torch.dtype = torch.float32, s
           **changes: Any) -> Path:
     """A random checkpoint whose layers matter: weights large enough for every layer to move the logits."""
     torch.manual_seed(seed)
-    fields = COMMON | FAMILIES[family] | changes
+    fields = COMMON | EVERY_FAMILY[family] | changes
     config = AutoConfig.for_model(fields["model_type"], **{k: v for k, v in fields.items() if k != "model_type"})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -75,6 +88,11 @@ def build(directory: Path, family: str, *, dtype: torch.dtype = torch.float32, s
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
 def family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp(request.param) / request.param, request.param)
+
+
+@pytest.fixture(scope="session", params=sorted(EVERY_FAMILY))
+def every_family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp(request.param) / request.param, request.param)
 
 

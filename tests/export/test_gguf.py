@@ -43,10 +43,10 @@ def compare(model: Path, file: Path, ids: list[int], most: float, adapter: Path 
     return float((expected.exp() * (expected - found)).nan_to_num().sum(-1).mean())
 
 
-def test_llama_cpp_computes_what_we_compute(family_checkpoint: Path, tmp_path: Path) -> None:
+def test_llama_cpp_computes_what_we_compute(every_family_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.gguf"
-    export_gguf(Checkpoint.open(family_checkpoint), out)
-    compare(family_checkpoint, out, IDS, 1e-3)
+    export_gguf(Checkpoint.open(every_family_checkpoint), out)
+    compare(every_family_checkpoint, out, IDS, 1e-3)
 
 
 @pytest.mark.parametrize("grid", ["q4_0", "q8_0"])

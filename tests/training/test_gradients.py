@@ -66,15 +66,15 @@ def peft_loss(peft: Any, corpus: Corpus) -> torch.Tensor:
     return torch.cat(losses).mean()
 
 
-def test_gradients_resident_and_streamed_equal_pefts(family_checkpoint: Path, tmp_path: Path) -> None:
+def test_gradients_resident_and_streamed_equal_pefts(every_family_checkpoint: Path, tmp_path: Path) -> None:
     corpus = instructions((20, 33, 33, 9), seed=1)
     targets = Targets.next_tokens(corpus)
     alpha = 6.0
     for streamed in (False, True):
-        trainee = trainee_of(family_checkpoint, alpha=alpha)
+        trainee = trainee_of(every_family_checkpoint, alpha=alpha)
         engine = StreamedEngine(trainee.base, trainee.adapted, CPU, tmp_path) if streamed else ResidentEngine(
             trainee.base, trainee.adapted, CPU)
-        peft = peft_of(family_checkpoint, trainee, alpha)
+        peft = peft_of(every_family_checkpoint, trainee, alpha)
         loss = peft_loss(peft, corpus)
         loss.backward()
         expected = pytest.approx(float(loss.detach()), rel=1e-5)

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.adapter import LowRank, is_adapter
 from tsotsallm.checkpoint.gguf_layout import (
-    ARCHITECTURES,
-    NAMES,
     ROPE_FACTORS,
     Dense,
     Entry,
@@ -39,16 +37,6 @@ from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, encode
 from tsotsallm.numerics.grids import IntegerGrid, Quantised
 from tsotsallm.units import human_bytes
-
-PAIRED_HALVES = ("llama", "smollm3")
-"""Architectures whose engine applies RoPE to neighbouring numbers, not to the two halves of a head."""
-
-_ATTENTION = frozenset(f"self_attn.{one}_proj" for one in "qkvo")
-_INPUTS = _ATTENTION - {"self_attn.o_proj"}
-BIASES = {"llama": _ATTENTION | {f"mlp.{one}_proj" for one in ("gate", "up", "down")}, "qwen2": _INPUTS,
-          "qwen3": frozenset[str](),
-          "smollm3": frozenset[str]()}
-"""Architecture -> linears whose biases llama.cpp loads."""
 
 Array = npt.NDArray[Any]
 Tick = Callable[[str, float], None]
@@ -182,7 +170,7 @@ def _pieces(checkpoint: Checkpoint, dense: Dense) -> Iterator[_Piece]:
 def _row_order(spec: ModelSpec, module: str) -> Tensor | None:
     """The order in which the engine expects the rows of queries and keys, halves of a head interleaved; None: as stored."""
     heads = {"self_attn.q_proj": spec.heads, "self_attn.k_proj": spec.kv_heads}.get(module)
-    if heads is None or ARCHITECTURES[spec.family] not in PAIRED_HALVES:
+    if heads is None or not spec.traits.gguf.pairs:
         return None
     return torch.arange(heads * spec.head_dim).view(heads, 2, spec.head_dim // 2).transpose(1, 2).flatten()
 
@@ -209,6 +197,8 @@ def _piece(checkpoint: Checkpoint, slot: Slot, dense: Dense) -> _Piece:
 
     def values() -> Array:
         stored = checkpoint.without_beside([module]).tensor(source)
+        if len(shape) == 1 and spec.traits.gguf.offset and source.endswith("norm.weight"):
+            stored = stored + spec.traits.gguf.offset
         return as_dense(stored if rows is None else stored[rows], kind, name)
     return _Piece(TensorInfo(name, shape, kind), values, packing)
 
@@ -276,10 +266,13 @@ def _write(layout: Layout, path: Path, pieces: list[_Piece], tick: Tick) -> None
 
 def _require_known(checkpoint: Checkpoint) -> None:
     """Raise ExportError for anything that the architecture does not have in llama.cpp."""
-    spec, config = checkpoint.spec, checkpoint.spec.hf_config
-    if config.hidden_act not in ("silu", "swish"):
-        raise ExportError(f"hidden_act is {quoted(config.hidden_act)}, but llama.cpp computes every {spec.family} with "
-                          "silu; nothing is exported: run this model with transformers")
+    spec, config, form = checkpoint.spec, checkpoint.spec.hf_config, checkpoint.spec.traits.gguf
+    if spec.activation not in form.activation:
+        raise ExportError(f"hidden_act is {quoted(spec.activation)}, but llama.cpp computes every {spec.family} with "
+                          f"{form.activation[0]}; nothing is exported: run this model with transformers")
+    if form.tied and not spec.tied:
+        raise ExportError(f"the model has a head of its own, but llama.cpp's {form.architecture} uses the embeddings; "
+                          "nothing is exported: run this model with transformers")
     partial = (config.rope_parameters or {}).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor",
                                                                                      None) or 1
     if partial != 1:
@@ -288,11 +281,10 @@ def _require_known(checkpoint: Checkpoint) -> None:
     if not 0 < spec.context < 1 << 31 or not 0 < spec.feed_forward < 1 << 31:
         raise ExportError(f"max_position_embeddings is {quoted(spec.context)}, which no engine supports; correct "
                           "config.json")
-    allowed = BIASES[ARCHITECTURES[spec.family]]
     strange = sorted({name for stored in set(spec.layer_order) for name in checkpoint.layer_names(stored)
-                      if name.endswith(".bias") and name.removesuffix(".bias") not in allowed})
+                      if name.endswith(".bias") and name.removesuffix(".bias") not in form.biases})
     if strange:
-        raise ExportError(f"the model has {strange[0]}, which llama.cpp's {ARCHITECTURES[spec.family]} does not load; "
+        raise ExportError(f"the model has {strange[0]}, which llama.cpp's {form.architecture} does not load; "
                           "nothing is exported: run this model with transformers")
 
 
@@ -319,10 +311,11 @@ def _export_adapter(checkpoint: Checkpoint, out: Path, dense: Dense, tick: Tick)
             module = name.rpartition(".")[0]
             correction = checkpoint.beside(layer_prefix(stored) + module) if name.endswith(".weight") else None
             if correction is not None:
-                pieces += _halves(f"blk.{index}.{NAMES[module]}.weight", correction, _row_order(spec, module), dense)
+                name = f"blk.{index}.{spec.traits.gguf.name_of(module)}.weight"
+                pieces += _halves(name, correction, _row_order(spec, module), dense)
     if not pieces:
         return None
-    entries = (Entry("general.architecture", "string", ARCHITECTURES[spec.family]),
+    entries = (Entry("general.architecture", "string", spec.traits.gguf.architecture),
                Entry("general.type", "string", "adapter"), Entry("adapter.type", "string", "lora"),
                Entry("adapter.lora.alpha", "f32", 0.0))     # no scaling: the correction is B·A, whatever its rank
     partial = out.with_name(out.name + ".partial")

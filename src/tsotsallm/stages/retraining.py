@@ -24,9 +24,10 @@ from tsotsallm.stages.costs import (
     gradient_bytes_per_token,
     widest_layer_bytes,
 )
+from tsotsallm.streaming.head import PIECE_ROWS
 from tsotsallm.streaming.hidden import BATCH_TOKENS
 from tsotsallm.streaming.sweep import Tick
-from tsotsallm.training.engines import HEAD_ROWS, MICRO_TOKENS, Engine
+from tsotsallm.training.engines import MICRO_TOKENS, Engine
 from tsotsallm.training.imitation import Imitation
 from tsotsallm.training.loop import Curve, Schedule, train
 from tsotsallm.training.lora import Trainee
@@ -103,7 +104,7 @@ class Retraining(Schedule, Stage):
         dense, a_layer = widest_layer_bytes(spec), gradient_bytes_per_token(spec, window)
         ends = 4 * spec.vocabulary * spec.hidden * (1 if spec.tied else 2)
         state = 5 * 4 * self.trained_values(spec)
-        head = 4 * HEAD_ROWS * (spec.hidden + 3 * BATCH_TOKENS)
+        head = 4 * PIECE_ROWS * (spec.hidden + 3 * BATCH_TOKENS)
         weights = sum(layer.size if layer.packed else dense for layer in model.layers)
         resident = weights + ends + state + head + spec.layers * a_layer * min(tokens, max(MICRO_TOKENS, window))
         streamed = int(1.25 * dense) + state + head + a_layer * max(BATCH_TOKENS, window)

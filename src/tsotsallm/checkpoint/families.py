@@ -1,0 +1,133 @@
+"""What belongs to a model family and cannot be read from its layers: scalings, meanings of norms, its form in GGUF.
+
+Names and shapes of layers, and their arithmetic, are the transformers library's. What happens outside a layer (where
+embeddings are read, where logits are made) and what a stage must know of a norm stands here, one record for each family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Scale = Callable[[Any], float]
+"""A factor that a config determines."""
+
+LINEARS: Mapping[str, str] = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+BEFORE: Mapping[str, str] = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+"""Llama's norms, both before their branches. Other families give the second name to other norms: each maps its own."""
+HEADS: Mapping[str, str] = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+
+_INPUTS = frozenset(f"self_attn.{one}_proj" for one in "qkv")
+_LLAMA_BIASES = _INPUTS | {"self_attn.o_proj"} | {f"mlp.{one}_proj" for one in ("gate", "up", "down")}
+
+
+def _one(_config: PreTrainedConfig) -> float:
+    return 1.0
+
+
+def _value(key: str) -> Scale:
+    """The factor that a config states under a key."""
+    def read(config: PreTrainedConfig) -> float:
+        return float(getattr(config, key))
+    return read
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """A family as llama.cpp has it.
+
+    architecture  its name there
+    norms         norm of a layer -> its name in the file
+    biases        linears whose biases are loaded
+    pairs         whether RoPE turns neighbouring numbers where transformers turns the two halves of a head: rows of queries
+                  and keys are then written in another order
+    ropes         the scalings of positions that it computes alike
+    keys          key of the file -> where a config has the number, a dotted path; left out where the config has none
+    required      those of `keys` for which llama.cpp would put a number of its own
+    offset        is added to the weights of norms, as the file has them
+    activation    what the feed-forward applies, by the names that configs give it
+    tied          whether the head is always the embeddings
+    unrotated     every so-manieth layer has no RoPE; 0: all have one
+    period        layers with an attention window: all but every `period`-th; 0: none has one
+    assumed       whether layers get a window where the file states none
+    windowed      number of layers by which llama.cpp recognises that a model has windows; 0: by the window itself
+    per_head      number of layers for which scores are scaled by the width of a head that hidden width and heads give,
+                  instead of the width that it has; where given, the config's own number must be the same
+    """
+
+    architecture: str
+    norms: Mapping[str, str] = field(default_factory=lambda: BEFORE)
+    biases: frozenset[str] = frozenset()
+    pairs: bool = False
+    ropes: tuple[str, ...] = ("default", "linear")
+    keys: Mapping[str, str] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    offset: float = 0.0
+    activation: tuple[str, ...] = ("silu", "swish")
+    tied: bool = False
+    unrotated: int = 0
+    period: int = 0
+    assumed: bool = False
+    windowed: int = 0
+    per_head: int = 0
+
+    def name_of(self, module: str) -> str:
+        """What a module of a layer is called in the file."""
+        return LINEARS[module] if module in LINEARS else self.norms[module]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models.
+
+    models       what its models are called
+    gguf         its form in GGUF
+    attention    the library's implementation of attention that computes everything the family asks for
+    neutral      what the config of a one-layer model says instead, because it is done once, outside the layers
+    embedding    factor of the embeddings where they are read
+    residual     factor of what a branch adds to the hidden states
+    divisor      logits are divided by it
+    cap          the key of c where logits z become c·tanh(z / c)
+    spanning     norms that span a whole projection -> that projection
+    needed       dotted paths of numbers without which the library's attention fails
+    behind       linears that end a branch -> the norm that their outputs pass before they are added
+    """
+
+    models: str
+    gguf: Gguf
+    attention: str = "sdpa"
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    embedding: Scale = _one
+    residual: Scale = _one
+    divisor: Scale = _one
+    cap: str = ""
+    needed: tuple[str, ...] = ()
+    spanning: Mapping[str, str] = field(default_factory=dict)
+    behind: Mapping[str, str] = field(default_factory=dict)
+
+
+_LLAMA_ROPES = ("default", "linear", "llama3")
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family("Llama 2 and 3, SmolLM", Gguf("llama", biases=_LLAMA_BIASES, pairs=True, ropes=_LLAMA_ROPES)),
+    "mistral": Family("Mistral", Gguf("llama", biases=_LLAMA_BIASES, pairs=True, ropes=_LLAMA_ROPES)),
+    "ministral": Family("Ministral", Gguf("llama", pairs=True)),
+    "ministral3": Family("Ministral 3", Gguf("mistral3", pairs=True, ropes=("yarn",), keys={
+        "attention.temperature_scale": "rope_parameters.llama_4_scaling_beta"}), needed=(
+            "rope_parameters.llama_4_scaling_beta", "rope_parameters.original_max_position_embeddings")),
+    "qwen2": Family("Qwen2", Gguf("qwen2", biases=_INPUTS, ropes=_LLAMA_ROPES)),
+    "qwen3": Family("Qwen3", Gguf("qwen3", {**BEFORE, **HEADS}, ropes=_LLAMA_ROPES)),
+    "smollm3": Family("SmolLM3", Gguf("smollm3", pairs=True, ropes=_LLAMA_ROPES, unrotated=4)),
+    "ernie4_5": Family("ERNIE 4.5 (dense)", Gguf("ernie4_5")),
+    "hunyuan_v1_dense": Family("Hunyuan (dense)", Gguf("hunyuan-dense", {
+        **BEFORE, "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"},
+        ropes=("default", "linear", "dynamic"))),
+    "seed_oss": Family("Seed-OSS", Gguf("seed_oss", {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}, biases=_INPUTS)),
+}
+"""`model_type` of a config -> its family."""
