@@ -47,6 +47,15 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "hunyuan": {"model_type": "hunyuan_v1_dense", "tie_word_embeddings": True, "head_dim": 24, "rope_parameters": {
         "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}},
     "seed_oss": {"model_type": "seed_oss", "head_dim": 24},
+    "granite": {"model_type": "granite", "tie_word_embeddings": True, "embedding_multiplier": 3.0, "logits_scaling": 2.5,
+                "residual_multiplier": 0.4, "attention_multiplier": 0.15},
+    "olmo2": {"model_type": "olmo2"},
+    "olmo3": {"model_type": "olmo3", "sliding_window": 9, "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 32}}},
+    "exaone4": {"model_type": "exaone4", "sliding_window": None, "layer_types": ["full_attention"] * 4, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}},
 }
 """Families beside those that every test of families runs through: tests of logits, gradients, files and export do."""
 EVERY_FAMILY = FAMILIES | MORE_FAMILIES

@@ -23,6 +23,12 @@ BEFORE: Mapping[str, str] = {"input_layernorm": "attn_norm", "post_attention_lay
 """Llama's norms, both before their branches. Other families give the second name to other norms: each maps its own."""
 HEADS: Mapping[str, str] = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 
+BEHIND: Mapping[str, str] = {
+    "self_attn.o_proj": "post_attention_layernorm", "mlp.down_proj": "post_feedforward_layernorm"}
+"""Linears that end a branch -> the norm behind it, in the families that have one there."""
+_BEHIND = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+_SPANNING = {"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"}
+
 _INPUTS = frozenset(f"self_attn.{one}_proj" for one in "qkv")
 _LLAMA_BIASES = _INPUTS | {"self_attn.o_proj"} | {f"mlp.{one}_proj" for one in ("gate", "up", "down")}
 
@@ -50,8 +56,8 @@ class Gguf:
     ropes         the scalings of positions that it computes alike
     keys          key of the file -> where a config has the number, a dotted path; left out where the config has none
     required      those of `keys` for which llama.cpp would put a number of its own
-    offset        is added to the weights of norms, as the file has them
     activation    what the feed-forward applies, by the names that configs give it
+    square        whether queries must be as wide as the hidden states
     tied          whether the head is always the embeddings
     unrotated     every so-manieth layer has no RoPE; 0: all have one
     period        layers with an attention window: all but every `period`-th; 0: none has one
@@ -68,8 +74,8 @@ class Gguf:
     ropes: tuple[str, ...] = ("default", "linear")
     keys: Mapping[str, str] = field(default_factory=dict)
     required: tuple[str, ...] = ()
-    offset: float = 0.0
     activation: tuple[str, ...] = ("silu", "swish")
+    square: bool = False
     tied: bool = False
     unrotated: int = 0
     period: int = 0
@@ -94,6 +100,8 @@ class Family:
     residual     factor of what a branch adds to the hidden states
     divisor      logits are divided by it
     cap          the key of c where logits z become c·tanh(z / c)
+    offset       is added to the weights of norms where they are used
+    fused        linears whose rows are those of several, one after another -> these
     spanning     norms that span a whole projection -> that projection
     needed       dotted paths of numbers without which the library's attention fails
     behind       linears that end a branch -> the norm that their outputs pass before they are added
@@ -108,6 +116,8 @@ class Family:
     divisor: Scale = _one
     cap: str = ""
     needed: tuple[str, ...] = ()
+    offset: float = 0.0
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     spanning: Mapping[str, str] = field(default_factory=dict)
     behind: Mapping[str, str] = field(default_factory=dict)
 
@@ -129,5 +139,17 @@ FAMILIES: Mapping[str, Family] = {
         ropes=("default", "linear", "dynamic"))),
     "seed_oss": Family("Seed-OSS", Gguf("seed_oss", {
         "input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}, biases=_INPUTS)),
+    "granite": Family(
+        "Granite (dense)", Gguf("granite", pairs=True, ropes=_LLAMA_ROPES, keys={
+            "embedding_scale": "embedding_multiplier", "residual_scale": "residual_multiplier",
+            "attention.scale": "attention_multiplier", "logit_scale": "logits_scaling"}),
+        neutral={"embedding_multiplier": 1.0}, embedding=_value("embedding_multiplier"),
+        residual=_value("residual_multiplier"), divisor=_value("logits_scaling")),
+    "olmo2": Family("OLMo 2", Gguf("olmo2", {**_BEHIND, **HEADS}, square=True), spanning=_SPANNING, behind=BEHIND),
+    "olmo3": Family("OLMo 3", Gguf("olmo2", {**_BEHIND, **HEADS}, ropes=("default", "yarn"), square=True, period=4),
+                    spanning=_SPANNING, behind=BEHIND),
+    "exaone4": Family("EXAONE 4", Gguf("exaone4", {**_BEHIND, **HEADS}, ropes=_LLAMA_ROPES, square=True, period=4,
+                                windowed=64),
+                      behind=BEHIND),
 }
 """`model_type` of a config -> its family."""

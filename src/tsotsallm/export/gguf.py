@@ -197,8 +197,8 @@ def _piece(checkpoint: Checkpoint, slot: Slot, dense: Dense) -> _Piece:
 
     def values() -> Array:
         stored = checkpoint.without_beside([module]).tensor(source)
-        if len(shape) == 1 and spec.traits.gguf.offset and source.endswith("norm.weight"):
-            stored = stored + spec.traits.gguf.offset
+        if len(shape) == 1 and spec.traits.offset and source.endswith("norm.weight"):
+            stored = stored + spec.traits.offset
         return as_dense(stored if rows is None else stored[rows], kind, name)
     return _Piece(TensorInfo(name, shape, kind), values, packing)
 
@@ -270,6 +270,10 @@ def _require_known(checkpoint: Checkpoint) -> None:
     if spec.activation not in form.activation:
         raise ExportError(f"hidden_act is {quoted(spec.activation)}, but llama.cpp computes every {spec.family} with "
                           f"{form.activation[0]}; nothing is exported: run this model with transformers")
+    if form.square and spec.heads * spec.head_dim != spec.hidden:
+        raise ExportError(f"{spec.heads} heads of {spec.head_dim} are not as wide as the hidden states ({spec.hidden}), "
+                          f"which llama.cpp requires of {spec.family}; nothing is exported: leave kv_groups out of neurons, "
+                          "or run this model with transformers")
     if form.tied and not spec.tied:
         raise ExportError(f"the model has a head of its own, but llama.cpp's {form.architecture} uses the embeddings; "
                           "nothing is exported: run this model with transformers")
