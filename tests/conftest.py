@@ -50,6 +50,12 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"model_type": "granite", "tie_word_embeddings": True, "embedding_multiplier": 3.0, "logits_scaling": 2.5,
                 "residual_multiplier": 0.4, "attention_multiplier": 0.15},
     "olmo2": {"model_type": "olmo2"},
+    "gemma2": {"model_type": "gemma2", "head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 9,
+               "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gemma3": {"model_type": "gemma3_text", "head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 9,
+               "num_hidden_layers": 6, "rope_parameters": {
+                   "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                   "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 4.0}}},
     "olmo3": {"model_type": "olmo3", "sliding_window": 9, "rope_parameters": {
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": {
             "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 32}}},

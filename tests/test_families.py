@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import tsotsallm
 from tests.conftest import MORE_FAMILIES, build
 from tests.export.test_gguf import IDS, compare
+from tsotsallm.checkpoint import gguf_vocabulary
 from tsotsallm.checkpoint.families import FAMILIES
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
@@ -74,6 +75,11 @@ def test_documents_name_every_family() -> None:
     ("seed_oss", {"attention_out_bias": True}, "o_proj.bias, which llama.cpp's seed_oss does not load"),
     ("ernie4_5", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "by yarn, which is not"),
     ("ministral3", {"rope_parameters": MORE_FAMILIES["ministral3"]["rope_parameters"] | {"mscale": 0.5}}, "mscale of its"),
+    ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping is null"),
+    ("gemma2", {"tie_word_embeddings": False}, "llama.cpp's gemma2 uses the embeddings"),
+    ("gemma2", {"query_pre_attn_scalar": 16}, "16, but llama.cpp computes a gemma2 of 4 layers with 24"),
+    ("gemma3", {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 4}, "each 6th for one with a window"),
+    ("gemma3", {"hidden_activation": "silu"}, "computes every gemma3_text with gelu_pytorch_tanh"),
     ("exaone4", {"sliding_window": 9, "layer_types": None}, "but each 4th for one with a window, in models of 64 layers"),
     ("olmo3", {"layer_types": ["full_attention", *["sliding_attention"] * 3]}, "but each 4th for one with a window")])
 def test_what_llama_cpp_computes_otherwise_is_refused(family: str, changes: dict[str, Any], why: str,
@@ -152,3 +158,35 @@ def test_compensation_is_fitted_behind_the_norm(text: Path, tmp_path: Path) -> N
 def test_replace_is_refused_where_a_norm_follows(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"a norm follows it \(post_feedforward_layernorm\).*depth:1"):
         tsotsallm.plan(build(tmp_path / "model", "olmo2"), "replace:1")
+
+
+def test_layers_in_an_order_that_llama_cpp_does_not_know_keep_their_meaning_within_a_window(tmp_path: Path) -> None:
+    source, out = build(tmp_path / "source", "gemma2"), tmp_path / "out"
+    tsotsallm.compress(source, [{"layers": {"skip": [0]}}], out)
+    found = export_gguf(Checkpoint.open(out), tmp_path / "model.gguf")
+    assert any("attend to 9 tokens only" in note for note in found.notes)
+    compare(out, tmp_path / "model.gguf", IDS[:8], 1e-3)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_attention_in_both_directions_is_refused(family: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="attention in both directions"):
+        Checkpoint.open(build(tmp_path / "model", family, use_bidirectional_attention=True))
+
+
+def test_hybrid_exaone_streams_as_it_runs(tmp_path: Path) -> None:
+    """Layers without a window have no RoPE there."""
+    model = build(tmp_path / "model", "exaone4", sliding_window=9, layer_types=["sliding_attention", "full_attention"] * 2)
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        logits = whole(torch.tensor([IDS])).logits[0, :-1].double()
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(IDS[1:]), reduction="none")
+    torch.testing.assert_close(losses(model, tmp_path), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tokenizers_like_gemmas_split_at_spaces_that_are_gone() -> None:
+    steps = {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+             "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}}
+    assert gguf_vocabulary._leading_space(steps, "it") == "never"
+    with pytest.raises(ExportError, match="Split"):
+        gguf_vocabulary._leading_space(steps | {"normalizer": None}, "it")

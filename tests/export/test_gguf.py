@@ -26,9 +26,19 @@ SMALL: dict[str, Any] = {"windows": 6, "window": 64}
 IDS = [3, 141, 59, 26, 53, 58, 97, 93, 23, 84, 62, 64, 33, 83, 27, 95]
 
 
+def gelu_of_a_table(values: torch.Tensor) -> torch.Tensor:
+    """GELU as ggml computes it on a CPU: looked up by the number in 16 bits, and given in 16 bits."""
+    found = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
+    return torch.where(values <= -10, 0, torch.where(values >= 10, values, found))
+
+
 def ours(model: Path, ids: list[int]) -> torch.Tensor:
+    whole = tsotsallm.load(model)[0]
+    for layer in whole.model.layers:
+        if "gelu" in str(getattr(whole.config, "hidden_activation", "")):
+            layer.mlp.act_fn.forward = gelu_of_a_table
     with torch.no_grad():
-        return torch.log_softmax(tsotsallm.load(model)[0](torch.tensor([ids])).logits[0], -1)
+        return torch.log_softmax(whole(torch.tensor([ids])).logits[0], -1)
 
 
 def compare(model: Path, file: Path, ids: list[int], most: float, adapter: Path | None = None, *,

@@ -27,6 +27,7 @@ BEHIND: Mapping[str, str] = {
     "self_attn.o_proj": "post_attention_layernorm", "mlp.down_proj": "post_feedforward_layernorm"}
 """Linears that end a branch -> the norm behind it, in the families that have one there."""
 _BEHIND = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+_FOUR = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm", **_BEHIND}
 _SPANNING = {"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"}
 
 _INPUTS = frozenset(f"self_attn.{one}_proj" for one in "qkv")
@@ -35,6 +36,11 @@ _LLAMA_BIASES = _INPUTS | {"self_attn.o_proj"} | {f"mlp.{one}_proj" for one in (
 
 def _one(_config: PreTrainedConfig) -> float:
     return 1.0
+
+
+def _root_of_width(config: PreTrainedConfig) -> float:
+    """√(width of the hidden states); the library rounds it to the type of the weights, which is float32 in a sweep."""
+    return float(config.hidden_size) ** 0.5
 
 
 def _value(key: str) -> Scale:
@@ -122,6 +128,9 @@ class Family:
     behind: Mapping[str, str] = field(default_factory=dict)
 
 
+_CAP = "final_logit_softcapping"
+_CAPS = {one: one for one in ("attn_logit_softcapping", _CAP)}
+_GELU = ("gelu_pytorch_tanh",)
 _LLAMA_ROPES = ("default", "linear", "llama3")
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("Llama 2 and 3, SmolLM", Gguf("llama", biases=_LLAMA_BIASES, pairs=True, ropes=_LLAMA_ROPES)),
@@ -151,5 +160,12 @@ FAMILIES: Mapping[str, Family] = {
     "exaone4": Family("EXAONE 4", Gguf("exaone4", {**_BEHIND, **HEADS}, ropes=_LLAMA_ROPES, square=True, period=4,
                                 windowed=64),
                       behind=BEHIND),
+    "gemma2": Family(
+        "Gemma 2", Gguf("gemma2", _FOUR, keys=_CAPS, required=tuple(_CAPS), activation=_GELU, tied=True, period=2,
+                        assumed=True, per_head=46),
+        attention="eager", embedding=_root_of_width, cap=_CAP, offset=1.0, behind=BEHIND),
+    "gemma3_text": Family(
+        "Gemma 3 (text)", Gguf("gemma3", {**_FOUR, **HEADS}, keys={_CAP: _CAP}, activation=_GELU, period=6, per_head=62),
+        embedding=_root_of_width, cap=_CAP, offset=1.0, behind=BEHIND),
 }
 """`model_type` of a config -> its family."""

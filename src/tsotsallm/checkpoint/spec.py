@@ -149,8 +149,8 @@ class ModelSpec:
     @property
     def activation(self) -> str:
         """What the feed-forward applies, as the config names it."""
-        found = getattr(self.hf_config, "hidden_act", None) or getattr(self.hf_config, "hidden_activation", None)
-        return str(found)
+        own = "hidden_activation" if "hidden_activation" in type(self.hf_config).__dataclass_fields__ else "hidden_act"
+        return str(getattr(self.hf_config, own))
 
     @property
     def layers(self) -> int:
@@ -241,9 +241,10 @@ def _require_built_in(config: dict[str, Any], path: Path) -> None:
     if config.get("per_layer_config"):
         raise CheckpointError(f"{path} gives single layers a config of their own (per_layer_config), which is not read; "
                               "start from a model whose layers are alike")
-    if config.get("is_causal", True) is not True:
-        raise CheckpointError(f"{path} asks for attention in both directions (is_causal is {quoted(config['is_causal'])}); "
-                              "only models that predict the next token are read")
+    for key, usual in (("is_causal", (True,)), ("use_bidirectional_attention", (False, None))):
+        if not any(config.get(key, usual[0]) is one for one in usual):
+            raise CheckpointError(f"{path} asks for attention in both directions ({key} is {quoted(config[key])}); only "
+                                  "models that predict the next token are read")
     kinds = config.get("layer_types")
     if config["model_type"] == "llama" and kinds is not None and (not isinstance(kinds, list) or {*map(str, kinds)} - {
             "full_attention"}):
