@@ -50,6 +50,12 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"model_type": "granite", "tie_word_embeddings": True, "embedding_multiplier": 3.0, "logits_scaling": 2.5,
                 "residual_multiplier": 0.4, "attention_multiplier": 0.15},
     "olmo2": {"model_type": "olmo2"},
+    # not phi3: llama.cpp looks up tokens of Phi-3 by their names where a file's name says so
+    "phi": {"model_type": "phi3", "max_position_embeddings": 512, "original_max_position_embeddings": 256,
+            "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 256, "short_factor": [1.0, 1.1, 1.2, 1.5, 2.0, 3.0],
+        "long_factor": [1.0, 2.0, 3.0, 4.0, 6.0, 8.0]}},
     "gemma2": {"model_type": "gemma2", "head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 9,
                "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
     "gemma3": {"model_type": "gemma3_text", "head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 9,

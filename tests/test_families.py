@@ -19,6 +19,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.compression import Calibration, calibration_corpus
 from tsotsallm.errors import CheckpointError, ExportError, RecipeError
 from tsotsallm.export.gguf import export_gguf
+from tsotsallm.stages.adapt import Adapt
 from tsotsallm.stages.neurons import Neurons, grams_behind, updated
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.score import final_states, token_losses
@@ -36,7 +37,8 @@ def losses(model: Path, scratch: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", sorted(MORE_FAMILIES))
 def test_a_narrowed_and_pruned_model_runs_alike_everywhere(family: str, text: Path, tmp_path: Path) -> None:
-    source, out = build(tmp_path / "source", family), tmp_path / "out"
+    changes = {"phi": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}}}
+    source, out = build(tmp_path / "source", family, **changes.get(family, {})), tmp_path / "out"
     recipe = [{"neurons": {"feed_forward": 0.34, "kv_groups": 1}}, "wanda:2:4"]
     result = tsotsallm.compress(source, recipe, out, calibration=text, **SMALL)
     assert result.result_bytes < 0.8 * sum(path.stat().st_size for path in source.glob("*.safetensors"))
@@ -190,3 +192,16 @@ def test_tokenizers_like_gemmas_split_at_spaces_that_are_gone() -> None:
     assert gguf_vocabulary._leading_space(steps, "it") == "never"
     with pytest.raises(ExportError, match="Split"):
         gguf_vocabulary._leading_space(steps | {"normalizer": None}, "it")
+
+
+def test_fused_linears_are_trained_by_the_names_of_their_parts(tmp_path: Path) -> None:
+    spec = Checkpoint.open(build(tmp_path / "model", "phi")).spec
+    assert {name for _, name in Adapt(targets=["q", "v"]).places(spec)} == {"self_attn.qkv_proj"}
+    assert {name for _, name in Adapt(targets=["up", "down"]).places(spec)} == {"mlp.gate_up_proj", "mlp.down_proj"}
+
+
+def test_long_rope_keeps_to_the_original_context(tmp_path: Path) -> None:
+    spec = Checkpoint.open(build(tmp_path / "model", "phi")).spec
+    assert (spec.context, spec.rotated) == (256, 12)
+    with pytest.raises(RecipeError, match="usable: none"):
+        tsotsallm.plan(tmp_path / "model", [{"neurons": {"kv_groups": 1}}])

@@ -48,7 +48,8 @@ def peft_of(model: Path, trainee: Trainee, alpha: float) -> Any:
     from peft import LoraConfig, get_peft_model
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    peft = get_peft_model(base, LoraConfig(r=3, lora_alpha=alpha, target_modules=TARGETS, lora_dropout=0.0))
+    targets = sorted({name.rpartition(".")[2] for _, name in trainee.adapted.factors})
+    peft = get_peft_model(base, LoraConfig(r=3, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0))
     for (layer, name), factors in trainee.adapted.factors.items():
         linear = peft.base_model.model.model.layers[layer].get_submodule(name)
         linear.lora_A["default"].weight.data.copy_(factors.right.detach())

@@ -6,6 +6,7 @@ embeddings are read, where logits are made) and what a stage must know of a norm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,12 @@ Scale = Callable[[Any], float]
 
 LINEARS: Mapping[str, str] = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")}
+"""Linears whose rows are those of several, one after another -> these."""
 BEFORE: Mapping[str, str] = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 """Llama's norms, both before their branches. Other families give the second name to other norms: each maps its own."""
 HEADS: Mapping[str, str] = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
@@ -40,7 +46,7 @@ def _one(_config: PreTrainedConfig) -> float:
 
 def _root_of_width(config: PreTrainedConfig) -> float:
     """√(width of the hidden states); the library rounds it to the type of the weights, which is float32 in a sweep."""
-    return float(config.hidden_size) ** 0.5
+    return math.sqrt(config.hidden_size)
 
 
 def _value(key: str) -> Scale:
@@ -60,6 +66,7 @@ class Gguf:
     pairs         whether RoPE turns neighbouring numbers where transformers turns the two halves of a head: rows of queries
                   and keys are then written in another order
     ropes         the scalings of positions that it computes alike
+    partial       whether RoPE may turn the first numbers of a head alone
     keys          key of the file -> where a config has the number, a dotted path; left out where the config has none
     required      those of `keys` for which llama.cpp would put a number of its own
     activation    what the feed-forward applies, by the names that configs give it
@@ -78,6 +85,7 @@ class Gguf:
     biases: frozenset[str] = frozenset()
     pairs: bool = False
     ropes: tuple[str, ...] = ("default", "linear")
+    partial: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     activation: tuple[str, ...] = ("silu", "swish")
@@ -107,7 +115,7 @@ class Family:
     divisor      logits are divided by it
     cap          the key of c where logits z become c·tanh(z / c)
     offset       is added to the weights of norms where they are used
-    fused        linears whose rows are those of several, one after another -> these
+    fused        those of FUSED that it has
     spanning     norms that span a whole projection -> that projection
     needed       dotted paths of numbers without which the library's attention fails
     behind       linears that end a branch -> the norm that their outputs pass before they are added
@@ -167,5 +175,6 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": Family(
         "Gemma 3 (text)", Gguf("gemma3", {**_FOUR, **HEADS}, keys={_CAP: _CAP}, activation=_GELU, period=6, per_head=62),
         embedding=_root_of_width, cap=_CAP, offset=1.0, behind=BEHIND),
+    "phi3": Family("Phi-3, Phi-4", Gguf("phi3", ropes=("default", "longrope"), partial=True, square=True), fused=FUSED),
 }
 """`model_type` of a config -> its family."""

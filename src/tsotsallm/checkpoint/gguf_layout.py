@@ -18,7 +18,7 @@ from tsotsallm.checkpoint.codec import INFILL_ENDS, NAMED_ENDS
 from tsotsallm.checkpoint.gguf_file import MAGIC, TYPES
 from tsotsallm.checkpoint.gguf_vocabulary import Vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.shapes import layer_shapes
+from tsotsallm.checkpoint.shapes import layer_shapes, one_layer_model
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.checkpoint.textrules import COMPOSED, LEADING_SPACE, PREFIX
 from tsotsallm.errors import ExportError
@@ -27,6 +27,8 @@ from tsotsallm.version import __version__
 Dense = Literal["f32", "f16", "bf16"]
 Kind = Literal["u32", "i32", "f32", "bool", "string"]
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
+"""Tensor of a file with LongRoPE -> where a config has its numbers."""
 
 _VERSION, _ALIGNMENT = 3, 32
 _KINDS = {"u32": (4, "I"), "i32": (5, "i"), "f32": (6, "f"), "bool": (7, "?"), "string": (8, "")}
@@ -149,7 +151,7 @@ def layout_of(spec: ModelSpec, vocabulary: Iterable[Entry], labels: Labels, grid
     """
     known = grids or {}
     ends = {EMBEDDING: (spec.vocabulary, spec.hidden), HEAD: (spec.vocabulary, spec.hidden), FINAL_NORM: (spec.hidden,),
-            ROPE_FACTORS: (spec.head_dim // 2,)}
+            **dict.fromkeys((ROPE_FACTORS, *LONG_FACTORS), (spec.rotated // 2,))}
     tensors = []
     for slot in slots(spec, lambda index: layer_shapes(spec, index)):
         shape = ends[slot.source] if slot.layer is None else layer_shapes(spec, slot.layer)[slot.source]
@@ -175,8 +177,9 @@ class Slot:
 def slots(spec: ModelSpec, names: Callable[[int], Iterable[str]]) -> Iterator[Slot]:
     """All tensors in the order of the file; `names` gives those of a layer that runs, repeated layers written out."""
     yield Slot("token_embd.weight", None, EMBEDDING)
-    if rope_of(spec)["rope_type"] == "llama3":
-        yield Slot(ROPE_FACTORS, None, ROPE_FACTORS)
+    factors = {"llama3": (ROPE_FACTORS,), "longrope": LONG_FACTORS}.get(rope_of(spec)["rope_type"], ())
+    for name in factors:
+        yield Slot(name, None, name)
     for index in range(spec.layers):
         for name in names(index):
             module, _, leaf = name.rpartition(".")
@@ -202,7 +205,7 @@ def model_entries(spec: ModelSpec, labels: Labels) -> Iterator[Entry]:
         yield Entry(f"{arch}.{key}", "u32", value)
     yield Entry(f"{arch}.attention.layer_norm_rms_epsilon", "f32", config.rms_norm_eps)
     yield Entry(f"{arch}.vocab_size", "u32", spec.vocabulary)
-    yield Entry(f"{arch}.rope.dimension_count", "u32", spec.head_dim)
+    yield Entry(f"{arch}.rope.dimension_count", "u32", spec.rotated)
     yield Entry("general.quantization_version", "u32", 2)
     yield Entry(f"{arch}.rope.freq_base", "f32", float(rope["rope_theta"]))
     if rope["rope_type"] in ("linear", "yarn"):
@@ -210,6 +213,10 @@ def model_entries(spec: ModelSpec, labels: Labels) -> Iterator[Entry]:
         yield Entry(f"{arch}.rope.scaling.factor", "f32", float(rope["factor"]))
     if rope["rope_type"] == "yarn":
         yield from _yarn_entries(arch, rope)
+    if rope["rope_type"] == "longrope":
+        yield Entry(f"{arch}.rope.scaling.original_context_length", "u32", int(rope["original_max_position_embeddings"]))
+        scaling = one_layer_model(spec, 0).rotary_emb.attention_scaling
+        yield Entry(f"{arch}.rope.scaling.attn_factor", "f32", float(scaling))
     for key, path in form.keys.items():
         found = _configured(config, path)
         if found is not None:

@@ -200,8 +200,20 @@ class ModelSpec:
 
     @property
     def context(self) -> int:
-        """Positions that the model was trained for."""
-        return int(self.hf_config.max_position_embeddings)
+        """Positions that the model was trained for.
+
+        Of LongRoPE (arXiv:2402.13753) those before it rotates otherwise: how a token is computed beyond them would depend on
+        the length of the text that it stands in.
+        """
+        most = int(self.hf_config.max_position_embeddings)
+        trained = [int(rope["original_max_position_embeddings"]) for rope in self.ropes.values()
+                   if rope.get("rope_type") == "longrope"]
+        return min([most, *trained])
+
+    @property
+    def rotated(self) -> int:
+        """How many of a head's numbers are rotated by position."""
+        return int(self.head_dim * min(float(rope.get("partial_rotary_factor") or 1) for rope in self.ropes.values()))
 
     def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
         """Bytes of KV cache for each token, with elements of `element_bytes`; every executed layer has its own cache."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.adapter import LowRank, is_adapter
 from tsotsallm.checkpoint.gguf_layout import (
+    LONG_FACTORS,
     ROPE_FACTORS,
     Dense,
     Entry,
@@ -160,8 +161,9 @@ def _pieces(checkpoint: Checkpoint, dense: Dense) -> Iterator[_Piece]:
     """Yield all tensors of the file, repeated layers written out."""
     spec = checkpoint.spec
     for slot in slots(spec, lambda index: checkpoint.layer_names(spec.layer_order[index])):
-        if slot.source == ROPE_FACTORS:
-            factors = _rope_factors(spec)
+        if slot.source == ROPE_FACTORS or slot.source in LONG_FACTORS:
+            factors = _rope_factors(spec) if slot.source == ROPE_FACTORS else torch.tensor(
+                rope_of(spec)[LONG_FACTORS[slot.source]], dtype=torch.float32)
             yield _Piece(TensorInfo(slot.name, tuple(factors.shape), "f32"), factors.numpy)
         else:
             yield _piece(checkpoint, slot, dense)
@@ -277,9 +279,9 @@ def _require_known(checkpoint: Checkpoint) -> None:
     if form.tied and not spec.tied:
         raise ExportError(f"the model has a head of its own, but llama.cpp's {form.architecture} uses the embeddings; "
                           "nothing is exported: run this model with transformers")
-    partial = (config.rope_parameters or {}).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor",
-                                                                                     None) or 1
-    if partial != 1:
+    partial = next((one for rope in spec.ropes.values() if (one := rope.get("partial_rotary_factor"))), None) or getattr(
+        config, "partial_rotary_factor", None) or 1
+    if partial != 1 and not form.partial:
         raise ExportError(f"partial_rotary_factor is {quoted(partial)}, which llama.cpp does not support for {spec.family}; "
                           "nothing is exported: run this model with transformers")
     if not 0 < spec.context < 1 << 31 or not 0 < spec.feed_forward < 1 << 31:

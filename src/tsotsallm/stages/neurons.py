@@ -78,14 +78,20 @@ class Neurons(LayerEdit):
         try:
             self.spec_after(spec).hf_config  # noqa: B018
         except Exception as error:  # transformers raises many types for widths that a family does not have
-            usable = [str(groups) for groups in range(1, spec.kv_heads)
-                      if spec.hidden % ((spec.kv_heads - groups) * (spec.heads // spec.kv_heads)) == 0]
+            usable = [str(groups) for groups in range(1, spec.kv_heads) if self._leaves_a_model(spec, groups)]
             raise RecipeError(f"neurons.kv_groups {self.kv_groups} leaves {spec.kv_heads - self.kv_groups} key-value heads "
                               f"with {spec.heads // spec.kv_heads} query heads each, which a {spec.family} of width "
                               f"{spec.hidden} cannot have ({error}); usable: {', '.join(usable) or 'none'}") from None
         if self.kept_neurons(spec) == spec.feed_forward and not self.kv_groups:
             raise RecipeError(f"neurons.feed_forward {self.feed_forward} of {spec.feed_forward} neurons leaves all of them "
                               "when rounded to the multiple that grids need; remove more, or set multiple: 32")
+
+    def _leaves_a_model(self, spec: ModelSpec, groups: int) -> bool:
+        try:
+            replace(self, kv_groups=groups).spec_after(spec).hf_config  # noqa: B018
+        except Exception:  # as above
+            return False
+        return True
 
     def shape(self, model: Model) -> Model:
         """The narrower model, stored dense."""

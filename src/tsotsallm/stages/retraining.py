@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from tsotsallm.checkpoint.codec import TextCodec
+from tsotsallm.checkpoint.families import FUSED
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, RecipeError
@@ -173,12 +174,17 @@ class Retraining(Schedule, Stage):
 
 
 def module_names(targets: Sequence[str], known: list[str], where: str) -> list[str]:
-    """The linears of a layer that short names mean: q, k, v, o, gate, up, down; full names; or all."""
+    """The linears of a layer that short names mean: q, k, v, o, gate, up, down; full names; or all.
+
+    Where several are one, each of their names means it.
+    """
     from tsotsallm.errors import nearest
 
     if list(targets) == ["all"]:
         return list(known)
     by_short = {name.rpartition(".")[2].removesuffix("_proj"): name for name in known}
+    for name in FUSED.keys() & set(known):
+        by_short |= {part.rpartition(".")[2].removesuffix("_proj"): name for part in FUSED[name]}
     found = []
     for target in targets:
         match = [name for name in known if target in (name, name.rpartition(".")[2])] or (
