@@ -71,6 +71,8 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Families beside those that every test of families runs through: tests of logits, gradients, files and export do."""
 EVERY_FAMILY = FAMILIES | MORE_FAMILIES
+UNLIKE = ("gemma2", "ministral3", "phi")
+"""Those that treat masks, caches or positions otherwise: eager attention, positions in the scores, fused linears."""
 
 
 def byte_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
@@ -114,6 +116,11 @@ def family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="session", params=sorted(EVERY_FAMILY))
 def every_family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp(request.param) / request.param, request.param)
+
+
+@pytest.fixture(scope="session", params=sorted([*FAMILIES, *UNLIKE]))
+def unlike_family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp(request.param) / request.param, request.param)
 
 

@@ -14,6 +14,7 @@ from tests.conftest import MORE_FAMILIES, build
 from tests.export.test_gguf import IDS, compare
 from tsotsallm.checkpoint import gguf_vocabulary
 from tsotsallm.checkpoint.families import FAMILIES
+from tsotsallm.checkpoint.gguf_layout import Labels, layout_of, vocabulary_entries
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.compression import Calibration, calibration_corpus
@@ -52,8 +53,11 @@ def test_a_narrowed_and_pruned_model_runs_alike_everywhere(family: str, text: Pa
             export_gguf(Checkpoint.open(out), tmp_path / "model.gguf")
         out = tmp_path / "square"
         tsotsallm.compress(source, [{"neurons": {"feed_forward": 0.34}}], out, calibration=text, **SMALL)
-    export_gguf(Checkpoint.open(out), tmp_path / "model.gguf")
+    checkpoint = Checkpoint.open(out)
+    found = export_gguf(checkpoint, tmp_path / "model.gguf")
     compare(out, tmp_path / "model.gguf", IDS, 1e-3)
+    vocabulary = vocabulary_entries(gguf_vocabulary.read_vocabulary(checkpoint.codec))
+    assert layout_of(checkpoint.spec, vocabulary, Labels.of(checkpoint, out.name), dense="f32").total_bytes == found.bytes
 
 
 def test_unknown_families_are_refused_with_the_nearest(tmp_path: Path) -> None:
