@@ -39,6 +39,42 @@ FAMILIES: dict[str, dict[str, Any]] = {
               "max_window_layers": 2},
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 24},
 }
+MORE_FAMILIES: dict[str, dict[str, Any]] = {
+    "ministral": {"model_type": "ministral", "head_dim": 24, "sliding_window": 24, "layer_types": [
+        "sliding_attention", "full_attention", "sliding_attention", "full_attention"]},
+    "ministral3": {"model_type": "ministral3", "head_dim": 24, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 16.0, "original_max_position_embeddings": 8, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.1}},
+    "ernie4_5": {"model_type": "ernie4_5", "tie_word_embeddings": True, "head_dim": 24},
+    "hunyuan": {"model_type": "hunyuan_v1_dense", "tie_word_embeddings": True, "head_dim": 24, "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}},
+    "seed_oss": {"model_type": "seed_oss", "head_dim": 24},
+    "granite": {"model_type": "granite", "tie_word_embeddings": True, "embedding_multiplier": 3.0, "logits_scaling": 2.5,
+                "residual_multiplier": 0.4, "attention_multiplier": 0.15},
+    "olmo2": {"model_type": "olmo2"},
+    # not phi3: llama.cpp looks up tokens of Phi-3 by their names where a file's name says so
+    "phi": {"model_type": "phi3", "max_position_embeddings": 512, "original_max_position_embeddings": 256,
+            "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 256, "short_factor": [1.0, 1.1, 1.2, 1.5, 2.0, 3.0],
+        "long_factor": [1.0, 2.0, 3.0, 4.0, 6.0, 8.0]}},
+    "gemma2": {"model_type": "gemma2", "head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 9,
+               "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gemma3": {"model_type": "gemma3_text", "head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 9,
+               "num_hidden_layers": 6, "rope_parameters": {
+                   "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                   "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 4.0}}},
+    "olmo3": {"model_type": "olmo3", "sliding_window": 9, "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 32}}},
+    "exaone4": {"model_type": "exaone4", "sliding_window": None, "layer_types": ["full_attention"] * 4, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}},
+}
+"""Families beside those that every test of families runs through: tests of logits, gradients, files and export do."""
+EVERY_FAMILY = FAMILIES | MORE_FAMILIES
+UNLIKE = ("gemma2", "ministral3", "phi")
+"""Those that treat masks, caches or positions otherwise: eager attention, positions in the scores, fused linears."""
 
 
 def byte_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
@@ -61,7 +97,7 @@ def build(directory: Path, family: str, *, dtype: torch.dtype = torch.float32, s
           **changes: Any) -> Path:
     """A random checkpoint whose layers matter: weights large enough for every layer to move the logits."""
     torch.manual_seed(seed)
-    fields = COMMON | FAMILIES[family] | changes
+    fields = COMMON | EVERY_FAMILY[family] | changes
     config = AutoConfig.for_model(fields["model_type"], **{k: v for k, v in fields.items() if k != "model_type"})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -77,6 +113,16 @@ def build(directory: Path, family: str, *, dtype: torch.dtype = torch.float32, s
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
 def family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp(request.param) / request.param, request.param)
+
+
+@pytest.fixture(scope="session", params=sorted(EVERY_FAMILY))
+def every_family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp(request.param) / request.param, request.param)
+
+
+@pytest.fixture(scope="session", params=sorted([*FAMILIES, *UNLIKE]))
+def unlike_family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp(request.param) / request.param, request.param)
 
 

@@ -1,4 +1,4 @@
-"""A real LLaMA, from the GGUF file that somebody has to one that llama.cpp runs. Slow, and skipped without the package index."""
+"""A real LLaMA, from the GGUF file that somebody has to one that llama.cpp runs; skipped without the package index."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def part_of(name: str) -> str:
         return "embeddings"
     if name.startswith(HEAD):
         return "head"
-    if ".self_attn." in name and "_norm" not in name:
+    if ".self_attn." in name and "norm" not in name:
         return "attention"
     return "feed-forward" if ".mlp." in name else "norms"
 

@@ -42,11 +42,11 @@ def one_by_one(checkpoint: Path, asked: list[list[int]]) -> list[list[int]]:
     return found
 
 
-def test_batches_continue_as_each_prompt_alone(family_checkpoint: Path, tmp_path: Path,
+def test_batches_continue_as_each_prompt_alone(unlike_family_checkpoint: Path, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = Checkpoint.open(family_checkpoint)
+    checkpoint = Checkpoint.open(unlike_family_checkpoint)
     asked = prompts(checkpoint.spec.vocabulary)
-    expected = one_by_one(family_checkpoint, asked)
+    expected = one_by_one(unlike_family_checkpoint, asked)
     assert dict(generate_resident(resident(checkpoint), asked, NEW, ends_with_seven)) == dict(enumerate(expected))
     monkeypatch.setattr(generate, "CACHE_BYTES", 200 * checkpoint.spec.kv_bytes_per_token(4))     # several turns
     found = dict(generate_by_sweeps(View.of(checkpoint), asked, NEW, ends_with_seven, tmp_path, CPU))

@@ -20,7 +20,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.errors import ExportError
 from tsotsallm.export.blocks import TYPES, blocks_of, held, not_held, packing_of
-from tsotsallm.export.gguf import NAMES, export_gguf
+from tsotsallm.export.gguf import export_gguf
 from tsotsallm.numerics.ggml import GgmlGrid, encode
 from tsotsallm.numerics.grids import IntegerGrid, NormalFloatGrid, Quantised
 
@@ -174,7 +174,7 @@ def test_a_result_keeps_its_codes_in_gguf(tmp_path: Path, family: str, bits: int
     spec = checkpoint.spec
     for index in range(spec.layers):
         for module in linear_shapes(spec, index):
-            tensor = tensors[f"blk.{index}.{NAMES[module]}.weight"]
+            tensor = tensors[f"blk.{index}.{spec.traits.gguf.name_of(module)}.weight"]
             assert tensor.tensor_type.name in name.split()
             values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
             kept = checkpoint.tensor(f"model.layers.{index}.{module}.weight").reshape(values.shape)

@@ -18,6 +18,7 @@ from tests.training.test_gradients import instructions
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError
+from tsotsallm.streaming.head import HeadPiece
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.targets import Targets, head_gradient, head_losses
 from tsotsallm.training.imitation import Imitation, Original
@@ -87,7 +88,7 @@ def test_the_loss_to_a_teacher_and_its_gradient_are_those_of_torch(tiny: Path, t
     head = torch.randn(256, 64)
 
     def pieces() -> Any:
-        return iter([(first, head[first:first + 100]) for first in (0, 100, 200)])
+        return iter([HeadPiece(first, head[first:first + 100]) for first in (0, 100, 200)])
 
     losses, normaliser = head_losses(states.detach().__getitem__, pieces, targets)
     gradient = torch.zeros(29, 64)

@@ -26,13 +26,13 @@ def random_trees(vocabulary: int, count: int = 12) -> list[Tree]:
     return [Tree(draw(1, 60), tuple(draw(1, 20) for _ in range(rng.randint(1, 5)))) for _ in range(count)]
 
 
-def test_branches_score_as_if_each_stood_alone(family_checkpoint: Path, tmp_path: Path,
+def test_branches_score_as_if_each_stood_alone(unlike_family_checkpoint: Path, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = Checkpoint.open(family_checkpoint)
+    checkpoint = Checkpoint.open(unlike_family_checkpoint)
     trees = random_trees(checkpoint.spec.vocabulary)
     monkeypatch.setattr(likelihood, "CHUNK_BYTES", 4 * checkpoint.spec.hidden * 400)     # several passes
     found = dict(log_likelihoods(View.of(checkpoint), trees, tmp_path, CPU))
-    model = AutoModelForCausalLM.from_pretrained(family_checkpoint, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(unlike_family_checkpoint, dtype=torch.float32).eval()
     assert sorted(found) == list(range(len(trees)))
     for index, tree in enumerate(trees):
         for branch, got in zip(tree.branches, found[index], strict=True):

@@ -37,11 +37,11 @@ def windows(text: Path) -> Corpus:
     return evaluation_windows(text.read_text()[:900], TextCodec(byte_tokenizer(), 256, "words"), 96, "words")
 
 
-def test_streaming_loss_equals_the_resident_model(family_checkpoint: Path, windows: Corpus, tmp_path: Path) -> None:
-    view = View.of(Checkpoint.open(family_checkpoint))
+def test_streaming_loss_equals_the_resident_model(every_family_checkpoint: Path, windows: Corpus, tmp_path: Path) -> None:
+    view = View.of(Checkpoint.open(every_family_checkpoint))
     states = final_states(view, windows, tmp_path / "states.f32", CPU)
     found = token_losses(view, [states], windows, CPU)[0]
-    expected = resident_losses(family_checkpoint, windows)
+    expected = resident_losses(every_family_checkpoint, windows)
     assert math.exp(found.mean()) == pytest.approx(math.exp(expected.mean()), rel=1e-4)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

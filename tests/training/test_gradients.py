@@ -48,7 +48,8 @@ def peft_of(model: Path, trainee: Trainee, alpha: float) -> Any:
     from peft import LoraConfig, get_peft_model
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    peft = get_peft_model(base, LoraConfig(r=3, lora_alpha=alpha, target_modules=TARGETS, lora_dropout=0.0))
+    targets = sorted({name.rpartition(".")[2] for _, name in trainee.adapted.factors})
+    peft = get_peft_model(base, LoraConfig(r=3, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0))
     for (layer, name), factors in trainee.adapted.factors.items():
         linear = peft.base_model.model.model.layers[layer].get_submodule(name)
         linear.lora_A["default"].weight.data.copy_(factors.right.detach())
@@ -66,15 +67,15 @@ def peft_loss(peft: Any, corpus: Corpus) -> torch.Tensor:
     return torch.cat(losses).mean()
 
 
-def test_gradients_resident_and_streamed_equal_pefts(family_checkpoint: Path, tmp_path: Path) -> None:
+def test_gradients_resident_and_streamed_equal_pefts(every_family_checkpoint: Path, tmp_path: Path) -> None:
     corpus = instructions((20, 33, 33, 9), seed=1)
     targets = Targets.next_tokens(corpus)
     alpha = 6.0
     for streamed in (False, True):
-        trainee = trainee_of(family_checkpoint, alpha=alpha)
+        trainee = trainee_of(every_family_checkpoint, alpha=alpha)
         engine = StreamedEngine(trainee.base, trainee.adapted, CPU, tmp_path) if streamed else ResidentEngine(
             trainee.base, trainee.adapted, CPU)
-        peft = peft_of(family_checkpoint, trainee, alpha)
+        peft = peft_of(every_family_checkpoint, trainee, alpha)
         loss = peft_loss(peft, corpus)
         loss.backward()
         expected = pytest.approx(float(loss.detach()), rel=1e-5)

@@ -17,16 +17,15 @@ from typing import Any, Literal
 from tsotsallm.checkpoint.codec import INFILL_ENDS, NAMED_ENDS
 from tsotsallm.checkpoint.gguf_file import MAGIC, TYPES
 from tsotsallm.checkpoint.gguf_terms import (
-    ARCHITECTURES,
     EMBEDDING_IN_FILE,
     HEAD_IN_FILE,
-    NAMES,
+    LONG_FACTORS,
     NORM_IN_FILE,
     ROPE_FACTORS,
 )
 from tsotsallm.checkpoint.gguf_vocabulary import Vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.checkpoint.shapes import layer_shapes
+from tsotsallm.checkpoint.shapes import layer_shapes, one_layer_model
 from tsotsallm.checkpoint.spec import EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.checkpoint.textrules import COMPOSED, LEADING_SPACE, PREFIX
 from tsotsallm.errors import ExportError
@@ -156,7 +155,7 @@ def layout_of(spec: ModelSpec, vocabulary: Iterable[Entry], labels: Labels, grid
     """
     known = grids or {}
     ends = {EMBEDDING: (spec.vocabulary, spec.hidden), HEAD: (spec.vocabulary, spec.hidden), FINAL_NORM: (spec.hidden,),
-            ROPE_FACTORS: (spec.head_dim // 2,)}
+            **dict.fromkeys((ROPE_FACTORS, *LONG_FACTORS), (spec.rotated // 2,))}
     tensors = []
     for slot in slots(spec, lambda index: layer_shapes(spec, index)):
         shape = ends[slot.source] if slot.layer is None else layer_shapes(spec, slot.layer)[slot.source]
@@ -182,20 +181,24 @@ class Slot:
 def slots(spec: ModelSpec, names: Callable[[int], Iterable[str]]) -> Iterator[Slot]:
     """All tensors in the order of the file; `names` gives those of a layer that runs, repeated layers written out."""
     yield Slot(EMBEDDING_IN_FILE, None, EMBEDDING)
-    if rope_of(spec)["rope_type"] == "llama3":
-        yield Slot(ROPE_FACTORS, None, ROPE_FACTORS)
+    for name in {"llama3": (ROPE_FACTORS,), "longrope": LONG_FACTORS}.get(rope_of(spec)["rope_type"], ()):
+        yield Slot(name, None, name)
     for index in range(spec.layers):
         for name in names(index):
             module, _, leaf = name.rpartition(".")
-            yield Slot(f"blk.{index}.{NAMES[module]}.{leaf}", index, name)
+            yield Slot(f"blk.{index}.{spec.traits.gguf.name_of(module)}.{leaf}", index, name)
     yield Slot(NORM_IN_FILE, None, FINAL_NORM)
     if not spec.tied:
         yield Slot(HEAD_IN_FILE, None, HEAD)
 
 
 def model_entries(spec: ModelSpec, labels: Labels) -> Iterator[Entry]:
-    """The keys that say what llama.cpp must know about the model besides its tensors and its vocabulary."""
-    config, rope, arch = spec.hf_config, rope_of(spec), ARCHITECTURES[spec.family]
+    """The keys that say what llama.cpp must know about the model besides its tensors and its vocabulary.
+
+    Raises ExportError where it would compute something else.
+    """
+    config, rope, form = spec.hf_config, rope_of(spec), spec.traits.gguf
+    arch = form.architecture
     yield Entry("general.architecture", "string", arch)
     yield from labels.entries()
     for key, value in (("context_length", exported_context(spec)), ("embedding_length", spec.hidden),
@@ -205,30 +208,113 @@ def model_entries(spec: ModelSpec, labels: Labels) -> Iterator[Entry]:
         yield Entry(f"{arch}.{key}", "u32", value)
     yield Entry(f"{arch}.attention.layer_norm_rms_epsilon", "f32", config.rms_norm_eps)
     yield Entry(f"{arch}.vocab_size", "u32", spec.vocabulary)
-    yield Entry(f"{arch}.rope.dimension_count", "u32", spec.head_dim)
+    yield Entry(f"{arch}.rope.dimension_count", "u32", spec.rotated)
     yield Entry("general.quantization_version", "u32", 2)
     yield Entry(f"{arch}.rope.freq_base", "f32", float(rope["rope_theta"]))
-    if rope["rope_type"] == "linear":
-        yield Entry(f"{arch}.rope.scaling.type", "string", "linear")
+    if rope["rope_type"] in ("linear", "yarn"):
+        yield Entry(f"{arch}.rope.scaling.type", "string", rope["rope_type"])
         yield Entry(f"{arch}.rope.scaling.factor", "f32", float(rope["factor"]))
-    if spec.family == "smollm3" and list(config.no_rope_layers) != [int((index + 1) % 4 != 0)
-                                                                    for index in range(spec.layers)]:
-        raise ExportError("llama.cpp leaves RoPE out of every fourth layer of smollm3, but this model's layers are in "
-                          "another order; remove layers in groups of four, or run it with transformers")
+    if rope["rope_type"] == "yarn":
+        yield from _yarn_entries(arch, rope)
+    if rope["rope_type"] == "longrope":
+        yield Entry(f"{arch}.rope.scaling.original_context_length", "u32", int(rope["original_max_position_embeddings"]))
+        scaling = one_layer_model(spec, 0).rotary_emb.attention_scaling
+        yield Entry(f"{arch}.rope.scaling.attn_factor", "f32", float(scaling))
+    for key, path in form.keys.items():
+        found = _configured(config, path)
+        if found is not None:
+            yield Entry(f"{arch}.{key}", "f32", float(found))
+        elif key in form.required:
+            raise ExportError(f"{path} is null, but llama.cpp always computes {spec.family} with one; run this model with "
+                              "transformers")
+    yield from _window_entries(spec)
+    if form.unrotated and list(config.no_rope_layers) != [int((index + 1) % form.unrotated != 0)
+                                                          for index in range(spec.layers)]:
+        raise ExportError(f"llama.cpp leaves RoPE out of every {form.unrotated}th layer of {spec.family}, but this model's "
+                          f"layers are in another order; remove layers in groups of {form.unrotated}, or run it with "
+                          "transformers")
+    if form.per_head:
+        scalar = spec.hidden // spec.heads if spec.layers == form.per_head else spec.head_dim
+        if config.query_pre_attn_scalar != scalar:
+            raise ExportError(f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, but llama.cpp computes a "
+                              f"{spec.family} of {spec.layers} layers with {scalar}; run this model with transformers")
+
+
+def _configured(config: Any, path: str) -> Any:
+    """The value of a config under a dotted path."""
+    first, *inner = path.split(".")
+    found = getattr(config, first)
+    for key in inner:
+        found = (found or {}).get(key)
+    return found
+
+
+def _yarn_entries(arch: str, rope: Mapping[str, Any]) -> Iterator[Entry]:
+    """The keys of YaRN (arXiv:2309.00071), whose factor of attention llama.cpp derives by itself."""
+    known = rope.get("attention_factor") in (None, 0.1 * math.log(rope["factor"]) + 1)
+    multiplied = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not known or rope.get("truncate", True) is not True or (any(multiplied) and multiplied[0] != 1):
+        raise ExportError("the model scales its positions by yarn with attention_factor, truncate or mscale of its own, "
+                          "which llama.cpp does not compute; run this model with transformers")
+    yield Entry(f"{arch}.rope.scaling.original_context_length", "u32", int(rope["original_max_position_embeddings"]))
+    yield Entry(f"{arch}.rope.scaling.yarn_beta_fast", "f32", float(rope.get("beta_fast") or 32))
+    yield Entry(f"{arch}.rope.scaling.yarn_beta_slow", "f32", float(rope.get("beta_slow") or 1))
+    if all(multiplied):
+        yield Entry(f"{arch}.rope.scaling.yarn_log_multiplier", "f32", float(multiplied[1] or 0))
+
+
+def _window_entries(spec: ModelSpec) -> Iterator[Entry]:
+    """The keys of layers with an attention window; ExportError where llama.cpp would rotate or mask others."""
+    form, windows = spec.traits.gguf, attention_windows(spec)
+    known = knows_windows(spec)
+    some = any(window is not None for window in windows)
+    full, sliding = (spec.ropes.get(kind) for kind in ("full_attention", "sliding_attention"))
+    if form.period and not known and ((some and full != sliding) or (form.windowed and (
+            some or spec.layers == form.windowed))):
+        raise ExportError(f"llama.cpp takes every layer of {spec.family} but each {form.period}th for one with a window"
+                          f"{f', in models of {form.windowed} layers' if form.windowed else ''}, and rotates these "
+                          f"otherwise; this model has others: remove layers in groups of {form.period}, or run it with "
+                          "transformers")
+    if form.period and (some or form.assumed):
+        window = min([spec.context, *(one for one in windows if one is not None)])
+        yield Entry(f"{form.architecture}.attention.sliding_window", "u32", window)
+    if form.period and some and sliding is not None:
+        if sliding.get("rope_type", "default") != "default":
+            raise ExportError(f"layers with a window scale their positions by {sliding['rope_type']}, which is not "
+                              "exported; run this model with transformers")
+        yield Entry(f"{form.architecture}.rope.freq_base_swa", "f32", float(sliding["rope_theta"]))
+
+
+def attention_windows(spec: ModelSpec) -> list[int | None]:
+    """How many tokens each layer attends to; None: all."""
+    kinds: dict[str, int | None] = {}
+    return [kinds.setdefault(spec.signature(index), spec.attention_window(index)) for index in range(spec.layers)]
+
+
+def knows_windows(spec: ModelSpec) -> bool:
+    """Whether llama.cpp gives an attention window to the same layers as the model."""
+    form = spec.traits.gguf
+    return bool(form.period) and form.windowed in (0, spec.layers) and all(
+        (window is not None) == ((index + 1) % form.period != 0) for index, window in enumerate(attention_windows(spec)))
 
 
 def exported_context(spec: ModelSpec) -> int:
-    """Positions that a file may state: within these, layers with an attention window attend to everything."""
-    windows = [window for index in range(spec.layers) if (window := spec.attention_window(index)) is not None]
-    return min([spec.context, *windows])
+    """Positions that a file may state: within these, layers with a window that llama.cpp does not know attend to all."""
+    if knows_windows(spec):
+        return spec.context
+    return min([spec.context, *(window for window in attention_windows(spec) if window is not None)])
 
 
 def rope_of(spec: ModelSpec) -> dict[str, Any]:
-    """How positions are rotated; raises ExportError for a scaling that is not exported."""
-    rope = {"rope_type": "default", **(spec.hf_config.rope_parameters or {})}
-    if rope["rope_type"] not in ("default", "llama3", "linear"):
-        raise ExportError(f"the model scales its positions by {rope['rope_type']}, which is not exported; supported are "
-                          "no scaling, linear, and Llama 3's")
+    """How positions are rotated in layers without a window; raises ExportError for a scaling that is not exported."""
+    ropes, form = spec.ropes, spec.traits.gguf
+    rope = {"rope_type": "default", **ropes.get("full_attention", next(iter(ropes.values())))}
+    if rope["rope_type"] == "dynamic" and rope.get("alpha") and "dynamic" in form.ropes:    # Hunyuan's: another base
+        exponent = spec.head_dim / (spec.head_dim - 2)
+        return {"rope_type": "default", "rope_theta": rope["rope_theta"] * rope["alpha"] ** exponent}
+    if rope["rope_type"] not in form.ropes or rope["rope_type"] == "dynamic":
+        raise ExportError(f"the model scales its positions by {rope['rope_type']}, which is not exported for {spec.family}; "
+                          f"supported are {', '.join(form.ropes)}")
     return rope
 
 

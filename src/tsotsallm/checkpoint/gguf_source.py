@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint import packing
+from tsotsallm.checkpoint.families import FAMILIES, FUSED, LINEARS
 from tsotsallm.checkpoint.gguf_config import config_of, require_family
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
 from tsotsallm.checkpoint.gguf_place import open_parts
 from tsotsallm.checkpoint.gguf_records import FLOATS, blocks_of, record_of, require_readable
 from tsotsallm.checkpoint.gguf_terms import (
-    ARCHITECTURES,
     EMBEDDING_IN_FILE,
     HEAD_IN_FILE,
-    NAMES,
     NORM_IN_FILE,
-    PAIRED_HALVES,
     ROPE_FACTORS,
     in_halves,
 )
@@ -37,7 +35,6 @@ from tsotsallm.numerics.grids import Grid
 FEW_BITS = 5.0
 """Below this many bits a weight, what a source lost already is worth a warning."""
 _ENDS = {EMBEDDING_IN_FILE: EMBEDDING, NORM_IN_FILE: FINAL_NORM, HEAD_IN_FILE: HEAD}
-_MODULES = {name: module for module, name in NAMES.items()}
 _IN_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.(\w+)\.(weight|bias)")
 _HEADS = ("self_attn.q_proj", "self_attn.k_proj")
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -82,10 +79,12 @@ class GgufSource:
         """Note where a tensor is, by the name that transformers knows it by; `grids` gets the grid of a matrix."""
         where = f"{self.path}: {quoted(tensor.name)}"
         name, order, match = _ENDS.get(tensor.name), None, _IN_LAYER.fullmatch(tensor.name)
-        if match is not None and match[2] in _MODULES:
-            module = _MODULES[match[2]]
+        form = FAMILIES[config["model_type"]].gguf
+        modules = {short: module for module, short in {**LINEARS, **form.norms}.items() if module not in FUSED}
+        if match is not None and match[2] in modules:
+            module = modules[match[2]]
             name = f"model.layers.{match[1]}.{module}.{match[3]}"
-            if module in _HEADS and self.file.architecture in PAIRED_HALVES:
+            if module in _HEADS and form.pairs:
                 kind = "num_attention_heads" if module == _HEADS[0] else "num_key_value_heads"
                 rows = config[kind] * (self.file.key_length or 0)
                 if tensor.shape[:1] != (rows,) or (self.file.key_length or 0) % 2:     # before memory is taken by a header
@@ -137,7 +136,7 @@ class GgufSource:
         for index in range(spec.layers):
             for name, shape in layer_shapes(spec, index).items():
                 module, _, leaf = name.rpartition(".")
-                needed[f"blk.{index}.{NAMES[module]}.{leaf}"] = shape
+                needed[f"blk.{index}.{spec.traits.gguf.name_of(module)}.{leaf}"] = shape
         for name, shape in needed.items():
             tensor = self.file.tensors.get(name)
             if tensor is None:
@@ -146,7 +145,7 @@ class GgufSource:
             if tensor.shape != shape:
                 raise self._misshapen(name, tensor.shape, shape)
         if extra := [name for name in self.file.tensors if name not in needed and name != ROPE_FACTORS]:
-            raise CheckpointError(f"{self.path} holds {quoted(extra[0])}, which a {ARCHITECTURES[spec.family]} of "
+            raise CheckpointError(f"{self.path} holds {quoted(extra[0])}, which a {spec.traits.gguf.architecture} of "
                                   f"{spec.layers} layers does not have; header and weights do not belong together")
 
     def _misshapen(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> CheckpointError:

@@ -1,4 +1,4 @@
-"""The terms in which GGUF and transformers name the same model: architectures, tensors, the order of rotated rows."""
+"""The terms in which GGUF and transformers name the same model: tensors outside the layers, the order of rotated rows."""
 
 from __future__ import annotations
 
@@ -12,24 +12,16 @@ from tsotsallm.checkpoint.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3"}
-"""Family -> the architecture of its files."""
-NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-"""Module of a layer -> its name in a file."""
 EMBEDDING_IN_FILE, NORM_IN_FILE, HEAD_IN_FILE = "token_embd.weight", "output_norm.weight", "output.weight"
 ROPE_FACTORS = "rope_freqs.weight"
-PAIRED_HALVES = ("llama", "smollm3")
-"""Architectures whose engine applies RoPE to neighbouring numbers, not to the two halves of a head."""
+LONG_FACTORS = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
+"""Tensor of a file with LongRoPE -> where a config has its numbers."""
 
 
 def row_order(spec: ModelSpec, module: str) -> Tensor | None:
     """The order in which the engine expects the rows of queries and keys, halves of a head interleaved; None: as stored."""
     heads = {"self_attn.q_proj": spec.heads, "self_attn.k_proj": spec.kv_heads}.get(module)
-    if heads is None or ARCHITECTURES[spec.family] not in PAIRED_HALVES:
+    if heads is None or not spec.traits.gguf.pairs:
         return None
     return torch.tensor(_interleaved(heads, spec.head_dim))
 

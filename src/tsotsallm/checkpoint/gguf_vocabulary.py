@@ -150,6 +150,9 @@ def _leading_space(content: dict[str, Any], where: str) -> str:
     """
     before = [*_flat(content.get("normalizer"), "normalizers"), *_flat(content.get("pre_tokenizer"), "pretokenizers")]
     known = {"Prepend", "Replace", "Metaspace"}
+    # Gemma's tokenizers split at spaces once there are none
+    if any(step.get("type") == "Replace" for step in before):
+        before = [step for step in before if step.get("type") != "Split" or step.get("pattern") != {"String": " "}]
     strange = [step.get("type") for step in before if step.get("type") not in known]
     replaced = [step for step in before if step.get("type") == "Replace" and step.get("pattern") != {"String": " "}]
     if strange or replaced:

@@ -42,13 +42,24 @@ def require_rotary(spec: ModelSpec) -> None:
 
     They use memory in proportion to a head's width: call this once that is known to match the weights.
     """
-    rope = spec.hf_config.rope_parameters or {}
-    factor = rope.get("partial_rotary_factor", 1.0)
-    if type(factor) not in (int, float) or not 0 < factor <= 1:
-        raise ValueError(f"partial_rotary_factor is {quoted(factor)}; it must be a number above 0, at most 1")
-    rotary = one_layer_model(spec, 0).rotary_emb
-    if not bool(torch.isfinite(rotary.inv_freq).all()) or not math.isfinite(rotary.attention_scaling):
-        raise ValueError(f"rotary embeddings are not finite numbers with {quoted(rope)}")
+    for kind, rope in spec.ropes.items():
+        factor = rope.get("partial_rotary_factor", 1.0)
+        if type(factor) not in (int, float) or not 0 < factor <= 1:
+            raise ValueError(f"partial_rotary_factor is {quoted(factor)}; it must be a number above 0, at most 1")
+        kinds = getattr(spec.hf_config, "layer_types", None) or []
+        if kind and kind not in kinds:
+            continue
+        rotary = one_layer_model(spec, kinds.index(kind) if kind else 0).rotary_emb
+        prefix = f"{kind}_" if kind else ""
+        if not bool(torch.isfinite(getattr(rotary, f"{prefix}inv_freq")).all()) or not math.isfinite(
+                getattr(rotary, f"{prefix}attention_scaling")):
+            raise ValueError(f"rotary embeddings are not finite numbers with {quoted(rope)}")
+    for path in spec.traits.needed:
+        found = spec.hf_config
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, dict) else getattr(found, key, None)
+        if type(found) not in (int, float):
+            raise ValueError(f"{path} is {quoted(found)}; it must be a number")
 
 
 def _without_memory(spec: ModelSpec, index: int) -> PreTrainedModel:
@@ -57,7 +68,7 @@ def _without_memory(spec: ModelSpec, index: int) -> PreTrainedModel:
     config = spec.layer_config(index)
     config.vocab_size = 1
     config.pad_token_id = None
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = spec.traits.attention
     with torch.device("meta"):
         return AutoModel.from_config(config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tsotsallm.checkpoint import packing
-from tsotsallm.errors import CheckpointError
+from tsotsallm.checkpoint.families import FAMILIES, Family
+from tsotsallm.errors import CheckpointError, nearest
 from tsotsallm.files import one_line, quoted, read_json
 from tsotsallm.numerics.grids import GRIDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 CONTAINER = "tsotsallm"
 MOST_LAYERS = 10_000
 CONFIG_BYTES = 4 << 20
@@ -69,8 +70,7 @@ class ModelSpec:
         _require_readable(quantization, path, own=order is not None)
         family = config.get("model_type")
         if family not in FAMILIES:
-            raise CheckpointError(f"{path}: unknown architecture {quoted(family)}; supported are {', '.join(FAMILIES)} "
-                                  "(Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3)")
+            raise CheckpointError(f"{path}: unknown architecture {quoted(family)}{nearest(str(family), FAMILIES)}")
         _require_built_in(config, path)
         layers = config.get("num_hidden_layers")
         if type(layers) is not int or not 0 < layers <= MOST_LAYERS:
@@ -120,6 +120,44 @@ class ModelSpec:
         return str(self.config["model_type"])
 
     @property
+    def traits(self) -> Family:
+        """What is known of the model's family besides its layers."""
+        return FAMILIES[self.family]
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by where they are read."""
+        return self.traits.embedding(self.hf_config)
+
+    @property
+    def residual_scale(self) -> float:
+        """What the outputs of a layer's branches are multiplied by before they are added."""
+        return self.traits.residual(self.hf_config)
+
+    @property
+    def logit_divisor(self) -> float:
+        """What logits are divided by."""
+        return self.traits.divisor(self.hf_config)
+
+    @property
+    def logit_cap(self) -> float | None:
+        """The c with which logits z become c·tanh(z / c); None where they stay as they are."""
+        found = getattr(self.hf_config, self.traits.cap) if self.traits.cap else None
+        return None if found is None else float(found)
+
+    @cached_property
+    def ropes(self) -> dict[str, dict[str, Any]]:
+        """Kind of layer -> how it rotates positions; of the one kind "" where all layers do alike."""
+        rope = self.hf_config.rope_parameters or {}
+        return {kind: one for kind, one in rope.items() if isinstance(one, dict)} or {"": rope}
+
+    @property
+    def activation(self) -> str:
+        """What the feed-forward applies, as the config names it."""
+        own = "hidden_activation" if "hidden_activation" in type(self.hf_config).__dataclass_fields__ else "hidden_act"
+        return str(getattr(self.hf_config, own))
+
+    @property
     def layers(self) -> int:
         """Layers that are executed, repeated ones included."""
         return len(self.layer_order)
@@ -167,8 +205,20 @@ class ModelSpec:
 
     @property
     def context(self) -> int:
-        """Positions that the model was trained for."""
-        return int(self.hf_config.max_position_embeddings)
+        """Positions that the model was trained for.
+
+        Of LongRoPE (arXiv:2402.13753) those before it rotates otherwise: how a token is computed beyond them would depend on
+        the length of the text that it stands in.
+        """
+        most = int(self.hf_config.max_position_embeddings)
+        trained = [int(rope["original_max_position_embeddings"]) for rope in self.ropes.values()
+                   if rope.get("rope_type") == "longrope"]
+        return min([most, *trained])
+
+    @property
+    def rotated(self) -> int:
+        """How many of a head's numbers are rotated by position."""
+        return int(self.head_dim * min(float(rope.get("partial_rotary_factor") or 1) for rope in self.ropes.values()))
 
     def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
         """Bytes of KV cache for each token, with elements of `element_bytes`; every executed layer has its own cache."""
@@ -185,7 +235,7 @@ class ModelSpec:
 
     def layer_config(self, index: int) -> PreTrainedConfig:
         """The transformers config of a model that consists of layer `index` alone."""
-        return hf_config(_sliced(self.config, self._by_layer, [index]))
+        return hf_config({**_sliced(self.config, self._by_layer, [index]), **self.traits.neutral})
 
     def attention_window(self, index: int) -> int | None:
         """How many tokens, itself included, a token of layer `index` attends to; None: all before it."""
@@ -208,9 +258,10 @@ def _require_built_in(config: dict[str, Any], path: Path) -> None:
     if config.get("per_layer_config"):
         raise CheckpointError(f"{path} gives single layers a config of their own (per_layer_config), which is not read; "
                               "start from a model whose layers are alike")
-    if config.get("is_causal", True) is not True:
-        raise CheckpointError(f"{path} asks for attention in both directions (is_causal is {quoted(config['is_causal'])}); "
-                              "only models that predict the next token are read")
+    for key, usual in (("is_causal", (True,)), ("use_bidirectional_attention", (False, None))):
+        if not any(config.get(key, usual[0]) is one for one in usual):
+            raise CheckpointError(f"{path} asks for attention in both directions ({key} is {quoted(config[key])}); only "
+                                  "models that predict the next token are read")
     kinds = config.get("layer_types")
     if config["model_type"] == "llama" and kinds is not None and (not isinstance(kinds, list) or {*map(str, kinds)} - {
             "full_attention"}):
@@ -262,7 +313,8 @@ def hf_config(config: dict[str, Any]) -> PreTrainedConfig:
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[config["model_type"]]
-    found = kind(**{key: value for key, value in config.items() if _describes(kind, key)})
+    # a config completes its dictionaries in place: it gets copies
+    found = kind(**{key: copy.deepcopy(value) for key, value in config.items() if _describes(kind, key)})
     if found.pad_token_id is not None and not 0 <= found.pad_token_id < found.vocab_size:
         found.pad_token_id = None       # padding has no effect on results
     return found

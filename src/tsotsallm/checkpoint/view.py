@@ -58,7 +58,7 @@ class View:
         return self.checkpoint.layer_records(self.stored(index))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings of token ids, read row by row: (tokens,) -> (tokens, hidden) float32.
+        """Embeddings of token ids as they enter the first layer, read row by row: (tokens,) -> (tokens, hidden) float32.
 
         Raises CorpusError for a token that the model does not have.
         """
@@ -66,4 +66,6 @@ class View:
         if len(unique) and int(unique[-1]) >= self.spec.vocabulary:
             raise CorpusError(f"the text has token {int(unique[-1])}, but {self.checkpoint.directory} has "
                               f"{self.spec.vocabulary} tokens: its tokenizer belongs to another model")
-        return torch.cat([self.checkpoint.rows(EMBEDDING, row, row + 1) for row in unique.tolist()])[places]
+        rows = torch.cat([self.checkpoint.rows(EMBEDDING, row, row + 1) for row in unique.tolist()])
+        scale = self.spec.embedding_scale
+        return (rows if scale == 1 else rows * scale)[places]

@@ -43,6 +43,9 @@ def resident(source: Checkpoint | View, dtype: torch.dtype = torch.float32, devi
             model.model.layers[index].set_submodule(name, linear)
         state |= {f"model.layers.{index}.{name}": tensor for name, tensor in stored[origin].items()}
     model.load_state_dict(state, assign=True)
+    embeddings = model.get_input_embeddings()
+    if hasattr(embeddings, "scalar_embed_scale"):           # a buffer that no checkpoint stores
+        embeddings.embed_scale = torch.tensor(embeddings.scalar_embed_scale, device=device)
     first: dict[int, torch.nn.Module] = {}
     for index, origin in enumerate(order):
         layer = model.model.layers[index]

@@ -22,10 +22,11 @@ from tsotsallm.checkpoint.gguf_layout import (
     aligned,
     exported_context,
     model_entries,
+    rope_of,
     slots,
     vocabulary_entries,
 )
-from tsotsallm.checkpoint.gguf_terms import ARCHITECTURES, NAMES, ROPE_FACTORS, rope_factors, row_order
+from tsotsallm.checkpoint.gguf_terms import LONG_FACTORS, ROPE_FACTORS, rope_factors, row_order
 from tsotsallm.checkpoint.gguf_vocabulary import read_vocabulary
 from tsotsallm.checkpoint.packing import unpack_rows
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
@@ -35,13 +36,6 @@ from tsotsallm.files import quoted
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, encode
 from tsotsallm.numerics.grids import IntegerGrid, Quantised
 from tsotsallm.units import human_bytes
-
-_ATTENTION = frozenset(f"self_attn.{one}_proj" for one in "qkvo")
-_INPUTS = _ATTENTION - {"self_attn.o_proj"}
-BIASES = {"llama": _ATTENTION | {f"mlp.{one}_proj" for one in ("gate", "up", "down")}, "qwen2": _INPUTS,
-          "qwen3": frozenset[str](),
-          "smollm3": frozenset[str]()}
-"""Architecture -> linears whose biases llama.cpp loads."""
 
 OWN: dict[torch.dtype, Dense] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -168,8 +162,9 @@ def _pieces(checkpoint: Checkpoint, dense: Dense, *, keep: bool) -> Iterator[_Pi
     """Yield all tensors of the file, repeated layers written out; with `keep`, dense ones in the types that they have."""
     spec = checkpoint.spec
     for slot in slots(spec, lambda index: checkpoint.layer_names(spec.layer_order[index])):
-        if slot.source == ROPE_FACTORS:
-            factors = rope_factors(spec)
+        if slot.source == ROPE_FACTORS or slot.source in LONG_FACTORS:
+            factors = rope_factors(spec) if slot.source == ROPE_FACTORS else torch.tensor(
+                rope_of(spec)[LONG_FACTORS[slot.source]], dtype=torch.float32)
             yield _Piece(TensorInfo(slot.name, tuple(factors.shape), "f32"), factors.numpy)
         else:
             yield _piece(checkpoint, slot, dense, keep=keep)
@@ -198,6 +193,8 @@ def _piece(checkpoint: Checkpoint, slot: Slot, dense: Dense, *, keep: bool) -> _
 
     def values() -> Array:
         stored = checkpoint.without_beside([module]).tensor(source)
+        if len(shape) == 1 and spec.traits.offset and source.endswith("norm.weight"):
+            stored = stored + spec.traits.offset
         return as_dense(stored if rows is None else stored[rows], kind, name)
     return _Piece(TensorInfo(name, shape, kind), values, packing)
 
@@ -268,23 +265,29 @@ def write_layout(layout: Layout, path: Path, reads: Sequence[Callable[[], Array]
 
 def _require_known(checkpoint: Checkpoint) -> None:
     """Raise ExportError for anything that the architecture does not have in llama.cpp."""
-    spec, config = checkpoint.spec, checkpoint.spec.hf_config
-    if config.hidden_act not in ("silu", "swish"):
-        raise ExportError(f"hidden_act is {quoted(config.hidden_act)}, but llama.cpp computes every {spec.family} with "
-                          "silu; nothing is exported: run this model with transformers")
-    partial = (config.rope_parameters or {}).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor",
-                                                                                     None) or 1
-    if partial != 1:
+    spec, config, form = checkpoint.spec, checkpoint.spec.hf_config, checkpoint.spec.traits.gguf
+    if spec.activation not in form.activation:
+        raise ExportError(f"hidden_act is {quoted(spec.activation)}, but llama.cpp computes every {spec.family} with "
+                          f"{form.activation[0]}; nothing is exported: run this model with transformers")
+    if form.square and spec.heads * spec.head_dim != spec.hidden:
+        raise ExportError(f"{spec.heads} heads of {spec.head_dim} are not as wide as the hidden states ({spec.hidden}), "
+                          f"which llama.cpp requires of {spec.family}; nothing is exported: leave kv_groups out of neurons, "
+                          "or run this model with transformers")
+    if form.tied and not spec.tied:
+        raise ExportError(f"the model has a head of its own, but llama.cpp's {form.architecture} uses the embeddings; "
+                          "nothing is exported: run this model with transformers")
+    partial = next((one for rope in spec.ropes.values() if (one := rope.get("partial_rotary_factor"))), None) or getattr(
+        config, "partial_rotary_factor", None) or 1
+    if partial != 1 and not form.partial:
         raise ExportError(f"partial_rotary_factor is {quoted(partial)}, which llama.cpp does not support for {spec.family}; "
                           "nothing is exported: run this model with transformers")
     if not 0 < spec.context < 1 << 31 or not 0 < spec.feed_forward < 1 << 31:
         raise ExportError(f"max_position_embeddings is {quoted(spec.context)}, which no engine supports; correct "
                           "config.json")
-    allowed = BIASES[ARCHITECTURES[spec.family]]
     strange = sorted({name for stored in set(spec.layer_order) for name in checkpoint.layer_names(stored)
-                      if name.endswith(".bias") and name.removesuffix(".bias") not in allowed})
+                      if name.endswith(".bias") and name.removesuffix(".bias") not in form.biases})
     if strange:
-        raise ExportError(f"the model has {strange[0]}, which llama.cpp's {ARCHITECTURES[spec.family]} does not load; "
+        raise ExportError(f"the model has {strange[0]}, which llama.cpp's {form.architecture} does not load; "
                           "nothing is exported: run this model with transformers")
 
 
@@ -301,10 +304,11 @@ def _export_adapter(checkpoint: Checkpoint, out: Path, dense: Dense, tick: Tick)
             module = name.rpartition(".")[0]
             correction = checkpoint.beside(layer_prefix(stored) + module) if name.endswith(".weight") else None
             if correction is not None:
-                pieces += _halves(f"blk.{index}.{NAMES[module]}.weight", correction, row_order(spec, module), dense)
+                name = f"blk.{index}.{spec.traits.gguf.name_of(module)}.weight"
+                pieces += _halves(name, correction, row_order(spec, module), dense)
     if not pieces:
         return None
-    entries = (Entry("general.architecture", "string", ARCHITECTURES[spec.family]),
+    entries = (Entry("general.architecture", "string", spec.traits.gguf.architecture),
                Entry("general.type", "string", "adapter"), Entry("adapter.type", "string", "lora"),
                Entry("adapter.lora.alpha", "f32", 0.0))     # no scaling: the correction is B·A, whatever its rank
     partial = out.with_name(out.name + ".partial")

@@ -164,8 +164,13 @@ def verify_gguf(path: Path, checkpoint: Checkpoint, scratch: Path, *, context: i
         raise ExportError(f"llama.cpp {'continues after' if token in codec.ends else 'ends an answer at'} token {token} "
                           f"({quoted(codec.decode([token]))}), the checkpoint does not; the file is not kept")
     return _compared(checkpoint, ids, theirs["log_likelihoods"], scratch,
-                     bound_of({*types, *(("q8_0",) if adapter is not None else ())}), len(texts) + len(conversations),
-                     different)
+                     bound_of({*types, *(("q8_0",) if adapter is not None else ()), *_table(checkpoint)}),
+                     len(texts) + len(conversations), different)
+
+
+def _table(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The type of the table from which llama.cpp takes an activation, where it has one."""
+    return ("f16",) if checkpoint.spec.activation.startswith("gelu") else ()
 
 
 def bound_of(types: Iterable[str]) -> float:

@@ -72,8 +72,10 @@ def end_losses(view: View, corpus: Corpus, gram: Gram, candidates: Mapping[str, 
     A wrong logit of a token costs ½·p·(1 − p) of its square (the second derivative of the loss); p is taken as the
     token's share of the corpus, one added to each count. A wrong embedding costs ½·squares of its square for every time
     that it is looked up; `squares` is the mean square of the loss's gradient by a number of the first layer's inputs,
-    times the tokens.
+    times the tokens. Both follow the family's scaling of embeddings and logits; a cap of logits is not counted.
     """
+    spec = view.spec
+    squares, per_logit = squares * spec.embedding_scale ** 2, 0.5 / spec.logit_divisor ** 2
     vocabulary, tokens = view.spec.vocabulary, corpus.tokens
     counts = torch.bincount(torch.cat(corpus.windows), minlength=vocabulary).float()
     shares = (counts + 1) / (tokens + vocabulary)
@@ -88,7 +90,7 @@ def end_losses(view: View, corpus: Corpus, gram: Gram, candidates: Mapping[str, 
                 cost = torch.zeros(())
                 if _reads_head(view, module):
                     part = shares[first:last]
-                    cost = cost + 0.5 * ((errors @ metric * errors).sum(1) * part * (1 - part)).sum()
+                    cost = cost + per_logit * ((errors @ metric * errors).sum(1) * part * (1 - part)).sum()
                 if f"{module}.weight" == EMBEDDING:
                     cost = cost + 0.5 * squares * (errors.square().sum(1) * counts[first:last]).sum()
                 losses[module][place] += float(cost)

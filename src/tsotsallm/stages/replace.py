@@ -46,7 +46,7 @@ def _short(values: list[str]) -> JsonObject:
 class Replace(LayerEdit):
     """Remove `remove` neighbouring layers and let one linear map stand for them (ReplaceMe, arXiv:2505.02819).
 
-    With M the feed-forward output of the layer before the run, L that layer's output and L⁺ the output of the run's last
+    With M what the feed-forward of the layer before the run adds, L that layer's output and L⁺ the output of the run's last
     layer, all on calibration tokens, the map T minimises ‖M·T + (L − M) − L⁺‖² + λ·‖T − I‖² (eq. 4 of the paper, whose
     ridge draws T to zero; here it draws T to the identity, which is plain removal). T is merged into that layer's
     `down_proj`: no parameter is added and nothing is trained.
@@ -87,6 +87,10 @@ class Replace(LayerEdit):
         """Raise RecipeError where no run of that length may go."""
         super().check(model)
         layers = model.spec.layers
+        if WRITER in model.spec.traits.behind:
+            raise RecipeError(f"replace merges a linear map into {WRITER}, but in a {model.spec.family} a norm follows it "
+                              f"({model.spec.traits.behind[WRITER]}), which no map before it can undo; remove layers with "
+                              f"depth:{self.remove}, and retrain with adapt or distill")
         if not self.starts(layers):
             most = max(0, layers - self.protect.last - max(1, self.protect.first))
             raise RecipeError(f"replace removes {self.remove} of {layers} layers, but with the first "
@@ -201,7 +205,7 @@ class _EveryLayer:
                 seen.clear()
                 after.write(batch, frame(before.read(batch)))
                 if index in written:
-                    written[index].write(batch, seen[0])
+                    written[index].write(batch, seen[0] * view.spec.residual_scale)
             hook.remove()
             workplace.tick("measuring", (index + 1) / layers)
         frame.clear()

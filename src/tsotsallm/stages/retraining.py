@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from tsotsallm.checkpoint.codec import TextCodec
+from tsotsallm.checkpoint.families import FUSED
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, RecipeError
@@ -24,9 +25,10 @@ from tsotsallm.stages.costs import (
     gradient_bytes_per_token,
     widest_layer_bytes,
 )
+from tsotsallm.streaming.head import PIECE_ROWS
 from tsotsallm.streaming.hidden import BATCH_TOKENS
 from tsotsallm.streaming.sweep import Tick
-from tsotsallm.training.engines import HEAD_ROWS, MICRO_TOKENS, Engine
+from tsotsallm.training.engines import MICRO_TOKENS, Engine
 from tsotsallm.training.imitation import Imitation
 from tsotsallm.training.loop import Curve, Schedule, train
 from tsotsallm.training.lora import Trainee
@@ -103,7 +105,7 @@ class Retraining(Schedule, Stage):
         dense, a_layer = widest_layer_bytes(spec), gradient_bytes_per_token(spec, window)
         ends = 4 * spec.vocabulary * spec.hidden * (1 if spec.tied else 2)
         state = 5 * 4 * self.trained_values(spec)
-        head = 4 * HEAD_ROWS * (spec.hidden + 3 * BATCH_TOKENS)
+        head = 4 * PIECE_ROWS * (spec.hidden + 3 * BATCH_TOKENS)
         weights = sum(layer.size if layer.packed else dense for layer in model.layers)
         resident = weights + ends + state + head + spec.layers * a_layer * min(tokens, max(MICRO_TOKENS, window))
         streamed = int(1.25 * dense) + state + head + a_layer * max(BATCH_TOKENS, window)
@@ -172,12 +174,17 @@ class Retraining(Schedule, Stage):
 
 
 def module_names(targets: Sequence[str], known: list[str], where: str) -> list[str]:
-    """The linears of a layer that short names mean: q, k, v, o, gate, up, down; full names; or all."""
+    """The linears of a layer that short names mean: q, k, v, o, gate, up, down; full names; or all.
+
+    Where several are one, each of their names means it.
+    """
     from tsotsallm.errors import nearest
 
     if list(targets) == ["all"]:
         return list(known)
     by_short = {name.rpartition(".")[2].removesuffix("_proj"): name for name in known}
+    for name in FUSED.keys() & set(known):
+        by_short |= {part.rpartition(".")[2].removesuffix("_proj"): name for part in FUSED[name]}
     found = []
     for target in targets:
         match = [name for name in known if target in (name, name.rpartition(".")[2])] or (

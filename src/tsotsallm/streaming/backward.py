@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.view import View
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.frame import Frame, Load, head_pieces, load_final_norm
+from tsotsallm.streaming.frame import Frame, Load, load_final_norm
+from tsotsallm.streaming.head import HeadPiece, head_pieces
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.score import read_rows
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
@@ -105,7 +106,7 @@ def _gradient_of_head(view: View, targets: Targets, last: HiddenStates, gradient
     def read(rows: Tensor) -> Tensor:
         return read_rows(normed, rows).to(device)
 
-    def pieces() -> Iterator[tuple[int, Tensor]]:
+    def pieces() -> Iterator[HeadPiece]:
         return head_pieces(view, device)
 
     losses, log_normaliser = head_losses(read, pieces, targets)

@@ -76,6 +76,8 @@ class Frame:
         (windows, 1, tokens, tokens) bool say otherwise; a transformers `cache` is read and extended.
         """
         where = self.device
+        if allowed is not None and self.spec.traits.attention == "eager":      # it adds its mask to the scores
+            allowed = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
         output: Tensor = self.model(
             inputs_embeds=hidden.to(where), position_ids=None if positions is None else positions.to(where),
             attention_mask=None if allowed is None else allowed.to(where), past_key_values=cache,
@@ -120,10 +122,3 @@ def load_final_norm(view: View, device: torch.device) -> nn.Module:
     norm: nn.Module = final_norm(view.spec)
     norm.load_state_dict({"weight": view.checkpoint.tensor(FINAL_NORM).to(device)}, assign=True)
     return norm.requires_grad_(False)
-
-
-def head_pieces(view: View, device: torch.device, rows: int = 8192) -> Iterator[tuple[int, Tensor]]:
-    """Yield the output head in pieces: (first token, weights of at most `rows` tokens, (tokens, hidden) float32)."""
-    name = view.checkpoint.head_name
-    for first in range(0, view.spec.vocabulary, rows):
-        yield first, view.checkpoint.rows(name, first, min(first + rows, view.spec.vocabulary)).to(device)

@@ -16,7 +16,8 @@ from torch import Tensor
 from tsotsallm.checkpoint.shards import byte_view
 from tsotsallm.checkpoint.view import View
 from tsotsallm.engine.generation import batches_by_length, left_padded
-from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
+from tsotsallm.streaming.frame import Frame, load_final_norm
+from tsotsallm.streaming.head import head_pieces
 from tsotsallm.streaming.likelihood import PADDING, allowed_attention
 from tsotsallm.streaming.sweep import Tick, silent
 
@@ -151,8 +152,8 @@ def _likeliest(view: View, norm: torch.nn.Module, running: Sequence[_Batch], dev
     last = norm(torch.cat([batch.hidden[:, -1:] for batch in running]).to(device))[:, 0]
     best = torch.full((len(last),), -torch.inf, device=device)
     token = torch.zeros(len(last), dtype=torch.int64, device=device)
-    for first, weights in head_pieces(view, device):
-        value, place = (last @ weights.mT).max(-1)
-        token = torch.where(value > best, place + first, token)
+    for piece in head_pieces(view, device):
+        value, place = piece.logits(last).max(-1)
+        token = torch.where(value > best, place + piece.first, token)
         best = torch.maximum(best, value)
     return list(torch.split(token.cpu(), [len(batch.indices) for batch in running]))

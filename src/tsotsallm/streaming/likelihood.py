@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tsotsallm.checkpoint.view import View
-from tsotsallm.streaming.frame import Frame, head_pieces, load_final_norm
+from tsotsallm.streaming.frame import Frame, load_final_norm
+from tsotsallm.streaming.head import head_pieces
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.score import HEAD_TOKENS, HeadTally, require_finite
 from tsotsallm.streaming.sweep import Tick, silent
@@ -167,13 +168,13 @@ def _one_pass(view: View, trees: Sequence[Tree], scratch: Path, device: torch.de
     frame.clear()
     predicting, rows = _predicting_states(view, states, packed, scratch, device)
     tally = HeadTally(torch.cat([row.targets for row in packed]), top=True)
-    for first, weights in head_pieces(view, device):
+    for piece in head_pieces(view, device):
         for start in range(0, len(rows), HEAD_TOKENS):
             block = slice(start, min(start + HEAD_TOKENS, len(rows)))
             lowest, highest = int(rows[block].min()), int(rows[block].max()) + 1
             flat = predicting.like_lengths([lowest, highest - lowest] if lowest else [highest])
             near = flat.read([1 if lowest else 0])[0]
-            tally.add(block, near[rows[block] - lowest].to(device) @ weights.mT, first)
+            tally.add(block, piece.logits(near[rows[block] - lowest].to(device)), piece.first)
     states.remove()
     predicting.remove()
     require_finite(tally.losses, view)

@@ -14,7 +14,8 @@ from torch import Tensor
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, NumericsError
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.frame import Frame, Load, head_pieces, load_final_norm
+from tsotsallm.streaming.frame import Frame, Load, load_final_norm
+from tsotsallm.streaming.head import head_pieces
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
 
@@ -114,10 +115,10 @@ def head_tallies(view: View, files: Sequence[HiddenStates], corpus: Corpus, devi
     """Apply the head to the final states of a corpus in several files; returns one tally for each file."""
     predictions = Predictions(corpus)
     tallies = [HeadTally(predictions.targets) for _ in files]
-    for first, weights in head_pieces(view, device):
+    for piece in head_pieces(view, device):
         for tally, states in zip(tallies, files, strict=True):
             for block in predictions.blocks():
-                tally.add(block, read_rows(states, predictions.rows[block]).to(device) @ weights.mT, first)
+                tally.add(block, piece.logits(read_rows(states, predictions.rows[block]).to(device)), piece.first)
     return tallies
 
 
@@ -163,14 +164,13 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
     model, original = tallies = [HeadTally(predictions.targets, top=True) for _ in range(2)]
     weighted = torch.zeros(count, dtype=torch.float64)          # Σ exp(z_p − peak)·(z_p − z_q)
     peak = torch.full((count,), -math.inf, dtype=torch.float64)
-    for (first, weights), (_, reference_weights) in zip(head_pieces(view, device), head_pieces(reference, device),
-                                                        strict=True):
+    for piece, reference_piece in zip(head_pieces(view, device), head_pieces(reference, device), strict=True):
         for block in predictions.blocks():
             rows = predictions.rows[block]
-            z_q = read_rows(states, rows).to(device) @ weights.mT
-            z_p = read_rows(reference_states, rows).to(device) @ reference_weights.mT
+            z_q = piece.logits(read_rows(states, rows).to(device))
+            z_p = reference_piece.logits(read_rows(reference_states, rows).to(device))
             for tally, logits in zip(tallies, (z_q, z_p), strict=True):
-                tally.add(block, logits, first)
+                tally.add(block, logits, piece.first)
             highest = torch.maximum(peak[block], z_p.amax(-1).double().cpu())
             here = ((z_p - highest.to(z_p)[:, None]).exp() * (z_p - z_q)).sum(-1).double().cpu()
             weighted[block] = weighted[block] * (peak[block] - highest).exp() + here

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.head import Pieces
 from tsotsallm.streaming.score import HEAD_TOKENS
-
-Pieces = Callable[[], Iterator[tuple[int, Tensor]]]
-"""Yields the output head in pieces: (first token, weights (tokens, hidden) float32)."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,11 @@ def head_losses(read: Callable[[Tensor], Tensor], pieces: Pieces, targets: Targe
     """
     log_normaliser = torch.full((len(targets),), -math.inf, dtype=torch.float64)
     expected = torch.zeros(len(targets), dtype=torch.float64)          # Σ share·logit
-    for first, weights in pieces():
+    for piece in pieces():
         for block in targets.blocks():
-            logits = read(targets.rows[block]) @ weights.mT / targets.temperature
+            logits = piece.logits(read(targets.rows[block])) / targets.temperature
             log_normaliser[block] = torch.logaddexp(log_normaliser[block], logits.logsumexp(-1).double().cpu())
-            row, place, share = targets.inside(block, first, len(weights))
+            row, place, share = targets.inside(block, piece.first, len(piece))
             logits_of_targets = logits[row.to(logits.device), place.to(logits.device)].cpu()
             expected[block].index_add_(0, row, (logits_of_targets * share).double())
     return targets.temperature ** 2 * (log_normaliser - expected), log_normaliser
@@ -100,11 +98,11 @@ def head_losses(read: Callable[[Tensor], Tensor], pieces: Pieces, targets: Targe
 def head_gradient(read: Callable[[Tensor], Tensor], add: Callable[[Tensor, Tensor], None], pieces: Pieces, targets: Targets,
                   log_normaliser: Tensor) -> None:
     """Pass ∂(Σ weight·loss)/∂(final states) to `add(rows, values)`, once for each piece of the head and block of targets."""
-    for first, weights in pieces():
+    for piece in pieces():
         for block in targets.blocks():
-            logits = read(targets.rows[block]) @ weights.mT / targets.temperature
-            off = (logits - log_normaliser[block].to(logits)[:, None]).exp()
-            row, place, share = (tensor.to(logits.device) for tensor in targets.inside(block, first, len(weights)))
+            logits = piece.logits(read(targets.rows[block]))
+            off = (logits / targets.temperature - log_normaliser[block].to(logits)[:, None]).exp()
+            row, place, share = (tensor.to(logits.device) for tensor in targets.inside(block, piece.first, len(piece)))
             off.index_put_((row, place), -share.to(off), accumulate=True)
             off *= (targets.weights[block] * targets.temperature).to(off)[:, None]
-            add(targets.rows[block], (off @ weights).cpu())
+            add(targets.rows[block], piece.backward(off, logits).cpu())

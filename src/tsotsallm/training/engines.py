@@ -13,13 +13,13 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.engine.resident import resident
 from tsotsallm.streaming.backward import backward_sweep
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.frame import Frame, head_pieces
+from tsotsallm.streaming.frame import Frame
+from tsotsallm.streaming.head import HeadPiece, head_pieces, pieces_of
 from tsotsallm.streaming.score import final_states, read_rows
 from tsotsallm.streaming.targets import Targets, head_gradient, head_losses
 from tsotsallm.training.lora import Adapted
 
 MICRO_TOKENS = 2048
-HEAD_ROWS = 8192
 
 
 class Engine(Protocol):
@@ -36,15 +36,14 @@ class ResidentEngine:
     """Keeps the whole model in memory; linears that are packed on disk stay packed."""
 
     def __init__(self, view: View, adapted: Adapted, device: torch.device) -> None:
-        self.adapted, self.device = adapted, device
+        self.adapted, self.device, self.spec = adapted, device, view.spec
         self.model = resident(view, device=str(device), keep_packed=True).requires_grad_(False)
         for index, layer in enumerate(self.model.model.layers):
             adapted.install(layer, index)
 
-    def _pieces(self) -> Iterator[tuple[int, Tensor]]:
+    def _pieces(self) -> Iterator[HeadPiece]:
         head = self.model.lm_head.weight
-        for first in range(0, len(head), HEAD_ROWS):
-            yield first, head[first:first + HEAD_ROWS]
+        return pieces_of(self.spec, lambda first, last: head[first:last])
 
     def _states(self, corpus: Corpus) -> Tensor:
         """Final states (tokens, hidden) of windows in one batch, padded on the right, where nothing attends."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.view import View
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.frame import Frame, head_pieces
+from tsotsallm.streaming.frame import Frame
+from tsotsallm.streaming.head import head_pieces
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.score import HEAD_TOKENS, final_states, read_rows
 from tsotsallm.streaming.sweep import Tick, silent
@@ -92,11 +93,11 @@ def top_logits(view: View, corpus: Corpus, top: int, path: Path, device: torch.d
     top = min(top, view.spec.vocabulary)
     best = torch.full((corpus.tokens, top), -torch.inf)
     tokens = torch.zeros(corpus.tokens, top, dtype=torch.int32)
-    for first, weights in head_pieces(view, device):
+    for piece in head_pieces(view, device):
         for start in range(0, corpus.tokens, HEAD_TOKENS):
             block = slice(start, min(start + HEAD_TOKENS, corpus.tokens))
-            logits = (read_rows(states, torch.arange(block.start, block.stop)).to(device) @ weights.mT).cpu()
-            here = torch.arange(first, first + len(weights), dtype=torch.int32).expand(len(logits), -1)
+            logits = piece.logits(read_rows(states, torch.arange(block.start, block.stop)).to(device)).cpu()
+            here = torch.arange(piece.first, piece.first + len(piece), dtype=torch.int32).expand(len(logits), -1)
             highest = torch.cat([best[block], logits], 1).topk(top, 1)
             best[block], tokens[block] = highest.values, torch.cat([tokens[block], here], 1).gather(1, highest.indices)
     states.remove()
