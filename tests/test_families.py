@@ -209,3 +209,14 @@ def test_long_rope_keeps_to_the_original_context(tmp_path: Path) -> None:
     assert (spec.context, spec.rotated) == (256, 12)
     with pytest.raises(RecipeError, match="usable: none"):
         tsotsallm.plan(tmp_path / "model", [{"neurons": {"kv_groups": 1}}])
+
+
+def test_fewer_heads_are_remarked_where_engines_or_norms_count_them(tmp_path: Path) -> None:
+    spec = Checkpoint.open(build(tmp_path / "model", "olmo2")).spec
+    assert len(Neurons(kv_groups=1).remarks(spec)) == 2
+    assert not Neurons(feed_forward=0.34).remarks(spec)
+
+
+def test_a_file_of_gemma_passes_its_comparison(tmp_path: Path) -> None:
+    found = tsotsallm.to_gguf(build(tmp_path / "model", "gemma3"), tmp_path / "model.gguf", dense="f32")
+    assert 0 < found["verified"]["mean"] < found["verified"]["bound"] == 5e-3
