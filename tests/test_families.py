@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def test_ministral_3_needs_the_numbers_of_its_attention(tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 1e4}
     with pytest.raises(CheckpointError, match=r"llama_4_scaling_beta is None; it must be a number"):
         Checkpoint.open(build(tmp_path / "model", "ministral3", rope_parameters=rope))
+
+
+@pytest.mark.parametrize(("family", "key", "value"), [
+    ("granite", "logits_scaling", 0.0), ("granite", "embedding_multiplier", -1.0), ("gemma2", "final_logit_softcapping", 0.0)])
+def test_scalings_that_cannot_be_are_refused(family: str, key: str, value: float, tmp_path: Path) -> None:
+    path = build(tmp_path / "model", family)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(CheckpointError, match=r"it must be a number above 0"):
+        Checkpoint.open(path)
 
 
 def test_documents_name_every_family() -> None:
