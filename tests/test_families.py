@@ -74,7 +74,8 @@ def test_ministral_3_needs_the_numbers_of_its_attention(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "key", "value"), [
-    ("granite", "logits_scaling", 0.0), ("granite", "embedding_multiplier", -1.0), ("gemma2", "final_logit_softcapping", 0.0)])
+    ("granite", "logits_scaling", 0.0), ("granite", "embedding_multiplier", -1.0),
+    ("gemma2", "final_logit_softcapping", 0.0)])
 def test_scalings_that_cannot_be_are_refused(family: str, key: str, value: float, tmp_path: Path) -> None:
     path = build(tmp_path / "model", family)
     config = json.loads((path / "config.json").read_text())
