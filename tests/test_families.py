@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_ministral_3_needs_the_numbers_of_its_attention(tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 1e4}
     with pytest.raises(CheckpointError, match=r"llama_4_scaling_beta is None; it must be a number"):
         Checkpoint.open(build(tmp_path / "model", "ministral3", rope_parameters=rope))
+
+
+@pytest.mark.parametrize(("family", "key", "value"), [
+    ("granite", "logits_scaling", 0.0), ("granite", "embedding_multiplier", -1.0),
+    ("gemma2", "final_logit_softcapping", 0.0)])
+def test_scalings_that_cannot_be_are_refused(family: str, key: str, value: float, tmp_path: Path) -> None:
+    path = build(tmp_path / "model", family)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(CheckpointError, match=r"it must be a number above 0"):
+        Checkpoint.open(path)
 
 
 def test_documents_name_every_family() -> None:
@@ -209,3 +221,14 @@ def test_long_rope_keeps_to_the_original_context(tmp_path: Path) -> None:
     assert (spec.context, spec.rotated) == (256, 12)
     with pytest.raises(RecipeError, match="usable: none"):
         tsotsallm.plan(tmp_path / "model", [{"neurons": {"kv_groups": 1}}])
+
+
+def test_fewer_heads_are_remarked_where_engines_or_norms_count_them(tmp_path: Path) -> None:
+    spec = Checkpoint.open(build(tmp_path / "model", "olmo2")).spec
+    assert len(Neurons(kv_groups=1).remarks(spec)) == 2
+    assert not Neurons(feed_forward=0.34).remarks(spec)
+
+
+def test_a_file_of_gemma_passes_its_comparison(tmp_path: Path) -> None:
+    found = tsotsallm.to_gguf(build(tmp_path / "model", "gemma3"), tmp_path / "model.gguf", dense="f32")
+    assert 0 < found["verified"]["mean"] < found["verified"]["bound"] == 5e-3

@@ -69,7 +69,7 @@ class ModelSpec:
         quantization = config.pop("quantization_config", None)
         _require_readable(quantization, path, own=order is not None)
         family = config.get("model_type")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             raise CheckpointError(f"{path}: unknown architecture {quoted(family)}{nearest(str(family), FAMILIES)}")
         _require_built_in(config, path)
         layers = config.get("num_hidden_layers")
@@ -105,6 +105,10 @@ class ModelSpec:
         window = getattr(hf, "sliding_window", None)
         if window is not None and (type(window) is not int or window < 1):
             raise ValueError(f"sliding_window is {quoted(window)}; it must be a number from 1, or null")
+        for what, factor in (("the scale of embeddings", self.embedding_scale), ("residual_multiplier", self.residual_scale),
+                             ("logits_scaling", self.logit_divisor), (self.traits.cap, self.logit_cap)):
+            if factor is not None and not (math.isfinite(factor) and factor > 0):
+                raise ValueError(f"{what} is {factor}; it must be a number above 0")
         if self.layers != layers:
             raise ValueError(f"{layers} layers, but an order of {self.layers}")
         self.layer_config(0)

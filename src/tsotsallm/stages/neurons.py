@@ -86,6 +86,17 @@ class Neurons(LayerEdit):
             raise RecipeError(f"neurons.feed_forward {self.feed_forward} of {spec.feed_forward} neurons leaves all of them "
                               "when rounded to the multiple that grids need; remove more, or set multiple: 32")
 
+    def remarks(self, spec: ModelSpec) -> list[str]:
+        """What fewer heads mean in families whose norms or engines count them."""
+        found = []
+        if self.kv_groups and spec.traits.gguf.square:
+            found.append(f"llama.cpp requires of {spec.family} that all heads together are as wide as the hidden states: "
+                         "with fewer the result runs in transformers, but is not exported as GGUF")
+        if self.kv_groups and spec.traits.spanning:
+            found.append(f"the norms of queries and keys span all heads in {spec.family}: they are taken over those that "
+                         "are left, which changes the scores of attention somewhat")
+        return found
+
     def _leaves_a_model(self, spec: ModelSpec, groups: int) -> bool:
         try:
             replace(self, kv_groups=groups).spec_after(spec).hf_config  # noqa: B018
