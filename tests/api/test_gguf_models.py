@@ -1,4 +1,4 @@
-"""Every verb that takes a checkpoint takes a GGUF file, with llama.cpp or without it."""
+"""Verbs that take a checkpoint take a GGUF file, with llama.cpp or without it."""
 
 from __future__ import annotations
 
