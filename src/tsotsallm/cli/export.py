@@ -26,7 +26,7 @@ def export(model: Model,
            accept_differences: Annotated[bool, typer.Option(
                "--accept-differences", help="Write the file although llama.cpp splits texts into other tokens.")] = False,
            threads: Threads = None, as_json: AsJson = False) -> None:
-    """Write a checkpoint as GGUF or as plain Hugging Face, or its importance matrix.
+    """Write a model for other engines, or its importance matrix.
 
     One layer at a time is in memory.
     """
