@@ -30,7 +30,7 @@ def test_a_plain_checkpoint_is_named_and_told_as_json(tiny: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ([], "--gguf OUT.gguf, --hf DIRECTORY or --imatrix OUT.gguf"), (["--gguf", "a.gguf", "--hf", "b"], "choose what to write"),
+    ([], "--gguf OUT.gguf, --hf DIRECTORY or --imatrix OUT.gguf"), (["--gguf", "a.gguf", "--hf", "b"], "choose what"),
     (["--hf", "b", "--ollama"], "belong to --gguf"), (["--gguf", "a.bin"], "does not end in .gguf")])
 def test_misuse_is_one_line(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str],
                             words: str) -> None:
