@@ -69,7 +69,8 @@ def test_a_dense_file_of_every_family(family: str, tied: bool, tmp_path: Path) -
             assert layout.total_bytes == written(model, tmp_path, dense, name)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", ["llama3", "qwen2", *(pytest.param(family, marks=pytest.mark.slow) for family in sorted(
+    FAMILIES) if family not in ("llama3", "qwen2"))])
 def test_grids_are_known_before_anything_is_made(family: str, tmp_path: Path) -> None:
     """All grids, embeddings on them or not, and a mixture, from the shape of the source alone."""
     model = build(tmp_path / "model", family, hidden_size=256, intermediate_size=288, num_hidden_layers=4)
