@@ -94,8 +94,8 @@ class Adapt(Retraining):
             raise RecipeError("adapt.init is eora, but the stage before leaves no correction beside the linears; put a "
                               "compensate stage right before adapt")
         if model.packed and self.merge:
-            raise RecipeError("adapt.merge adds to dense weights, but the base is quantised; leave merge out, or put adapt "
-                              "before quantize")
+            raise RecipeError("adapt.merge adds to dense weights, but the base is quantised; leave merge out, or "
+                              f"{model.made_dense(self.name)}")
 
     def places(self, spec: ModelSpec) -> list[Place]:
         """The linears that are trained."""

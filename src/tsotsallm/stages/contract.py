@@ -151,6 +151,11 @@ class Model:
         layers = tuple(LayerFile(layer, dense_bytes(spec, layer, 2)) for layer in range(spec.layers))
         return cls(spec, layers, sparse=sparse, packed=spec.quantization is not None, shares_repeats=shares_repeats)
 
+    def made_dense(self, stage: str) -> str:
+        """What to do so that a stage finds dense weights where it found codes."""
+        return f"put {stage} before quantize" if self.quantized else (
+            "make a dense copy of the model first with `tsotsallm export MODEL --hf DIR`")
+
     @property
     def bytes(self) -> int:
         """Bytes of all weights at most."""
@@ -344,13 +349,16 @@ class LayerEdit(Stage):
     """Gives whole layers new tensors, of new shapes perhaps, in a pass of its own; it may remove layers as well."""
 
     def check(self, model: Model) -> None:
-        """Raise RecipeError where layers are shared, pruned or quantised, which new tensors would undo."""
+        """Raise RecipeError where layers are shared, pruned, or quantised by a stage before, which new tensors would undo.
+
+        Of a source that came quantised the layers are read as numbers and written in 16 bits.
+        """
         if model.shares_repeats:
             raise RecipeError(f"{self.name} changes every layer by itself, but `shared` keeps repeated layers as one; leave "
                               "shared out")
         if model.sparse:
             raise RecipeError(f"{self.name} comes after sparsity, whose zeros its update would fill; put {self.name} first")
-        if model.packed:
+        if model.quantized:
             raise RecipeError(f"{self.name} comes after quantize, which would make the weights dense again; put "
                               f"{self.name} first")
 

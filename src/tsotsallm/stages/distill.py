@@ -76,8 +76,8 @@ class Distill(Adapt):
             raise RecipeError("distill imitates the original layer by layer, but the layers do not stand in its order, each "
                               "once; use mode logits for repeated or reordered layers")
         if model.packed and self.layerwise and self.weights == "all":
-            raise RecipeError("distill trains all weights of a layer, but quantize made codes of them; put distill before "
-                              "quantize, or train low-rank factors with `weights: lora`")
+            raise RecipeError("distill trains all weights of a layer, but quantisation made codes of them; "
+                              f"{model.made_dense(self.name)}, or train low-rank factors with `weights: lora`")
 
     def trained_values(self, spec: ModelSpec) -> int:
         """Numbers trained at a time: of one layer, or of all factors."""
