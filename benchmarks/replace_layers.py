@@ -28,12 +28,13 @@ def main() -> None:
     parser.add_argument("--evaluated", type=int, default=40)
     parser.add_argument("--shares", default="0.1,0.2,0.3")
     parser.add_argument("--importance", default="cosine,perplexity")
-    parser.add_argument("--damp", type=float, default=0.01)
+    parser.add_argument("--damp", type=float)
     asked = parser.parse_args()
     layers = Checkpoint.open(asked.model).spec.layers
+    damping = {} if asked.damp is None else {"damp": asked.damp}
     original = tsotsallm.evaluate(asked.model, asked.text, limit=asked.evaluated)
     print(f"{asked.model}: {layers} layers, perplexity {original.perplexity:.3f} on {original.windows} windows; calibrated "
-          f"on {asked.windows} windows of {asked.window} tokens, damp {asked.damp}")
+          f"on {asked.windows} windows of {asked.window} tokens, damp {asked.damp or 'chosen'}")
     print("removed  chosen by    layers   KL removed  KL replaced   perplexity removed  replaced")
     with tempfile.TemporaryDirectory() as folder:
         for share in map(float, asked.shares.split(",")):
@@ -41,7 +42,7 @@ def main() -> None:
                 count = max(1, round(share * layers))
                 name = f"{count}-{importance}"
                 with_map, without = Path(folder, f"{name}-replaced"), Path(folder, f"{name}-removed")
-                stage = {"replace": {"remove": count, "importance": importance, "damp": asked.damp}}
+                stage = {"replace": {"remove": count, "importance": importance, **damping}}
                 tsotsallm.compress(asked.model, [stage], with_map, calibration=asked.calibration, windows=asked.windows,
                                    window=asked.window)
                 [choice] = json.loads((with_map / "tsotsallm.json").read_text("utf-8"))["choices"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers import AddedToken
 import tsotsallm
 from tests.conftest import build
 from tests.fidelity import kinds
+from tsotsallm.checkpoint import codec
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.interface import Question, said
 from tsotsallm.engine.llama import Llama
@@ -328,3 +330,20 @@ def test_a_special_token_that_is_none_is_an_error_in_words(model: Path) -> None:
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(CheckpointError, match=r"no usable tokenizer \(RecursionError"):
         _ = Checkpoint.open(model).codec
+
+
+@pytest.mark.parametrize("kind", ["bytes", "embedded"])
+def test_a_long_text_in_pieces_gives_the_tokens_and_ends_of_the_whole(model: Path, kind: str,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle is the tokenizer on the whole text; spaces, breaks and scripts of every kind stand beside the cuts."""
+    monkeypatch.setattr(codec, "PIECE_CHARACTERS", 300)
+    found = Checkpoint.open("embedded" if kind == "embedded" else model).codec
+    chance = random.Random(5)
+    parts = ["word", "Word", " a", "  b", "\n", " \n ", "\n\n", "'s", "it's", " 12", "3.5", "é", "e\u0301", "ሰላም", "你好",
+             "🙂", "<s>", "."]
+    text = "".join(chance.choice(parts) + chance.choice(["", " ", " and more "]) for _ in range(3000))
+    whole = found.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, ends = found.encode_with_ends(text)
+    assert ends is not None
+    assert (list(ids), list(ends)) == (whole["input_ids"], [end for _, end in whole["offset_mapping"]])
+    assert len(list(found._pieces(text))) > 10

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,10 @@ INFILL_ENDS = {
     "repository": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"), "separator": ("<|file_sep|>",)}
 """Names that count in the same way where a file has no token of that kind."""
 ENDS_BY_NAME = NAMED_ENDS.union(*INFILL_ENDS.values())
+PIECE_CHARACTERS = 50_000
+"""Characters of a long text that a tokenizer is given at once, where it can be cut."""
+BESIDE_CUT = 200
+"""Characters before and after a cut on which it is tried."""
 MOST_GROWTH = 1000.0
 """By what factor a normalizer may lengthen a text; a larger one is an attack, not a language."""
 
@@ -71,10 +77,41 @@ class TextCodec:
         first = self.tokenizer.bos_token
         return self.encode(text, prefix=not (first is not None and text.startswith(first)))
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """Tokens without prefix, and the characters [start, end) of each; None where the tokenizer does not report them."""
-        found = self._run(text, add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast)
-        return self._known(list(found["input_ids"])), found.get("offset_mapping")
+    def encode_with_ends(self, text: str) -> tuple[Sequence[int], Sequence[int] | None]:
+        """Tokens without prefix, and where in the text each ends, in characters; None where the tokenizer does not report
+        it."""
+        ids, ends, start = array("q"), array("q"), 0
+        for piece in self._pieces(text):
+            found = self._run(piece, add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast,
+                              return_attention_mask=False, return_token_type_ids=False)
+            ids.extend(self._known(found["input_ids"]))
+            ends.extend(start + end for _, end in found.get("offset_mapping") or ())
+            start += len(piece)
+        return ids, ends if self.tokenizer.is_fast else None
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Yield a long text piece by piece, cut between words where the tokenizer cuts as well: at once it would use more
+        than 100 bytes of memory for each character."""
+        start = 0
+        while len(text) - start > 2 * PIECE_CHARACTERS:
+            cuts = re.finditer(r"(?<=\w)(?= \w)", text[start + PIECE_CHARACTERS:start + 2 * PIECE_CHARACTERS])
+            cut = next((cut for found in cuts if self._cuts(text, cut := start + PIECE_CHARACTERS + found.start())), None)
+            if cut is None:
+                break
+            yield text[start:cut]
+            start = cut
+        yield text[start:]
+
+    def _cuts(self, text: str, place: int) -> bool:
+        """Whether the rule that splits text into words cuts it here, and tokens stay the same when it is cut."""
+        before, after = text[max(0, place - BESIDE_CUT):place], text[place:place + BESIDE_CUT]
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        split = backend.pre_tokenizer if backend is not None else None
+        if split is None or (backend.normalizer is not None and before != backend.normalizer.normalize_str(before)):
+            return False
+        words, left, right = ([word for word, _ in split.pre_tokenize_str(part)] for part in (before + after, before, after))
+        ids = [self._run(part, add_special_tokens=False)["input_ids"] for part in (before + after, before, after)]
+        return words == left + right and ids[0] == ids[1] + ids[2]
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """The text of tokens; special tokens are left out unless `special`."""

@@ -149,15 +149,15 @@ class Llama:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text as the checkpoint's tokenizer splits it, with its prefix."""
-        return [*self.prefix, *self.encode_with_offsets(text)[0]]
+        return [*self.prefix, *self.encode_with_ends(text)[0]]
 
     @property
     def prefix(self) -> tuple[int, ...]:
         """Tokens that are put before a text."""
         return self.rules.prefix
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], None]:
-        """Token ids of a text without prefix, and None: llama.cpp does not report which characters they stand for."""
+    def encode_with_ends(self, text: str) -> tuple[list[int], None]:
+        """Token ids of a text without prefix, and None: llama.cpp does not report where in the text they end."""
         return self._cut(self.rules.as_cut(text)), None
 
     def _cut(self, text: str) -> list[int]:

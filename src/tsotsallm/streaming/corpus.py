@@ -126,8 +126,8 @@ class Cutter(Protocol):
     def prefix(self) -> tuple[int, ...]:
         """Tokens that are put before a text."""
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """Tokens without prefix, and the characters [start, end) of each; None where they are not known."""
+    def encode_with_ends(self, text: str) -> tuple[Sequence[int], Sequence[int] | None]:
+        """Tokens without prefix, and where in the text each ends, in characters; None where that is not known."""
 
 
 def evaluation_windows(text: str, codec: Cutter, context: int, source: str) -> Corpus:
@@ -135,31 +135,31 @@ def evaluation_windows(text: str, codec: Cutter, context: int, source: str) -> C
 
     Raises CorpusError where there are too few tokens to score.
     """
-    ids, offsets = codec.encode_with_offsets(text)
+    ids, ends = codec.encode_with_ends(text)
     bos = list(codec.prefix)
     body = context - len(bos)
     if body < 1 or len(ids) + len(bos) < 2:
         raise CorpusError(f"{source} has {len(ids)} tokens: too few to score; give more text")
     windows, sizes = [], []
     for start in range(0, len(ids), body):
-        part = bos + ids[start:start + body]
+        part = [*bos, *ids[start:start + body]]
         if len(part) > 1:
             windows.append(torch.tensor(part))
-            sizes.append(_predicted_bytes(text, offsets, start, min(start + body, len(ids)), first_predicted=bool(bos)))
+            sizes.append(_predicted_bytes(text, ends, start, min(start + body, len(ids)), first_predicted=bool(bos)))
     return _evaluation_corpus(windows, sizes, source)
 
 
-def _predicted_bytes(text: str, offsets: list[tuple[int, int]] | None, start: int, end: int, *,
+def _predicted_bytes(text: str, ends: Sequence[int] | None, start: int, end: int, *,
                      first_predicted: bool) -> int | None:
-    """UTF-8 bytes of the predicted tokens from `start` to `end`; None where the tokenizer does not report offsets.
+    """UTF-8 bytes of the predicted tokens from `start` to `end`; None where it is not known where tokens end.
 
     A token's text ends at its own offset and begins where the token before it ended, so that spaces in between count.
     """
-    if offsets is None:
+    if ends is None:
         return None
     first = start if first_predicted else start + 1
-    begin = offsets[first - 1][1] if first else 0
-    return len(text[begin:offsets[end - 1][1] if end < len(offsets) else len(text)].encode())
+    begin = ends[first - 1] if first else 0
+    return len(text[begin:ends[end - 1] if end < len(ends) else len(text)].encode())
 
 
 def _evaluation_corpus(windows: Sequence[Tensor], sizes: Sequence[int | None], source: str) -> Corpus:
@@ -175,11 +175,11 @@ def evaluation_rows(text: str, codec: TextCodec, context: int, source: str) -> C
     windows, sizes = [], []
     for line in lines(text):
         if line.strip():
-            ids, offsets = codec.encode_with_offsets(line)
+            ids, ends = codec.encode_with_ends(line)
             kept = ids[:context - len(codec.prefix)]
             if len(codec.prefix) + len(kept) > 1:
                 windows.append(torch.tensor([*codec.prefix, *kept]))
-                sizes.append(_predicted_bytes(line, offsets, 0, len(kept), first_predicted=bool(codec.prefix)))
+                sizes.append(_predicted_bytes(line, ends, 0, len(kept), first_predicted=bool(codec.prefix)))
     if not windows:
         raise CorpusError(f"{source} has no line of two tokens or more")
     return _evaluation_corpus(windows, sizes, source)

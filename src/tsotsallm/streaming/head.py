@@ -11,7 +11,7 @@ from torch import Tensor
 from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 
-PIECE_ROWS = 8192
+PIECE_ROWS = 4096
 
 
 @dataclass(frozen=True)

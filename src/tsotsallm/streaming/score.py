@@ -19,7 +19,7 @@ from tsotsallm.streaming.head import head_pieces
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
 
-HEAD_TOKENS = 1024
+HEAD_TOKENS = 256
 MOST_NATS = 700.0
 """The largest mean loss whose perplexity a float64 can hold."""
 
@@ -70,7 +70,7 @@ class Predictions:
         return len(self.rows)
 
     def blocks(self) -> list[slice]:
-        """Slices of at most 1024 predictions that the head processes at a time."""
+        """Slices of at most 256 predictions that the head processes at a time."""
         return [slice(first, first + HEAD_TOKENS) for first in range(0, len(self.rows), HEAD_TOKENS)]
 
 
