@@ -229,6 +229,13 @@ def test_fewer_heads_are_remarked_where_engines_or_norms_count_them(tmp_path: Pa
     assert not Neurons(feed_forward=0.34).remarks(spec)
 
 
+def test_depth_names_its_sources_where_norms_stand_behind_branches(tmp_path: Path) -> None:
+    recipe = [{"depth": {"remove": 1, "importance": "magnitude", "protect": {"first": 0, "last": 0}}}]
+    [note] = tsotsallm.plan(build(tmp_path / "gemma", "gemma3"), recipe).warnings
+    assert "2403.03853" in note
+    assert not tsotsallm.plan(build(tmp_path / "llama", "llama2"), recipe).warnings
+
+
 def test_a_file_of_gemma_passes_its_comparison(tmp_path: Path) -> None:
     found = tsotsallm.to_gguf(build(tmp_path / "model", "gemma3"), tmp_path / "model.gguf", dense="f32")
     assert 0 < found["verified"]["mean"] < found["verified"]["bound"] == 5e-3

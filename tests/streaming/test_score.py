@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from transformers import AutoModelForCausalLM
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
-from tsotsallm.evaluation.perplexity import evaluate_perplexity
+from tsotsallm.evaluation.perplexity import Tail, evaluate_perplexity
+from tsotsallm.streaming import score
 from tsotsallm.streaming.backward import backward_sweep
 from tsotsallm.streaming.corpus import Corpus, evaluation_windows
+from tsotsallm.streaming.head import head_pieces
 from tsotsallm.streaming.score import divergence, final_states, leave_one_out_losses, token_losses
 
 CPU = torch.device("cpu")
@@ -75,7 +78,10 @@ def test_backward_sweep_equals_autograd(family_checkpoint: Path, windows: Corpus
     assert seen == [3, 2, 1, 0]
 
 
-def test_divergence_equals_the_sum_over_the_vocabulary(tiny: Path, windows: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows_of_head", [8192, 50])
+def test_divergence_equals_the_sum_over_the_vocabulary(tiny: Path, windows: Corpus, tmp_path: Path, rows_of_head: int,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "head_pieces", partial(head_pieces, most=rows_of_head))
     view = View.of(Checkpoint.open(tiny))
     other = view.reordered([0, 2, 3])
     states = final_states(other, windows, tmp_path / "a.f32", CPU)
@@ -93,6 +99,13 @@ def test_divergence_equals_the_sum_over_the_vocabulary(tiny: Path, windows: Corp
     q, p = log_probabilities(states), log_probabilities(reference)
     torch.testing.assert_close(found.kl, (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=1e-6)
     assert torch.equal(found.same_top, p.argmax(-1) == q.argmax(-1))
+    top = p.argmax(-1, keepdim=True)
+    torch.testing.assert_close(found.top_difference, (p.exp() - q.exp()).gather(1, top)[:, 0], rtol=1e-4, atol=1e-6)
+    tail = Tail.of(found.kl, found.top_difference)
+    assert tail.top_probability_rms == pytest.approx(float(found.top_difference.std(correction=0) ** 2
+                                                           + found.top_difference.mean() ** 2) ** 0.5)
+    assert sorted([tail.kl_median, tail.kl_99, tail.kl_999]) == [tail.kl_median, tail.kl_99, tail.kl_999]
+    assert int((found.kl > tail.kl_99).sum()) == math.ceil(0.01 * (len(found.kl) - 1))
     assert rows
 
 

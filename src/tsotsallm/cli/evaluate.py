@@ -301,6 +301,9 @@ def print_perplexity(score: Perplexity) -> None:
     if score.kl is not None:
         rows.append(["KL from original", f"{score.kl:.4f}{plus_minus(score.kl_standard_error)}", ""])
         rows.append(["same top token", f"{score.same_top_token:.1%}", ""])
+    if (tail := score.tail) is not None:
+        rows.append(["KL of tokens: median, 99%, 99.9%", f"{tail.kl_median:.4f}, {tail.kl_99:.3g}, {tail.kl_999:.3g}", ""])
+        rows.append(["top token's probability differs by", f"{tail.top_probability_rms:.1%} (root mean square)", ""])
     protocol = score.protocol
     table(f"{score.model} on {protocol.text}", ["", "model", "original"], rows)
     print(f"protocol: {protocol.kind} of {protocol.context} tokens{', one BOS each' if protocol.bos else ''}, "

@@ -52,11 +52,28 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Tail(Record):
+    """How the losses against a reference spread over tokens: quantiles of the KL divergence in nats, and the root of the
+    mean square by which the probability of the reference's most likely token differs (0 to 1)."""
+
+    kl_median: float
+    kl_99: float
+    kl_999: float
+    top_probability_rms: float
+
+    @classmethod
+    def of(cls, kl: Tensor, top_difference: Tensor) -> Tail:
+        """The tail of a divergence, both (tokens,) float64."""
+        median, high, highest = np.quantile(kl.numpy(), (0.5, 0.99, 0.999)).tolist()
+        return cls(median, high, highest, math.sqrt(float(top_difference.square().mean())))
+
+
+@dataclass(frozen=True)
 class Perplexity(Record):
     """Perplexity of one model on one text.
 
-    `loss` is in nats per token, with its standard error over windows; KL divergence (nats per token) and the share of equal
-    top tokens are measured against the reference.
+    `loss` is in nats per token, with its standard error over windows; KL divergence (nats per token), its tail and the share
+    of equal top tokens are measured against the reference.
     """
 
     model: str
@@ -71,6 +88,7 @@ class Perplexity(Record):
     kl: float | None = None
     kl_standard_error: float | None = None
     same_top_token: float | None = None
+    tail: Tail | None = None
     fits: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -96,25 +114,27 @@ def check_context(checkpoint: Checkpoint, context: int) -> None:
 
 
 def window_features(view: View, corpus: Corpus, reference: tuple[View, HiddenStates] | None, device: torch.device,
-                    scratch: Path, tick: Tick = silent) -> dict[str, Tensor]:
-    """What every window adds to the measures, each (windows,) float64: loss in nats, predicted tokens, bytes where known.
+                    scratch: Path, tick: Tick = silent) -> tuple[dict[str, Tensor], Tail | None]:
+    """(what every window adds to the measures, the tail): loss in nats, predicted tokens, bytes where known, each (windows,)
+    float64.
 
     Against a reference, given with its final states: also its loss, KL divergence in nats, and how many top tokens agree.
     """
     states = final_states(view, corpus, scratch / "model.f32", device, tick)
-    tokens = [len(window) - 1 for window in corpus.windows]
+    tokens, tail = [len(window) - 1 for window in corpus.windows], None
     if reference is None:
         per_token = {"loss": token_losses(view, [states], corpus, device)[0]}
     else:
         compared = divergence(view, states, *reference, corpus, device)
         per_token = {"loss": compared.losses, "reference_loss": compared.reference_losses, "kl": compared.kl,
                      "same_top": compared.same_top.double()}
+        tail = Tail.of(compared.kl, compared.top_difference)
     states.remove()
     sums = {name: torch.stack([part.sum() for part in torch.split(values, tokens)]) for name, values in per_token.items()}
     sums["tokens"] = torch.tensor(tokens, dtype=torch.float64)
     if corpus.bytes_scored is not None:
         sums["bytes"] = torch.tensor(corpus.bytes_scored, dtype=torch.float64)
-    return sums
+    return sums, tail
 
 
 def same_segmentation(checkpoint: Checkpoint, reference: Checkpoint, text: str, corpus: Corpus, context: int,
@@ -172,7 +192,7 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, refer
         folder, where = Path(temporary), torch.device(options.device)
         original = View.of(reference) if reference is not None else None
         compared = None if original is None else (original, kept_states(original, corpus, kept or folder, where, tick))
-        sums = window_features(View.of(checkpoint), corpus, compared, where, folder, tick)
+        sums, tail = window_features(View.of(checkpoint), corpus, compared, where, folder, tick)
 
     def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
         """Σ feature / Σ per over windows, with its standard error if windows are independent."""
@@ -186,7 +206,7 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, refer
         kl, kl_error = mean("kl")
         against = {"reference": reference_name or str(reference.directory),
                    "reference_perplexity": math.exp(mean("reference_loss")[0]), "kl": kl, "kl_standard_error": kl_error,
-                   "same_top_token": mean("same_top")[0]}
+                   "same_top_token": mean("same_top")[0], "tail": tail}
     bos = int(corpus.windows[0][0]) == codec.bos
     protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), int(sums["tokens"].sum()))
     bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None

@@ -146,7 +146,7 @@ def _window_features(examinee: Examinee, task: Task, corpus: Corpus, reference: 
     for number, part in enumerate(corpus.parts(CHUNK_BYTES // (4 * examinee.view.spec.hidden))):
         if f"pass {number}" not in cache.entries:
             with tempfile.TemporaryDirectory(dir=examinee.scratch, ignore_cleanup_errors=True) as folder:
-                sums = perplexity.window_features(
+                sums, _ = perplexity.window_features(
                     examinee.view, part, (reference.view, reference.final_states(part)) if reference else None,
                     examinee.device, Path(folder), examinee.tick)
             cache.add(f"pass {number}", {name: values.tolist() for name, values in sums.items()})

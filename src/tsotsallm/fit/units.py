@@ -215,7 +215,7 @@ class Bench:
         device = torch.device("cpu")
         whole = View.of(original.checkpoint)
         states = kept_states(whole, original.corpus, folder, device, lambda _what, _share: None)
-        sums = window_features(view, original.corpus, (whole, states), device, self.work)
+        sums, _ = window_features(view, original.corpus, (whole, states), device, self.work)
         per_window = sums["kl"] / sums["tokens"]
         error = float(per_window.std() / len(per_window) ** 0.5) if len(per_window) > 1 else 0.0
         return float(sums["kl"].sum() / sums["tokens"].sum()), error

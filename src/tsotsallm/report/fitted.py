@@ -61,6 +61,12 @@ def _held_out(evaluation: Mapping[str, Json]) -> DataTable:
             ["bits per byte", Number.of(evaluation["bits_per_byte"]), ""],
             ["KL divergence from the original", Number.of(evaluation["kl"], error=evaluation["kl_standard_error"]), ""],
             ["same likeliest token", Number.of(evaluation["same_top_token"], ".1%"), ""]]
+    if tail := evaluation.get("tail"):
+        rows += [["KL divergence of a token, median", Number.of(tail["kl_median"]), ""],
+                 ["exceeded by 1% of the tokens", Number.of(tail["kl_99"]), ""],
+                 ["exceeded by 0.1%", Number.of(tail["kl_999"]), ""],
+                 ["probability of the original's likeliest token differs by (root mean square)",
+                  Number.of(tail["top_probability_rms"], ".1%"), ""]]
     return DataTable(f"{protocol['kind']} of {protocol['context']} tokens, {protocol['predicted_tokens']} predicted; "
                      "nothing was calibrated on this text, but candidates were chosen by it", ["", "fitted", "original"],
                      rows)

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from tsotsallm.checkpoint.shapes import linear_shapes
+from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.files import Json, JsonObject
@@ -73,6 +74,14 @@ class Depth(LayerChoice):
             raise RecipeError(f"depth removes {self.remove} of {spec.layers} layers, but with the first "
                               f"{self.protect.first} and last {self.protect.last} protected only {max(free, 0)} can go; "
                               "remove fewer or protect less")
+
+    def remarks(self, spec: ModelSpec) -> list[str]:
+        """What is not known of removing layers where a norm stands behind every branch."""
+        if not spec.traits.behind:
+            return []
+        return [f"in {spec.family} a norm stands behind every branch; the sources of depth (arXiv:2402.02834, 2403.03853) "
+                "removed layers from models without such norms, and no result for others is known: evaluate the model, and "
+                "retrain it with adapt or distill"]
 
     def layers_after(self, layers: int) -> int:
         """All but those that go."""

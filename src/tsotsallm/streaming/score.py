@@ -138,13 +138,14 @@ def require_finite(losses: Tensor, view: View) -> None:
 
 @dataclass(frozen=True)
 class Divergence:
-    """For each predicted token, float64: both models' losses and KL(reference ‖ model) in nats, and whether the top tokens
-    agree (bool)."""
+    """For each predicted token, float64: both models' losses and KL(reference ‖ model) in nats, whether the top tokens
+    agree (bool), and by how much the reference's probability of its top token is above the model's."""
 
     losses: Tensor
     reference_losses: Tensor
     kl: Tensor
     same_top: Tensor
+    top_difference: Tensor
 
 
 @torch.no_grad()
@@ -164,6 +165,7 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
     model, original = tallies = [HeadTally(predictions.targets, top=True) for _ in range(2)]
     weighted = torch.zeros(count, dtype=torch.float64)          # Σ exp(z_p − peak)·(z_p − z_q)
     peak = torch.full((count,), -math.inf, dtype=torch.float64)
+    at_top = torch.zeros(count, dtype=torch.float64)            # z_q of the reference's top token
     for piece, reference_piece in zip(head_pieces(view, device), head_pieces(reference, device), strict=True):
         for block in predictions.blocks():
             rows = predictions.rows[block]
@@ -171,14 +173,18 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
             z_p = reference_piece.logits(read_rows(reference_states, rows).to(device))
             for tally, logits in zip(tallies, (z_q, z_p), strict=True):
                 tally.add(block, logits, piece.first)
-            highest = torch.maximum(peak[block], z_p.amax(-1).double().cpu())
+            value, place = z_p.max(-1)
+            highest = torch.maximum(peak[block], value.double().cpu())
+            there = z_q.gather(1, place[:, None])[:, 0].double().cpu()
+            at_top[block] = torch.where(highest > peak[block], there, at_top[block])
             here = ((z_p - highest.to(z_p)[:, None]).exp() * (z_p - z_q)).sum(-1).double().cpu()
             weighted[block] = weighted[block] * (peak[block] - highest).exp() + here
             peak[block] = highest
     kl = weighted * (peak - original.log_normaliser).exp() - (original.log_normaliser - model.log_normaliser)
     require_finite(model.losses, view)
     require_finite(original.losses, reference)
-    return Divergence(model.losses, original.losses, kl.clamp(min=0), model.top == original.top)
+    top_difference = (peak - original.log_normaliser).exp() - (at_top - model.log_normaliser).exp()
+    return Divergence(model.losses, original.losses, kl.clamp(min=0), model.top == original.top, top_difference)
 
 
 @torch.no_grad()
