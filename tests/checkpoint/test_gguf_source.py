@@ -22,7 +22,7 @@ import tsotsallm
 from tests.compressing import SMALL
 from tests.conftest import FAMILIES, build
 from tests.fidelity import kinds
-from tsotsallm.checkpoint.gguf_config import llama3_scaling
+from tsotsallm.checkpoint.gguf_rope import llama3_scaling
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.gguf_layout import Entry, Kind, Labels, Layout, TensorInfo, model_entries, vocabulary_entries
 from tsotsallm.checkpoint.gguf_records import BLOCKS, FLOATS

@@ -78,6 +78,7 @@ class Gguf:
     windowed      number of layers by which llama.cpp recognises that a model has windows; 0: by the window itself
     per_head      number of layers for which scores are scaled by the width of a head that hidden width and heads give,
                   instead of the width that it has; where given, the config's own number must be the same
+    base          RoPE's base in layers with a window where the file states none; 0: that of the other layers
     """
 
     architecture: str
@@ -96,6 +97,7 @@ class Gguf:
     assumed: bool = False
     windowed: int = 0
     per_head: int = 0
+    base: float = 0.0
 
     def name_of(self, module: str) -> str:
         """What a module of a layer is called in the file."""
@@ -135,6 +137,14 @@ class Family:
     spanning: Mapping[str, str] = field(default_factory=dict)
     behind: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def modules(self) -> dict[str, str]:
+        """What a module of a layer is called in GGUF -> the module: the inverse of `gguf.name_of`."""
+        parts = {part for linear in self.fused for part in FUSED[linear]}
+        known = [module for module in (*LINEARS, *self.gguf.norms)
+                 if module not in parts and (module not in FUSED or module in self.fused)]
+        return {self.gguf.name_of(module): module for module in known}
+
 
 _CAP = "final_logit_softcapping"
 _CAPS = {one: one for one in ("attn_logit_softcapping", _CAP)}
@@ -173,8 +183,14 @@ FAMILIES: Mapping[str, Family] = {
                         assumed=True, per_head=46),
         attention="eager", embedding=_root_of_width, cap=_CAP, offset=1.0, behind=BEHIND),
     "gemma3_text": Family(
-        "Gemma 3 (text)", Gguf("gemma3", {**_FOUR, **HEADS}, keys={_CAP: _CAP}, activation=_GELU, period=6, per_head=62),
+        "Gemma 3 (text)", Gguf("gemma3", {**_FOUR, **HEADS}, keys={_CAP: _CAP}, activation=_GELU, period=6, per_head=62,
+                               base=10000.0),
         embedding=_root_of_width, cap=_CAP, offset=1.0, behind=BEHIND),
     "phi3": Family("Phi-3, Phi-4", Gguf("phi3", ropes=("default", "longrope"), partial=True, square=True), fused=FUSED),
 }
 """`model_type` of a config -> its family."""
+
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    architecture: tuple(name for name, family in FAMILIES.items() if family.gguf.architecture == architecture)
+    for architecture in dict.fromkeys(family.gguf.architecture for family in FAMILIES.values())}
+"""Architecture of llama.cpp -> its families."""
