@@ -22,10 +22,10 @@ import tsotsallm
 from tests.compressing import SMALL
 from tests.conftest import FAMILIES, build
 from tests.fidelity import kinds
-from tsotsallm.checkpoint.gguf_rope import llama3_scaling
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.gguf_layout import Entry, Kind, Labels, Layout, TensorInfo, model_entries, vocabulary_entries
 from tsotsallm.checkpoint.gguf_records import BLOCKS, FLOATS
+from tsotsallm.checkpoint.gguf_rope import llama3_scaling
 from tsotsallm.checkpoint.gguf_terms import rope_factors
 from tsotsallm.checkpoint.gguf_vocabulary import ALIKE, read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
@@ -424,7 +424,7 @@ def test_bos_before_conversations_is_that_of_llama_cpp(tmp_path: Path) -> None:
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("key", "kind", "value", "message"), [
-    ("general.architecture", "string", "gemma3", "unknown architecture 'gemma3'; supported are llama, qwen2"),
+    ("general.architecture", "string", "gemma4", "unknown architecture 'gemma4'; supported are llama, mistral3, qwen2"),
     ("general.architecture", "string", "x" * 999, "unknown architecture"),
     ("general.type", "string", "adapter", "is an adapter"),
     ("llama.expert_count", "u32", 8, "8 experts"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsotsallm.checkpoint.families import ARCHITECTURES, FAMILIES, Family, Gguf
 from tsotsallm.checkpoint.gguf_file import GgufFile
@@ -11,6 +11,9 @@ from tsotsallm.checkpoint.gguf_rope import Factors, base_within_windows, number_
 from tsotsallm.checkpoint.gguf_terms import HEAD_IN_FILE
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import quoted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ASSUMED_WINDOW = 4096
 """The attention window that llama.cpp takes for models that always have one, where the file states none."""
@@ -22,7 +25,7 @@ def config_of(file: GgufFile, tensors: Container[str], factors: Factors) -> dict
     `factors` are those by which frequencies are divided, by the tensors that hold them. Raises CheckpointError for whatever
     the family does not have.
     """
-    arch, name = file.architecture, family_of(file)
+    name = family_of(file)
     family = FAMILIES[name]
     form = family.gguf
     if file.experts[0] > 1:
@@ -31,7 +34,7 @@ def config_of(file: GgufFile, tensors: Container[str], factors: Factors) -> dict
         ("attention.head_count", file.heads), ("attention.head_count_kv", file.kv_heads),
         ("feed_forward_length", file.feed_forward)))
     head_dim = _head_width(file, form)
-    fields, defaults = _class_of(name)
+    fields, usual = _class_of(name)
     full = rope_of_file(file, form, head_dim, factors)
     windows, window = windows_of(file, form)
     config: dict[str, Any] = {
@@ -41,15 +44,17 @@ def config_of(file: GgufFile, tensors: Container[str], factors: Factors) -> dict
         "head_dim": head_dim, "vocab_size": file.vocabulary, "max_position_embeddings": file.context,
         "rms_norm_eps": number_of(file, "attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": HEAD_IN_FILE not in tensors, "rope_parameters": full}
-    if fields.get("head_dim") is None and heads * head_dim == file.hidden:
-        del config["head_dim"]                      # what it is by default
+    if fields.get("head_dim") is None and getattr(usual, "head_dim", 0) is not None and heads * head_dim == file.hidden:
+        del config["head_dim"]                      # what the family's class derives by itself
     for key, (module, stored) in _BIASES.items():
         if key in fields:
             config[key] = module in form.biases and f"blk.0.{stored}.bias" in tensors
     if form.period:
         config["layer_types"] = ["sliding_attention" if one else "full_attention" for one in windows]
-        config["sliding_window"] = window if any(windows) else None
-        _within_windows(file, form, config, any(isinstance(one, dict) for one in defaults.values()))
+        if any(windows) or form.windowed:           # otherwise no layer asks for it, but its class does
+            config["sliding_window"] = window if form.windowed in (0, file.layers) else None
+        _within_windows(file, form, config, any(
+            isinstance(one, dict) for one in (usual.rope_parameters or {}).values()))
     if window and not any(windows):                 # llama.cpp ignores it: within it, both are the same
         config["max_position_embeddings"] = min(file.context or window, window)
     if full["rope_type"] == "longrope" and "original_max_position_embeddings" in fields:
@@ -113,8 +118,8 @@ def _head_width(file: GgufFile, form: Gguf) -> int:
     rotated = file.number(f"{arch}.rope.dimension_count")
     others = [(f"{arch}.{key}_swa", usual) for key, usual in (
         ("attention.key_length", head_dim), ("attention.value_length", head_dim), ("rope.dimension_count", rotated))]
-    if head_dim != (file.value_length or 0) or rotated not in (None, head_dim) and not (
-            form.partial and rotated is not None and rotated < head_dim and rotated % 2 == 0):
+    if head_dim != (file.value_length or 0) or (rotated not in (None, head_dim) and not (
+            form.partial and rotated is not None and rotated < head_dim and rotated % 2 == 0)):
         raise CheckpointError(f"{file.path} has keys of {head_dim}, values of {file.value_length} and rotates {rotated} "
                               f"numbers of a head; a model of the architecture {arch} has "
                               + ("keys and values alike and rotates at most these" if form.partial else
@@ -123,17 +128,17 @@ def _head_width(file: GgufFile, form: Gguf) -> int:
         raise CheckpointError(f"{file.path} has no {arch}.attention.key_length in its header; convert or download it again")
     for key, usual in others:
         if key in file.fields and file.number(key, least=0) != usual:
-            raise CheckpointError(f"{file.path} gives {key} as {quoted(file.fields[key])}; only models whose layers are alike "
-                                  "are read")
+            raise CheckpointError(f"{file.path} gives {key} as {quoted(file.fields[key])}; only models whose layers are "
+                                  "alike are read")
     return head_dim
 
 
-def _class_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys of a family's config with their defaults, and its default rope."""
+def _class_of(name: str) -> tuple[dict[str, Any], PreTrainedConfig]:
+    """The keys of a family's config with their defaults, and the config that says nothing itself."""
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[name]
-    return {key: one.default for key, one in kind.__dataclass_fields__.items()}, dict(kind().rope_parameters or {})
+    return {key: one.default for key, one in kind.__dataclass_fields__.items()}, kind()
 
 
 def _within_windows(file: GgufFile, form: Gguf, config: dict[str, Any], apart: bool) -> None:

@@ -72,6 +72,8 @@ def _scaling(file: GgufFile, theta: float, rotated: int, factors: Factors) -> di
                               f"{' and '.join(LONG_FACTORS)} only; start from the model's own checkpoint")
     if kind not in ("none", "linear", "yarn"):
         return {"rope_type": kind}
+    if kind == "yarn":
+        return {"rope_type": "yarn", "rope_theta": theta, "factor": factor, **_yarn(file, factor)}
     found = factors.get(ROPE_FACTORS)
     if found is not None and any(not abs(one - 1) < SAME for one in found):
         if factor != 1:
@@ -81,8 +83,6 @@ def _scaling(file: GgufFile, theta: float, rotated: int, factors: Factors) -> di
             raise CheckpointError(f"{file.path}: the factors in {ROPE_FACTORS} are not those of Llama 3's scaling with any "
                                   "parameters; start from the model's own checkpoint")
         return {"rope_type": "llama3", "rope_theta": theta, **scaling}
-    if kind == "yarn":
-        return {"rope_type": "yarn", "rope_theta": theta, "factor": factor, **_yarn(file, factor)}
     return {"rope_type": "default", "rope_theta": theta} if factor == 1 else {
         "rope_type": "linear", "rope_theta": theta, "factor": factor}
 
@@ -115,9 +115,8 @@ def _long(file: GgufFile, rotated: int, factors: Factors) -> dict[str, Any]:
     for name in LONG_FACTORS:
         found = factors.get(name)
         if found is None or len(found) != rotated // 2 or not all(math.isfinite(one) and one > 0 for one in found):
-            told = "is missing" if found is None else "does not hold"
-            raise CheckpointError(f"{file.path}: {name} {told}{'' if found is None else f' {rotated // 2} numbers above 0'}, "
-                                  "which LongRoPE needs; convert or download it again")
+            told = "is missing" if found is None else f"does not hold {rotated // 2} numbers above 0"
+            raise CheckpointError(f"{file.path}: {name} {told}, which LongRoPE needs; convert or download it again")
     return {**{key: [float(str(np.float32(one))) for one in factors[name]] for name, key in LONG_FACTORS.items()},
             "original_max_position_embeddings": _first_context(file),
             "attention_factor": number_of(file, "rope.scaling.attn_factor", 1.0)}
@@ -129,12 +128,11 @@ def _first_context(file: GgufFile) -> int | None:
 
 
 def _share(rotated: int, head_dim: int) -> float:
-    """The shortest decimal of which a head's width makes the numbers that are rotated."""
-    for digits in range(1, 17):
-        share = round(rotated / head_dim, digits)
-        if int(head_dim * share) == rotated:
-            return share
-    return math.nextafter(rotated / head_dim, 1)
+    """The shortest decimal that makes the numbers that are rotated of a head's width, exactly or rounded down."""
+    shares = [round(rotated / head_dim, digits) for digits in range(1, 17)]
+    exact = [share for share in shares if head_dim * share == rotated]
+    near = [share for share in shares if int(head_dim * share) == rotated]
+    return (exact or near or [math.nextafter(rotated / head_dim, 1)])[0]
 
 
 def llama3_scaling(factors: Sequence[float], head_dim: int, theta: float) -> dict[str, Any] | None:
