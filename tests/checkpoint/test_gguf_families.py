@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import tsotsallm
 from tests.checkpoint.test_gguf_source import Parts, effective, logits, raw
 from tests.compressing import SMALL
 from tests.conftest import MORE_FAMILIES, build
 from tests.export.test_gguf import IDS
+from tests.fidelity import kinds
 from tests.test_families import losses
 from tsotsallm.checkpoint.families import ARCHITECTURES, FAMILIES
 from tsotsallm.checkpoint.gguf_rope import _share
+from tsotsallm.checkpoint.gguf_vocabulary import ALIKE, read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import Llama
 from tsotsallm.errors import CheckpointError
@@ -219,3 +223,37 @@ def test_shares_of_a_head_are_short_decimals() -> None:
         for rotated in range(2, head_dim + 1, 2):
             assert int(head_dim * _share(rotated, head_dim)) == rotated
     assert (_share(96, 128), _share(18, 24)) == (0.75, 0.75)
+
+
+# -- rules that split text --------------------------------------------------------------------------------------------
+
+def joining(directory: Path) -> Path:
+    """A checkpoint whose tokenizer has merges across words, digits, scripts and line breaks: only the rule keeps them apart."""
+    build(directory, "llama2", vocab_size=kinds.SIZE, num_hidden_layers=1)
+    kinds.save(directory, "llama3")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.train_from_iterator(kinds.strings(4000, 77, []), trainers.BpeTrainer(
+        vocab_size=kinds.SIZE - 8, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    content = json.loads((directory / "tokenizer.json").read_text("utf-8"))
+    added = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
+    trained = json.loads(tokenizer.to_str())["model"]
+    words = sorted(trained["vocab"], key=lambda word: trained["vocab"][word])
+    free = [place for place in range(kinds.SIZE) if place not in added.values()]
+    content["model"] |= {"vocab": {**dict(zip(words, free, strict=False)), **added}, "merges": trained["merges"]}
+    (directory / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    return directory
+
+
+@pytest.mark.parametrize("rule", ["llama-bpe", "qwen2", "seed-coder", "deepseek-v3", "hunyuan-dense", "exaone4"])
+def test_rules_keep_apart_what_merges_would_join(rule: str, tmp_path: Path) -> None:
+    parts = Parts.of(Checkpoint.open(joining(tmp_path / "model")), tmp_path)
+    codecs = {}
+    for name in ("qwen35", rule):
+        parts.set("tokenizer.ggml.pre", "string", name)
+        codecs[name] = Checkpoint.open(parts.write(tmp_path / f"{name}.gguf")).codec
+    engine, texts = Llama(tmp_path / f"{rule}.gguf", threads=1), kinds.strings(500, 5, [])
+    for text in texts:
+        assert codecs[rule].encode(text) == engine.tokenize(text), repr(text)
+    assert sum(codecs["qwen35"].encode(text) != codecs[rule].encode(text) for text in texts) > 5
+    assert rule in (known := read_vocabulary(codecs[rule]).pre, *ALIKE.get(known, ()))

@@ -381,7 +381,8 @@ def test_texts_become_the_tokens_of_llama_cpp(tmp_path: Path, kind: str) -> None
         assert engine.ends_at(token) == (token in found.codec.ends), token
 
 
-RULES = ["llama-bpe", "smaug-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "gpt-2", "smollm"]
+RULES = ["llama-bpe", "smaug-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "gpt-2", "smollm", "seed-coder",
+         "deepseek-v3"]
 
 
 @pytest.mark.parametrize("rule", [*RULES, *(other for alike in ALIKE.values() for other in alike)])
