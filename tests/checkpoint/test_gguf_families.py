@@ -228,7 +228,7 @@ def test_shares_of_a_head_are_short_decimals() -> None:
 # -- rules that split text --------------------------------------------------------------------------------------------
 
 def joining(directory: Path) -> Path:
-    """A checkpoint whose tokenizer has merges across words, digits, scripts and line breaks: only the rule keeps them apart."""
+    """A checkpoint whose tokenizer has merges across words, digits, scripts and lines: the rule keeps them apart."""
     build(directory, "llama2", vocab_size=kinds.SIZE, num_hidden_layers=1)
     kinds.save(directory, "llama3")
     tokenizer = Tokenizer(models.BPE())

@@ -190,6 +190,9 @@ FAMILIES: Mapping[str, Family] = {
 }
 """`model_type` of a config -> its family."""
 
+WITH_PICTURES: Mapping[str, tuple[str, ...]] = {"gemma3": ("gemma3_text",), "mistral3": ("ministral3", "mistral")}
+"""`model_type` of models that see pictures too -> what their text models may be, the one that is meant by default first."""
+
 ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
     architecture: tuple(name for name, family in FAMILIES.items() if family.gguf.architecture == architecture)
     for architecture in dict.fromkeys(family.gguf.architecture for family in FAMILIES.values())}

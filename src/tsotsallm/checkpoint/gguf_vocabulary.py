@@ -39,8 +39,8 @@ LIKE_GPT2, BY_DIGITS = "gpt-2", "smollm"
 """Rules that the tokenizers library has steps of its own for: GPT-2's, and the same after digits were split."""
 ALIKE = {
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "smaug-bpe": ("dbrx",),
-    "qwen2": ("deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open"), "deepseek-v3": ("hunyuan-dense",), "gpt-4o": ("llama4",), LIKE_GPT2: (
-        "phi-2", "gigachat", "mellum", "olmo", "exaone4"),
+    "qwen2": ("deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open"), "deepseek-v3": ("hunyuan-dense",),
+    "gpt-4o": ("llama4",), LIKE_GPT2: ("phi-2", "gigachat", "mellum", "olmo", "exaone4"),
     BY_DIGITS: ("starcoder", "refact", "command-r", "codeshell", "exaone")}
 """llama.cpp's name of a rule -> other names under which it has the same."""
 WHOLE_WORDS = ("llama-bpe", "tekken")
@@ -290,9 +290,10 @@ def _split_rule(content: dict[str, Any], where: str) -> str:
         rule = SPLITS.get(patterns[0]) if len(patterns) == 1 else SEQUENCES.get(patterns)
     if rule is None or content.get("normalizer") not in (None, {"type": "NFC"}) or any(
             step.get("add_prefix_space") for step in steps):
+        known = ", ".join([LIKE_GPT2, BY_DIGITS, *SPLITS.values(), *SEQUENCES.values()])
         raise ExportError(f"{where} splits text by a rule that llama.cpp has no name for ({quoted(json.dumps(before))}); "
-                          f"its rules are those of {', '.join([LIKE_GPT2, BY_DIGITS, *SPLITS.values(), *SEQUENCES.values()])}; llama.cpp would "
-                          "split text differently from the model's training, so nothing is exported")
+                          f"its rules are those of {known}; llama.cpp would split text differently from the model's "
+                          "training, so nothing is exported")
     whole_words = bool(content["model"].get("ignore_merges"))
     if rule == "llama3":
         return "llama-bpe" if whole_words else "smaug-bpe"
