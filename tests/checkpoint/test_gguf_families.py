@@ -155,6 +155,8 @@ def changed(folder: Path, family: str, *changes: Change, **fields: Any) -> Path:
                  "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}}),
     ("ministral3", [("attention.temperature_scale", None, 0), ("rope.scaling.yarn_beta_slow", None, 0)], {}),
     ("ministral3", [("rope.scaling.yarn_log_multiplier", None, 0)], {}),
+    ("ministral3", [("rope.scaling.type", None, 0), ("rope.scaling.factor", None, 0),
+                    ("attention.temperature_scale", None, 0)], {"model_type": "mistral", "head_dim": 24}),
     ("hunyuan", [("rope.scaling.type", "string", "none"), ("rope.scaling.factor", "f32", 1.0)], {}),
     ("ernie4_5", [("rope.scaling.factor", "f32", 2.0)], {"rope_parameters": {
         "rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}}),

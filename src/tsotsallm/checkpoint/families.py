@@ -78,6 +78,7 @@ class Gguf:
     windowed      number of layers by which llama.cpp recognises that a model has windows; 0: by the window itself
     per_head      number of layers for which scores are scaled by the width of a head that hidden width and heads give,
                   instead of the width that it has; where given, the config's own number must be the same
+    otherwise     the family of files of this architecture that have none of `ropes` and none of `keys`; empty: there are none
     base          RoPE's base in layers with a window where the file states none; 0: that of the other layers
     """
 
@@ -97,6 +98,7 @@ class Gguf:
     assumed: bool = False
     windowed: int = 0
     per_head: int = 0
+    otherwise: str = ""
     base: float = 0.0
 
     def name_of(self, module: str) -> str:
@@ -154,7 +156,7 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family("Llama 2 and 3, SmolLM", Gguf("llama", biases=_LLAMA_BIASES, pairs=True, ropes=_LLAMA_ROPES)),
     "mistral": Family("Mistral", Gguf("llama", biases=_LLAMA_BIASES, pairs=True, ropes=_LLAMA_ROPES)),
     "ministral": Family("Ministral", Gguf("llama", pairs=True)),
-    "ministral3": Family("Ministral 3", Gguf("mistral3", pairs=True, ropes=("yarn",), keys={
+    "ministral3": Family("Ministral 3", Gguf("mistral3", pairs=True, ropes=("yarn",), otherwise="mistral", keys={
         "attention.temperature_scale": "rope_parameters.llama_4_scaling_beta"}), needed=(
             "rope_parameters.llama_4_scaling_beta", "rope_parameters.original_max_position_embeddings")),
     "qwen2": Family("Qwen2", Gguf("qwen2", biases=_INPUTS, ropes=_LLAMA_ROPES)),

@@ -83,9 +83,14 @@ def require_family(file: GgufFile) -> None:
 
 def family_of(file: GgufFile) -> str:
     """The family of a file's architecture: of those that share one, the first that has windows exactly where it has."""
-    names = ARCHITECTURES[file.architecture]
-    some = bool(_window(file))
-    return next((name for name in names if bool(FAMILIES[name].gguf.period) == some), names[0])
+    arch, some = file.architecture, bool(_window(file))
+    names = ARCHITECTURES[arch]
+    name = next((name for name in names if bool(FAMILIES[name].gguf.period) == some), names[0])
+    form = FAMILIES[name].gguf
+    if form.otherwise and file.text(f"{arch}.rope.scaling.type") not in form.ropes and not any(
+            file.fields.get(f"{arch}.{key}") for key in form.keys):
+        return form.otherwise
+    return name
 
 
 def windows_of(file: GgufFile, form: Gguf) -> tuple[list[bool], int | None]:

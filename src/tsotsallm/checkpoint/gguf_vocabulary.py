@@ -29,7 +29,7 @@ SPLITS = {
     _GPT4O_WORDS % (_CONTRACTIONS + "?", _CONTRACTIONS + "?", "{1,3}"): "gpt-4o"}
 """The regular expression with which a tokenizer splits text -> llama.cpp's name of the same rule."""
 
-SEQUENCES = {
+SEQUENCES: dict[tuple[str, ...], str] = {
     (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
      "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
      "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"): "deepseek-v3"}
@@ -309,7 +309,7 @@ def split_steps(pre: str | None, where: str) -> tuple[list[dict[str, Any]], bool
     The inverse of the rule's recognition; without steps, and after digits, the byte level splits by GPT-2's own expression.
     Raises CheckpointError for a rule that is not known.
     """
-    own = {"llama-bpe" if name == "llama3" else name: (rule,) for rule, name in SPLITS.items()}
+    own: dict[str, tuple[str, ...]] = {"llama-bpe" if name == "llama3" else name: (rule,) for rule, name in SPLITS.items()}
     own |= {"smaug-bpe": (_LLAMA3,), **{name: rules for rules, name in SEQUENCES.items()}}
     others = {other: name for name, alike in ALIKE.items() for other in alike}
     name = others.get(str(pre), str(pre))
