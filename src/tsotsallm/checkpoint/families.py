@@ -78,7 +78,7 @@ class Gguf:
     windowed      number of layers by which llama.cpp recognises that a model has windows; 0: by the window itself
     per_head      number of layers for which scores are scaled by the width of a head that hidden width and heads give,
                   instead of the width that it has; where given, the config's own number must be the same
-    otherwise     the family of files of this architecture that have none of `ropes` and none of `keys`; empty: there are none
+    otherwise     the family of files of this architecture with none of `ropes` and none of `keys`; empty: none is
     base          RoPE's base in layers with a window where the file states none; 0: that of the other layers
     """
 
