@@ -197,6 +197,7 @@ def test_windows_of_exaone_4_begin_at_64_layers(tmp_path: Path) -> None:
     ("seed_oss", [("attention.causal", "bool", False)], "attends in both directions"),
     ("seed_oss", [("attention.key_length_swa", "u32", 16)], "only models whose layers are alike"),
     ("olmo3", [("rope.scaling.yarn_attn_factor", "f32", 3.0)], "yarn_attn_factor as 3, which llama.cpp does not compute"),
+    ("ministral3", [("rope.scaling.yarn_beta_fast", "f32", -1.0)], "yarn_beta_fast as -1, where a number above 0"),
     ("olmo3", [(PATTERN, "bool", [True])], "where one of 0 and 1 for each of 4 layers"),
     ("olmo3", [(WINDOW, None, 0)], "by 'yarn', which is not read for the architecture olmo2; known are default"),
     ("ministral3", [("rope.scaling.type", None, 0), ("rope.scaling.factor", None, 0)], "by 'default', which is not read"),

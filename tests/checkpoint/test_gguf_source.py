@@ -457,6 +457,7 @@ def test_headers_that_cannot_be_are_refused(parts: Parts, tmp_path: Path, key: s
     ("tokenizer.ggml.pre", None, None, "names no rule by which text is split"),
     ("tokenizer.ggml.model", "string", "t5", r"of the kind 't5' \(Unigram\)"),
     ("tokenizer.ggml.merges", None, None, "without merges"),
+    ("tokenizer.ggml.merges", "i32", [1, 2], "where a list of texts is expected"),
     ("tokenizer.ggml.token_type", "i32", [1, 1], "256 tokens, but types of 2"),
     ("tokenizer.ggml.model", "string", "llama", "without a score for every token")])
 def test_tokenizers_that_are_not_known_are_refused(parts: Parts, tmp_path: Path, key: str, kind: Any, value: Any,

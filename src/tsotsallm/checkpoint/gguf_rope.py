@@ -101,10 +101,14 @@ def _yarn(file: GgufFile, factor: float) -> dict[str, Any]:
         if all(abs(found - one) > SAME for one in known):
             raise CheckpointError(f"{file.path} gives {arch}.rope.scaling.{name} as {found:g}, which llama.cpp does not "
                                   f"compute with for {arch}; start from the model's own checkpoint")
+    betas = {key: number_of(file, f"rope.scaling.yarn_{key}", usual) for key, usual in (
+        ("beta_fast", 32.0), ("beta_slow", 1.0))}
+    for key, found in betas.items():
+        if not found > 0:
+            raise CheckpointError(f"{file.path} gives {arch}.rope.scaling.yarn_{key} as {found:g}, where a number above 0 "
+                                  "is expected; convert or download it again")
     rope: dict[str, Any] = {
-        "original_max_position_embeddings": _first_context(file),
-        "beta_fast": number_of(file, "rope.scaling.yarn_beta_fast", 32.0),
-        "beta_slow": number_of(file, "rope.scaling.yarn_beta_slow", 1.0)}
+        "original_max_position_embeddings": _first_context(file), **betas}
     if multiplier := number_of(file, "rope.scaling.yarn_log_multiplier", 0.0):
         rope |= {"mscale": 1.0, "mscale_all_dim": multiplier}
     return rope

@@ -29,7 +29,7 @@ from tsotsallm.checkpoint.shards import TensorRecord
 from tsotsallm.checkpoint.source import CONFIG, PROVENANCE
 from tsotsallm.checkpoint.spec import CONTAINER, EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.errors import CheckpointError
-from tsotsallm.files import SIDE_FILE_BYTES, quoted
+from tsotsallm.files import SIDE_FILE_BYTES, one_line, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.grids import Grid
 
@@ -145,7 +145,12 @@ class GgufSource:
         if not spec.tied:
             needed[HEAD_IN_FILE] = (spec.vocabulary, spec.hidden)
         for index in range(spec.layers):
-            for name, shape in layer_shapes(spec, index).items():
+            try:
+                shapes = layer_shapes(spec, index)
+            except Exception as error:  # transformers raises many types for numbers with which no layer can be built
+                raise CheckpointError(f"{self.path}: no layer of a {spec.family} can be built from the header "
+                                      f"({type(error).__name__}: {one_line(error)}); convert or download it again") from None
+            for name, shape in shapes.items():
                 module, _, leaf = name.rpartition(".")
                 needed[f"blk.{index}.{spec.traits.gguf.name_of(module)}.{leaf}"] = shape
         for name, shape in needed.items():
