@@ -192,6 +192,7 @@ def test_windows_of_exaone_4_begin_at_64_layers(tmp_path: Path) -> None:
     ("gemma2", [("rope.freq_base_swa", "f32", 7.0)], "by the base 7 and others by 10000; a gemma2 has the same"),
     ("gemma2", [("final_logit_softcapping", "f32", 0.0)], "final_logit_softcapping as 0, where a number above 0"),
     ("gemma3", [("rope.freq_base_swa", "f32", 0.0)], "freq_base_swa as 0.0, where a number above 0"),
+    ("gemma3", [("rope.freq_base", None, 0), ("rope.global.freq_base", "f32", 1e6)], "as old files of Ollama do"),
     ("granite", [("attention.scale", "f32", -1.0)], "attention.scale as -1, where a number above 0"),
     ("granite", [("rope.scaling.finetuned", "bool", False)], "leaves RoPE out"),
     ("seed_oss", [("attention.causal", "bool", False)], "attends in both directions"),

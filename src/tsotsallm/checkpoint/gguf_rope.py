@@ -18,6 +18,7 @@ KNOWN_SCALINGS = ((1.0, 4.0, 8192),)
 """Low factor, high factor and first context of the models that Llama 3's scaling came with."""
 SAME = 1e-5
 """Relative difference below which two factors in float32 are equal."""
+_OLD_BASES = {"rope.global.freq_base": "rope.freq_base", "rope.local.freq_base": "rope.freq_base_swa"}
 Factors = Mapping[str, Sequence[float]]
 """Tensor of a file -> the factors of frequencies that it holds."""
 
@@ -37,6 +38,11 @@ def rope_of_file(file: GgufFile, form: Gguf, head_dim: int, factors: Factors) ->
     if not theta > 0:
         raise CheckpointError(f"{file.path} gives {arch}.rope.freq_base as {theta}, where a number above 0 is expected; "
                               "convert or download it again")
+    for other, known in _OLD_BASES.items():
+        if f"{arch}.{other}" in file.fields and f"{arch}.{known}" not in file.fields:
+            raise CheckpointError(f"{file.path} gives {arch}.{other}, as old files of Ollama do, and no {arch}.{known}, which "
+                                  "llama.cpp reads; start from a file that llama.cpp's converter made, or from the model's "
+                                  "own checkpoint")
     rotated = file.number(f"{arch}.rope.dimension_count", most=head_dim) or head_dim
     rope = _scaling(file, theta, rotated, factors)
     if rope["rope_type"] not in form.ropes:
