@@ -41,8 +41,7 @@ def rope_of_file(file: GgufFile, form: Gguf, head_dim: int, factors: Factors) ->
     for other, known in _OLD_BASES.items():
         if f"{arch}.{other}" in file.fields and f"{arch}.{known}" not in file.fields:
             raise CheckpointError(f"{file.path} gives {arch}.{other}, as old files of Ollama do, and no {arch}.{known}, "
-                                  "which llama.cpp reads; start from a file of llama.cpp's converter, or from the model's own "
-                                  "checkpoint")
+                                  "which llama.cpp reads; start from a file of llama.cpp's converter")
     rotated = file.number(f"{arch}.rope.dimension_count", most=head_dim) or head_dim
     rope = _scaling(file, theta, rotated, factors)
     if rope["rope_type"] not in form.ropes:
