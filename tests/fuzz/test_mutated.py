@@ -21,7 +21,7 @@ for library in ("gguf", "xllamacpp", "pyoxigraph", "rapidfuzz", "optuna", "matpl
     pytest.importorskip(library, reason=f"the verbs under test need {library}")
 
 CASES = int(os.environ.get("TSOTSALLM_FUZZ_CASES", "10000"))
-SOURCE_CASES = int(os.environ.get("TSOTSALLM_FUZZ_SOURCES", "1000"))
+SOURCE_CASES = int(os.environ.get("TSOTSALLM_FUZZ_SOURCES", "500"))
 SEED = int(os.environ.get("TSOTSALLM_FUZZ_SEED", "1"))
 
 
