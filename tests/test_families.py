@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tsotsallm
@@ -239,3 +240,52 @@ def test_depth_names_its_sources_where_norms_stand_behind_branches(tmp_path: Pat
 def test_a_file_of_gemma_passes_its_comparison(tmp_path: Path) -> None:
     found = tsotsallm.to_gguf(build(tmp_path / "model", "gemma3"), tmp_path / "model.gguf", dense="f32")
     assert 0 < found["verified"]["mean"] < found["verified"]["bound"] == 5e-3
+
+
+# -- models that see pictures too -------------------------------------------------------------------------------------
+
+def with_pictures(directory: Path, whole: str = "gemma3", family: str = "gemma3", *, new: bool = False, **text: Any) -> Path:
+    """A checkpoint that holds a text model, an eye, and what joins them; `new`: by the names of transformers 5."""
+    plain = build(directory.with_name("plain"), family, **text)
+    config = json.loads((plain / "config.json").read_text())
+    shared = {key: config.pop(key) for key in ("tie_word_embeddings", "eos_token_id", "dtype")}
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({
+        "model_type": whole, "architectures": ["Whole"], "text_config": config,
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 8}, "image_token_index": 250, **shared}))
+    tensors = {}
+    for name, tensor in load_file(plain / "model.safetensors").items():
+        tensors[name.replace("model.", "model.language_model.", 1) if new else f"language_model.{name}"] = tensor
+    before = "model." if new else ""
+    tensors[f"{before}vision_tower.vision_model.post_layernorm.weight"] = torch.ones(8)
+    tensors[f"{before}multi_modal_projector.mm_input_projection_weight"] = torch.ones(8, 64)
+    save_file(tensors, directory / "model.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_bytes((plain / name).read_bytes())
+    return directory
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("kind", "family", "inner"), [
+    ("gemma3", "gemma3", "gemma3_text"), ("mistral3", "ministral3", "ministral3"), ("mistral3", "mistral", "mistral")])
+def test_of_a_model_that_sees_pictures_the_text_model_is_read(kind: str, family: str, inner: str, new: bool, tied: bool,
+                                                              tmp_path: Path) -> None:
+    whole = with_pictures(tmp_path / "whole", kind, family, new=new, tie_word_embeddings=tied)
+    checkpoint = Checkpoint.open(whole)
+    assert (checkpoint.spec.family, checkpoint.spec.tied) == (inner, tied)
+    assert checkpoint.records.keys() == Checkpoint.open(tmp_path / "plain").records.keys()
+    assert any("sees pictures too: its text model is read, and the 2 tensors" in note for note in checkpoint.notes)
+    torch.testing.assert_close(losses(whole, tmp_path), losses(tmp_path / "plain", tmp_path), rtol=0, atol=0)
+    tsotsallm.compress(whole, "rtn:8:32", tmp_path / "out")
+    assert Checkpoint.open(tmp_path / "out").spec.family == inner
+    assert not Checkpoint.open(tmp_path / "out").notes
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (None, "whose text model .text_config. is not there; it must be one of gemma3_text"), ({}, "num_hidden_layers is None"),
+    ({"model_type": "llama"}, "is 'llama'; it must be one of gemma3_text")])
+def test_a_model_that_sees_pictures_without_its_text_model_is_refused(text: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(tmp_path)

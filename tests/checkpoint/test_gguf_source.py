@@ -22,10 +22,10 @@ import tsotsallm
 from tests.compressing import SMALL
 from tests.conftest import FAMILIES, build
 from tests.fidelity import kinds
-from tsotsallm.checkpoint.gguf_config import llama3_scaling
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.gguf_layout import Entry, Kind, Labels, Layout, TensorInfo, model_entries, vocabulary_entries
 from tsotsallm.checkpoint.gguf_records import BLOCKS, FLOATS
+from tsotsallm.checkpoint.gguf_rope import llama3_scaling
 from tsotsallm.checkpoint.gguf_terms import rope_factors
 from tsotsallm.checkpoint.gguf_vocabulary import ALIKE, read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
@@ -381,7 +381,8 @@ def test_texts_become_the_tokens_of_llama_cpp(tmp_path: Path, kind: str) -> None
         assert engine.ends_at(token) == (token in found.codec.ends), token
 
 
-RULES = ["llama-bpe", "smaug-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "gpt-2", "smollm"]
+RULES = ["llama-bpe", "smaug-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "gpt-2", "smollm", "seed-coder",
+         "deepseek-v3"]
 
 
 @pytest.mark.parametrize("rule", [*RULES, *(other for alike in ALIKE.values() for other in alike)])
@@ -424,7 +425,7 @@ def test_bos_before_conversations_is_that_of_llama_cpp(tmp_path: Path) -> None:
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("key", "kind", "value", "message"), [
-    ("general.architecture", "string", "gemma3", "unknown architecture 'gemma3'; supported are llama, qwen2"),
+    ("general.architecture", "string", "gemma4", "unknown architecture 'gemma4'; supported are llama, mistral3, qwen2"),
     ("general.architecture", "string", "x" * 999, "unknown architecture"),
     ("general.type", "string", "adapter", "is an adapter"),
     ("llama.expert_count", "u32", 8, "8 experts"),
@@ -456,6 +457,7 @@ def test_headers_that_cannot_be_are_refused(parts: Parts, tmp_path: Path, key: s
     ("tokenizer.ggml.pre", None, None, "names no rule by which text is split"),
     ("tokenizer.ggml.model", "string", "t5", r"of the kind 't5' \(Unigram\)"),
     ("tokenizer.ggml.merges", None, None, "without merges"),
+    ("tokenizer.ggml.merges", "i32", [1, 2], "where a list of texts is expected"),
     ("tokenizer.ggml.token_type", "i32", [1, 1], "256 tokens, but types of 2"),
     ("tokenizer.ggml.model", "string", "llama", "without a score for every token")])
 def test_tokenizers_that_are_not_known_are_refused(parts: Parts, tmp_path: Path, key: str, kind: Any, value: Any,

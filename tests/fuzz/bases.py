@@ -135,11 +135,24 @@ GGUF_GENERATE = _verb("generate-gguf", "generate {file} hello --tokens 2", 2)
 GGUF_CHAT = _verb("chat-gguf", "chat {file} --tokens 2", 2, "hello\n")
 GGUF_EVALUATE = _verb("evaluate-gguf", "evaluate {file} --text words.txt --context 16 --limit 1 --reference {model}", 3)
 GGUF_ADAPTER = _verb("generate-adapter", "generate in/model.gguf hello --tokens 2 --adapter {file}", 2)
+SOURCE_STREAM = _verb("evaluate-source", "evaluate {file} --text words.txt --context 16 --limit 1 --stream", 1.5)
+SOURCE_SKIP = _verb("compress-source", "compress {file} skip:0 -o out", 1.5)
+SOURCE_BLOCKS = _verb("compress-source-blocks", "compress {file} rtn:q8_0 -o out", 2)
+SOURCE_TOKENS = _verb("compress-source-tokens", "compress {file} tokens.yaml -o out", 3)
+SOURCE_PLAN = _verb("plan-source", "plan {file} gptq:8:32 -o out")
+SOURCE_EXPORT = _verb("export-source", "export {file} --gguf out.gguf --no-verify", 1.5)
+SOURCE_PLAIN = _verb("export-source-hf", "export {file} --hf out", 1.5)
+SOURCE_READERS = (GGUF_INSPECT, SOURCE_STREAM, SOURCE_SKIP, SOURCE_BLOCKS, SOURCE_TOKENS, SOURCE_PLAN, SOURCE_EXPORT,
+                  SOURCE_PLAIN)
 STUDY_SHOW = _verb("study-show", "study show in")
 
 CANNOT = {("pieces", NARROWED), ("integers", NARROWED), ("fewer", NARROWED), ("fewer", EXPORT), ("fewer", VERIFIED),
           ("stories", NARROWED), ("stories", CHAT), ("stories", PLAN), ("stories", ROUND), ("stories", CALIBRATED)}
 """Verbs that refuse a whole base: a vocabulary without merges, widths that no group of 32 divides, no chat template."""
+SOURCES = "sources"
+"""The base of GGUF files that are read as models, without llama.cpp."""
+SOURCE_FAMILIES = ("gemma3", "phi", "olmo3", "granite", "ministral3", "qwen3")
+"""Those among them that are made for it: windows, shifted norms, fused linears, scaled positions, scaled branches."""
 CHECKPOINTS = ("tied", "adapted", "blocks", "integers", "pieces", "fewer", "stories")
 _SIDE = (("config.json", "json", READERS, 3.0), ("tokenizer.json", "tokenizer", SPEAKERS, 2.0),
          ("tokenizer_config.json", "json", SPEAKERS, 1.0), ("generation_config.json", "json", SPEAKERS, 1.0),
@@ -181,6 +194,8 @@ def targets(root: Path) -> list[Target]:
     gguf = (GGUF_INSPECT, GGUF_GENERATE, GGUF_CHAT, GGUF_EVALUATE)
     found += [Target("ggufs", "model.gguf", "gguf", gguf, 4.0), Target("ggufs", "blocks.gguf", "gguf", gguf, 3.0),
               Target("ggufs", "model-adapter.gguf", "gguf", (GGUF_ADAPTER,), 1.0)]
+    found += [Target(SOURCES, file, "gguf", SOURCE_READERS, 1.0) for file in (
+        *(f"{family}.gguf" for family in SOURCE_FAMILIES), "rounded.gguf", "pieces.gguf")]
     found += [Target("study", "ledger.sqlite", "bytes", (STUDY_SHOW,), 0.3), Target("study", "trials.jsonl", "jsonl",
                                                                                     (STUDY_SHOW,), 0.3)]
     able = [replace(one, verbs=tuple(verb for verb in one.verbs if (one.base, verb) not in CANNOT)) for one in found]
@@ -235,6 +250,13 @@ def _build(root: Path) -> None:
     ggufs.mkdir()
     tsotsallm.to_gguf(root / "adapted", ggufs / "model.gguf", dense="f16", verify=False)
     tsotsallm.to_gguf(root / "blocks", ggufs / "blocks.gguf", verify=False)
+    (root / SOURCES).mkdir()
+    for family in SOURCE_FAMILIES:
+        model = build(root / "made" / family, family, **small)
+        tsotsallm.to_gguf(model, root / SOURCES / f"{family}.gguf", dense="f16", verify=False)
+    tsotsallm.to_gguf(pieces, root / SOURCES / "pieces.gguf", verify=False)
+    tsotsallm.to_gguf(root / "blocks", root / SOURCES / "rounded.gguf", verify=False)
+    shutil.rmtree(root / "made")
     tsotsallm.run_study(root / "studies" / "named.yaml", root / "study", model=str(tied), text=words, trials=2)
     shutil.rmtree(root / "study" / "work", ignore_errors=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.fuzz.plain import TEXTS, Damage, Impossible, as_json, change_value, short
 from tests.fuzz.texts import template_trick
+from tsotsallm.checkpoint.families import ARCHITECTURES
 
 DTYPES = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0",
           "F4",
@@ -348,4 +349,52 @@ def _gguf_head(content: bytes, rng: random.Random, done: Damage) -> bytes:
     return file.bytes()
 
 
-GGUF = (_gguf_value, _gguf_value, _gguf_value, _gguf_key, _gguf_key, _gguf_tensor, _gguf_tensor, _gguf_head)
+def _gguf_family(content: bytes, rng: random.Random, done: Damage) -> bytes:
+    """The same file as one of another architecture: its name and all keys that begin with it."""
+    file = _Gguf.read(content)
+    old, new = _architecture(file), rng.choice((*ARCHITECTURES, "mamba", "")).encode()
+    for place, (name, kind, value) in enumerate(file.keys):
+        if name == b"general.architecture":
+            file.keys[place] = name, _TEXT, struct.pack("<Q", len(new)) + new
+        elif old and name.startswith(old + b"."):
+            file.keys[place] = new + name[len(old):], kind, value
+    done.steps.append(f"a {new.decode()}")
+    return file.bytes()
+
+
+def _gguf_more(content: bytes, rng: random.Random, done: Damage) -> bytes:
+    """A key that some families read, with a value that may not be one."""
+    file = _Gguf.read(content)
+    name = _architecture(file) + b"." + rng.choice(MORE_KEYS)
+    kind = rng.choice((4, 4, 6, 6, 7, _TEXT, _LIST))
+    if kind == _TEXT:
+        text = rng.choice((b"yarn", b"linear", b"longrope", b"none", b"warp", b""))
+        value = struct.pack("<Q", len(text)) + text
+    elif kind == _LIST:
+        inner, count = rng.choice((4, 6, 7)), rng.choice((0, 1, 2, 3, 40))
+        value = struct.pack("<IQ", inner, count) + rng.randbytes(count * struct.calcsize(_FIXED[inner]))
+    elif kind == 6:
+        value = struct.pack("<f", rng.choice((0.0, 1.0, -1.0, 0.5, 1e30, 1e-30, float("nan"), float("inf"))))
+    else:
+        value = rng.choice((*WHOLE, 8, 9, 16)).to_bytes(8, "little")[:struct.calcsize(_FIXED[kind])]
+    file.keys = [key for key in file.keys if key[0] != name] + [(name, kind, value)]
+    done.steps.append(f"{name.decode(errors='replace')}: {kind}, {value[:16]!r}")
+    return file.bytes()
+
+
+def _architecture(file: _Gguf) -> bytes:
+    """The architecture that a header names; empty where it names none."""
+    return next((value[8:] for name, kind, value in file.keys if name == b"general.architecture" and kind == _TEXT), b"")
+
+
+MORE_KEYS = tuple(one.encode() for one in (
+    "attention.sliding_window", "attention.sliding_window_pattern", "attention.key_length", "attention.key_length_swa",
+    "attention.scale", "attention.temperature_scale", "attention.causal", "attn_logit_softcapping",
+    "final_logit_softcapping", "embedding_scale", "residual_scale", "logit_scale", "rope.freq_base", "rope.freq_base_swa",
+    "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor",
+    "rope.scaling.finetuned", "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor", "context_length", "block_count", "embedding_length", "vocab_size"))
+"""Keys of a header that say how a model computes, without their architecture."""
+GGUF = (_gguf_value, _gguf_value, _gguf_value, _gguf_key, _gguf_key, _gguf_tensor, _gguf_tensor, _gguf_head, _gguf_more,
+        _gguf_family)

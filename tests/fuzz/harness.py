@@ -80,10 +80,12 @@ class Case:
     spoken: str
     form: str
     folder: str = "in"
+    only: str = ""
 
     @property
     def again(self) -> str:
-        return f"python -m tests.fuzz.harness --seed {self.seed} --case {self.number}"
+        limited = f" --only {self.only}" if self.only else ""
+        return f"python -m tests.fuzz.harness --seed {self.seed} --case {self.number}{limited}"
 
 
 @dataclass
@@ -102,15 +104,15 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def case_of(seed: int, number: int, bases: Path) -> tuple[Case, random.Random]:
-    """The case of a number, and the generator that damages its file."""
+def case_of(seed: int, number: int, bases: Path, only: str = "") -> tuple[Case, random.Random]:
+    """The case of a number, and the generator that damages its file; with `only`, of the files of one base."""
     rng = random.Random(f"{seed}/{number}")
-    known = targets(bases)
+    known = [one for one in targets(bases) if only in ("", one.base)]
     [target] = rng.choices(known, [one.share for one in known])
     [verb] = rng.choices(target.verbs, [1 / one.cost for one in target.verbs])
     folder = rng.choice(FOLDERS) if rng.random() < 0.03 else "in"
     arguments = tuple(re.sub(r"^in(?=/|$)", lambda _: folder, one) for one in arguments_of(target, verb))
-    return Case(seed, number, target.base, target.file, verb.name, arguments, verb.spoken, target.form, folder), rng
+    return Case(seed, number, target.base, target.file, verb.name, arguments, verb.spoken, target.form, folder, only), rng
 
 
 def arguments_of(target: Target, verb: Verb) -> tuple[str, ...]:
@@ -237,7 +239,8 @@ def prepared() -> None:
         if not one.name.endswith("__main__"):
             importlib.import_module(one.name)
     for name in ("gguf", "xllamacpp", "pyoxigraph", "rapidfuzz.process", "rich.table", "rich.progress", "optuna",
-                 "matplotlib.pyplot", "jinja2.sandbox", "transformers.models.llama.modeling_llama"):
+                 "matplotlib.pyplot", "jinja2.sandbox", *(f"transformers.models.{one}.modeling_{one}" for one in (
+                     "llama", "gemma3", "phi3", "olmo3", "granite", "ministral3", "qwen3"))):
         importlib.import_module(name)
     import torch
     import typer
@@ -284,23 +287,23 @@ def warmed(bases: Path, folder: Path) -> int:
     return forked(lambda: 0, SECONDS).memory
 
 
-def run_here(seed: int, numbers: Iterator[int] | range, bases: Path, work: Path, *,
-             pristine: bool = False) -> Iterator[Outcome]:
-    """Run cases one after another in this process; `pristine` leaves the inputs whole."""
+def run_here(seed: int, numbers: Iterator[int] | range, bases: Path, work: Path, *, pristine: bool = False,
+             only: str = "") -> Iterator[Outcome]:
+    """Run cases one after another in this process; `pristine` leaves the inputs whole, `only` takes those of one base."""
     prepared()
     if not bases.exists() and (built := forked(lambda: build_bases(bases) or 0, BUILDING_SECONDS)).code:
         raise RuntimeError(f"the inputs cannot be built: exit code {built.code}")
     baseline = warmed(bases, work / "warm")
     whole = whole_cases(bases) if pristine else []
     for number in numbers:
-        case, rng = (whole[number], None) if pristine else case_of(seed, number, bases)
+        case, rng = (whole[number], None) if pristine else case_of(seed, number, bases, only)
         yield run_case(case, rng, bases, work / str(number), baseline=baseline)
         if KEEP not in os.environ:
             shutil.rmtree(work / str(number), ignore_errors=True)
 
 
 def run_cases(seed: int, count: int, folder: Path, *, first: int = 0, workers: int = 2, whole: bool = False,
-              tell: Callable[[Outcome], None] = lambda _outcome: None) -> list[Outcome]:
+              only: str = "", tell: Callable[[Outcome], None] = lambda _outcome: None) -> list[Outcome]:
     """Run many cases in worker processes that take turns; all outcomes, in order."""
     bases = folder / "bases"
     if not bases.exists() and (workers > 1 or not count):
@@ -309,7 +312,8 @@ def run_cases(seed: int, count: int, folder: Path, *, first: int = 0, workers: i
     running = []
     for place in range(min(workers, count)):
         command = ["--seed", seed, "--first", first + place, "--last", first + count, "--step", workers, "--bases", bases,
-                   "--work", folder / f"worker-{place}", *(["--whole"] if whole else [])]
+                   "--work", folder / f"worker-{place}", *(["--whole"] if whole else []),
+                   *(["--only", only] if only else [])]
         with (folder / f"worker-{place}.log").open("w") as log:
             running.append(subprocess.Popen([*HARNESS, *map(str, command)], cwd=ROOT, env=_environment(folder),
                                             stdout=subprocess.PIPE, stderr=log, text=True))
@@ -350,6 +354,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="leave the folder of the case here")
     parser.add_argument("--whole", action="store_true", help="leave the input undamaged")
     parser.add_argument("--count", type=int, help="run so many cases, and show those with problems")
+    parser.add_argument("--only", default="", help="take the files of this base alone, such as sources")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--last", type=int)
     parser.add_argument("--step", type=int, default=1)
@@ -361,34 +366,34 @@ def main() -> None:
         build_bases(asked.build)
     elif asked.last is not None:
         for outcome in run_here(asked.seed, range(asked.first, asked.last, asked.step), asked.bases, asked.work,
-                                pristine=asked.whole):
+                                pristine=asked.whole, only=asked.only):
             print(json.dumps(asdict(outcome)), flush=True)
     elif asked.count is not None:
         with tempfile.TemporaryDirectory() as folder:
-            _show_many(asked.seed, asked.first, asked.count, Path(folder))
+            _show_many(asked.seed, asked.first, asked.count, Path(folder), asked.only)
     else:
-        _show_one(asked.seed, asked.case or 0, asked.keep, whole=asked.whole)
+        _show_one(asked.seed, asked.case or 0, asked.keep, whole=asked.whole, only=asked.only)
 
 
-def _show_many(seed: int, first: int, count: int, folder: Path) -> None:
+def _show_many(seed: int, first: int, count: int, folder: Path, only: str) -> None:
     def tell(outcome: Outcome) -> None:
         if outcome.problems:
             print(json.dumps(asdict(outcome), ensure_ascii=False), flush=True)
 
     began = time.monotonic()
-    found = run_cases(seed, count, folder, first=first, tell=tell)
+    found = run_cases(seed, count, folder, first=first, only=only, tell=tell)
     whole = sum(not one.problems for one in found)
     print(f"{len(found)} cases in {time.monotonic() - began:.0f} s, {whole} without a problem")
 
 
-def _show_one(seed: int, number: int, keep: Path | None, *, whole: bool) -> None:
+def _show_one(seed: int, number: int, keep: Path | None, *, whole: bool, only: str) -> None:
     """Run a case as a worker does, in a fresh process, and print everything about it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bases, work = folder / "bases", folder / "worker-0"
         _again(folder, "--build", bases)
         [line] = _again(folder, "--seed", seed, "--first", number, "--last", number + 1, "--bases", bases, "--work", work,
-                        *(["--whole"] if whole else []))
+                        *(["--whole"] if whole else []), *(["--only", only] if only else []))
         for key, value in json.loads(line).items():
             print(f"{key:9} {value}")
         box = work / str(number) / "box"
@@ -396,7 +401,7 @@ def _show_one(seed: int, number: int, keep: Path | None, *, whole: bool) -> None
         if keep is not None:
             shutil.copytree(work / str(number), keep, symlinks=True, ignore_dangling_symlinks=True, ignore=_specials)
             shutil.copytree(bases / "tied", keep / "model")
-            case = whole_cases(bases)[number] if whole else case_of(seed, number, bases)[0]
+            case = whole_cases(bases)[number] if whole else case_of(seed, number, bases, only)[0]
             print(f"kept: cd {keep}/box; ln -sfn ../model model; tsotsallm {' '.join(case.arguments)}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.bases import SOURCES
 from tests.fuzz.harness import SECONDS, Listing, Outcome, case_of, judged, listing, run_cases, whole_cases
 from tests.fuzz.mutate import FORMS, damage
 from tests.fuzz.plain import SECRET
@@ -20,6 +21,7 @@ for library in ("gguf", "xllamacpp", "pyoxigraph", "rapidfuzz", "optuna", "matpl
     pytest.importorskip(library, reason=f"the verbs under test need {library}")
 
 CASES = int(os.environ.get("TSOTSALLM_FUZZ_CASES", "10000"))
+SOURCE_CASES = int(os.environ.get("TSOTSALLM_FUZZ_SOURCES", "500"))
 SEED = int(os.environ.get("TSOTSALLM_FUZZ_SEED", "1"))
 
 
@@ -39,6 +41,20 @@ def test_damaged_inputs_end_in_an_answer_or_one_line(folder: Path) -> None:
     assert len(found) == 150
     assert_clean(found)
     assert {one.code for one in found} == {0, 1}
+
+
+def test_damaged_gguf_files_as_models_end_in_an_answer_or_one_line(folder: Path) -> None:
+    found = run_cases(0, 20, folder, workers=1, only=SOURCES)
+    assert len(found) == 20
+    assert_clean(found)
+    assert {one.code for one in found} == {0, 1}
+
+
+@pytest.mark.slow
+def test_many_damaged_gguf_files_as_models(folder: Path) -> None:
+    found = run_cases(SEED, SOURCE_CASES, folder, only=SOURCES)
+    assert len(found) == SOURCE_CASES
+    assert_clean(found)
 
 
 @pytest.mark.slow

@@ -78,6 +78,8 @@ class Gguf:
     windowed      number of layers by which llama.cpp recognises that a model has windows; 0: by the window itself
     per_head      number of layers for which scores are scaled by the width of a head that hidden width and heads give,
                   instead of the width that it has; where given, the config's own number must be the same
+    otherwise     the family of files of this architecture with none of `ropes` and none of `keys`; empty: none is
+    base          RoPE's base in layers with a window where the file states none; 0: that of the other layers
     """
 
     architecture: str
@@ -96,6 +98,8 @@ class Gguf:
     assumed: bool = False
     windowed: int = 0
     per_head: int = 0
+    otherwise: str = ""
+    base: float = 0.0
 
     def name_of(self, module: str) -> str:
         """What a module of a layer is called in the file."""
@@ -135,6 +139,14 @@ class Family:
     spanning: Mapping[str, str] = field(default_factory=dict)
     behind: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def modules(self) -> dict[str, str]:
+        """What a module of a layer is called in GGUF -> the module: the inverse of `gguf.name_of`."""
+        parts = {part for linear in self.fused for part in FUSED[linear]}
+        known = [module for module in (*LINEARS, *self.gguf.norms)
+                 if module not in parts and (module not in FUSED or module in self.fused)]
+        return {self.gguf.name_of(module): module for module in known}
+
 
 _CAP = "final_logit_softcapping"
 _CAPS = {one: one for one in ("attn_logit_softcapping", _CAP)}
@@ -144,7 +156,7 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family("Llama 2 and 3, SmolLM", Gguf("llama", biases=_LLAMA_BIASES, pairs=True, ropes=_LLAMA_ROPES)),
     "mistral": Family("Mistral", Gguf("llama", biases=_LLAMA_BIASES, pairs=True, ropes=_LLAMA_ROPES)),
     "ministral": Family("Ministral", Gguf("llama", pairs=True)),
-    "ministral3": Family("Ministral 3", Gguf("mistral3", pairs=True, ropes=("yarn",), keys={
+    "ministral3": Family("Ministral 3", Gguf("mistral3", pairs=True, ropes=("yarn",), otherwise="mistral", keys={
         "attention.temperature_scale": "rope_parameters.llama_4_scaling_beta"}), needed=(
             "rope_parameters.llama_4_scaling_beta", "rope_parameters.original_max_position_embeddings")),
     "qwen2": Family("Qwen2", Gguf("qwen2", biases=_INPUTS, ropes=_LLAMA_ROPES)),
@@ -173,8 +185,17 @@ FAMILIES: Mapping[str, Family] = {
                         assumed=True, per_head=46),
         attention="eager", embedding=_root_of_width, cap=_CAP, offset=1.0, behind=BEHIND),
     "gemma3_text": Family(
-        "Gemma 3 (text)", Gguf("gemma3", {**_FOUR, **HEADS}, keys={_CAP: _CAP}, activation=_GELU, period=6, per_head=62),
+        "Gemma 3 (text)", Gguf("gemma3", {**_FOUR, **HEADS}, keys={_CAP: _CAP}, activation=_GELU, period=6, per_head=62,
+                               base=10000.0),
         embedding=_root_of_width, cap=_CAP, offset=1.0, behind=BEHIND),
     "phi3": Family("Phi-3, Phi-4", Gguf("phi3", ropes=("default", "longrope"), partial=True, square=True), fused=FUSED),
 }
 """`model_type` of a config -> its family."""
+
+WITH_PICTURES: Mapping[str, tuple[str, ...]] = {"gemma3": ("gemma3_text",), "mistral3": ("ministral3", "mistral")}
+"""`model_type` of models that see pictures too -> what their text models may be, the one that is meant by default first."""
+
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    architecture: tuple(name for name, family in FAMILIES.items() if family.gguf.architecture == architecture)
+    for architecture in dict.fromkeys(family.gguf.architecture for family in FAMILIES.values())}
+"""Architecture of llama.cpp -> its families."""

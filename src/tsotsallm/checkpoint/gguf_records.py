@@ -70,6 +70,31 @@ class DequantisedRecord(TensorRecord):
             yield first, torch.from_numpy(dequantised(raw.numpy(), self.kind)).to(self.dtype)
 
 
+@dataclass(frozen=True)
+class ShiftedRecord(TensorRecord):
+    """A row of numbers in float32, each less than in the file by `shift`: norms that are stored with what is added to them.
+
+    Path, start and size are those of `raw`.
+    """
+
+    raw: TensorRecord | None = None
+    shift: float = 0.0
+
+    def read(self, first_row: int = 0, last_row: int | None = None) -> Tensor:
+        """The values, or those from `first_row` to before `last_row`, in float32."""
+        assert self.raw is not None
+        return (self.raw.read(first_row, last_row).double() - self.shift).float()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the bytes of the values."""
+        yield bytes(byte_view(self.read()))
+
+
+def shifted(record: TensorRecord, shift: float) -> TensorRecord:
+    """A record of floating-point numbers, each less by `shift` than what is stored."""
+    return ShiftedRecord(record.path, torch.float32, record.shape, record.start, math.prod(record.shape) * 4, record, shift)
+
+
 def dequantised(rows: Any, kind: str) -> Any:
     """Values of rows in blocks, (rows, columns) float32, by the gguf library."""
     try:

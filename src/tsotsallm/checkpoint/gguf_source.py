@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from tsotsallm.checkpoint import packing
-from tsotsallm.checkpoint.families import FAMILIES, FUSED, LINEARS
+from tsotsallm.checkpoint.families import FAMILIES
 from tsotsallm.checkpoint.gguf_config import config_of, require_family
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
 from tsotsallm.checkpoint.gguf_place import open_parts
-from tsotsallm.checkpoint.gguf_records import FLOATS, blocks_of, record_of, require_readable
+from tsotsallm.checkpoint.gguf_records import FLOATS, blocks_of, record_of, require_readable, shifted
 from tsotsallm.checkpoint.gguf_terms import (
     EMBEDDING_IN_FILE,
     HEAD_IN_FILE,
+    LONG_FACTORS,
     NORM_IN_FILE,
     ROPE_FACTORS,
     in_halves,
@@ -28,12 +29,14 @@ from tsotsallm.checkpoint.shards import TensorRecord
 from tsotsallm.checkpoint.source import CONFIG, PROVENANCE
 from tsotsallm.checkpoint.spec import CONTAINER, EMBEDDING, FINAL_NORM, HEAD, ModelSpec
 from tsotsallm.errors import CheckpointError
-from tsotsallm.files import SIDE_FILE_BYTES, quoted
+from tsotsallm.files import SIDE_FILE_BYTES, one_line, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.grids import Grid
 
 FEW_BITS = 5.0
 """Below this many bits a weight, what a source lost already is worth a warning."""
+FACTORS = {ROPE_FACTORS: "llama3", **dict.fromkeys(LONG_FACTORS, "longrope")}
+"""Tensor of factors for positions -> the scaling that it belongs to."""
 _ENDS = {EMBEDDING_IN_FILE: EMBEDDING, NORM_IN_FILE: FINAL_NORM, HEAD_IN_FILE: HEAD}
 _IN_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.(\w+)\.(weight|bias)")
 _HEADS = ("self_attn.q_proj", "self_attn.k_proj")
@@ -65,7 +68,7 @@ class GgufSource:
         self.records: dict[str, TensorRecord] = {}
         grids: dict[str, Grid | None] = {}
         for tensor in self.file.tensors.values():
-            if tensor.name != ROPE_FACTORS:
+            if tensor.name not in self._known_factors(config["model_type"]):
                 self._add(tensor, config, grids)
         if any(grids.values()):
             config["quantization_config"] = packing.quantization_config(grids)
@@ -79,12 +82,11 @@ class GgufSource:
         """Note where a tensor is, by the name that transformers knows it by; `grids` gets the grid of a matrix."""
         where = f"{self.path}: {quoted(tensor.name)}"
         name, order, match = _ENDS.get(tensor.name), None, _IN_LAYER.fullmatch(tensor.name)
-        form = FAMILIES[config["model_type"]].gguf
-        modules = {short: module for module, short in {**LINEARS, **form.norms}.items() if module not in FUSED}
-        if match is not None and match[2] in modules:
-            module = modules[match[2]]
+        family = FAMILIES[config["model_type"]]
+        if match is not None and match[2] in family.modules:
+            module = family.modules[match[2]]
             name = f"model.layers.{match[1]}.{module}.{match[3]}"
-            if module in _HEADS and form.pairs:
+            if module in _HEADS and family.gguf.pairs:
                 kind = "num_attention_heads" if module == _HEADS[0] else "num_key_value_heads"
                 rows = config[kind] * (self.file.key_length or 0)
                 if tensor.shape[:1] != (rows,) or (self.file.key_length or 0) % 2:     # before memory is taken by a header
@@ -104,6 +106,8 @@ class GgufSource:
                                       "download it again")
             require_readable(tensor.type, where)
         self.records[name] = record_of(tensor, path, order)
+        if family.offset and len(tensor.shape) == 1 and name.endswith("norm.weight"):
+            self.records[name] = shifted(self.records[name], family.offset)
         if len(tensor.shape) == 2:
             grids[name.removesuffix(".weight")] = None
 
@@ -118,14 +122,21 @@ class GgufSource:
                                   f"{embeddings.shape[0]} rows; tokenizer and weights do not belong together: convert or "
                                   "download it again")
 
-    def _rope_factors(self) -> list[float] | None:
-        tensor = self.file.tensors.get(ROPE_FACTORS)
-        if tensor is None:
-            return None
-        if tensor.type not in FLOATS or len(tensor.shape) != 1 or tensor.elements > 1 << 16:
-            raise CheckpointError(f"{self.path}: {ROPE_FACTORS} holds {list(tensor.shape)} of {tensor.type}, where a row of "
-                                  "numbers is expected; convert or download it again")
-        return list(record_of(tensor, self._paths[tensor.name], None).read().double().tolist())
+    def _rope_factors(self) -> dict[str, list[float]]:
+        """The factors of frequencies that the file holds, by the names of their tensors."""
+        found = {}
+        for name in FACTORS.keys() & self.file.tensors.keys():
+            tensor = self.file.tensors[name]
+            if tensor.type not in FLOATS or len(tensor.shape) != 1 or tensor.elements > 1 << 16:
+                raise CheckpointError(f"{self.path}: {name} holds {list(tensor.shape)} of {tensor.type}, where a row of "
+                                      "numbers is expected; convert or download it again")
+            found[name] = list(record_of(tensor, self._paths[name], None).read().double().tolist())
+        return found
+
+    @staticmethod
+    def _known_factors(family: str) -> set[str]:
+        """Tensors of factors that llama.cpp loads for a family."""
+        return {name for name, kind in FACTORS.items() if kind in FAMILIES[family].gguf.ropes}
 
     def _require_whole(self) -> None:
         """Raise CheckpointError unless every tensor that the header calls for is there, in the right shape."""
@@ -134,7 +145,12 @@ class GgufSource:
         if not spec.tied:
             needed[HEAD_IN_FILE] = (spec.vocabulary, spec.hidden)
         for index in range(spec.layers):
-            for name, shape in layer_shapes(spec, index).items():
+            try:
+                shapes = layer_shapes(spec, index)
+            except Exception as error:  # transformers raises many types for numbers with which no layer can be built
+                raise CheckpointError(f"{self.path}: no layer of a {spec.family} can be built from the header "
+                                      f"({type(error).__name__}: {one_line(error)}); convert or download it again") from None
+            for name, shape in shapes.items():
                 module, _, leaf = name.rpartition(".")
                 needed[f"blk.{index}.{spec.traits.gguf.name_of(module)}.{leaf}"] = shape
         for name, shape in needed.items():
@@ -144,7 +160,8 @@ class GgufSource:
                                       "file is incomplete: convert or download it again")
             if tensor.shape != shape:
                 raise self._misshapen(name, tensor.shape, shape)
-        if extra := [name for name in self.file.tensors if name not in needed and name != ROPE_FACTORS]:
+        if extra := [name for name in self.file.tensors if name not in needed and
+                 name not in self._known_factors(spec.family)]:
             raise CheckpointError(f"{self.path} holds {quoted(extra[0])}, which a {spec.traits.gguf.architecture} of "
                                   f"{spec.layers} layers does not have; header and weights do not belong together")
 
@@ -157,6 +174,9 @@ class GgufSource:
         matrices = [one for one in self.file.tensors.values() if len(one.shape) == 2]
         types = sorted({one.type for one in matrices if one.type not in FLOATS},
                        key=lambda kind: -sum(one.size for one in matrices if one.type == kind))
+        if self.spec.context < (self.file.context or 0):
+            self.notes = (f"the context is {self.spec.context} instead of the file's {self.file.context}: beyond it, "
+                          "positions are scaled otherwise, or an attention window begins that llama.cpp ignores",)
         if not types:
             return
         bits = 8 * sum(one.size for one in matrices) / sum(one.elements for one in matrices)
@@ -168,7 +188,7 @@ class GgufSource:
         if dense := [kind for kind in types if kind not in LAYOUTS]:
             notes.append(f"weights of the type {', '.join(dense)} have no grid here: they are read as numbers in 16 "
                          "bits, and written so unless a stage quantises them")
-        self.notes = tuple(notes)
+        self.notes += tuple(notes)
 
     # -- files beside the weights -----------------------------------------------------------------------------
 

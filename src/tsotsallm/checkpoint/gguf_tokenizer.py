@@ -111,6 +111,9 @@ def _listed_merges(file: GgufFile, vocabulary: dict[str, int]) -> list[list[str]
     listed = file.fields.get(MERGES)
     if not isinstance(listed, list) or not listed:
         raise CheckpointError(f"{file.path} has a byte-level tokenizer without merges; convert or download it again")
+    if not all(isinstance(merge, str) for merge in listed):
+        raise CheckpointError(f"{file.path} gives {MERGES} as {quoted(listed)}, where a list of texts is expected; convert "
+                              "or download it again")
     pairs = []
     for merge in listed:
         cut = merge.find(" ", 1)

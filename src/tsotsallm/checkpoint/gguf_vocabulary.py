@@ -24,16 +24,24 @@ SPLITS = {
     _LLAMA3.replace("{1,3}", ""): "qwen2",
     _LLAMA3.replace(r"\p{L}+|\p{N}{1,3}", r"[\p{L}\p{M}]+|\p{N}").replace(r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+"):
         "qwen35",
+    _LLAMA3.replace("{1,3}", "{1}").replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+"): "seed-coder",
     _GPT4O_WORDS % ("", "", ""): "tekken",
     _GPT4O_WORDS % (_CONTRACTIONS + "?", _CONTRACTIONS + "?", "{1,3}"): "gpt-4o"}
 """The regular expression with which a tokenizer splits text -> llama.cpp's name of the same rule."""
+
+SEQUENCES: dict[tuple[str, ...], str] = {
+    (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"): "deepseek-v3"}
+"""Regular expressions that split text one after another -> llama.cpp's name of the same rule."""
 
 LIKE_GPT2, BY_DIGITS = "gpt-2", "smollm"
 """Rules that the tokenizers library has steps of its own for: GPT-2's, and the same after digits were split."""
 ALIKE = {
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "smaug-bpe": ("dbrx",),
-    "qwen2": ("deepseek-r1-qwen", "stablelm2", "megrez"), "gpt-4o": ("llama4",), LIKE_GPT2: ("phi-2", "gigachat", "mellum"),
-    BY_DIGITS: ("starcoder", "refact", "command-r", "codeshell")}
+    "qwen2": ("deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open"), "deepseek-v3": ("hunyuan-dense",),
+    "gpt-4o": ("llama4",), LIKE_GPT2: ("phi-2", "gigachat", "mellum", "olmo", "exaone4"),
+    BY_DIGITS: ("starcoder", "refact", "command-r", "codeshell", "exaone")}
 """llama.cpp's name of a rule -> other names under which it has the same."""
 WHOLE_WORDS = ("llama-bpe", "tekken")
 """Rules with which llama.cpp takes a word that is a token as it is, before it merges."""
@@ -277,13 +285,15 @@ def _split_rule(content: dict[str, Any], where: str) -> str:
         rule = LIKE_GPT2
     elif kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
         rule = BY_DIGITS
-    elif kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        rule = SPLITS.get(str(steps[0].get("pattern", {}).get("Regex")))
+    elif len(kinds) > 1 and kinds == ["Split"] * (len(kinds) - 1) + ["ByteLevel"] and not steps[-1].get("use_regex", True):
+        patterns = tuple(str(step.get("pattern", {}).get("Regex")) for step in steps[:-1])
+        rule = SPLITS.get(patterns[0]) if len(patterns) == 1 else SEQUENCES.get(patterns)
     if rule is None or content.get("normalizer") not in (None, {"type": "NFC"}) or any(
             step.get("add_prefix_space") for step in steps):
+        known = ", ".join([LIKE_GPT2, BY_DIGITS, *SPLITS.values(), *SEQUENCES.values()])
         raise ExportError(f"{where} splits text by a rule that llama.cpp has no name for ({quoted(json.dumps(before))}); "
-                          f"its rules are those of {', '.join([LIKE_GPT2, BY_DIGITS, *SPLITS.values()])}; llama.cpp would "
-                          "split text differently from the model's training, so nothing is exported")
+                          f"its rules are those of {known}; llama.cpp would split text differently from the model's "
+                          "training, so nothing is exported")
     whole_words = bool(content["model"].get("ignore_merges"))
     if rule == "llama3":
         return "llama-bpe" if whole_words else "smaug-bpe"
@@ -299,8 +309,8 @@ def split_steps(pre: str | None, where: str) -> tuple[list[dict[str, Any]], bool
     The inverse of the rule's recognition; without steps, and after digits, the byte level splits by GPT-2's own expression.
     Raises CheckpointError for a rule that is not known.
     """
-    own = {"llama-bpe" if name == "llama3" else name: rule for rule, name in SPLITS.items()}
-    own["smaug-bpe"] = _LLAMA3
+    own: dict[str, tuple[str, ...]] = {"llama-bpe" if name == "llama3" else name: (rule,) for rule, name in SPLITS.items()}
+    own |= {"smaug-bpe": (_LLAMA3,), **{name: rules for rules, name in SEQUENCES.items()}}
     others = {other: name for name, alike in ALIKE.items() for other in alike}
     name = others.get(str(pre), str(pre))
     if name == LIKE_GPT2:
@@ -311,5 +321,6 @@ def split_steps(pre: str | None, where: str) -> tuple[list[dict[str, Any]], bool
         told = "names no rule" if pre is None else f"names the rule {quoted(pre)}"
         raise CheckpointError(f"{where} {told} by which text is split before merging (tokenizer.ggml.pre), which is "
                               f"not known here; known are {', '.join(sorted({LIKE_GPT2, BY_DIGITS, *own, *others}))}")
-    split = {"type": "Split", "pattern": {"Regex": own[name]}, "behavior": "Isolated", "invert": False}
-    return [split], name in WHOLE_WORDS
+    splits: list[dict[str, Any]] = [{"type": "Split", "pattern": {"Regex": rule}, "behavior": "Isolated", "invert": False}
+                                    for rule in own[name]]
+    return splits, name in WHOLE_WORDS

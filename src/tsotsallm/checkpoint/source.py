@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from tsotsallm.checkpoint import adapter
 from tsotsallm.checkpoint.shards import TensorRecord
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
-from tsotsallm.checkpoint.weights import read_weights, weight_files
+from tsotsallm.checkpoint.weights import of_text, read_weights, weight_files
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import SIDE_FILE_BYTES, quoted, read_bytes, read_json
 
@@ -80,6 +80,11 @@ class DirectorySource:
         self.spec = ModelSpec.read(directory)
         files = weight_files(directory)
         self.records = read_weights(files)
+        pictures: tuple[str, ...] = ()
+        if self.spec.whole:
+            stored, self.records = len(self.records), of_text(self.records)
+            pictures = (f"the checkpoint is a {self.spec.whole}, which sees pictures too: its text model is read, and the "
+                        f"{stored - len(self.records)} tensors of what sees are left out",)
         if self.spec.tied and EMBEDDING not in self.records and HEAD in self.records:
             self.records[EMBEDDING] = self.records.pop(HEAD)    # transformers ties both to whichever is stored
         for name in self.records:
@@ -88,7 +93,7 @@ class DirectorySource:
                                       "transformers ignores it; merge it into the base with PEFT first")
         corrections, notes = adapter.read_adapter(directory, ours=(directory / PROVENANCE).exists())
         self.records |= corrections
-        self.notes = files.notes + notes
+        self.notes = files.notes + pictures + notes
 
     def names(self) -> list[str]:
         """Names of the files in the directory, and of the chat templates below it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tsotsallm.checkpoint import packing
-from tsotsallm.checkpoint.families import FAMILIES, Family
+from tsotsallm.checkpoint.families import FAMILIES, WITH_PICTURES, Family
 from tsotsallm.errors import CheckpointError, nearest
 from tsotsallm.files import one_line, quoted, read_json
 from tsotsallm.numerics.grids import GRIDS
@@ -39,12 +39,14 @@ class ModelSpec:
     """Widths and layout of a LLaMA-family model.
 
     `config` is the Hugging Face config as a dictionary, without its quantisation section, describing the layers in
-    `layer_order`; `layer_order[i]` is the stored layer that runs as layer i, so that stored layers may repeat.
+    `layer_order`; `layer_order[i]` is the stored layer that runs as layer i, so that stored layers may repeat. `whole` is
+    the `model_type` of a model that sees pictures too, of which this is the text model; empty elsewhere.
     """
 
     config: dict[str, Any]
     quantization: dict[str, Any] | None
     layer_order: tuple[int, ...]
+    whole: str = ""
 
     @classmethod
     def read(cls, directory: Path) -> ModelSpec:
@@ -66,6 +68,7 @@ class ModelSpec:
                 raise CheckpointError(f"{path} has no usable layer_order: the container is damaged; compress again")
         if not isinstance(config, dict):
             raise CheckpointError(f"{path} does not hold a JSON object: it is not a Hugging Face config")
+        config, whole = _text_part(config, path)
         quantization = config.pop("quantization_config", None)
         _require_readable(quantization, path, own=order is not None)
         family = config.get("model_type")
@@ -80,7 +83,7 @@ class ModelSpec:
         for key in {"dtype", "torch_dtype"} & config.keys():
             if not isinstance(getattr(torch, str(config[key]), None), torch.dtype):
                 del config[key]         # transformers then uses the weights' own type
-        spec = cls(config, quantization, tuple(range(layers) if order is None else order))
+        spec = cls(config, quantization, tuple(range(layers) if order is None else order), whole)
         try:
             spec._require_sound(layers)
         except Exception as error:  # transformers raises many types for a bad config
@@ -252,6 +255,24 @@ class ModelSpec:
     def signature(self, index: int) -> str:
         """A text that is equal for layers that the same one-layer model can run."""
         return json.dumps({key: values[index] for key, values in self._by_layer.items()}, sort_keys=True)
+
+
+SHARED_BY_PARTS = ("tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id", "auto_map",
+                   "quantization_config")
+"""Keys that count for the text model where the config of a model that sees pictures too has them."""
+
+
+def _text_part(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
+    """The config of the text model, and the `model_type` of the whole that also sees pictures; empty where there is none."""
+    whole = config.get("model_type")
+    if not isinstance(whole, str) or whole not in WITH_PICTURES:
+        return config, ""
+    text, usual = config.get("text_config"), WITH_PICTURES[whole]
+    if not isinstance(text, dict) or text.get("model_type", usual[0]) not in usual:
+        named = quoted(text["model_type"]) if isinstance(text, dict) else "not there"
+        raise CheckpointError(f"{path} is of a {whole}, whose text model (text_config) is {named}; it must be one of "
+                              f"{', '.join(usual)}")
+    return {"model_type": usual[0], **text, **{key: config[key] for key in SHARED_BY_PARTS if key in config}}, whole
 
 
 def _require_built_in(config: dict[str, Any], path: Path) -> None:

@@ -23,6 +23,8 @@ _WEIGHTS = re.compile(r".*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.i
 _DISTRIBUTED = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _WITHOUT_PREFIX = re.compile(r"(layers\.|embed_tokens\.|norm\.)")
 _PREFIX_TWICE = re.compile(r"model\.(model\.|lm_head\.)")
+_WITHIN_WHOLE = re.compile(r"(model\.)?language_model\.")
+_PICTURES = re.compile(r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
 _CACHES = "rotary_emb.inv_freq"
 _SHOWN = 4
 
@@ -112,6 +114,20 @@ def read_weights(files: WeightFiles) -> dict[str, TensorRecord]:
                                   "delete one")
         by_name[known] = record
     return by_name
+
+
+def of_text(records: dict[str, TensorRecord]) -> dict[str, TensorRecord]:
+    """The tensors of the text model of one that sees pictures too, by the names that it has alone."""
+    found: dict[str, TensorRecord] = {}
+    for name, record in records.items():
+        inner = _WITHIN_WHOLE.match(name)
+        known = _as_known(name[inner.end():]) if inner else name
+        if known in found:
+            raise CheckpointError(f"{record.path.parent} holds {quoted(known)} twice, with and without the prefix "
+                                  f"{quoted('language_model.')}; delete one")
+        if inner or not _PICTURES.match(name):
+            found[known] = record
+    return found
 
 
 def _require_index(index: Path, headers: dict[str, dict[str, TensorRecord]]) -> None:
