@@ -100,6 +100,9 @@ def test_documents_name_every_family() -> None:
     ("gemma3", {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 4}, "each 6th for one with a window"),
     ("gemma3", {"hidden_activation": "silu"}, "computes every gemma3_text with gelu_pytorch_tanh"),
     ("exaone4", {"sliding_window": 9, "layer_types": None}, "but each 4th for one with a window, in models of 64 layers"),
+    ("olmo3", {"rope_parameters": MORE_FAMILIES["olmo3"]["rope_parameters"] | {
+        "full_attention": MORE_FAMILIES["olmo3"]["rope_parameters"]["full_attention"] | {"beta_fast": 16.0}}},
+     "beta_fast 16 and beta_slow 1, but llama.cpp computes olmo2 with 32 and 1"),
     ("olmo3", {"layer_types": ["full_attention", *["sliding_attention"] * 3]}, "but each 4th for one with a window")])
 def test_what_llama_cpp_computes_otherwise_is_refused(family: str, changes: dict[str, Any], why: str,
                                                       tmp_path: Path) -> None:

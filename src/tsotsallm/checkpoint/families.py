@@ -79,6 +79,7 @@ class Gguf:
     per_head      number of layers for which scores are scaled by the width of a head that hidden width and heads give,
                   instead of the width that it has; where given, the config's own number must be the same
     otherwise     the family of files of this architecture with none of `ropes` and none of `keys`; empty: none is
+    betas         whether it reads YaRN's beta_fast and beta_slow, instead of taking 32 and 1
     base          RoPE's base in layers with a window where the file states none; 0: that of the other layers
     """
 
@@ -99,6 +100,7 @@ class Gguf:
     windowed: int = 0
     per_head: int = 0
     otherwise: str = ""
+    betas: bool = True
     base: float = 0.0
 
     def name_of(self, module: str) -> str:
@@ -175,7 +177,8 @@ FAMILIES: Mapping[str, Family] = {
         neutral={"embedding_multiplier": 1.0}, embedding=_value("embedding_multiplier"),
         residual=_value("residual_multiplier"), divisor=_value("logits_scaling")),
     "olmo2": Family("OLMo 2", Gguf("olmo2", {**_BEHIND, **HEADS}, square=True), spanning=_SPANNING, behind=BEHIND),
-    "olmo3": Family("OLMo 3", Gguf("olmo2", {**_BEHIND, **HEADS}, ropes=("default", "yarn"), square=True, period=4),
+    "olmo3": Family("OLMo 3", Gguf("olmo2", {**_BEHIND, **HEADS}, ropes=("default", "yarn"), square=True, period=4,
+                                 betas=False),
                     spanning=_SPANNING, behind=BEHIND),
     "exaone4": Family("EXAONE 4", Gguf("exaone4", {**_BEHIND, **HEADS}, ropes=_LLAMA_ROPES, square=True, period=4,
                                 windowed=64),

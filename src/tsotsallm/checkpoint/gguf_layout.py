@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tsotsallm.checkpoint.codec import INFILL_ENDS, NAMED_ENDS
+from tsotsallm.checkpoint.families import Gguf
 from tsotsallm.checkpoint.gguf_file import MAGIC, TYPES
 from tsotsallm.checkpoint.gguf_terms import (
     EMBEDDING_IN_FILE,
@@ -215,7 +216,7 @@ def model_entries(spec: ModelSpec, labels: Labels) -> Iterator[Entry]:
         yield Entry(f"{arch}.rope.scaling.type", "string", rope["rope_type"])
         yield Entry(f"{arch}.rope.scaling.factor", "f32", float(rope["factor"]))
     if rope["rope_type"] == "yarn":
-        yield from _yarn_entries(arch, rope)
+        yield from _yarn_entries(form, rope)
     if rope["rope_type"] == "longrope":
         yield Entry(f"{arch}.rope.scaling.original_context_length", "u32", int(rope["original_max_position_embeddings"]))
         scaling = one_layer_model(spec, 0).rotary_emb.attention_scaling
@@ -249,16 +250,20 @@ def _configured(config: Any, path: str) -> Any:
     return found
 
 
-def _yarn_entries(arch: str, rope: Mapping[str, Any]) -> Iterator[Entry]:
+def _yarn_entries(form: Gguf, rope: Mapping[str, Any]) -> Iterator[Entry]:
     """The keys of YaRN (arXiv:2309.00071), whose factor of attention llama.cpp derives by itself."""
     known = rope.get("attention_factor") in (None, 0.1 * math.log(rope["factor"]) + 1)
     multiplied = rope.get("mscale"), rope.get("mscale_all_dim")
     if not known or rope.get("truncate", True) is not True or (any(multiplied) and multiplied[0] != 1):
         raise ExportError("the model scales its positions by yarn with attention_factor, truncate or mscale of its own, "
                           "which llama.cpp does not compute; run this model with transformers")
+    arch, betas = form.architecture, (float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1))
+    if not form.betas and betas != (32, 1):
+        raise ExportError(f"the model scales its positions by yarn with beta_fast {betas[0]:g} and beta_slow {betas[1]:g}, "
+                          f"but llama.cpp computes {arch} with 32 and 1; run this model with transformers")
     yield Entry(f"{arch}.rope.scaling.original_context_length", "u32", int(rope["original_max_position_embeddings"]))
-    yield Entry(f"{arch}.rope.scaling.yarn_beta_fast", "f32", float(rope.get("beta_fast") or 32))
-    yield Entry(f"{arch}.rope.scaling.yarn_beta_slow", "f32", float(rope.get("beta_slow") or 1))
+    yield Entry(f"{arch}.rope.scaling.yarn_beta_fast", "f32", betas[0])
+    yield Entry(f"{arch}.rope.scaling.yarn_beta_slow", "f32", betas[1])
     if all(multiplied):
         yield Entry(f"{arch}.rope.scaling.yarn_log_multiplier", "f32", float(multiplied[1] or 0))
 
