@@ -64,7 +64,12 @@ def test_generation_equals_theirs(stories: Path, theirs: Any, tmp_path: Path) ->
     assert HarnessModel(open_examinee(stories, tmp_path)).generate_until(asked) == expected
 
 
-def test_a_task_of_the_harness_runs_on_our_scorer(stories: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["checkpoint", "gguf"])
+def test_a_task_of_the_harness_runs_on_our_scorer(stories: Path, tmp_path: Path, kind: str) -> None:
+    model = stories
+    if kind == "gguf":
+        model = tmp_path / "stories.gguf"
+        tsotsallm.to_gguf(stories, model)
     data = tmp_path / "items.jsonl"
     data.write_text("".join((shared("data") / "piqa" / "piqa.jsonl").open().readlines()[:60]))
     (tmp_path / "ours.yaml").write_text(json.dumps({
@@ -72,7 +77,7 @@ def test_a_task_of_the_harness_runs_on_our_scorer(stories: Path, tmp_path: Path)
         "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{query | trim}}\nAnswer:",
         "doc_to_target": "gold", "doc_to_choice": "choices",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}))
-    found = tsotsallm.harness(stories, ["ours"], include=tmp_path)["results"]["ours"]
+    found = tsotsallm.harness(model, ["ours"], include=tmp_path)["results"]["ours"]
     ours = {score.measure: score.value for score in tsotsallm.examine([stories], ["piqa"], data=data).results[0][0].scores}
     assert found["acc,none"] == pytest.approx(ours["acc"])
     assert found["acc_norm,none"] == pytest.approx(ours["acc_norm"])
