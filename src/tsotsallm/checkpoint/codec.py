@@ -107,7 +107,9 @@ class TextCodec:
         before, after = text[max(0, place - BESIDE_CUT):place], text[place:place + BESIDE_CUT]
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         split = backend.pre_tokenizer if backend is not None else None
-        if backend is None or split is None or (backend.normalizer is not None and before != backend.normalizer.normalize_str(before)):
+        if backend is None or split is None:
+            return False
+        if backend.normalizer is not None and before != backend.normalizer.normalize_str(before):
             return False
         words, left, right = ([word for word, _ in split.pre_tokenize_str(part)] for part in (before + after, before, after))
         ids = [self._run(part, add_special_tokens=False)["input_ids"] for part in (before + after, before, after)]
