@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 import tsotsallm
+from tsotsallm.calibration import Calibration, calibration_corpus
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.view import View
-from tsotsallm.compression import Calibration, calibration_corpus
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.streaming.sweep import TwoStates, embed_corpus, sweep
 

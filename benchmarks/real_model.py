@@ -22,9 +22,9 @@ import time
 from pathlib import Path
 
 import tsotsallm
+from tsotsallm.calibration import Calibration
 from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.compression import Calibration
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.gguf_quality import by_ggml, fitting, importance_matrix

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 import tsotsallm
 from tests.conftest import MORE_FAMILIES, build
 from tests.export.test_gguf import IDS, compare
+from tsotsallm.calibration import Calibration, calibration_corpus
 from tsotsallm.checkpoint import gguf_vocabulary
 from tsotsallm.checkpoint.families import FAMILIES
 from tsotsallm.checkpoint.gguf_layout import Labels, layout_of, vocabulary_entries
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
-from tsotsallm.compression import Calibration, calibration_corpus
 from tsotsallm.errors import CheckpointError, ExportError, RecipeError
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.stages.adapt import Adapt

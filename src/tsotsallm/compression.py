@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from tsotsallm import hub
-from tsotsallm.checkpoint.reader import Checkpoint, embedded_directory
+from tsotsallm.calibration import Calibration, calibration_text, check_windows, read_sources, text_obstacle
+from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
 from tsotsallm.errors import CorpusError, TsotsallmError
-from tsotsallm.files import one_line
-from tsotsallm.lab.texts import world_text
 from tsotsallm.planning import Forecast, make_plan, whole_spec
 from tsotsallm.recipe import Recipe
 from tsotsallm.records import amended
@@ -21,81 +19,6 @@ from tsotsallm.run.run import Result, run
 from tsotsallm.run.work import CompressKeywords, CompressOptions, Inputs
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.training.samples import Samples
-
-DEFAULT_TEXT = "allenai/c4"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Where calibration text comes from, and how much of it is used."""
-
-    source: str | None = None
-    windows: int = 32
-    window: int = 1024
-    seed: int = 0
-
-
-def check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
-    """Raise where a model cannot be calibrated with so many windows of such a length."""
-    if calibration.windows < 1 or calibration.window < 2:
-        raise CorpusError(f"{calibration.windows} windows of {calibration.window} tokens cannot calibrate; "
-                          "take at least one window of 2 tokens")
-    if calibration.window > checkpoint.spec.context:
-        raise CorpusError(f"a window of {calibration.window} tokens is longer than the {checkpoint.spec.context} positions "
-                          f"that the model knows; choose --window {checkpoint.spec.context} or less")
-
-
-def calibration_text(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe | None = None, *,
-                     to_train: bool = False) -> tuple[str, str]:
-    """(text, its source) that a recipe works on; without a source the embedded model's world, or the hub's C4."""
-    source = calibration.source
-    if source is None and _is_embedded(checkpoint):
-        return world_text(test=False, characters=5_000_000 if to_train else 400_000), "the embedded world"
-    if source is not None and not hub.is_name(source):
-        return texts.read_text(source), source
-    source = source or DEFAULT_TEXT
-    if (obstacle := hub.obstacle()) is not None:
-        raise CorpusError(_without_text(calibration, recipe, source, obstacle))
-    try:
-        return texts.hub_text(source), source
-    except TsotsallmError as error:
-        raise CorpusError(_without_text(calibration, recipe, source, one_line(error))) from None
-
-
-def text_obstacle(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe) -> str | None:
-    """Why a recipe would be refused for want of text, and what can be done; None where there is text. Reads none."""
-    source = calibration.source
-    if not recipe.needs_text or (not hub.is_name(source) if source is not None else _is_embedded(checkpoint)):
-        return None
-    obstacle = hub.obstacle()
-    return None if obstacle is None else _without_text(calibration, recipe, source or DEFAULT_TEXT, obstacle)
-
-
-def _without_text(calibration: Calibration, recipe: Recipe | None, source: str, obstacle: str) -> str:
-    """What to do where a text is out of reach; every remedy in a line's length."""
-    found = "none is given" if calibration.source is None else f"{source} is out of reach"
-    size = calibration.windows * calibration.window * 5 // 1000
-    other = recipe.without_text() if recipe is not None else None
-    ways = [f"without text, at a higher loss: {other.line()}" if other is not None else
-            "without text: another recipe, such as rtn:4"] if recipe is not None else []
-    ways += [f"with a text of your own: --calibration FILE or DIR, about {size} kB of ordinary prose in the languages that "
-             "matter to you", f"with {source} from the hub: {obstacle}"]
-    return f"calibration text is needed, and {found}; {'; '.join(ways)}"
-
-
-def _is_embedded(checkpoint: Checkpoint) -> bool:
-    try:
-        return checkpoint.directory.resolve() == embedded_directory().resolve()
-    except TsotsallmError:
-        return False
-
-
-def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> texts.Corpus:
-    """The token windows to calibrate on."""
-    check_windows(checkpoint, calibration)
-    text, source = calibration_text(checkpoint, calibration)
-    return texts.calibration(text, checkpoint.codec, windows=calibration.windows, length=calibration.window,
-                             seed=calibration.seed, source=source)
 
 
 def _bytes_under(directory: Path) -> int:
@@ -111,8 +34,8 @@ def plan(model: str | Path, recipe: str | Path | Sequence[object], out: str | Pa
     forecast = make_plan(checkpoint, parsed, Path(out), windows=windows, window=window, device=check_device(device),
                          keep_stages=keep_stages)
     asked = Calibration(None if calibration is None else str(calibration), windows, forecast.window)
-    if parsed.needs_text and asked.source is not None and not hub.is_name(asked.source):
-        texts.read_text(asked.source)
+    if parsed.needs_text and asked.source is not None:
+        read_sources(asked.source)
     obstacle = text_obstacle(checkpoint, asked, parsed)
     return forecast if obstacle is None else replace(forecast, warnings=[*forecast.warnings, obstacle])
 
@@ -170,16 +93,16 @@ def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
     if not recipe.needs_text and not recipe.trainings:
         return None, []
     to_train = recipe.needs.training_text
-    text, source = calibration_text(checkpoint, calibration, recipe, to_train=to_train) if recipe.needs_text else (None, "")
+    text = calibration_text(checkpoint, calibration, recipe, to_train=to_train) if recipe.needs_text else None
     codec = checkpoint.codec
     for stage in recipe.trainings:
         stage.check_source(View.of(checkpoint))
-    samples = [stage.read(codec, checkpoint.spec, text, source) for stage in recipe.trainings]
+    whole, source = (None, "") if text is None else (text.whole, text.source)
+    samples = [stage.read(codec, checkpoint.spec, whole, source) for stage in recipe.trainings]
     if not recipe.needs.text:
         return None, samples
     assert text is not None
-    return texts.calibration(text, codec, windows=calibration.windows, length=calibration.window, seed=calibration.seed,
-                             source=source), samples
+    return text.corpus(codec, calibration), samples
 
 
 def check_device(device: str) -> str:

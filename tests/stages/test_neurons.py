@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import tsotsallm
 from tests.conftest import build
+from tsotsallm.calibration import Calibration, calibration_corpus
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.compression import Calibration, calibration_corpus
 from tsotsallm.errors import RecipeError
 from tsotsallm.stages.neurons import Neurons, updated
 

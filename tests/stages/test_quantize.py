@@ -36,8 +36,8 @@ def test_sequential_calibration_runs_and_differs(tiny: Path, text: Path, tmp_pat
 
 def test_gptq_leaves_less_error_than_rounding_on_every_linear_of_a_real_model(stories: Path, prose: Path,
                                                                               tmp_path: Path) -> None:
+    from tsotsallm.calibration import Calibration, calibration_corpus
     from tsotsallm.checkpoint.view import View
-    from tsotsallm.compression import Calibration, calibration_corpus
     from tsotsallm.stages.quantize import IntegerQuantize
     from tsotsallm.streaming.sweep import TwoStates, embed_corpus, sweep
 

@@ -10,8 +10,8 @@ import torch
 
 import tsotsallm
 from tests.conftest import build
+from tsotsallm.calibration import Calibration, calibration_corpus
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.compression import Calibration, calibration_corpus
 from tsotsallm.errors import NumericsError, RecipeError
 from tsotsallm.stages.replace import fitted_map
 

@@ -15,7 +15,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 def test_wanda_masks_equal_a_naive_loop_on_a_real_model(stories: Path, prose: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from tsotsallm.compression import Calibration, calibration_corpus
+    from tsotsallm.calibration import Calibration, calibration_corpus
 
     checkpoint = Checkpoint.open(stories)
     corpus = calibration_corpus(checkpoint, Calibration(str(prose), windows=4, window=128))

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import tsotsallm
+from tsotsallm.calibration import Calibration, calibration_corpus
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
-from tsotsallm.compression import Calibration, calibration_corpus
 from tsotsallm.numerics.gptq import visiting_order
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.sensitivity import token_weights, weights_of

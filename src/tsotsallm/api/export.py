@@ -8,10 +8,10 @@ from typing import cast, get_args
 
 import torch
 
+from tsotsallm.calibration import Calibration, calibration_corpus
 from tsotsallm.checkpoint.gguf_layout import Dense
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
-from tsotsallm.compression import Calibration, calibration_text, check_windows
 from tsotsallm.engine.llama import installed as llama_installed
 from tsotsallm.errors import ExportError, install_command
 from tsotsallm.export.gguf import Written, export_gguf
@@ -20,7 +20,6 @@ from tsotsallm.export.imatrix import export_imatrix
 from tsotsallm.export.publish import modelfile_path, write_modelfile
 from tsotsallm.export.verify import Verified, read_back, verify_gguf
 from tsotsallm.files import JsonObject
-from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick, silent
 
 
@@ -41,12 +40,10 @@ def to_imatrix(model: str | Path, out: str | Path, *, calibration: str | Path | 
         raise ExportError(f"{path} does not end in .gguf, as engines expect of such a file")
     checkpoint = Checkpoint.open(model)
     asked = Calibration(None if calibration is None else str(calibration), windows, min(window, checkpoint.spec.context), 0)
-    check_windows(checkpoint, asked)
-    text, source = calibration_text(checkpoint, asked)
-    corpus = texts.calibration(text, checkpoint.codec, windows=asked.windows, length=asked.window, seed=0, source=source)
+    corpus = calibration_corpus(checkpoint, asked)
     with tempfile.TemporaryDirectory() as scratch:
         size = export_imatrix(View.of(checkpoint), corpus, path, Path(scratch), torch.device("cpu"), tick)
-    return {"imatrix": str(path), "bytes": size, "source": source, "tokens": corpus.tokens, "notes": []}
+    return {"imatrix": str(path), "bytes": size, "source": corpus.source, "tokens": corpus.tokens, "notes": []}
 
 
 def to_gguf(model: str | Path, out: str | Path, *, dense: str | None = None, ollama: bool = False, verify: bool = True,

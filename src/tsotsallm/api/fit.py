@@ -99,7 +99,7 @@ def fit(model: str | Path, out: str | Path, *, device: str | None = None, size: 
         write_json(Path(out) / "fit.json", content | {"examination": scores.plain()})
     with if_possible(say, "the report"):
         samples = samples_of({str(model): str(model), "fitted": str(fitted.path)},
-                             beginnings(whole_text(checkpoint, settings)))
+                             beginnings(whole_text(checkpoint, settings).whole))
         write_page(fit_document(Path(out), [scores] if scores else [], samples), Path(out) / "report.html")
     return fitted, scores
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
+from tsotsallm.calibration import Calibration, CalibrationText, calibration_text, check_windows
 from tsotsallm.checkpoint.gguf_layout import Entry, vocabulary_entries
 from tsotsallm.checkpoint.gguf_vocabulary import read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import write_json
-from tsotsallm.compression import Calibration, calibration_text, check_windows, compress, result_source, with_vocabulary
+from tsotsallm.compression import compress, result_source, with_vocabulary
 from tsotsallm.errors import CheckpointError
 from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.evaluation.cost import bytes_of, measure_gguf_speed
@@ -35,7 +36,6 @@ from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize.sizes import matrix_weights
 from tsotsallm.store import Store, key_of
 from tsotsallm.streaming.corpus import Corpus, read_text
-from tsotsallm.streaming.corpus import calibration as windows_of
 from tsotsallm.streaming.score import leave_one_out_losses
 from tsotsallm.version import __version__
 
@@ -92,11 +92,11 @@ class Mixture:
     seconds: float
 
 
-def whole_text(checkpoint: Checkpoint, settings: Settings) -> str:
+def whole_text(checkpoint: Checkpoint, settings: Settings) -> CalibrationText:
     """The text that a fit calibrates and compares on: what is given, else the texts to keep, else the model's own."""
     if settings.keep_text and settings.calibration is None:
-        return "\n".join(read_text(name) for name in settings.keep_text)
-    return calibration_text(checkpoint, settings.calibrated)[0]
+        return CalibrationText((("\n".join(read_text(name) for name in settings.keep_text), 1.0),), "the texts to keep")
+    return calibration_text(checkpoint, settings.calibrated)
 
 
 class Original:
@@ -133,11 +133,9 @@ class Bench:
         return Store(self.work / "store", KEPT * bytes_of(View.of(self.source)))
 
     @cached_property
-    def calibration(self) -> Path:
-        """A file with the text that is calibrated on."""
-        path = self.work / "calibration.txt"
-        path.write_text(self.calibration_text, "utf-8")
-        return path
+    def calibration(self) -> str:
+        """The files with the text that is calibrated on."""
+        return self.calibration_text.written(self.work)
 
     @property
     def minutes_gone(self) -> float:
@@ -169,17 +167,16 @@ class Bench:
         asked = self.settings
         check_windows(self.source, asked.calibrated)
         text = whole_text(self.source, asked)
-        self.text_key, self.characters = key_of(text), len(text)
-        cut = int(len(text) * (1 - HELD_OUT))
-        self.calibration_text, self.compared_text = text[:cut], text[cut:]
+        self.text_key, self.characters = key_of([text.source, *text.parts]), len(text.whole)
+        self.calibration_text, compared = text.cut(1 - HELD_OUT)
+        self.compared_text = compared.whole
         tokens = self.original(self.most).tokens
         wanted = asked.compared * (asked.window - 1)
         if tokens > wanted:
-            self.compared_text = self.compared_text[:len(self.compared_text) * wanted // tokens]
+            self.compared_text = compared.cut(wanted / tokens)[0].whole
             self._originals.clear()
         codec = self.original(self.most).checkpoint.codec
-        self.corpus = windows_of(self.calibration_text, codec, windows=asked.windows, length=asked.window,
-                                 seed=asked.seed, source="calibration text")
+        self.corpus = self.calibration_text.corpus(codec, asked.calibrated)
 
     @property
     def identity(self) -> JsonObject:

@@ -38,7 +38,8 @@ class Progress:
 class CompressOptions:
     """How a model is compressed.
 
-    calibration      text file, directory of texts, or hub data set; None: the embedded world's, or the hub's C4
+    calibration      text file, directory of texts, .jsonl of conversations, hub data set, or several with shares; None: the
+                     embedded world's, or the hub's C4
     windows, window  number of calibration windows, and their length in tokens (at most the model's context), drawn by `seed`
     device           "cpu", or "cuda" where there is a GPU
     scratch          directory for hidden states; None: with the unfinished work

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
+from tsotsallm.calibration import elsewhere, sources_of
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.inputs import Bundle, files_named, with_local_paths
 from tsotsallm.cluster.worker import Failure
@@ -64,8 +65,8 @@ class OnCluster:
 
     def submit(self, setup: Setup, job: TrialJob) -> None:
         """Submit a job with the model and the files that it reads, and the memory that its plan states."""
-        sources = [source for source in (setup.calibration, setup.text, setup.data)
-                   if source is not None and Path(source).exists()]
+        calibration = [source.name for source in sources_of(setup.calibration or "")]
+        sources = [source for source in (*calibration, setup.text, setup.data) if source and Path(source).exists()]
         for source in (setup.model, *sources, *sorted(files_named(job.recipe))):
             if source not in self._bundles:
                 self._bundles[source] = Bundle.of(source)
@@ -88,8 +89,8 @@ def memory_of(setup: Setup, job: TrialJob) -> int:
 
 def execute_there(setup: Setup, job: TrialJob, places: Mapping[str, str], folder: Path) -> Outcome:
     """Run a job on a worker with the worker's own paths; the facts name the study's paths."""
-    local = {name: places.get(value, value) for name in ("model", "calibration", "text", "data")
-             if (value := getattr(setup, name)) is not None}
+    local = {name: elsewhere(value, places) if name == "calibration" else places.get(value, value)
+             for name in ("model", "calibration", "text", "data") if (value := getattr(setup, name)) is not None}
     recipe = cast("list[JsonObject]", with_local_paths(job.recipe, places))
     outcome = execute(replace(setup, **local), replace(job, recipe=recipe), folder)
     outcome.facts["setup"] = setup.plain()

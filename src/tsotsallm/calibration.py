@@ -1,0 +1,212 @@
+"""The text that models are calibrated on: files, conversations and data sets of the hub, alone or several with shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tsotsallm import hub
+from tsotsallm.checkpoint.codec import TextCodec
+from tsotsallm.checkpoint.reader import Checkpoint, embedded_directory
+from tsotsallm.errors import ConversationError, CorpusError, TsotsallmError
+from tsotsallm.files import one_line, quoted
+from tsotsallm.lab.texts import world_text
+from tsotsallm.recipe import Recipe
+from tsotsallm.streaming import corpus as texts
+from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.training.samples import is_instructions, read_conversations
+
+DEFAULT_TEXT = "allenai/c4"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where calibration text comes from, and how much of it is used."""
+
+    source: str | None = None
+    windows: int = 32
+    window: int = 1024
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, a directory or a data set of the hub, and its share of the windows, 0 to 1."""
+
+    name: str
+    share: float = 1.0
+
+
+def sources_of(given: str) -> list[Source]:
+    """The sources of `a.txt`, or of `novels/:0.5,chats.jsonl:0.3,allenai/c4`; those without a share have equal parts of
+    what is left.
+
+    Raises CorpusError where shares do not add up to 1.
+    """
+    if Path(given).exists() or not given.strip():
+        return [Source(given)]
+    parts = [_named(part.strip()) for part in given.split(",")]
+    if any(not name for name, _ in parts):
+        raise CorpusError(f"--calibration {quoted(given)} has an empty name; it takes a text, or several as "
+                          "novels/:0.5,chats.jsonl:0.5")
+    stated = sum(share for _, share in parts if share is not None)
+    open_ = sum(share is None for _, share in parts)
+    if stated > 1 + 1e-9 or (open_ and stated >= 1) or (not open_ and abs(stated - 1) > 1e-6):
+        raise CorpusError(f"the shares in --calibration {quoted(given)} add up to {stated:g}; together they must be 1, and "
+                          "what has no share takes what is left")
+    return [Source(name, (1 - stated) / open_ if share is None else share) for name, share in parts]
+
+
+def _named(part: str) -> tuple[str, float | None]:
+    name, colon, share = part.rpartition(":")
+    try:
+        value = float(share) if colon else -1.0
+    except ValueError:
+        value = -1.0
+    return (name, value) if 0 < value <= 1 else (part, None)
+
+
+def elsewhere(given: str, places: Mapping[str, str]) -> str:
+    """The same sources by the paths that they have in another place."""
+    found = sources_of(given)
+    names = [places.get(source.name, source.name) for source in found]
+    return names[0] if len(found) == 1 else ",".join(
+        f"{name}:{source.share:.9g}" for name, source in zip(names, found, strict=True))
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """The text of each source, with its share of the windows, and what the text is called."""
+
+    parts: tuple[tuple[str, float], ...]
+    source: str
+
+    @property
+    def whole(self) -> str:
+        """The texts one after another."""
+        return "\n\n".join(text for text, _ in self.parts)
+
+    def cut(self, share: float) -> tuple[CalibrationText, CalibrationText]:
+        """The first `share` of every text, and the rest."""
+        cuts = [(text, int(len(text) * share), part) for text, part in self.parts]
+        return (replace(self, parts=tuple((text[:place], part) for text, place, part in cuts)),
+                replace(self, parts=tuple((text[place:], part) for text, place, part in cuts)))
+
+    def corpus(self, codec: TextCodec, asked: Calibration) -> Corpus:
+        """Windows drawn by the seed, each source's number of them by its share; see `streaming.corpus.calibration`."""
+        counts = shared_out(asked.windows, [share for _, share in self.parts])
+        drawn = [texts.calibration(text, codec, windows=count, length=asked.window, seed=asked.seed, source=self.source)
+                 for (text, _), count in zip(self.parts, counts, strict=True) if count]
+        return Corpus(tuple(window for part in drawn for window in part.windows), self.source)
+
+    def written(self, folder: Path) -> str:
+        """Write the texts into a folder; returns what names them as a calibration."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = []
+        for number, (text, share) in enumerate(self.parts, 1):
+            path = folder / f"calibration-{number}.txt"
+            path.write_text(text, "utf-8")
+            names.append(str(path) if len(self.parts) == 1 else f"{path}:{share:.9g}")
+        return ",".join(names)
+
+
+def shared_out(count: int, shares: Sequence[float]) -> list[int]:
+    """`count` split by shares into whole numbers, by largest remainders, the first of equal ones first."""
+    exact = [count * share / sum(shares) for share in shares]
+    found = [int(value) for value in exact]
+    by_rest = sorted(range(len(shares)), key=lambda place: found[place] - exact[place])
+    for place in by_rest[:count - sum(found)]:
+        found[place] += 1
+    return found
+
+
+def check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
+    """Raise where a model cannot be calibrated with so many windows of such a length."""
+    if calibration.windows < 1 or calibration.window < 2:
+        raise CorpusError(f"{calibration.windows} windows of {calibration.window} tokens cannot calibrate; "
+                          "take at least one window of 2 tokens")
+    if calibration.window > checkpoint.spec.context:
+        raise CorpusError(f"a window of {calibration.window} tokens is longer than the {checkpoint.spec.context} positions "
+                          f"that the model knows; choose --window {checkpoint.spec.context} or less")
+
+
+def calibration_text(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe | None = None, *,
+                     to_train: bool = False) -> CalibrationText:
+    """The text that a recipe works on; without a source the embedded model's world, or the hub's C4."""
+    if calibration.source is None and _is_embedded(checkpoint):
+        return CalibrationText(((world_text(test=False, characters=5_000_000 if to_train else 400_000), 1.0),),
+                               "the embedded world")
+    given = calibration.source or DEFAULT_TEXT
+    return CalibrationText(tuple((_read(checkpoint, source.name, calibration, recipe), source.share)
+                                 for source in sources_of(given)), given)
+
+
+def _read(checkpoint: Checkpoint, name: str, calibration: Calibration, recipe: Recipe | None) -> str:
+    if not hub.is_name(name):
+        return conversations(checkpoint.codec, name) if is_instructions(name) else texts.read_text(name)
+    if (obstacle := hub.obstacle()) is not None:
+        raise CorpusError(_without_text(calibration, recipe, name, obstacle))
+    try:
+        return texts.hub_text(name)
+    except TsotsallmError as error:
+        raise CorpusError(_without_text(calibration, recipe, name, one_line(error))) from None
+
+
+def conversations(codec: TextCodec, source: str) -> str:
+    """The conversations of a .jsonl or .json file in the model's chat template, one after another.
+
+    Raises CorpusError where the model does not converse, or with the line of a fault.
+    """
+    found = []
+    for number, messages in read_conversations(source):
+        if codec.chat is None:
+            raise CorpusError(f"{source} holds conversations, but the tokenizer {codec.no_chat}; calibrate on text")
+        try:
+            found.append(codec.render(messages, answer=False))
+        except ConversationError as error:
+            raise CorpusError(f"{source}, line {number}: {error}") from None
+    return "".join(found)
+
+
+def read_sources(given: str) -> None:
+    """Raise CorpusError where a source on this computer cannot be read."""
+    for source in sources_of(given):
+        if not hub.is_name(source.name):
+            (read_conversations if is_instructions(source.name) else texts.read_text)(source.name)
+
+
+def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> Corpus:
+    """The token windows to calibrate on."""
+    check_windows(checkpoint, calibration)
+    return calibration_text(checkpoint, calibration).corpus(checkpoint.codec, calibration)
+
+
+def text_obstacle(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe) -> str | None:
+    """Why a recipe would be refused for want of text, and what can be done; None where there is text. Reads none."""
+    if not recipe.needs_text or (calibration.source is None and _is_embedded(checkpoint)):
+        return None
+    named = [source.name for source in sources_of(calibration.source or DEFAULT_TEXT) if hub.is_name(source.name)]
+    if not named:
+        return None
+    obstacle = hub.obstacle()
+    return None if obstacle is None else _without_text(calibration, recipe, named[0], obstacle)
+
+
+def _without_text(calibration: Calibration, recipe: Recipe | None, source: str, obstacle: str) -> str:
+    """What to do where a text is out of reach; every remedy in a line's length."""
+    found = "none is given" if calibration.source is None else f"{source} is out of reach"
+    size = calibration.windows * calibration.window * 5 // 1000
+    other = recipe.without_text() if recipe is not None else None
+    ways = [f"without text, at a higher loss: {other.line()}" if other is not None else
+            "without text: another recipe, such as rtn:4"] if recipe is not None else []
+    ways += [f"with a text of your own: --calibration FILE or DIR, about {size} kB of ordinary prose in the languages that "
+             "matter to you", f"with {source} from the hub: {obstacle}"]
+    return f"calibration text is needed, and {found}; {'; '.join(ways)}"
+
+
+def _is_embedded(checkpoint: Checkpoint) -> bool:
+    try:
+        return checkpoint.directory.resolve() == embedded_directory().resolve()
+    except TsotsallmError:
+        return False
