@@ -34,7 +34,7 @@ MOST_ROUNDS = 8
 MORE_TEXT = 4
 """How many times the calibration text the best candidate is made anew with, where the time allows."""
 UNFINISHED = Kind("fit", frozenset({"model", "texts", "texts to keep"}),
-                  ("calibration.txt", "store", "models", "reference", "units.json*", "depth-*", "*.f32*", "*speed.gguf*",
+                  ("calibration-*.txt", "store", "models", "reference", "units.json*", "depth-*", "*.f32*", "*speed.gguf*",
                    "*round-*.gguf*"))
 
 

@@ -89,9 +89,12 @@ def memory_of(setup: Setup, job: TrialJob) -> int:
 
 def execute_there(setup: Setup, job: TrialJob, places: Mapping[str, str], folder: Path) -> Outcome:
     """Run a job on a worker with the worker's own paths; the facts name the study's paths."""
-    local = {name: elsewhere(value, places) if name == "calibration" else places.get(value, value)
-             for name in ("model", "calibration", "text", "data") if (value := getattr(setup, name)) is not None}
+    def here(value: str | None) -> str | None:
+        return None if value is None else places.get(value, value)
+
+    local = replace(setup, model=places.get(setup.model, setup.model), text=here(setup.text), data=here(setup.data),
+                    calibration=None if setup.calibration is None else elsewhere(setup.calibration, places))
     recipe = cast("list[JsonObject]", with_local_paths(job.recipe, places))
-    outcome = execute(replace(setup, **local), replace(job, recipe=recipe), folder)
+    outcome = execute(local, replace(job, recipe=recipe), folder)
     outcome.facts["setup"] = setup.plain()
     return outcome
