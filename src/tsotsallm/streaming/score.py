@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, NumericsError
+from tsotsallm.machine import release_memory
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame, Load, load_final_norm
 from tsotsallm.streaming.head import head_pieces
@@ -39,6 +40,7 @@ def final_states(view: View, corpus: Corpus, path: Path, device: torch.device, t
             load(frame, index)
         for batch in states.batches():
             states.write(batch, frame(states.read(batch)))
+        release_memory()
         tick("scoring", (index + 1) / view.spec.layers)
     frame.clear()
     _normalise(view, [states], device)
