@@ -15,13 +15,14 @@ Arrays are in reversed visiting order with columns as rows, as in `gptq`: R, wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tsotsallm.machine import threads_for
+from tsotsallm.errors import NumericsError
+from tsotsallm.machine import COMPILED, compiler, threads_for
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, Layout, half
 
 OUTPUTS = 1024
@@ -55,21 +56,38 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
     keep     (d_out, d_in) bool: where False the value is exactly zero (grids with a level at zero)
     outputs  (d_out, at most OUTPUTS): the damped metric O of the outputs, its diagonal blocks stacked
     """
-    rounded = []
+    solver, rounded = _solver(factor, order, grid, passes), []
     for first in range(0, len(target), OUTPUTS):
         rows = slice(first, first + OUTPUTS)
         kept = None if keep is None else keep[rows]
         if outputs is None:
-            rounded += _solved([_Rows(target[rows], factor, order, grid, kept)], None, passes)
+            rounded.append(solver(target[rows], kept, None))
             continue
         metric = outputs[rows, :len(target[rows])]
         visit = metric.diagonal().sort(descending=True, stable=True).indices
         with threads_for(len(metric) ** 3):
-            coupling = _Coupling.of(metric[visit][:, visit])
-        groups = [_Rows(target[rows][visit[group]], factor, order, grid, None if kept is None else kept[visit[group]])
-                  for group in coupling.groups]
-        rounded.append(_joined(_solved(groups, coupling, passes)).rows_at(visit.argsort()))
+            coupling = Coupling.of(metric[visit][:, visit])
+        blocks = solver(target[rows][visit], None if kept is None else kept[visit], coupling)
+        rounded.append(blocks.rows_at(visit.argsort()))
     return _joined(rounded)
+
+
+def _solver(factor: Tensor, order: Tensor, grid: GgmlGrid, passes: int) -> Callable[..., Blocks]:
+    """What rounds (target, keep, coupling) of at most OUTPUTS rows: compiled where a compiler is installed, else torch."""
+    if compiler() is not None and factor.device.type == "cpu" and factor.dtype == torch.float32:
+        try:
+            from tsotsallm.numerics.compiled_rounding import Solver
+        except ImportError as error:
+            raise NumericsError(f"numba {compiler()} is installed, but cannot be loaded ({error}); install the versions in "
+                                f"constraints.txt, or set {COMPILED}=0 to round without it") from None
+        return Solver(factor, order, grid, passes)
+
+    def solve(target: Tensor, keep: Tensor | None, coupling: Coupling | None) -> Blocks:
+        groups = [_Rows(target[rows], factor, order, grid, None if keep is None else keep[rows])
+                  for rows in ([slice(None)] if coupling is None else coupling.groups)]
+        return _joined(_solved(groups, coupling, passes))
+
+    return solve
 
 
 def _joined(pieces: Sequence[Blocks]) -> Blocks:
@@ -109,7 +127,7 @@ class _Scales:
 
 
 @dataclass(frozen=True)
-class _Coupling:
+class Coupling:
     """How the errors of rows add up or cancel: the metric O of the outputs, and its factors.
 
     With O = U·Uᵀ, U upper triangular in visiting order, the rows of group g can compensate the errors that earlier groups
@@ -127,7 +145,7 @@ class _Coupling:
     metric: Tensor
 
     @classmethod
-    def of(cls, metric: Tensor) -> _Coupling:
+    def of(cls, metric: Tensor) -> Coupling:
         """The coupling that a metric (rows, rows) implies, for at most GROUPS groups."""
         rows = len(metric)
         size = max(1, -(-rows // GROUPS))
@@ -141,7 +159,7 @@ class _Coupling:
 
 @threads_for(0)                 # products aside, vectors of a few thousand numbers at most: more threads would only wait
 @torch.inference_mode()         # thousands of small operations are a fifth faster without autograd's bookkeeping
-def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> list[Blocks]:
+def _solved(groups: list[_Rows], coupling: Coupling | None, passes: int) -> list[Blocks]:
     """Round several groups of rows in turn, part by part."""
     first = groups[0]
     layout, factor = first.layout, first.factor
@@ -157,7 +175,7 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
                 left.append(group.visit(low, slice(part_high - layout.part, part_high), local, more))
     if passes:
         for group in groups:
-            group.residual = _product(factor.triu(), group.target - group.values)
+            group.residual = product(factor.triu(), group.target - group.values)
     for _ in range(passes):
         for high in range(factor.shape[0], 0, -layout.block):
             low = high - layout.block
@@ -165,8 +183,8 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
                 columns = slice(part_high - layout.part, part_high)
                 stripe = factor[:part_high, columns].triu(-columns.start)
                 metric = stripe.mT @ stripe
-                inner = _upper_factor(metric)
-                pulls = [_product(stripe.mT, group.residual[:part_high]) for group in groups]
+                inner = upper_factor(metric)
+                pulls = [product(stripe.mT, group.residual[:part_high]) for group in groups]
                 for place, group in enumerate(groups):
                     if coupling is None:
                         group.visit_again(columns, stripe, metric, inner, pulls[place], None)
@@ -177,7 +195,7 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
                     pulls[place] = pulls[place] - metric @ change
             if layout.scales is not None:
                 for place, group in enumerate(groups):
-                    mixed = None if coupling is None else _product(
+                    mixed = None if coupling is None else product(
                         torch.cat([other.residual[:high] for other in groups], 1), coupling.mixed[place])
                     group.refit(low, high, mixed)
     return [group.blocks() for group in groups]
@@ -205,7 +223,7 @@ class _Rows:
 
     def enter(self, low: int, high: int, local: Tensor) -> None:
         """Begin a block: compute the compensation owed by earlier blocks, and choose its 16-bit numbers."""
-        self.owed = _product(self.factor[low:high, high:], self.errors[high:])      # (block, rows): e_before · V_before,b
+        self.owed = product(self.factor[low:high, high:], self.errors[high:])      # (block, rows): e_before · V_before,b
         if self.layout.scales is not None:
             wanted = self.target[low:high] + torch.linalg.solve_triangular(local, self.owed, upper=True)
             self._choose_block_scales(low // self.layout.block, wanted, local)
@@ -302,7 +320,7 @@ class _Rows:
                      _Scales(*(torch.where(better, new, old) for new, old in zip(
                          (scales.step, scales.offset, scales.scale, scales.low),
                          (kept.step, kept.offset, kept.scale, kept.low), strict=True))))
-        self.residual[:columns.stop].sub_(_product(stripe, change))
+        self.residual[:columns.stop].sub_(product(stripe, change))
         return change
 
     def _now(self, part: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -362,7 +380,7 @@ class _Rows:
             direction = self.codes[low:high] * per_column(self.scale) if name == "step" else -per_column(self.lows)
             if self.keep is not None:
                 direction = direction * self.keep[low:high]
-            moved = _product(stripe, direction)
+            moved = product(stripe, direction)
             power, pull = moved.square().sum(0), (moved * (residual[:high] if mixed is None else mixed)).sum(0)
             new = half(numbers[block] + torch.where(power > 0, pull / power.clamp(min=1e-30), torch.zeros_like(pull)))
             shift = new - numbers[block]
@@ -375,25 +393,32 @@ class _Rows:
 
     def blocks(self) -> Blocks:
         """The rounded rows in stored column order."""
-        layout, d_in = self.layout, len(self.target)
-        codes = torch.empty_like(self.codes)
-        codes[self.backwards] = self.codes
-        block_of, part_of = self.backwards[::layout.block] // layout.block, self.backwards[::layout.part] // layout.part
-
-        def stored(values: Tensor, places: Tensor) -> Tensor:
-            in_place = torch.empty_like(values)
-            in_place[places] = values
-            return in_place.mT.contiguous()
-
-        several = layout.scales is not None
-        assert d_in % layout.block == 0
-        return Blocks(codes.mT.contiguous().to(torch.int8), stored(self.step, block_of),
-                      stored(self.low, block_of) if layout.minimum else None,
-                      stored(self.scale, part_of).to(torch.int16) if several else None,
-                      stored(self.lows, part_of).to(torch.int16) if several and layout.minimum else None, self.grid)
+        return blocks_of(self.codes, self.step, self.low, self.scale, self.lows, self.backwards, self.grid)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def blocks_of(codes: Tensor, step: Tensor, low: Tensor, scale: Tensor, lows: Tensor, backwards: Tensor,
+              grid: GgmlGrid) -> Blocks:
+    """Rounded rows in stored column order, from arrays (columns, blocks or parts, rows) in the order `backwards` (d_in,)."""
+    layout, d_in = grid.layout, len(codes)
+    in_order = torch.empty_like(codes)
+    in_order[backwards] = codes
+    block_of, part_of = backwards[::layout.block] // layout.block, backwards[::layout.part] // layout.part
+
+    def stored(values: Tensor, places: Tensor) -> Tensor:
+        in_place = torch.empty_like(values)
+        in_place[places] = values
+        return in_place.mT.contiguous()
+
+    several = layout.scales is not None
+    assert d_in % layout.block == 0
+    return Blocks(in_order.mT.contiguous().to(torch.int8), stored(step, block_of),
+                  stored(low, block_of) if layout.minimum else None,
+                  stored(scale, part_of).to(torch.int16) if several else None,
+                  stored(lows, part_of).to(torch.int16) if several and layout.minimum else None, grid)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left · right, on as many threads as its size deserves."""
     with threads_for(2 * left.numel() * right.shape[1]):
         return left @ right
 
@@ -407,7 +432,7 @@ def _conditional(inner: Tensor) -> Tensor:
     return inner.diagonal().square()
 
 
-def _upper_factor(metric: Tensor) -> Tensor:
+def upper_factor(metric: Tensor) -> Tensor:
     """Upper triangular R with Rᵀ·R = metric, (columns, columns); the diagonal is raised where rounding made it singular."""
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(metric, upper=True)
