@@ -1,34 +1,27 @@
 """The inner loops of `rounding`, compiled by Numba: LANES rows at a time, one row in each lane of a vector register.
 
-Every function does for a part (16 or 32 columns) what the functions of `rounding` with the same words do, in the same
+Every function does for a part (16 or 32 columns) what the function of `rounding` with the same words does, in the same
 order and in float32; only sums of products may be fused, as they are in torch. Rows are independent of each other, so
 that the number of threads changes no bit. Arrays are as in `rounding`: columns or parts as rows, in reversed visiting
-order. Import this module only where `machine.compiler()` names a version.
+order, and contiguous. Import this module only where `machine.compiler()` names a version.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from llvmlite import ir
-from numba import carray, njit, prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit, prange
 
 from tsotsallm.numerics.rounding import LOCAL_ROUNDS, SPANS, TRIED
+from tsotsallm.numerics.vectors import LANES, absolute, at, fused, half, inverse, less, load, local, spread, store, where, whole
 
-Floats = npt.NDArray[np.float32]
-
-LANES = 16
 PART = 32
 """Columns of the widest part."""
-_SPANS = np.array(SPANS, dtype=np.float32)
-_WIDE = np.array([(left, right) for left in SPANS[1:] for right in SPANS[1:] if abs(left - right) < 0.13], dtype=np.float32)
+_SPANS = tuple(np.float32(span) for span in SPANS)
+_WIDE = tuple((np.float32(left), np.float32(right)) for left in SPANS[1:] for right in SPANS[1:] if abs(left - right) < 0.13)
 _NEAR = 5
 _MOST = _NEAR + 2 * max(2 * len(SPANS), len(_WIDE))
-_FOUR, _TILE, _LIST = 4 * LANES, PART * LANES, _MOST * LANES
 _ZERO, _ONE, _HALF, _TINY, _SMALL = (np.float32(value) for value in (0, 1, 0.5, 1e-30, 1e-12))
 _INFINITE = np.float32(np.inf)
 
@@ -51,628 +44,446 @@ class Form(NamedTuple):
     most: np.float32
 
 
-@intrinsic(prefer_literal=True)
-def _stack(_context: Any, size: Any) -> Any:
-    """Floats on the stack, which the compiler knows to overlap nothing else."""
-    count = size.literal_value
-
-    def generate(_context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
-        place = cgutils.alloca_once(builder, ir.ArrayType(ir.FloatType(), count))
-        place.align = 64
-        return builder.bitcast(place, ir.PointerType(ir.FloatType()))
-
-    return types.CPointer(types.float32)(size), generate
-
-
-_inlined = njit(inline="always")
-_exact = njit(forceinline=True, error_model="numpy")
-_fused = njit(forceinline=True, error_model="numpy", fastmath={"contract"})
+_inner = njit(error_model="numpy")
 _over_rows = njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 
 
-@_inlined
-def _row():                                                                             # type: ignore[no-untyped-def]
-    return carray(_stack(LANES), (LANES,), np.float32)
+@njit(forceinline=True)
+def _lower(left, right):                                                                # type: ignore[no-untyped-def]
+    return where(less(left, right), left, right)
 
 
-@_inlined
-def _four():                                                                            # type: ignore[no-untyped-def]
-    return carray(_stack(_FOUR), (4, LANES), np.float32)
+@njit(forceinline=True)
+def _higher(left, right):                                                               # type: ignore[no-untyped-def]
+    return where(less(right, left), left, right)
 
 
-@_inlined
-def _tile():                                                                            # type: ignore[no-untyped-def]
-    return carray(_stack(_TILE), (PART, LANES), np.float32)
-
-
-@_inlined
-def _list():                                                                            # type: ignore[no-untyped-def]
-    return carray(_stack(_LIST), (_MOST, LANES), np.float32)
-
-
-# -- numbers ----------------------------------------------------------------------------------------------------------
-
-
-@_exact
-def _half(value):                                                                       # type: ignore[no-untyped-def]
-    """A number rounded to half precision: added to and taken from one whose last bit is that of the result."""
-    exponent = np.int32(np.float32(value).view(np.int32) & np.int32(0x7F800000)).view(np.float32)
-    large = max(exponent * np.float32(12288), np.float32(0.75))
-    near = (value + large) - large
-    if value >= np.float32(65520):
-        near = _INFINITE
-    if value <= np.float32(-65520):
-        near = -_INFINITE
-    return near
-
-
-@_exact
+@njit(forceinline=True)
 def _nearest(value, lowest, highest):                                                   # type: ignore[no-untyped-def]
-    whole = np.rint(value)
-    whole = lowest if whole < lowest else whole
-    return highest if whole > highest else whole
+    return _lower(_higher(whole(value), spread(lowest)), spread(highest))
 
 
-@_exact
-def _inverse(value):                                                                    # type: ignore[no-untyped-def]
-    return _ONE / value if value != _ZERO else _ZERO
+# -- small products ---------------------------------------------------------------------------------------------------
 
 
-# -- vectors of lanes -------------------------------------------------------------------------------------------------
-
-
-@_exact
-def _load(to, source, low, columns, row, count):                                        # type: ignore[no-untyped-def]
-    """Rows `row` to `row + count` of some columns; lanes without a row are zero."""
-    if count == LANES:
-        for column in range(columns):
-            for lane in range(LANES):
-                to[column, lane] = source[low + column, row + lane]
-    else:
-        for column in range(columns):
-            for lane in range(LANES):
-                to[column, lane] = _ZERO
-            for lane in range(count):
-                to[column, lane] = source[low + column, row + lane]
-
-
-@_exact
-def _store(to, low, columns, row, count, source):                                       # type: ignore[no-untyped-def]
-    if count == LANES:
-        for column in range(columns):
-            for lane in range(LANES):
-                to[low + column, row + lane] = source[column, lane]
-    else:
-        for column in range(columns):
-            for lane in range(count):
-                to[low + column, row + lane] = source[column, lane]
-
-
-@_fused
-def _add(to, place, factor, values, other):                                             # type: ignore[no-untyped-def]
-    for lane in range(LANES):
-        to[place, lane] += factor * values[other, lane]
-
-
-@_fused
+@_inner
 def _solve_upper(upper, values, columns):                                               # type: ignore[no-untyped-def]
     """Replace values y by x with upper · x = y."""
     for column in range(columns - 1, -1, -1):
-        inverse = _ONE / upper[column, column]
-        for lane in range(LANES):
-            values[column, lane] *= inverse
-        for other in range(column):
-            _add(values, other, -upper[other, column], values, column)
+        rest = values[column]
+        for other in range(columns - 1, column, -1):
+            rest = fused(-at(upper, column, other), values[other], rest)
+        values[column] = rest * (_ONE / at(upper, column, column))
 
 
-@_fused
+@_inner
 def _solve_lower(upper, values, columns):                                               # type: ignore[no-untyped-def]
     """Replace values y by x with upperᵀ · x = y."""
     for column in range(columns):
-        inverse = _ONE / upper[column, column]
-        for lane in range(LANES):
-            values[column, lane] *= inverse
-        for other in range(column + 1, columns):
-            _add(values, other, -upper[column, other], values, column)
+        rest = values[column]
+        for other in range(column):
+            rest = fused(-at(upper, other, column), values[other], rest)
+        values[column] = rest * (_ONE / at(upper, column, column))
 
 
-@_fused
+@_inner
 def _product(to, matrix, values, columns):                                              # type: ignore[no-untyped-def]
-    """to = matrix · values, for a symmetric matrix."""
-    for column in range(columns):
-        for lane in range(LANES):
-            to[column, lane] = _ZERO
-    for other in range(columns):
-        for column in range(columns):
-            _add(to, column, matrix[other, column], values, other)
+    """to = matrix · values."""
+    for column in range(0, columns, 4):
+        first, second, third, fourth = spread(_ZERO), spread(_ZERO), spread(_ZERO), spread(_ZERO)
+        for other in range(columns):
+            value = values[other]
+            first = fused(at(matrix, column, other), value, first)
+            second = fused(at(matrix, column + 1, other), value, second)
+            third = fused(at(matrix, column + 2, other), value, third)
+            fourth = fused(at(matrix, column + 3, other), value, fourth)
+        to[column], to[column + 1], to[column + 2], to[column + 3] = first, second, third, fourth
 
 
 # -- candidates for scales --------------------------------------------------------------------------------------------
 
 
-@_exact
-def _ranges_of_symmetric(aim, upper, form, steps, offsets):                             # type: ignore[no-untyped-def]
-    most, largest = _row(), _row()
-    power, pull = _row(), _row()
-    inverse = _row()
-    for lane in range(LANES):
-        most[lane], largest[lane] = aim[0, lane], abs(aim[0, lane])
-    for column in range(1, form.columns):
-        for lane in range(LANES):
-            size = abs(aim[column, lane])
-            most[lane] = aim[column, lane] if size > largest[lane] else most[lane]
-            largest[lane] = size if size > largest[lane] else largest[lane]
-    spans = len(_SPANS)
-    for place in range(2 * spans):
-        span = _SPANS[place % spans]
-        for lane in range(LANES):
-            step = (most[lane] if place < spans else -most[lane]) * span / form.lowest
-            steps[place, lane], inverse[lane] = step, _inverse(step)
-            power[lane], pull[lane] = _ZERO, _ZERO
-        for column in range(form.columns):
-            weight = upper[column, column] * upper[column, column]
-            for lane in range(LANES):
-                code = _nearest(aim[column, lane] * inverse[lane], form.lowest, form.highest)
-                weighted = code * weight
-                power[lane] += weighted * code
-                pull[lane] += weighted * aim[column, lane]
-        for lane in range(LANES):
-            steps[2 * spans + place, lane] = (pull[lane] / max(power[lane], _TINY) if power[lane] > _ZERO
-                                              else steps[place, lane])
-    for place in range(4 * spans):
-        for lane in range(LANES):
-            offsets[place, lane] = _ZERO
-    return 4 * spans
-
-
-@_exact
-def _ranges_with_minimum(aim, upper, form, steps, offsets):                             # type: ignore[no-untyped-def]
-    lowest, highest = _row(), _row()
-    first, second = _row(), _row()
-    plain, product = _row(), _row()
-    inverse = _row()
-    total = _ZERO
-    for lane in range(LANES):
-        lowest[lane] = highest[lane] = aim[0, lane]
-        plain[lane] = _ZERO
+@_inner
+def _refitted(aim, upper, start, form, step):                                           # type: ignore[no-untyped-def]
+    """The least-squares step for the codes that a step of a symmetric grid gives."""
+    per_step, power, pull = inverse(step), spread(_ZERO), spread(_ZERO)
     for column in range(form.columns):
-        weight = upper[column, column] * upper[column, column]
+        importance = at(upper, start + column, start + column)
+        code = _nearest(aim[column] * per_step, form.lowest, form.highest)
+        weighted = code * (importance * importance)
+        power += weighted * code
+        pull += weighted * aim[column]
+    return where(less(spread(_ZERO), power), pull / _higher(power, spread(_TINY)), step)
+
+
+@_inner
+def _ranges_of_symmetric(aim, upper, start, form, steps, offsets, first):               # type: ignore[no-untyped-def]
+    most = aim[0]
+    for column in range(1, form.columns):
+        most = where(less(absolute(most), absolute(aim[column])), aim[column], most)
+    place = first
+    for sign in range(2):
+        for number in range(len(_SPANS)):
+            step = most * _SPANS[number] / form.lowest
+            steps[place] = step if sign == 0 else _ZERO - step
+            place += 1
+    for number in range(first, place):
+        steps[number + place - first] = _refitted(aim, upper, start, form, steps[number])
+    last = 2 * place - first
+    for number in range(first, last):
+        offsets[number] = spread(_ZERO)
+    return last
+
+
+@_inner
+def _refitted_with_minimum(aim, upper, start, form, step, offset, total, plain):        # type: ignore[no-untyped-def]
+    """The least-squares step and offset for the codes that a step and an offset give."""
+    first, second, product, zero = spread(_ZERO), spread(_ZERO), spread(_ZERO), spread(_ZERO)
+    for column in range(form.columns):
+        importance = at(upper, start + column, start + column)
+        code = _nearest((aim[column] - offset) / step, _ZERO, form.highest)
+        weighted = code * (importance * importance)
+        first += weighted
+        second += weighted * code
+        product += weighted * aim[column]
+    spread_out = _higher(total * second - first * first, spread(_TINY))
+    new_step = (total * product - first * plain) / spread_out
+    new_offset = (second * plain - first * product) / spread_out
+    if form.several:                                # a stored minimum is never above zero
+        above = less(zero, new_offset)
+        new_step = where(above, product / _higher(second, spread(_TINY)), new_step)
+        new_offset = where(above, zero, new_offset)
+    usable = less(zero, new_step)
+    return where(usable, new_step, step), where(usable, new_offset, offset)
+
+
+@_inner
+def _ranges_with_minimum(aim, upper, start, form, steps, offsets, first):               # type: ignore[no-untyped-def]
+    lowest, highest, plain, total, middle = aim[0], aim[0], spread(_ZERO), _ZERO, spread(_ZERO)
+    for column in range(form.columns):
+        importance = at(upper, start + column, start + column)
+        weight = importance * importance
         total += weight
-        for lane in range(LANES):
-            value = aim[column, lane]
-            lowest[lane] = value if value < lowest[lane] else lowest[lane]
-            highest[lane] = value if value > highest[lane] else highest[lane]
-            plain[lane] += weight * value
+        lowest, highest = _lower(aim[column], lowest), _higher(aim[column], highest)
+        plain += aim[column] * weight
     if form.several:
-        for lane in range(LANES):
-            lowest[lane] = lowest[lane] if lowest[lane] < _ZERO else _ZERO
-            highest[lane] = highest[lane] if highest[lane] > _ZERO else _ZERO
-    count = len(_WIDE)
-    for place in range(count):
-        left, right = _WIDE[place, 0], _WIDE[place, 1]
-        for lane in range(LANES):
-            middle = (lowest[lane] + highest[lane]) * _HALF if not form.several else _ZERO
-            offset = middle + (lowest[lane] - middle) * left
-            step = max((middle + (highest[lane] - middle) * right - offset) / form.highest, _SMALL)
-            steps[place, lane], offsets[place, lane], inverse[lane] = step, offset, _ONE / step
-            first[lane], second[lane], product[lane] = _ZERO, _ZERO, _ZERO
-        for column in range(form.columns):
-            weight = upper[column, column] * upper[column, column]
-            for lane in range(LANES):
-                code = _nearest((aim[column, lane] - offsets[place, lane]) * inverse[lane], _ZERO, form.highest)
-                weighted = code * weight
-                first[lane] += weighted
-                second[lane] += weighted * code
-                product[lane] += weighted * aim[column, lane]
-        for lane in range(LANES):
-            spread = max(total * second[lane] - first[lane] * first[lane], _TINY)
-            step = (total * product[lane] - first[lane] * plain[lane]) / spread
-            offset = (second[lane] * plain[lane] - first[lane] * product[lane]) / spread
-            if form.several and offset > _ZERO:
-                step, offset = product[lane] / max(second[lane], _TINY), _ZERO
-            steps[count + place, lane] = step if step > _ZERO else steps[place, lane]
-            offsets[count + place, lane] = offset if step > _ZERO else offsets[place, lane]
-    return 2 * count
+        lowest, highest = _lower(lowest, spread(_ZERO)), _higher(highest, spread(_ZERO))
+    else:
+        middle = (lowest + highest) * _HALF
+    place = first
+    for number in range(len(_WIDE)):
+        left, right = _WIDE[number]
+        offset = middle + (lowest - middle) * left
+        step = _higher((middle + (highest - middle) * right - offset) / form.highest, spread(_SMALL))
+        steps[place], offsets[place] = step, offset
+        steps[place + len(_WIDE)], offsets[place + len(_WIDE)] = _refitted_with_minimum(
+            aim, upper, start, form, step, offset, total, plain)
+        place += 1
+    return place + len(_WIDE)
 
 
-@_exact
-def _ranges(aim, upper, form, steps, offsets):                                          # type: ignore[no-untyped-def]
-    """Write the candidates of `rounding._ranges` and return their number."""
+@_inner
+def _ranges(aim, upper, start, form, steps, offsets, first):                            # type: ignore[no-untyped-def]
+    """Write the candidates of `rounding._ranges` from number `first` and return the number after the last.
+
+    The metric of the part starts at row and column `start` of upper.
+    """
     if form.minimum:
-        return _ranges_with_minimum(aim, upper, form, steps, offsets)
-    return _ranges_of_symmetric(aim, upper, form, steps, offsets)
+        return _ranges_with_minimum(aim, upper, start, form, steps, offsets, first)
+    return _ranges_of_symmetric(aim, upper, start, form, steps, offsets, first)
 
 
-@_exact
-def _cheap_losses(aim, upper, form, count, steps, offsets, losses):                     # type: ignore[no-untyped-def]
-    inverse = _row()
-    for place in range(count):
-        for lane in range(LANES):
-            losses[place, lane], inverse[lane] = _ZERO, _inverse(steps[place, lane])
-        for column in range(form.columns):
-            weight = upper[column, column] * upper[column, column]
-            for lane in range(LANES):
-                code = _nearest((aim[column, lane] - offsets[place, lane]) * inverse[lane], form.lowest, form.highest)
-                error = code * steps[place, lane] + offsets[place, lane] - aim[column, lane]
-                losses[place, lane] += error * error * weight
+@_inner
+def _cheap_loss(aim, upper, start, form, step, offset):                                 # type: ignore[no-untyped-def]
+    """The weighted squared error of plain rounding."""
+    loss, per_step = spread(_ZERO), inverse(step)
+    for column in range(form.columns):
+        importance = at(upper, start + column, start + column)
+        code = _nearest((aim[column] - offset) * per_step, form.lowest, form.highest)
+        error = code * step + offset - aim[column]
+        loss += error * error * (importance * importance)
+    return loss
 
 
-@_exact
-def _stored(form, count, steps, offsets, scales, lows, unit, low):                      # type: ignore[no-untyped-def]
-    """Round candidates to what a block can store; unit and low (lanes) are its 16-bit numbers."""
-    if not form.several:
-        for place in range(count):
-            for lane in range(LANES):
-                steps[place, lane], offsets[place, lane] = _half(steps[place, lane]), _half(offsets[place, lane])
-                scales[place, lane], lows[place, lane] = _ONE, _ZERO
-        return
-    for place in range(count):
-        for lane in range(LANES):
-            scale = _nearest(steps[place, lane] * _inverse(unit[lane]), form.least, form.most)
-            less = _nearest(-offsets[place, lane] * _inverse(low[lane]), form.least, form.most) if form.minimum else _ZERO
-            scales[place, lane], lows[place, lane] = scale, less
-            steps[place, lane], offsets[place, lane] = unit[lane] * scale, -(low[lane] * less)
+@_inner
+def _stored(form, first, last, steps, offsets, scales, lows, unit, low):                # type: ignore[no-untyped-def]
+    """Round candidates to what a block with 16-bit numbers `unit` and `low` can store."""
+    for place in range(first, last):
+        if form.several:
+            scales[place] = _nearest(steps[place] * inverse(unit), form.least, form.most)
+            lows[place] = spread(_ZERO)
+            if form.minimum:
+                lows[place] = _nearest((_ZERO - offsets[place]) * inverse(low), form.least, form.most)
+            steps[place], offsets[place] = unit * scales[place], _ZERO - low * lows[place]
+        else:
+            steps[place], offsets[place] = half(steps[place]), half(offsets[place])
+            scales[place], lows[place] = spread(_ONE), spread(_ZERO)
 
 
 # -- codes ------------------------------------------------------------------------------------------------------------
 
 
-@_exact
-def _compensated(aim, upper, passing, form, step, offset, keep, kept, wanted, codes, loss):  # type: ignore[no-untyped-def]
-    """Round a part with one candidate (lanes), each error compensated; `wanted` is overwritten."""
-    inverse, error = _row(), _four()
-    for lane in range(LANES):
-        inverse[lane], loss[lane] = _inverse(step[lane]), _ZERO
-    for column in range(form.columns):
-        for lane in range(LANES):
-            wanted[column, lane] = aim[column, lane]
+@_inner
+def _compensated(aim, upper, passing, form, step, offset, keep, kept, errors, codes):   # type: ignore[no-untyped-def]
+    """Round a part with one candidate, each error compensated, and return the loss; errors (columns) is overwritten."""
+    loss, per_step = spread(_ZERO), inverse(step)
     for column in range(form.columns - 1, -1, -1):
-        weight = upper[column, column]
-        for lane in range(LANES):
-            code = _nearest((wanted[column, lane] - offset[lane]) * inverse[lane], form.lowest, form.highest)
-            value = code * step[lane] + offset[lane]
-            if kept:
-                code *= keep[column, lane]
-                value *= keep[column, lane]
-            codes[column, lane] = code
-            rest = (wanted[column, lane] - value) * weight
-            loss[lane] += rest * rest
-            error[0, lane] = aim[column, lane] - value
-        for other in range(column):
-            _add(wanted, other, passing[column, other], error, 0)
+        wanted = aim[column]
+        for other in range(form.columns - 1, column, -1):
+            wanted = fused(at(passing, column, other), errors[other], wanted)
+        code = _nearest((wanted - offset) * per_step, form.lowest, form.highest)
+        value = code * step + offset
+        if kept:
+            code *= keep[column]
+            value *= keep[column]
+        codes[column], errors[column] = code, aim[column] - value
+        rest = (wanted - value) * at(upper, column, column)
+        loss += rest * rest
+    return loss
 
 
-@_exact
-def _best(aim, upper, passing, form, count, steps, offsets, scales, lows, losses, keep, kept, near, found, codes
+@_inner
+def _best(aim, upper, passing, form, near, last, steps, offsets, scales, lows, losses, keep, kept, found, codes
           ):                                                                            # type: ignore[no-untyped-def]
-    """Take the `near` candidates that come first and the TRIED best others by `losses`; keep the best compensated one.
+    """Take the first `near` candidates and the TRIED best others by `losses`; keep the best compensated one.
 
-    Writes its step, offset, scale and low to found (4, lanes), its codes to `codes`; `losses` is overwritten.
+    Writes its step, offset, scale and low to found (4), its codes to `codes`; `losses` is overwritten.
     """
-    wanted, tried = _tile(), _tile()
-    taken, loss = _four(), _row()
-    least, which = _row(), _row()
-    best = _row()
-    for lane in range(LANES):
-        best[lane] = _INFINITE
+    tried, errors, least_loss = local(PART), local(PART), spread(_INFINITE)
     for turn in range(near + TRIED):
-        if turn < near:
-            for lane in range(LANES):
-                taken[0, lane], taken[1, lane] = steps[turn, lane], offsets[turn, lane]
-                taken[2, lane], taken[3, lane] = scales[turn, lane], lows[turn, lane]
+        place = min(turn, near)
+        step, offset, scale, low = steps[place], offsets[place], scales[place], lows[place]
+        if turn >= near:
+            least, which = losses[near], spread(np.float32(near))
+            for place in range(near + 1, last):
+                better = less(losses[place], least)
+                least, which = where(better, losses[place], least), where(better, spread(np.float32(place)), which)
+                step, offset = where(better, steps[place], step), where(better, offsets[place], offset)
+                scale, low = where(better, scales[place], scale), where(better, lows[place], low)
+            for place in range(near, last):
+                taken = less(absolute(which - np.float32(place)), spread(_HALF))
+                losses[place] = where(taken, spread(_INFINITE), losses[place])
+        loss = _compensated(aim, upper, passing, form, step, offset, keep, kept, errors, tried)
+        if turn == 0:
+            least_loss = loss
+            found[0], found[1], found[2], found[3] = step, offset, scale, low
+            for column in range(form.columns):
+                codes[column] = tried[column]
         else:
-            for lane in range(LANES):
-                least[lane], which[lane] = _INFINITE, np.float32(near)
-                taken[0, lane], taken[1, lane] = steps[near, lane], offsets[near, lane]
-                taken[2, lane], taken[3, lane] = scales[near, lane], lows[near, lane]
-            for place in range(near, count):
-                number = np.float32(place)
-                for lane in range(LANES):
-                    less = losses[place, lane] < least[lane]
-                    least[lane] = losses[place, lane] if less else least[lane]
-                    which[lane] = number if less else which[lane]
-                    taken[0, lane] = steps[place, lane] if less else taken[0, lane]
-                    taken[1, lane] = offsets[place, lane] if less else taken[1, lane]
-                    taken[2, lane] = scales[place, lane] if less else taken[2, lane]
-                    taken[3, lane] = lows[place, lane] if less else taken[3, lane]
-            for place in range(near, count):
-                number = np.float32(place)
-                for lane in range(LANES):
-                    losses[place, lane] = _INFINITE if which[lane] == number else losses[place, lane]
-        _compensated(aim, upper, passing, form, taken[0], taken[1], keep, kept, wanted, tried, loss)
-        for lane in range(LANES):
-            which[lane] = _ONE if turn == 0 or loss[lane] < best[lane] else _ZERO
-            best[lane] = loss[lane] if which[lane] != _ZERO else best[lane]
-        for place in range(4):
-            for lane in range(LANES):
-                found[place, lane] = taken[place, lane] if which[lane] != _ZERO else found[place, lane]
-        for column in range(form.columns):
-            for lane in range(LANES):
-                codes[column, lane] = tried[column, lane] if which[lane] != _ZERO else codes[column, lane]
+            better = less(loss, least_loss)
+            least_loss = where(better, loss, least_loss)
+            found[0], found[1] = where(better, step, found[0]), where(better, offset, found[1])
+            found[2], found[3] = where(better, scale, found[2]), where(better, low, found[3])
+            for column in range(form.columns):
+                codes[column] = where(better, tried[column], codes[column])
 
 
-@_exact
-def _valued(codes, found, form, keep, kept, values):                                    # type: ignore[no-untyped-def]
-    for column in range(form.columns):
-        for lane in range(LANES):
-            value = codes[column, lane] * found[0, lane] + found[1, lane]
-            values[column, lane] = value * keep[column, lane] if kept else value
-
-
-@_exact
+@_inner
 def _descended(aim, metric, form, found, keep, kept, codes, values):                    # type: ignore[no-untyped-def]
     """Set each code to its best given the others, LOCAL_ROUNDS times."""
-    slope, error = _tile(), _tile()
-    inverse = _row()
+    slope, error = local(PART), local(PART)
     for column in range(form.columns):
-        for lane in range(LANES):
-            error[column, lane] = aim[column, lane] - values[column, lane]
+        error[column] = aim[column] - values[column]
     _product(slope, metric, error, form.columns)
-    for lane in range(LANES):
-        inverse[lane] = _inverse(found[0, lane])
+    step, offset, per_step = found[0], found[1], inverse(found[0])
     for _ in range(LOCAL_ROUNDS):
         for column in range(form.columns):
-            power = _ONE / metric[column, column]
-            for lane in range(LANES):
-                aimed = values[column, lane] + slope[column, lane] * power
-                code = _nearest((aimed - found[1, lane]) * inverse[lane], form.lowest, form.highest)
-                new = code * found[0, lane] + found[1, lane]
-                if kept:
-                    code *= keep[column, lane]
-                    new *= keep[column, lane]
-                codes[column, lane] = code
-                error[0, lane] = values[column, lane] - new
-                values[column, lane] = new
+            aimed = fused(_ONE / at(metric, column, column), slope[column], values[column])
+            code = _nearest((aimed - offset) * per_step, form.lowest, form.highest)
+            new = code * step + offset
+            if kept:
+                code *= keep[column]
+                new *= keep[column]
+            moved = values[column] - new
+            codes[column], values[column] = code, new
             for other in range(form.columns):
-                _add(slope, other, metric[column, other], error, 0)
+                slope[other] = fused(at(metric, column, other), moved, slope[other])
+
+
+@_inner
+def _loss(metric, error, columns, moved):                                               # type: ignore[no-untyped-def]
+    """The error in the metric; moved becomes metric · error."""
+    _product(moved, metric, error, columns)
+    loss = spread(_ZERO)
+    for column in range(columns):
+        loss += moved[column] * error[column]
+    return loss
 
 
 # -- what a tile of rows goes through ---------------------------------------------------------------------------------
 
 
-@_exact
-def _numbers(form, step, low, block, row, count, unit, less):                           # type: ignore[no-untyped-def]
-    """The 16-bit numbers of a block (lanes), where it has several parts."""
-    for lane in range(LANES):
-        unit[lane], less[lane] = _ZERO, _ZERO
-    if form.several:
-        for lane in range(count):
-            unit[lane], less[lane] = step[block, row + lane], low[block, row + lane]
-
-
-@njit(error_model="numpy")
+@_inner
 def _choose_tile(form, row, count, columns, wanted, upper, step, low, block):           # type: ignore[no-untyped-def]
-    aim = _tile()
-    steps, offsets = _list(), _list()
-    losses = _list()
-    most, lowest = _row(), _row()
-    least, liked = _row(), _row()
-    less = _row()
-    for lane in range(LANES):
-        most[lane], lowest[lane] = _ZERO, _ZERO
-    for part in range(columns // form.columns):
-        first = part * form.columns
-        inner = upper[first:first + form.columns, first:first + form.columns]
-        _load(aim, wanted, first, form.columns, row, count)
-        candidates = _ranges(aim, inner, form, steps, offsets)
-        _cheap_losses(aim, inner, form, candidates, steps, offsets, losses)
-        for lane in range(LANES):
-            least[lane], liked[lane], less[lane] = losses[0, lane], steps[0, lane], -offsets[0, lane]
-        for place in range(1, candidates):
-            for lane in range(LANES):
-                better = losses[place, lane] < least[lane]
-                least[lane] = losses[place, lane] if better else least[lane]
-                liked[lane] = steps[place, lane] if better else liked[lane]
-                less[lane] = -offsets[place, lane] if better else less[lane]
-        for lane in range(LANES):
-            if form.minimum:
-                most[lane] = liked[lane] if part == 0 or liked[lane] > most[lane] else most[lane]
-                lowest[lane] = less[lane] if less[lane] > lowest[lane] else lowest[lane]
-            else:
-                most[lane] = liked[lane] if part == 0 or abs(liked[lane]) > abs(most[lane]) else most[lane]
-    for lane in range(count):
-        if form.minimum:
-            step[block, row + lane] = _half(most[lane] / form.most)
-            low[block, row + lane] = _half(lowest[lane] / form.most)
+    aim, steps, offsets = local(PART), local(_MOST), local(_MOST)
+    most, lowest = spread(_ZERO), spread(_ZERO)
+    for start in range(0, columns, form.columns):
+        for column in range(form.columns):
+            aim[column] = load(wanted, start + column, row, count)
+        last = _ranges(aim, upper, start, form, steps, offsets, 0)
+        least, liked, offset = _cheap_loss(aim, upper, start, form, steps[0], offsets[0]), steps[0], offsets[0]
+        for place in range(1, last):
+            loss = _cheap_loss(aim, upper, start, form, steps[place], offsets[place])
+            better = less(loss, least)
+            least, liked, offset = where(better, loss, least), where(better, steps[place], liked), \
+                where(better, offsets[place], offset)
+        if start == 0:
+            most = liked
+        elif form.minimum:
+            most = _higher(liked, most)
         else:
-            step[block, row + lane] = _half(most[lane] / form.least)
+            most = where(less(absolute(most), absolute(liked)), liked, most)
+        lowest = _higher(_ZERO - offset, lowest)
+    if form.minimum:
+        store(step, block, row, count, half(most / form.most))
+        store(low, block, row, count, half(lowest / form.most))
+    else:
+        store(step, block, row, count, half(most / form.least))
 
 
-@njit(error_model="numpy")
+@_inner
 def _visit_tile(form, row, count, first, low, target, owed, more, upper, passing, keep, kept, values, codes, errors, left,
                 step, lowest, scale, lows, block, part):                                # type: ignore[no-untyped-def]
-    aim, here = _tile(), _tile()
-    rest, held = _tile(), _tile()
-    new, found = _tile(), _four()
-    steps, offsets = _list(), _list()
-    scales, less = _list(), _list()
-    losses = _list()
-    unit, minimum = _row(), _row()
+    aim, held, new, error, found = local(PART), local(PART), local(PART), local(PART), local(4)
+    steps, offsets, scales, minima, losses = local(_MOST), local(_MOST), local(_MOST), local(_MOST), local(_MOST)
     columns = form.columns
-    _load(here, target, low, columns, row, count)
-    _load(rest, owed, 0, columns, row, count)
-    if kept:
-        _load(held, keep, low, columns, row, count)
-    if first > 0:
-        _load(aim, more, 0, columns, row - first, count)
-        for column in range(columns):
-            for lane in range(LANES):
-                aim[column, lane] = rest[column, lane] + aim[column, lane]
-    else:
-        for column in range(columns):
-            for lane in range(LANES):
-                aim[column, lane] = rest[column, lane]
+    for column in range(columns):
+        aim[column] = load(owed, column, row, count)
+        if first > 0:
+            aim[column] = aim[column] + load(more, column, row - first, count)
+        if kept:
+            held[column] = load(keep, low + column, row, count)
     _solve_upper(upper, aim, columns)
     for column in range(columns):
-        for lane in range(LANES):
-            aim[column, lane] = here[column, lane] + aim[column, lane]
-    _numbers(form, step, lowest, block, row, count, unit, minimum)
-    candidates = _ranges(aim, upper, form, steps, offsets)
-    _stored(form, candidates, steps, offsets, scales, less, unit, minimum)
-    _cheap_losses(aim, upper, form, candidates, steps, offsets, losses)
-    _best(aim, upper, passing, form, candidates, steps, offsets, scales, less, losses, held, kept, 0, found, new)
-    _store(codes, low, columns, row, count, new)
-    _valued(new, found, form, held, kept, aim)
-    _store(values, low, columns, row, count, aim)
+        aim[column] = load(target, low + column, row, count) + aim[column]
+    last = _ranges(aim, upper, 0, form, steps, offsets, 0)
+    _stored(form, 0, last, steps, offsets, scales, minima, load(step, block, row, count), load(lowest, block, row, count))
+    for place in range(last):
+        losses[place] = _cheap_loss(aim, upper, 0, form, steps[place], offsets[place])
+    _best(aim, upper, passing, form, 0, last, steps, offsets, scales, minima, losses, held, kept, found, new)
     for column in range(columns):
-        for lane in range(LANES):
-            here[column, lane] = here[column, lane] - aim[column, lane]
-    _store(errors, low, columns, row, count, here)
+        value = new[column] * found[0] + found[1]
+        if kept:
+            value *= held[column]
+        error[column] = load(target, low + column, row, count) - value
+        store(codes, low + column, row, count, new[column])
+        store(values, low + column, row, count, value)
+        store(errors, low + column, row, count, error[column])
     for column in range(columns):
+        rest = load(owed, column, row, count)
         for other in range(column, columns):
-            _add(rest, column, upper[column, other], here, other)
-    _store(left, 0, columns, row, count, rest)
-    for lane in range(count):
-        scale[part, row + lane], lows[part, row + lane] = found[2, lane], found[3, lane]
-        if not form.several:
-            step[part, row + lane], lowest[part, row + lane] = found[0, lane], found[1, lane]
-
-
-@_exact
-def _neighbours(form, row, count, block, part, step, lowest, scale, lows, unit, less, steps, offsets, scales, minima
-                ):                                                                      # type: ignore[no-untyped-def]
-    """Write the current scales of a part and those with neighbouring integers, and return their number."""
-    for lane in range(LANES):
-        steps[0, lane], offsets[0, lane], scales[0, lane], minima[0, lane] = _ZERO, _ZERO, _ONE, _ZERO
-    for lane in range(count):
-        scales[0, lane], minima[0, lane] = scale[part, row + lane], lows[part, row + lane]
+            rest = fused(at(upper, column, other), error[other], rest)
+        store(left, column, row, count, rest)
+    store(scale, part, row, count, found[2])
+    store(lows, part, row, count, found[3])
     if not form.several:
-        for lane in range(count):
-            steps[0, lane], offsets[0, lane] = step[block, row + lane], lowest[block, row + lane]
+        store(step, part, row, count, found[0])
+        store(lowest, part, row, count, found[1])
+
+
+@_inner
+def _neighbours(form, unit, low, scale, minimum, steps, offsets, scales, minima):       # type: ignore[no-untyped-def]
+    """Write the current scales of a part and those with neighbouring integers, and return their number.
+
+    unit and low: the 16-bit numbers of the block; scale and minimum: the stored integers of the part.
+    """
+    if not form.several:
+        steps[0], offsets[0], scales[0], minima[0] = unit, low, scale, minimum
         return 1
-    near = 5 if form.minimum else 3
-    for place in range(near - 1, -1, -1):
+    count = 5 if form.minimum else 3
+    for place in range(count):
         more = _ONE if place == 1 else -_ONE if place == 2 else _ZERO
         below = _ONE if place == 3 else -_ONE if place == 4 else _ZERO
-        for lane in range(LANES):
-            scales[place, lane] = _nearest(scales[0, lane] + more, form.least, form.most)
-            minima[place, lane] = _nearest(minima[0, lane] + below, form.least, form.most)
-            steps[place, lane], offsets[place, lane] = unit[lane] * scales[place, lane], -(less[lane] * minima[place, lane])
-    return near
+        scales[place] = _nearest(scale + more, form.least, form.most)
+        minima[place] = _nearest(minimum + below, form.least, form.most)
+        steps[place], offsets[place] = unit * scales[place], _ZERO - low * minima[place]
+    return count
 
 
-@njit(error_model="numpy")
+@_inner
 def _propose_tile(form, row, count, first, low, pull, upper, passing, metric, keep, kept, values, codes, step, lowest,
                   scale, lows, block, part, new_codes, new_scales, change, rises):      # type: ignore[no-untyped-def]
-    aim, before = _tile(), _tile()
-    pulled, held = _tile(), _tile()
-    new, value = _tile(), _tile()
-    error, moved = _tile(), _tile()
-    found, gain = _four(), _row()
-    steps, offsets = _list(), _list()
-    scales, less = _list(), _list()
-    losses = _list()
-    unit, minimum = _row(), _row()
+    aim, before, held, new, value = local(PART), local(PART), local(PART), local(PART), local(PART)
+    error, moved, found = local(PART), local(PART), local(4)
+    steps, offsets, scales, minima, losses = local(_MOST), local(_MOST), local(_MOST), local(_MOST), local(_MOST)
     columns = form.columns
-    _load(before, values, low, columns, row, count)
-    _load(pulled, pull, 0, columns, row - first, count)
-    if kept:
-        _load(held, keep, low, columns, row, count)
     for column in range(columns):
-        for lane in range(LANES):
-            aim[column, lane] = pulled[column, lane]
+        aim[column] = load(pull, column, row - first, count)
+        before[column] = load(values, low + column, row, count)
+        if kept:
+            held[column] = load(keep, low + column, row, count)
     _solve_lower(upper, aim, columns)
     _solve_upper(upper, aim, columns)
     for column in range(columns):
-        for lane in range(LANES):
-            aim[column, lane] = before[column, lane] + aim[column, lane]
-    _numbers(form, step, lowest, block, row, count, unit, minimum)
-    near = _neighbours(form, row, count, block, part, step, lowest, scale, lows, unit, minimum, steps, offsets, scales, less)
-    candidates = _ranges(aim, upper, form, steps[near:], offsets[near:])
-    _stored(form, candidates, steps[near:], offsets[near:], scales[near:], less[near:], unit, minimum)
-    _cheap_losses(aim, upper, form, candidates, steps[near:], offsets[near:], losses[near:])
-    _best(aim, upper, passing, form, near + candidates, steps, offsets, scales, less, losses, held, kept, near, found, new)
-    _valued(new, found, form, held, kept, value)
+        aim[column] = before[column] + aim[column]
+    unit, less_than = load(step, block, row, count), load(lowest, block, row, count)
+    near = _neighbours(form, unit, less_than, load(scale, part, row, count), load(lows, part, row, count), steps, offsets,
+                       scales, minima)
+    last = _ranges(aim, upper, 0, form, steps, offsets, near)
+    _stored(form, near, last, steps, offsets, scales, minima, unit, less_than)
+    for place in range(near, last):
+        losses[place] = _cheap_loss(aim, upper, 0, form, steps[place], offsets[place])
+    _best(aim, upper, passing, form, near, last, steps, offsets, scales, minima, losses, held, kept, found, new)
+    for column in range(columns):
+        value[column] = new[column] * found[0] + found[1]
+        if kept:
+            value[column] = value[column] * held[column]
     _descended(aim, metric, form, found, held, kept, new, value)
     for column in range(columns):
-        for lane in range(LANES):
-            error[column, lane] = aim[column, lane] - before[column, lane]
-    _product(moved, metric, error, columns)
-    for lane in range(LANES):
-        gain[lane] = _ZERO
+        error[column] = aim[column] - before[column]
+    worse = _loss(metric, error, columns, moved)
     for column in range(columns):
-        for lane in range(LANES):
-            gain[lane] += moved[column, lane] * error[column, lane]
-            error[column, lane] = aim[column, lane] - value[column, lane]
-    _product(moved, metric, error, columns)
-    for lane in range(LANES):
-        unit[lane] = _ZERO
+        error[column] = aim[column] - value[column]
+    better = less(spread(_ZERO), worse - _loss(metric, error, columns, moved))
     for column in range(columns):
-        for lane in range(LANES):
-            unit[lane] += moved[column, lane] * error[column, lane]
-    for lane in range(LANES):
-        gain[lane] -= unit[lane]
-    _load(error, codes, low, columns, row, count)
-    for column in range(columns):
-        for lane in range(LANES):
-            better = gain[lane] > _ZERO
-            new[column, lane] = new[column, lane] if better else error[column, lane]
-            value[column, lane] = value[column, lane] - before[column, lane] if better else _ZERO
-    for lane in range(LANES):
-        better = gain[lane] > _ZERO
-        found[0, lane] = found[0, lane] if better else steps[0, lane]
-        found[1, lane] = found[1, lane] if better else offsets[0, lane]
-        found[2, lane] = found[2, lane] if better else scales[0, lane]
-        found[3, lane] = found[3, lane] if better else less[0, lane]
+        store(new_codes, column, row - first, count, where(better, new[column], load(codes, low + column, row, count)))
+        value[column] = where(better, value[column] - before[column], spread(_ZERO))
+        store(change, column, row, count, value[column])
     _product(moved, metric, value, columns)
     for column in range(columns):
-        for lane in range(LANES):
-            moved[column, lane] -= (pulled[column, lane] + pulled[column, lane])
-    _store(new_codes, 0, columns, row - first, count, new)
-    _store(new_scales, 0, 4, row - first, count, found)
-    _store(change, 0, columns, row, count, value)
-    _store(rises, 0, columns, row - first, count, moved)
+        pulled = load(pull, column, row - first, count)
+        store(rises, column, row - first, count, moved[column] - (pulled + pulled))
+    store(new_scales, 0, row - first, count, where(better, found[0], steps[0]))
+    store(new_scales, 1, row - first, count, where(better, found[1], offsets[0]))
+    store(new_scales, 2, row - first, count, where(better, found[2], scales[0]))
+    store(new_scales, 3, row - first, count, where(better, found[3], minima[0]))
 
 
-@njit(error_model="numpy")
+@_inner
 def _settle_tile(form, row, count, first, low, metric, values, codes, step, lowest, scale, lows, part, new_codes,
                  new_scales, change, pulls, place):                                     # type: ignore[no-untyped-def]
-    value, moved = _tile(), _tile()
-    old = _tile()
-    columns = form.columns
-    _load(value, new_codes, 0, columns, row - first, count)
-    _store(codes, low, columns, row, count, value)
-    _load(value, change, 0, columns, row, count)
-    _load(old, values, low, columns, row, count)
-    _product(moved, metric, value, columns)
-    for column in range(columns):
-        for lane in range(LANES):
-            value[column, lane] += old[column, lane]
-    _store(values, low, columns, row, count, value)
-    _load(old, pulls, place, columns, row, count)
-    for column in range(columns):
-        for lane in range(LANES):
-            old[column, lane] -= moved[column, lane]
-    _store(pulls, place, columns, row, count, old)
-    for lane in range(count):
-        scale[part, row + lane], lows[part, row + lane] = new_scales[2, row - first + lane], new_scales[3, row - first + lane]
-        if not form.several:
-            step[part, row + lane] = new_scales[0, row - first + lane]
-            lowest[part, row + lane] = new_scales[1, row - first + lane]
+    moved, changed = local(PART), local(PART)
+    for column in range(form.columns):
+        store(codes, low + column, row, count, load(new_codes, column, row - first, count))
+        changed[column] = load(change, column, row, count)
+        store(values, low + column, row, count, load(values, low + column, row, count) + changed[column])
+    _product(moved, metric, changed, form.columns)
+    for column in range(form.columns):
+        store(pulls, place + column, row, count, load(pulls, place + column, row, count) - moved[column])
+    store(scale, part, row, count, load(new_scales, 2, row - first, count))
+    store(lows, part, row, count, load(new_scales, 3, row - first, count))
+    if not form.several:
+        store(step, part, row, count, load(new_scales, 0, row - first, count))
+        store(lowest, part, row, count, load(new_scales, 1, row - first, count))
 
 
-@njit(error_model="numpy")
+@_inner
 def _shift_tile(row, count, first, numbers, block, low, columns, direction, moved, mixed, values
                 ):                                                                      # type: ignore[no-untyped-def]
-    power, pull = _row(), _row()
-    for lane in range(LANES):
-        power[lane], pull[lane] = _ZERO, _ZERO
+    power, pull, zero = spread(_ZERO), spread(_ZERO), spread(_ZERO)
     for column in range(columns):
-        for lane in range(count):
-            along = direction[column, row - first + lane]
-            power[lane] += along * moved[column, row - first + lane]
-            pull[lane] += along * mixed[column, row - first + lane]
-    for lane in range(count):
-        number = numbers[block, row + lane]
-        step = pull[lane] / max(power[lane], _TINY) if power[lane] > _ZERO else _ZERO
-        shift = _half(number + step) - number
-        shift = shift if shift * (shift * power[lane] - (pull[lane] + pull[lane])) < _ZERO else _ZERO
-        numbers[block, row + lane] = number + shift
-        power[lane] = shift
+        along = load(direction, column, row - first, count)
+        power += along * load(moved, column, row - first, count)
+        pull += along * load(mixed, column, row - first, count)
+    number = load(numbers, block, row, count)
+    step = where(less(zero, power), pull / _higher(power, spread(_TINY)), zero)
+    change = half(number + step) - number
+    change = where(less(change * (change * power - (pull + pull)), zero), change, zero)
+    store(numbers, block, row, count, number + change)
     for column in range(columns):
-        for lane in range(count):
-            values[low + column, row + lane] += power[lane] * direction[column, row - first + lane]
-            moved[column, row - first + lane] *= power[lane]
+        along = load(direction, column, row - first, count)
+        store(values, low + column, row, count, load(values, low + column, row, count) + change * along)
+        store(moved, column, row - first, count, load(moved, column, row - first, count) * change)
 
 
 # -- rows on several threads ------------------------------------------------------------------------------------------
@@ -697,7 +508,7 @@ def visit(form, first, last, low, target, owed, more, upper, passing, keep, kept
 
     The part starts at column `low` of target, keep, values, codes and errors (d_in, rows). owed (columns, rows) is what
     earlier columns leave to it, more (columns, last − first) what earlier rows leave (unused where `first` is 0); upper and
-    passing (columns, columns): R of its metric, and its columns divided by the diagonal. Writes the part's rows of values,
+    passing (columns, columns): R of its metric, and its rows divided by the diagonal. Writes the part's rows of values,
     codes, errors and left (columns, rows), and its scales.
     """
     for tile in prange((last - first + LANES - 1) // LANES):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tsotsallm.machine import chosen_by_caller, threads_for
 from tsotsallm.numerics import compiled
-from tsotsallm.numerics.compiled import Floats, Form
+from tsotsallm.numerics.compiled import Form
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid
 from tsotsallm.numerics.rounding import Coupling, blocks_of, product, upper_factor
 
@@ -188,5 +188,5 @@ class _Rows:
 
 
 def _passing(upper: Tensor) -> Tensor:
-    """What an error in each column leaves to the others of its part, (parts, columns, columns)."""
-    return (upper / upper.diagonal(dim1=1, dim2=2).unsqueeze(2)).mT.contiguous()
+    """What each column (row) of a part takes over of an error in another (column), (parts, columns, columns)."""
+    return upper / upper.diagonal(dim1=1, dim2=2).unsqueeze(2)
