@@ -1,8 +1,8 @@
 """The inner loops of `rounding`, compiled by Numba: LANES rows at a time, one row in each lane of a vector register.
 
 Every function does for a part (16 or 32 columns) what the function of `rounding` with the same words does, in the same
-order and in float32; only sums of products may be fused, as they are in torch. Rows are independent of each other, so
-that the number of threads changes no bit. Arrays are as in `rounding`: columns or parts as rows, in reversed visiting
+order and in float32. Sums over columns take RUN columns at a time, as torch's do: scales are rounded to 16 bits, where a
+sum's last bit may decide. Rows are independent of each other. Arrays are as in `rounding`: columns or parts as rows, in reversed visiting
 order, and contiguous. Import this module only where `machine.compiler()` names a version.
 """
 
@@ -11,13 +11,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from tsotsallm.numerics.rounding import LOCAL_ROUNDS, SPANS, TRIED
 from tsotsallm.numerics.vectors import LANES, absolute, at, fused, half, inverse, less, load, local, spread, store, where, whole
 
 PART = 32
 """Columns of the widest part."""
+RUN = 16
 _SPANS = tuple(np.float32(span) for span in SPANS)
 _WIDE = tuple((np.float32(left), np.float32(right)) for left in SPANS[1:] for right in SPANS[1:] if abs(left - right) < 0.13)
 _NEAR = 5
@@ -45,7 +46,7 @@ class Form(NamedTuple):
 
 
 _inner = njit(error_model="numpy")
-_over_rows = njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+_outer = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @njit(forceinline=True)
@@ -64,6 +65,17 @@ def _nearest(value, lowest, highest):                                           
 
 
 # -- small products ---------------------------------------------------------------------------------------------------
+
+
+@_inner
+def _sum(values, columns):                                                              # type: ignore[no-untyped-def]
+    total = spread(_ZERO)
+    for run in range(0, columns, RUN):
+        some = spread(_ZERO)
+        for column in range(run, run + RUN):
+            some += values[column]
+        total += some
+    return total
 
 
 @_inner
@@ -107,12 +119,16 @@ def _product(to, matrix, values, columns):                                      
 def _refitted(aim, upper, start, form, step):                                           # type: ignore[no-untyped-def]
     """The least-squares step for the codes that a step of a symmetric grid gives."""
     per_step, power, pull = inverse(step), spread(_ZERO), spread(_ZERO)
-    for column in range(form.columns):
-        importance = at(upper, start + column, start + column)
-        code = _nearest(aim[column] * per_step, form.lowest, form.highest)
-        weighted = code * (importance * importance)
-        power += weighted * code
-        pull += weighted * aim[column]
+    for run in range(0, form.columns, RUN):
+        some_power, some_pull = spread(_ZERO), spread(_ZERO)
+        for column in range(run, run + RUN):
+            importance = at(upper, start + column, start + column)
+            code = _nearest(aim[column] * per_step, form.lowest, form.highest)
+            weighted = code * (importance * importance)
+            some_power += weighted * code
+            some_pull += weighted * aim[column]
+        power += some_power
+        pull += some_pull
     return where(less(spread(_ZERO), power), pull / _higher(power, spread(_TINY)), step)
 
 
@@ -139,13 +155,18 @@ def _ranges_of_symmetric(aim, upper, start, form, steps, offsets, first):       
 def _refitted_with_minimum(aim, upper, start, form, step, offset, total, plain):        # type: ignore[no-untyped-def]
     """The least-squares step and offset for the codes that a step and an offset give."""
     first, second, product, zero = spread(_ZERO), spread(_ZERO), spread(_ZERO), spread(_ZERO)
-    for column in range(form.columns):
-        importance = at(upper, start + column, start + column)
-        code = _nearest((aim[column] - offset) / step, _ZERO, form.highest)
-        weighted = code * (importance * importance)
-        first += weighted
-        second += weighted * code
-        product += weighted * aim[column]
+    for run in range(0, form.columns, RUN):
+        some_first, some_second, some_product = spread(_ZERO), spread(_ZERO), spread(_ZERO)
+        for column in range(run, run + RUN):
+            importance = at(upper, start + column, start + column)
+            code = _nearest((aim[column] - offset) / step, _ZERO, form.highest)
+            weighted = code * (importance * importance)
+            some_first += weighted
+            some_second += weighted * code
+            some_product += weighted * aim[column]
+        first += some_first
+        second += some_second
+        product += some_product
     spread_out = _higher(total * second - first * first, spread(_TINY))
     new_step = (total * product - first * plain) / spread_out
     new_offset = (second * plain - first * product) / spread_out
@@ -158,14 +179,15 @@ def _refitted_with_minimum(aim, upper, start, form, step, offset, total, plain):
 
 
 @_inner
-def _ranges_with_minimum(aim, upper, start, form, steps, offsets, first):               # type: ignore[no-untyped-def]
-    lowest, highest, plain, total, middle = aim[0], aim[0], spread(_ZERO), _ZERO, spread(_ZERO)
-    for column in range(form.columns):
-        importance = at(upper, start + column, start + column)
-        weight = importance * importance
-        total += weight
-        lowest, highest = _lower(aim[column], lowest), _higher(aim[column], highest)
-        plain += aim[column] * weight
+def _ranges_with_minimum(aim, upper, total, start, form, steps, offsets, first):               # type: ignore[no-untyped-def]
+    lowest, highest, plain, middle = aim[0], aim[0], spread(_ZERO), spread(_ZERO)
+    for run in range(0, form.columns, RUN):
+        some_plain = spread(_ZERO)
+        for column in range(run, run + RUN):
+            importance = at(upper, start + column, start + column)
+            lowest, highest = _lower(aim[column], lowest), _higher(aim[column], highest)
+            some_plain += aim[column] * (importance * importance)
+        plain += some_plain
     if form.several:
         lowest, highest = _lower(lowest, spread(_ZERO)), _higher(highest, spread(_ZERO))
     else:
@@ -183,13 +205,13 @@ def _ranges_with_minimum(aim, upper, start, form, steps, offsets, first):       
 
 
 @_inner
-def _ranges(aim, upper, start, form, steps, offsets, first):                            # type: ignore[no-untyped-def]
+def _ranges(aim, upper, total, start, form, steps, offsets, first):                            # type: ignore[no-untyped-def]
     """Write the candidates of `rounding._ranges` from number `first` and return the number after the last.
 
-    The metric of the part starts at row and column `start` of upper.
+    The metric of the part starts at row and column `start` of upper; total is the sum of its diagonal's squares.
     """
     if form.minimum:
-        return _ranges_with_minimum(aim, upper, start, form, steps, offsets, first)
+        return _ranges_with_minimum(aim, upper, total, start, form, steps, offsets, first)
     return _ranges_of_symmetric(aim, upper, start, form, steps, offsets, first)
 
 
@@ -197,11 +219,14 @@ def _ranges(aim, upper, start, form, steps, offsets, first):                    
 def _cheap_loss(aim, upper, start, form, step, offset):                                 # type: ignore[no-untyped-def]
     """The weighted squared error of plain rounding."""
     loss, per_step = spread(_ZERO), inverse(step)
-    for column in range(form.columns):
-        importance = at(upper, start + column, start + column)
-        code = _nearest((aim[column] - offset) * per_step, form.lowest, form.highest)
-        error = code * step + offset - aim[column]
-        loss += error * error * (importance * importance)
+    for run in range(0, form.columns, RUN):
+        some = spread(_ZERO)
+        for column in range(run, run + RUN):
+            importance = at(upper, start + column, start + column)
+            code = _nearest((aim[column] - offset) * per_step, form.lowest, form.highest)
+            error = code * step + offset - aim[column]
+            some += error * error * (importance * importance)
+        loss += some
     return loss
 
 
@@ -226,7 +251,7 @@ def _stored(form, first, last, steps, offsets, scales, lows, unit, low):        
 @_inner
 def _compensated(aim, upper, passing, form, step, offset, keep, kept, errors, codes):   # type: ignore[no-untyped-def]
     """Round a part with one candidate, each error compensated, and return the loss; errors (columns) is overwritten."""
-    loss, per_step = spread(_ZERO), inverse(step)
+    rests, per_step = local(PART), inverse(step)
     for column in range(form.columns - 1, -1, -1):
         wanted = aim[column]
         for other in range(form.columns - 1, column, -1):
@@ -238,8 +263,8 @@ def _compensated(aim, upper, passing, form, step, offset, keep, kept, errors, co
             value *= keep[column]
         codes[column], errors[column] = code, aim[column] - value
         rest = (wanted - value) * at(upper, column, column)
-        loss += rest * rest
-    return loss
+        rests[column] = rest * rest
+    return _sum(rests, form.columns)
 
 
 @_inner
@@ -302,25 +327,24 @@ def _descended(aim, metric, form, found, keep, kept, codes, values):            
 
 @_inner
 def _loss(metric, error, columns, moved):                                               # type: ignore[no-untyped-def]
-    """The error in the metric; moved becomes metric · error."""
+    """The loss of an error, which is overwritten; moved becomes metric · error."""
     _product(moved, metric, error, columns)
-    loss = spread(_ZERO)
     for column in range(columns):
-        loss += moved[column] * error[column]
-    return loss
+        error[column] = moved[column] * error[column]
+    return _sum(error, columns)
 
 
 # -- what a tile of rows goes through ---------------------------------------------------------------------------------
 
 
 @_inner
-def _choose_tile(form, row, count, columns, wanted, upper, step, low, block):           # type: ignore[no-untyped-def]
-    aim, steps, offsets = local(PART), local(_MOST), local(_MOST)
+def _choose_tile(form, row, count, columns, wanted, upper, totals, step, low, block):           # type: ignore[no-untyped-def]
+    aim, steps, offsets, first = local(PART), local(_MOST), local(_MOST), block * (columns // form.columns)
     most, lowest = spread(_ZERO), spread(_ZERO)
     for start in range(0, columns, form.columns):
         for column in range(form.columns):
             aim[column] = load(wanted, start + column, row, count)
-        last = _ranges(aim, upper, start, form, steps, offsets, 0)
+        last = _ranges(aim, upper, totals[first + start // form.columns], start, form, steps, offsets, 0)
         least, liked, offset = _cheap_loss(aim, upper, start, form, steps[0], offsets[0]), steps[0], offsets[0]
         for place in range(1, last):
             loss = _cheap_loss(aim, upper, start, form, steps[place], offsets[place])
@@ -342,7 +366,7 @@ def _choose_tile(form, row, count, columns, wanted, upper, step, low, block):   
 
 
 @_inner
-def _visit_tile(form, row, count, first, low, target, owed, more, upper, passing, keep, kept, values, codes, errors, left,
+def _visit_tile(form, row, count, first, low, target, owed, more, upper, passing, totals, keep, kept, values, codes, errors, left,
                 step, lowest, scale, lows, block, part):                                # type: ignore[no-untyped-def]
     aim, held, new, error, found = local(PART), local(PART), local(PART), local(PART), local(4)
     steps, offsets, scales, minima, losses = local(_MOST), local(_MOST), local(_MOST), local(_MOST), local(_MOST)
@@ -356,7 +380,7 @@ def _visit_tile(form, row, count, first, low, target, owed, more, upper, passing
     _solve_upper(upper, aim, columns)
     for column in range(columns):
         aim[column] = load(target, low + column, row, count) + aim[column]
-    last = _ranges(aim, upper, 0, form, steps, offsets, 0)
+    last = _ranges(aim, upper, totals[part], 0, form, steps, offsets, 0)
     _stored(form, 0, last, steps, offsets, scales, minima, load(step, block, row, count), load(lowest, block, row, count))
     for place in range(last):
         losses[place] = _cheap_loss(aim, upper, 0, form, steps[place], offsets[place])
@@ -401,7 +425,7 @@ def _neighbours(form, unit, low, scale, minimum, steps, offsets, scales, minima)
 
 
 @_inner
-def _propose_tile(form, row, count, first, low, pull, upper, passing, metric, keep, kept, values, codes, step, lowest,
+def _propose_tile(form, row, count, first, low, pull, upper, passing, totals, metric, keep, kept, values, codes, step, lowest,
                   scale, lows, block, part, new_codes, new_scales, change, rises):      # type: ignore[no-untyped-def]
     aim, before, held, new, value = local(PART), local(PART), local(PART), local(PART), local(PART)
     error, moved, found = local(PART), local(PART), local(4)
@@ -419,7 +443,7 @@ def _propose_tile(form, row, count, first, low, pull, upper, passing, metric, ke
     unit, less_than = load(step, block, row, count), load(lowest, block, row, count)
     near = _neighbours(form, unit, less_than, load(scale, part, row, count), load(lows, part, row, count), steps, offsets,
                        scales, minima)
-    last = _ranges(aim, upper, 0, form, steps, offsets, near)
+    last = _ranges(aim, upper, totals[part], 0, form, steps, offsets, near)
     _stored(form, near, last, steps, offsets, scales, minima, unit, less_than)
     for place in range(near, last):
         losses[place] = _cheap_loss(aim, upper, 0, form, steps[place], offsets[place])
@@ -486,39 +510,40 @@ def _shift_tile(row, count, first, numbers, block, low, columns, direction, move
         store(moved, column, row - first, count, load(moved, column, row - first, count) * change)
 
 
-# -- rows on several threads ------------------------------------------------------------------------------------------
+# -- all rows --------------------------------------------------------------------------------------------------------
 
 
-@_over_rows
-def choose(form, rows, columns, wanted, upper, step, low, block):                       # type: ignore[no-untyped-def]
+@_outer
+def choose(form, rows, columns, wanted, upper, totals, step, low, block):                       # type: ignore[no-untyped-def]
     """Choose the 16-bit numbers of a block for all rows from the best scales of its parts.
 
     wanted (columns, rows): what the block is rounded towards; upper (columns, columns): R of its metric; writes row `block`
     of step and low (blocks, rows).
     """
-    for tile in prange((rows + LANES - 1) // LANES):
+    for tile in range((rows + LANES - 1) // LANES):
         row = tile * LANES
-        _choose_tile(form, row, min(LANES, rows - row), columns, wanted, upper, step, low, block)
+        _choose_tile(form, row, min(LANES, rows - row), columns, wanted, upper, totals, step, low, block)
 
 
-@_over_rows
-def visit(form, first, last, low, target, owed, more, upper, passing, keep, kept, values, codes, errors, left, step,
-          lowest, scale, lows, block, part):                                            # type: ignore[no-untyped-def]
+@_outer
+def visit(form, first, last, low, target, owed, more, upper, passing, totals, keep, kept, values, codes, errors, left,
+          step, lowest, scale, lows, block, part):                                            # type: ignore[no-untyped-def]
     """Round a part of rows `first` to `last` for the first time.
 
     The part starts at column `low` of target, keep, values, codes and errors (d_in, rows). owed (columns, rows) is what
     earlier columns leave to it, more (columns, last − first) what earlier rows leave (unused where `first` is 0); upper and
-    passing (columns, columns): R of its metric, and its rows divided by the diagonal. Writes the part's rows of values,
+    passing (columns, columns): R of its metric, and its rows divided by the diagonal;
+    totals (parts,): sums of squares of all diagonals. Writes the part's rows of values,
     codes, errors and left (columns, rows), and its scales.
     """
-    for tile in prange((last - first + LANES - 1) // LANES):
+    for tile in range((last - first + LANES - 1) // LANES):
         row = first + tile * LANES
-        _visit_tile(form, row, min(LANES, last - row), first, low, target, owed, more, upper, passing, keep, kept, values,
+        _visit_tile(form, row, min(LANES, last - row), first, low, target, owed, more, upper, passing, totals, keep, kept, values,
                     codes, errors, left, step, lowest, scale, lows, block, part)
 
 
-@_over_rows
-def propose(form, first, last, low, pull, upper, passing, metric, keep, kept, values, codes, step, lowest, scale, lows,
+@_outer
+def propose(form, first, last, low, pull, upper, passing, totals, metric, keep, kept, values, codes, step, lowest, scale, lows,
             block, part, new_codes, new_scales, change, rises):                         # type: ignore[no-untyped-def]
     """Find codes and scales of a part that lower the error of each of rows `first` to `last` with all others fixed.
 
@@ -526,23 +551,23 @@ def propose(form, first, last, low, pull, upper, passing, metric, keep, kept, va
     new_codes and rises = metric · change − 2 pull (columns, last − first), new_scales (4, last − first), and columns
     `first` to `last` of change (columns, rows); they say what stands where nothing is better.
     """
-    for tile in prange((last - first + LANES - 1) // LANES):
+    for tile in range((last - first + LANES - 1) // LANES):
         row = first + tile * LANES
-        _propose_tile(form, row, min(LANES, last - row), first, low, pull, upper, passing, metric, keep, kept, values, codes,
+        _propose_tile(form, row, min(LANES, last - row), first, low, pull, upper, passing, totals, metric, keep, kept, values, codes,
                       step, lowest, scale, lows, block, part, new_codes, new_scales, change, rises)
 
 
-@_over_rows
+@_outer
 def settle(form, first, last, low, metric, values, codes, step, lowest, scale, lows, part, new_codes, new_scales, change,
            pulls, place):                                                               # type: ignore[no-untyped-def]
     """Carry out what `propose` wrote; rows `place` and following of pulls (·, rows) lose metric · change."""
-    for tile in prange((last - first + LANES - 1) // LANES):
+    for tile in range((last - first + LANES - 1) // LANES):
         row = first + tile * LANES
         _settle_tile(form, row, min(LANES, last - row), first, low, metric, values, codes, step, lowest, scale, lows, part,
                      new_codes, new_scales, change, pulls, place)
 
 
-@_over_rows
+@_outer
 def shift(first, last, numbers, block, low, columns, direction, moved, mixed, values
           ):                                                                            # type: ignore[no-untyped-def]
     """Set a 16-bit number of a block where the error of each row is smallest with everything else fixed.
@@ -550,7 +575,7 @@ def shift(first, last, numbers, block, low, columns, direction, moved, mixed, va
     numbers (blocks, rows); direction (columns, last − first): the change of the block's values with its number; moved: metric
     · direction; mixed: Rᵀ · residual, with other rows mixed in. Values change, and `moved` becomes metric · change.
     """
-    for tile in prange((last - first + LANES - 1) // LANES):
+    for tile in range((last - first + LANES - 1) // LANES):
         row = first + tile * LANES
         _shift_tile(row, min(LANES, last - row), first, numbers, block, low, columns, direction, moved, mixed,
                     values)

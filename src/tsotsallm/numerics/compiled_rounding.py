@@ -6,24 +6,21 @@ for all parts of a span, and every change inside the span corrects it by the spa
 
 from __future__ import annotations
 
-import threading
-
-import numba
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tsotsallm.machine import chosen_by_caller, threads_for
+from tsotsallm.machine import threads_for
 from tsotsallm.numerics import compiled
 from tsotsallm.numerics.compiled import Form
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid
-from tsotsallm.numerics.rounding import Coupling, blocks_of, product, upper_factor
+from tsotsallm.numerics.rounding import Coupling, blocks_of, conditional, product, upper_factor
+
+Floats = npt.NDArray[np.float32]
 
 SPAN = 256
 """Columns whose changes reach all others in one product; a multiple of every part and block."""
-
-_ONE_AT_A_TIME = threading.Lock()
-"""Numba's own pool of threads ends the program where two threads use it at once."""
 
 
 class Solver:
@@ -41,7 +38,7 @@ class Solver:
                          *(np.float32(number) for number in (grid.lowest, grid.highest, *bounds)))
         self.spans = [(max(0, high - SPAN), high) for high in range(len(factor), 0, -SPAN)]
         self.upper = self._diagonal_blocks(factor).triu()
-        self.passing = _passing(self.upper)
+        self.passing, self.totals = _passing(self.upper), _totals(self.upper)
         self.metrics: dict[int, Tensor] = {}
         if passes:
             own = torch.empty_like(self.upper)
@@ -51,21 +48,15 @@ class Solver:
                 own[low // layout.part:high // layout.part] = self._diagonal_blocks(self.metrics[low])
             self.own_metric = own
             self.own_upper = torch.stack([upper_factor(metric) for metric in own])
-            self.own_passing = _passing(self.own_upper)
+            self.own_passing, self.own_totals = _passing(self.own_upper), _totals(self.own_upper)
 
     def __call__(self, target: Tensor, keep: Tensor | None, coupling: Coupling | None) -> Blocks:
         """Blocks of target (rows, d_in) near to it; keep (rows, d_in) bool and coupling as in `rounding`."""
-        threads = min(chosen_by_caller(), numba.config.NUMBA_NUM_THREADS)
-        with _ONE_AT_A_TIME, threads_for(0), torch.inference_mode():
-            before = numba.get_num_threads()
-            numba.set_num_threads(threads)
-            try:
-                rows = _Rows(self, target, keep, coupling)
-                rows.visit()
-                rows.visit_again()
-                return rows.blocks()
-            finally:
-                numba.set_num_threads(before)
+        with threads_for(0), torch.inference_mode():
+            rows = _Rows(self, target, keep, coupling)
+            rows.visit()
+            rows.visit_again()
+            return rows.blocks()
 
     def _stripe(self, low: int, high: int) -> Tensor:
         return self.factor[:high, low:high].triu(-low)
@@ -106,7 +97,7 @@ class _Rows:
             if solver.several:
                 wanted = self.target[low:high] + torch.linalg.solve_triangular(local, owed, upper=True)
                 compiled.choose(solver.form, wanted.shape[1], layout.block, wanted.contiguous().numpy(), local.numpy(),
-                                *self.scales[:2], low // layout.block)
+                                solver.totals, *self.scales[:2], low // layout.block)
             for stop in range(high - low, 0, -part):
                 within, place = slice(stop - part, stop), (low + stop) // part - 1
                 here = torch.addmm(owed[within], local[within, stop:], errors[low + stop:high])
@@ -114,7 +105,7 @@ class _Rows:
                     more = here if self.coupling is None or not number else \
                         left[:, :rows.start] @ self.coupling.passed[number]
                     compiled.visit(solver.form, rows.start, rows.stop, low + within.start, target, here.numpy(), more.numpy(),
-                                   uppers[place], passing[place], *self.kept, *self.weights, errors.numpy(), left.numpy(),
+                                   uppers[place], passing[place], solver.totals, *self.kept, *self.weights, errors.numpy(), left.numpy(),
                                    *self.scales, (low + within.start) // layout.block, place)
 
     def visit_again(self) -> None:
@@ -147,7 +138,7 @@ class _Rows:
             for number, rows in enumerate(self.groups):
                 pull = pulls[within] if self.coupling is None else pulls[within] @ self.coupling.mixed[number]
                 compiled.propose(solver.form, rows.start, rows.stop, low + within.start, pull.numpy(), uppers[place],
-                                 passing[place], own[place], *self.kept, *self.weights, *self.scales,
+                                 passing[place], solver.own_totals, own[place], *self.kept, *self.weights, *self.scales,
                                  (low + within.start) // layout.block, place, *new, change_now, rises.numpy())
                 if self.coupling is not None and self._raises(rises, change, rows):
                     change[:, rows] = 0
@@ -169,7 +160,7 @@ class _Rows:
         layout, block = self.solver.grid.layout, low // self.solver.grid.layout.block
         parts, metric = slice(low // layout.part, high // layout.part), self.solver.metrics[low]
         for number, rows in enumerate(self.groups):
-            mixed = pulls[:, rows].contiguous() if self.coupling is None else product(pulls, self.coupling.mixed[number])
+            mixed = pulls[:, rows].clone() if self.coupling is None else product(pulls, self.coupling.mixed[number])
             for numbers, factors in [(self.step, self.scale)] + [(self.low, -self.lows)] * layout.minimum:
                 direction = factors[parts, rows].repeat_interleave(layout.part, dim=0)
                 if numbers is self.step:
@@ -190,3 +181,8 @@ class _Rows:
 def _passing(upper: Tensor) -> Tensor:
     """What each column (row) of a part takes over of an error in another (column), (parts, columns, columns)."""
     return upper / upper.diagonal(dim1=1, dim2=2).unsqueeze(2)
+
+
+def _totals(upper: Tensor) -> Floats:
+    """The sum of the squares of each part's diagonal, (parts,); one after another, so that they are summed as in `rounding`."""
+    return np.array([float(conditional(inner).sum()) for inner in upper], dtype=np.float32)

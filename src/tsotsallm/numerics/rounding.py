@@ -236,7 +236,7 @@ class _Rows:
         columns = slice(low + within.start, low + within.stop)
         here = self.target[columns]
         aim = here + torch.linalg.solve_triangular(inner, owed if more is None else owed + more, upper=True)
-        tried = self._candidates(aim, _conditional(inner), low // self.layout.block)
+        tried = self._candidates(aim, conditional(inner), low // self.layout.block)
         self._settle(columns, columns.start // self.layout.part, *self._best(aim, inner, tried, columns))
         self.errors[columns] = here - self.values[columns]
         return inner @ self.errors[columns] + owed
@@ -249,8 +249,8 @@ class _Rows:
         for first in range(0, layout.block, layout.part):
             inner = local[first:first + layout.part, first:first + layout.part]
             aim = wanted[first:first + layout.part]
-            step, offset = _ranges(aim, _conditional(inner), self.grid)
-            best = _cheap_loss(aim, _conditional(inner), step, offset, self.grid).argmin(0, keepdim=True)
+            step, offset = _ranges(aim, conditional(inner), self.grid)
+            best = _cheap_loss(aim, conditional(inner), step, offset, self.grid).argmin(0, keepdim=True)
             likes.append(step.gather(0, best)[0])
             lows.append(-offset.gather(0, best)[0])
         liked = torch.stack(likes)
@@ -266,7 +266,7 @@ class _Rows:
         step, offset = _ranges(aim, importance, self.grid)
         tried = self._stored(step, offset, block)
         loss = _cheap_loss(aim, importance, tried.step, tried.offset, self.grid)
-        return tried.take(loss.topk(min(TRIED, len(loss)), dim=0, largest=False).indices)
+        return tried.take(_lowest(loss))
 
     def _stored(self, step: Tensor, offset: Tensor, block: int) -> _Scales:
         """Steps and offsets rounded to what a block can store."""
@@ -306,7 +306,7 @@ class _Rows:
         part, block = columns.start // self.layout.part, columns.start // self.layout.block
         before = self.values[columns]
         aim = before + torch.cholesky_solve(pull, inner.mT.contiguous())
-        tried = self._neighbours(part, block).with_more(self._candidates(aim, _conditional(inner), block))
+        tried = self._neighbours(part, block).with_more(self._candidates(aim, conditional(inner), block))
         codes, values, scales = self._best(aim, inner, tried, columns)
         codes, values = self._descended(aim, metric, codes, values, scales, columns)
         better = _loss(aim - before, metric) - _loss(aim - values, metric) > 0
@@ -423,11 +423,16 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
 
 
+def _lowest(loss: Tensor) -> Tensor:
+    """The TRIED candidates of lowest loss (candidates, rows), in any order where losses are equal."""
+    return loss.topk(min(TRIED, len(loss)), dim=0, largest=False).indices
+
+
 def _inverse(values: Tensor) -> Tensor:
     return torch.where(values != 0, 1 / values, torch.zeros_like(values))
 
 
-def _conditional(inner: Tensor) -> Tensor:
+def conditional(inner: Tensor) -> Tensor:
     """The cost of an error in each column after later columns have compensated it, (columns,)."""
     return inner.diagonal().square()
 
