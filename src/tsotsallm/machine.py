@@ -8,12 +8,17 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
+
+_Given = TypeVar("_Given")
+_Done = TypeVar("_Done")
 
 GIB = 1 << 30
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -146,6 +151,23 @@ def chosen_by_caller() -> int:
     import torch
 
     return _SPARED.get() or torch.get_num_threads()
+
+
+def side_by_side(work: Callable[[_Given], _Done], items: Sequence[_Given]) -> list[_Done]:
+    """work(item) for every item, as many at once as threads were chosen, each on one thread; in the order of the items.
+
+    Use it for work that mostly waits for compiled code. A single item may use all threads.
+    """
+    import torch
+
+    if len(items) < 2:
+        return [work(item) for item in items]
+    workers = min(chosen_by_caller(), len(items))
+    with on_threads(1):
+        if workers == 1:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, items))
 
 
 # -- compiled loops ---------------------------------------------------------------------------------------------------

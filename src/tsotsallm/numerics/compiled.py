@@ -2,19 +2,35 @@
 
 Every function does for a part (16 or 32 columns) what the function of `rounding` with the same words does, in the same
 order and in float32. Sums over columns take RUN columns at a time, as torch's do: scales are rounded to 16 bits, where a
-sum's last bit may decide. Rows are independent of each other. Arrays are as in `rounding`: columns or parts as rows, in reversed visiting
-order, and contiguous. Import this module only where `machine.compiler()` names a version.
+sum's last bit may decide. Rows are independent of each other. Arrays are as in `rounding`: columns or parts as rows, in
+reversed visiting order, and contiguous. Import this module only where `machine.compiler()` names a version.
 """
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from tsotsallm.numerics.rounding import LOCAL_ROUNDS, SPANS, TRIED
-from tsotsallm.numerics.vectors import LANES, absolute, at, fused, half, inverse, less, load, local, spread, store, where, whole
+from tsotsallm.numerics.vectors import (
+    LANES,
+    absolute,
+    at,
+    fused,
+    half,
+    inverse,
+    less,
+    load,
+    local,
+    spread,
+    store,
+    where,
+    whole,
+)
 
 PART = 32
 """Columns of the widest part."""
@@ -46,21 +62,20 @@ class Form(NamedTuple):
 
 
 _inner = njit(error_model="numpy")
-_outer = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @njit(forceinline=True)
-def _lower(left, right):                                                                # type: ignore[no-untyped-def]
+def _lower(left, right):
     return where(less(left, right), left, right)
 
 
 @njit(forceinline=True)
-def _higher(left, right):                                                               # type: ignore[no-untyped-def]
+def _higher(left, right):
     return where(less(right, left), left, right)
 
 
 @njit(forceinline=True)
-def _nearest(value, lowest, highest):                                                   # type: ignore[no-untyped-def]
+def _nearest(value, lowest, highest):
     return _lower(_higher(whole(value), spread(lowest)), spread(highest))
 
 
@@ -68,7 +83,7 @@ def _nearest(value, lowest, highest):                                           
 
 
 @_inner
-def _sum(values, columns):                                                              # type: ignore[no-untyped-def]
+def _sum(values, columns):
     total = spread(_ZERO)
     for run in range(0, columns, RUN):
         some = spread(_ZERO)
@@ -79,7 +94,7 @@ def _sum(values, columns):                                                      
 
 
 @_inner
-def _solve_upper(upper, values, columns):                                               # type: ignore[no-untyped-def]
+def _solve_upper(upper, values, columns):
     """Replace values y by x with upper · x = y."""
     for column in range(columns - 1, -1, -1):
         rest = values[column]
@@ -89,7 +104,7 @@ def _solve_upper(upper, values, columns):                                       
 
 
 @_inner
-def _solve_lower(upper, values, columns):                                               # type: ignore[no-untyped-def]
+def _solve_lower(upper, values, columns):
     """Replace values y by x with upperᵀ · x = y."""
     for column in range(columns):
         rest = values[column]
@@ -99,7 +114,7 @@ def _solve_lower(upper, values, columns):                                       
 
 
 @_inner
-def _product(to, matrix, values, columns):                                              # type: ignore[no-untyped-def]
+def _product(to, matrix, values, columns):
     """to = matrix · values."""
     for column in range(0, columns, 4):
         first, second, third, fourth = spread(_ZERO), spread(_ZERO), spread(_ZERO), spread(_ZERO)
@@ -116,7 +131,7 @@ def _product(to, matrix, values, columns):                                      
 
 
 @_inner
-def _refitted(aim, upper, start, form, step):                                           # type: ignore[no-untyped-def]
+def _refitted(aim, upper, start, form, step):
     """The least-squares step for the codes that a step of a symmetric grid gives."""
     per_step, power, pull = inverse(step), spread(_ZERO), spread(_ZERO)
     for run in range(0, form.columns, RUN):
@@ -133,7 +148,7 @@ def _refitted(aim, upper, start, form, step):                                   
 
 
 @_inner
-def _ranges_of_symmetric(aim, upper, start, form, steps, offsets, first):               # type: ignore[no-untyped-def]
+def _ranges_of_symmetric(aim, upper, start, form, steps, offsets, first):
     most = aim[0]
     for column in range(1, form.columns):
         most = where(less(absolute(most), absolute(aim[column])), aim[column], most)
@@ -152,7 +167,7 @@ def _ranges_of_symmetric(aim, upper, start, form, steps, offsets, first):       
 
 
 @_inner
-def _refitted_with_minimum(aim, upper, start, form, step, offset, total, plain):        # type: ignore[no-untyped-def]
+def _refitted_with_minimum(aim, upper, start, form, step, offset, total, plain):
     """The least-squares step and offset for the codes that a step and an offset give."""
     first, second, product, zero = spread(_ZERO), spread(_ZERO), spread(_ZERO), spread(_ZERO)
     for run in range(0, form.columns, RUN):
@@ -179,7 +194,7 @@ def _refitted_with_minimum(aim, upper, start, form, step, offset, total, plain):
 
 
 @_inner
-def _ranges_with_minimum(aim, upper, total, start, form, steps, offsets, first):               # type: ignore[no-untyped-def]
+def _ranges_with_minimum(aim, upper, total, start, form, steps, offsets, first):
     lowest, highest, plain, middle = aim[0], aim[0], spread(_ZERO), spread(_ZERO)
     for run in range(0, form.columns, RUN):
         some_plain = spread(_ZERO)
@@ -205,7 +220,7 @@ def _ranges_with_minimum(aim, upper, total, start, form, steps, offsets, first):
 
 
 @_inner
-def _ranges(aim, upper, total, start, form, steps, offsets, first):                            # type: ignore[no-untyped-def]
+def _ranges(aim, upper, total, start, form, steps, offsets, first):
     """Write the candidates of `rounding._ranges` from number `first` and return the number after the last.
 
     The metric of the part starts at row and column `start` of upper; total is the sum of its diagonal's squares.
@@ -216,7 +231,7 @@ def _ranges(aim, upper, total, start, form, steps, offsets, first):             
 
 
 @_inner
-def _cheap_loss(aim, upper, start, form, step, offset):                                 # type: ignore[no-untyped-def]
+def _cheap_loss(aim, upper, start, form, step, offset):
     """The weighted squared error of plain rounding."""
     loss, per_step = spread(_ZERO), inverse(step)
     for run in range(0, form.columns, RUN):
@@ -231,7 +246,7 @@ def _cheap_loss(aim, upper, start, form, step, offset):                         
 
 
 @_inner
-def _stored(form, first, last, steps, offsets, scales, lows, unit, low):                # type: ignore[no-untyped-def]
+def _stored(form, first, last, steps, offsets, scales, lows, unit, low):
     """Round candidates to what a block with 16-bit numbers `unit` and `low` can store."""
     for place in range(first, last):
         if form.several:
@@ -249,7 +264,7 @@ def _stored(form, first, last, steps, offsets, scales, lows, unit, low):        
 
 
 @_inner
-def _compensated(aim, upper, passing, form, step, offset, keep, kept, errors, codes):   # type: ignore[no-untyped-def]
+def _compensated(aim, upper, passing, form, step, offset, keep, kept, errors, codes):
     """Round a part with one candidate, each error compensated, and return the loss; errors (columns) is overwritten."""
     rests, per_step = local(PART), inverse(step)
     for column in range(form.columns - 1, -1, -1):
@@ -268,8 +283,7 @@ def _compensated(aim, upper, passing, form, step, offset, keep, kept, errors, co
 
 
 @_inner
-def _best(aim, upper, passing, form, near, last, steps, offsets, scales, lows, losses, keep, kept, found, codes
-          ):                                                                            # type: ignore[no-untyped-def]
+def _best(aim, upper, passing, form, near, last, steps, offsets, scales, lows, losses, keep, kept, found, codes):
     """Take the first `near` candidates and the TRIED best others by `losses`; keep the best compensated one.
 
     Writes its step, offset, scale and low to found (4), its codes to `codes`; `losses` is overwritten.
@@ -304,7 +318,7 @@ def _best(aim, upper, passing, form, near, last, steps, offsets, scales, lows, l
 
 
 @_inner
-def _descended(aim, metric, form, found, keep, kept, codes, values):                    # type: ignore[no-untyped-def]
+def _descended(aim, metric, form, found, keep, kept, codes, values):
     """Set each code to its best given the others, LOCAL_ROUNDS times."""
     slope, error = local(PART), local(PART)
     for column in range(form.columns):
@@ -326,7 +340,7 @@ def _descended(aim, metric, form, found, keep, kept, codes, values):            
 
 
 @_inner
-def _loss(metric, error, columns, moved):                                               # type: ignore[no-untyped-def]
+def _loss(metric, error, columns, moved):
     """The loss of an error, which is overwritten; moved becomes metric · error."""
     _product(moved, metric, error, columns)
     for column in range(columns):
@@ -338,7 +352,12 @@ def _loss(metric, error, columns, moved):                                       
 
 
 @_inner
-def _choose_tile(form, row, count, columns, wanted, upper, totals, step, low, block):           # type: ignore[no-untyped-def]
+def _choose_tile(form, row, count, columns, wanted, upper, totals, step, low, block):
+    """Choose the 16-bit numbers of a block from the best scales of its parts.
+
+    wanted (columns, rows): what the block is rounded towards; upper (columns, columns): R of its metric; totals (parts,):
+    sums of the squares of each part's diagonal. Writes row `block` of step and low (blocks, rows).
+    """
     aim, steps, offsets, first = local(PART), local(_MOST), local(_MOST), block * (columns // form.columns)
     most, lowest = spread(_ZERO), spread(_ZERO)
     for start in range(0, columns, form.columns):
@@ -366,8 +385,16 @@ def _choose_tile(form, row, count, columns, wanted, upper, totals, step, low, bl
 
 
 @_inner
-def _visit_tile(form, row, count, first, low, target, owed, more, upper, passing, totals, keep, kept, values, codes, errors, left,
-                step, lowest, scale, lows, block, part):                                # type: ignore[no-untyped-def]
+def _visit_tile(form, row, count, first, low, target, owed, more, upper, passing, totals, keep, kept, values, codes, errors,
+                left, step, lowest, scale, lows, block, part):
+    """Round a part for the first time.
+
+    The part starts at column `low` of target, keep, values, codes and errors (d_in, rows), of which it writes the last
+    three. owed (columns, rows): what earlier columns leave to it; more (columns, rows from `first`): what earlier rows do,
+    unused where `first` is 0; upper, passing (columns, columns): R of its metric, and its rows divided by the diagonal;
+    totals (parts,): sums of the squares of each part's diagonal. Writes left (columns, rows), upper · errors + owed, and
+    the scales of the part.
+    """
     aim, held, new, error, found = local(PART), local(PART), local(PART), local(PART), local(4)
     steps, offsets, scales, minima, losses = local(_MOST), local(_MOST), local(_MOST), local(_MOST), local(_MOST)
     columns = form.columns
@@ -406,7 +433,7 @@ def _visit_tile(form, row, count, first, low, target, owed, more, upper, passing
 
 
 @_inner
-def _neighbours(form, unit, low, scale, minimum, steps, offsets, scales, minima):       # type: ignore[no-untyped-def]
+def _neighbours(form, unit, low, scale, minimum, steps, offsets, scales, minima):
     """Write the current scales of a part and those with neighbouring integers, and return their number.
 
     unit and low: the 16-bit numbers of the block; scale and minimum: the stored integers of the part.
@@ -425,8 +452,14 @@ def _neighbours(form, unit, low, scale, minimum, steps, offsets, scales, minima)
 
 
 @_inner
-def _propose_tile(form, row, count, first, low, pull, upper, passing, totals, metric, keep, kept, values, codes, step, lowest,
-                  scale, lows, block, part, new_codes, new_scales, change, rises):      # type: ignore[no-untyped-def]
+def _propose_tile(form, row, count, first, low, pull, upper, passing, totals, metric, keep, kept, values, codes, step,
+                  lowest, scale, lows, block, part, new_codes, new_scales, change, rises):
+    """Find codes and scales of a part that lower the error of each row with all others fixed.
+
+    pull (columns, rows from `first`): Rᵀ · residual at the part's columns, with other rows mixed in; the rest as in
+    `_visit_tile`. Writes the proposal, which repeats what there is where nothing is better: new_codes and rises = metric ·
+    change − 2 pull (columns, rows from `first`), new_scales (4, rows from `first`) and change (columns, rows) of the values.
+    """
     aim, before, held, new, value = local(PART), local(PART), local(PART), local(PART), local(PART)
     error, moved, found = local(PART), local(PART), local(4)
     steps, offsets, scales, minima, losses = local(_MOST), local(_MOST), local(_MOST), local(_MOST), local(_MOST)
@@ -475,7 +508,8 @@ def _propose_tile(form, row, count, first, low, pull, upper, passing, totals, me
 
 @_inner
 def _settle_tile(form, row, count, first, low, metric, values, codes, step, lowest, scale, lows, part, new_codes,
-                 new_scales, change, pulls, place):                                     # type: ignore[no-untyped-def]
+                 new_scales, change, pulls, place):
+    """Carry out what `_propose_tile` wrote; rows `place` and following of pulls (·, rows) lose metric · change."""
     moved, changed = local(PART), local(PART)
     for column in range(form.columns):
         store(codes, low + column, row, count, load(new_codes, column, row - first, count))
@@ -492,8 +526,13 @@ def _settle_tile(form, row, count, first, low, metric, values, codes, step, lowe
 
 
 @_inner
-def _shift_tile(row, count, first, numbers, block, low, columns, direction, moved, mixed, values
-                ):                                                                      # type: ignore[no-untyped-def]
+def _shift_tile(row, count, first, numbers, block, low, columns, direction, moved, mixed, values):
+    """Set a 16-bit number of a block where the error of each row is smallest with everything else fixed.
+
+    numbers (blocks, rows), values (d_in, rows), all others (columns, rows from `first`): direction, the change of its
+    values with a number; moved, metric · direction, which becomes metric · change; mixed, Rᵀ · residual with other rows
+    mixed in.
+    """
     power, pull, zero = spread(_ZERO), spread(_ZERO), spread(_ZERO)
     for column in range(columns):
         along = load(direction, column, row - first, count)
@@ -510,72 +549,53 @@ def _shift_tile(row, count, first, numbers, block, low, columns, direction, move
         store(moved, column, row - first, count, load(moved, column, row - first, count) * change)
 
 
-# -- all rows --------------------------------------------------------------------------------------------------------
+# -- all rows ---------------------------------------------------------------------------------------------------------
 
 
-@_outer
-def choose(form, rows, columns, wanted, upper, totals, step, low, block):                       # type: ignore[no-untyped-def]
-    """Choose the 16-bit numbers of a block for all rows from the best scales of its parts.
+def _on_all_rows(stamp):
+    """The functions that are called from outside, kept on disk beside this file or in the user's cache.
 
-    wanted (columns, rows): what the block is rounded towards; upper (columns, columns): R of its metric; writes row `block`
-    of step and low (blocks, rows).
+    Numba would use them again after a change of another file: `stamp`, a variable of theirs, is part of their key.
     """
-    for tile in range((rows + LANES - 1) // LANES):
-        row = tile * LANES
-        _choose_tile(form, row, min(LANES, rows - row), columns, wanted, upper, totals, step, low, block)
+    compiled = njit(cache=True, nogil=True, error_model="numpy")
+
+    @compiled
+    def choose(form, rows, *more):
+        """Choose the 16-bit numbers of a block for all rows; see `_choose_tile`."""
+        assert stamp >= 0
+        for row in range(0, rows, LANES):
+            _choose_tile(form, row, min(LANES, rows - row), *more)
+
+    @compiled
+    def visit(form, first, last, *more):
+        """Round a part of rows `first` to `last` for the first time; see `_visit_tile`."""
+        assert stamp >= 0
+        for row in range(first, last, LANES):
+            _visit_tile(form, row, min(LANES, last - row), first, *more)
+
+    @compiled
+    def propose(form, first, last, *more):
+        """Find better codes and scales of a part for rows `first` to `last`; see `_propose_tile`."""
+        assert stamp >= 0
+        for row in range(first, last, LANES):
+            _propose_tile(form, row, min(LANES, last - row), first, *more)
+
+    @compiled
+    def settle(form, first, last, *more):
+        """Carry out for rows `first` to `last` what `propose` wrote; see `_settle_tile`."""
+        assert stamp >= 0
+        for row in range(first, last, LANES):
+            _settle_tile(form, row, min(LANES, last - row), first, *more)
+
+    @compiled
+    def shift(first, last, *more):
+        """Improve a 16-bit number of a block for rows `first` to `last`; see `_shift_tile`."""
+        assert stamp >= 0
+        for row in range(first, last, LANES):
+            _shift_tile(row, min(LANES, last - row), first, *more)
+
+    return choose, visit, propose, settle, shift
 
 
-@_outer
-def visit(form, first, last, low, target, owed, more, upper, passing, totals, keep, kept, values, codes, errors, left,
-          step, lowest, scale, lows, block, part):                                            # type: ignore[no-untyped-def]
-    """Round a part of rows `first` to `last` for the first time.
-
-    The part starts at column `low` of target, keep, values, codes and errors (d_in, rows). owed (columns, rows) is what
-    earlier columns leave to it, more (columns, last − first) what earlier rows leave (unused where `first` is 0); upper and
-    passing (columns, columns): R of its metric, and its rows divided by the diagonal;
-    totals (parts,): sums of squares of all diagonals. Writes the part's rows of values,
-    codes, errors and left (columns, rows), and its scales.
-    """
-    for tile in range((last - first + LANES - 1) // LANES):
-        row = first + tile * LANES
-        _visit_tile(form, row, min(LANES, last - row), first, low, target, owed, more, upper, passing, totals, keep, kept, values,
-                    codes, errors, left, step, lowest, scale, lows, block, part)
-
-
-@_outer
-def propose(form, first, last, low, pull, upper, passing, totals, metric, keep, kept, values, codes, step, lowest, scale, lows,
-            block, part, new_codes, new_scales, change, rises):                         # type: ignore[no-untyped-def]
-    """Find codes and scales of a part that lower the error of each of rows `first` to `last` with all others fixed.
-
-    pull (columns, last − first): Rᵀ · residual at the part's columns, with other rows mixed in. Writes the proposal:
-    new_codes and rises = metric · change − 2 pull (columns, last − first), new_scales (4, last − first), and columns
-    `first` to `last` of change (columns, rows); they say what stands where nothing is better.
-    """
-    for tile in range((last - first + LANES - 1) // LANES):
-        row = first + tile * LANES
-        _propose_tile(form, row, min(LANES, last - row), first, low, pull, upper, passing, totals, metric, keep, kept, values, codes,
-                      step, lowest, scale, lows, block, part, new_codes, new_scales, change, rises)
-
-
-@_outer
-def settle(form, first, last, low, metric, values, codes, step, lowest, scale, lows, part, new_codes, new_scales, change,
-           pulls, place):                                                               # type: ignore[no-untyped-def]
-    """Carry out what `propose` wrote; rows `place` and following of pulls (·, rows) lose metric · change."""
-    for tile in range((last - first + LANES - 1) // LANES):
-        row = first + tile * LANES
-        _settle_tile(form, row, min(LANES, last - row), first, low, metric, values, codes, step, lowest, scale, lows, part,
-                     new_codes, new_scales, change, pulls, place)
-
-
-@_outer
-def shift(first, last, numbers, block, low, columns, direction, moved, mixed, values
-          ):                                                                            # type: ignore[no-untyped-def]
-    """Set a 16-bit number of a block where the error of each row is smallest with everything else fixed.
-
-    numbers (blocks, rows); direction (columns, last − first): the change of the block's values with its number; moved: metric
-    · direction; mixed: Rᵀ · residual, with other rows mixed in. Values change, and `moved` becomes metric · change.
-    """
-    for tile in range((last - first + LANES - 1) // LANES):
-        row = first + tile * LANES
-        _shift_tile(row, min(LANES, last - row), first, numbers, block, low, columns, direction, moved, mixed,
-                    values)
+choose, visit, propose, settle, shift = _on_all_rows(zlib.crc32(b"".join(
+    Path(__file__).with_name(name).read_bytes() for name in ("compiled.py", "rounding.py", "vectors.py"))))

@@ -1,4 +1,4 @@
-"""Rounding onto ggml's grids as in `rounding`, with compiled inner loops: what is done in which order, and the large products.
+"""Rounding onto ggml's grids as in `rounding`, with compiled inner loops: the order of the steps, and the large products.
 
 The steps are those of `rounding._solved`. Products are gathered over SPAN columns: the pull of the residual is computed once
 for all parts of a span, and every change inside the span corrects it by the span's own metric.
@@ -78,6 +78,7 @@ class _Rows:
         blocks, parts = d_in // layout.block, d_in // layout.part
         self.groups = [slice(0, rows)] if coupling is None else coupling.groups
         self.values, self.codes = torch.zeros_like(self.target), torch.zeros_like(self.target)
+        self.residual = torch.empty_like(self.target)       # R · (target − values), which the first visit leaves
         self.step, self.low = self.target.new_zeros(blocks, rows), self.target.new_zeros(blocks, rows)
         self.scale, self.lows = self.target.new_ones(parts, rows), self.target.new_zeros(parts, rows)
         # the same memory as compiled functions take it
@@ -89,7 +90,6 @@ class _Rows:
         """Visit every part for the first time."""
         solver, layout, part = self.solver, self.solver.grid.layout, self.solver.grid.layout.part
         target, errors = self.target.numpy(), torch.empty_like(self.target)
-        left = self.target.new_empty(part, self.target.shape[1])
         uppers, passing = solver.upper.numpy(), solver.passing.numpy()
         for low, high in solver.spans:
             local = solver.factor[low:high, low:high].triu()
@@ -101,28 +101,26 @@ class _Rows:
             for stop in range(high - low, 0, -part):
                 within, place = slice(stop - part, stop), (low + stop) // part - 1
                 here = torch.addmm(owed[within], local[within, stop:], errors[low + stop:high])
+                left = self.residual[low + within.start:low + stop]
                 for number, rows in enumerate(self.groups):
                     more = here if self.coupling is None or not number else \
                         left[:, :rows.start] @ self.coupling.passed[number]
-                    compiled.visit(solver.form, rows.start, rows.stop, low + within.start, target, here.numpy(), more.numpy(),
-                                   uppers[place], passing[place], solver.totals, *self.kept, *self.weights, errors.numpy(), left.numpy(),
-                                   *self.scales, (low + within.start) // layout.block, place)
+                    compiled.visit(solver.form, rows.start, rows.stop, low + within.start, target, here.numpy(),
+                                   more.numpy(), uppers[place], passing[place], solver.totals, *self.kept, *self.weights,
+                                   errors.numpy(), left.numpy(), *self.scales, (low + within.start) // layout.block, place)
 
     def visit_again(self) -> None:
         """Replace codes and scales of every part, and the 16-bit numbers of every block, where that lowers the error."""
         solver = self.solver
-        if not solver.passes:
-            return
-        residual = product(solver.factor.triu(), self.target - self.values)         # R · (target − values)
         for _ in range(solver.passes):
             for low, high in solver.spans:
                 stripe = solver._stripe(low, high)
-                pulls = product(stripe.mT, residual[:high])
+                pulls = product(stripe.mT, self.residual[:high])
                 before = self.values[low:high].clone()
                 self._visit_span(low, high, pulls)
                 if solver.several:
                     self._refit(low, high, pulls)
-                residual[:high].sub_(product(stripe, self.values[low:high] - before))
+                self.residual[:high].sub_(product(stripe, self.values[low:high] - before))
 
     def _visit_span(self, low: int, high: int, pulls: Tensor) -> None:
         """Visit the parts of a span again; pulls (span, rows): Rᵀ · residual, kept up to date."""
@@ -184,5 +182,5 @@ def _passing(upper: Tensor) -> Tensor:
 
 
 def _totals(upper: Tensor) -> Floats:
-    """The sum of the squares of each part's diagonal, (parts,); one after another, so that they are summed as in `rounding`."""
+    """The sum of the squares of each part's diagonal, (parts,); one by one, so that they are summed as in `rounding`."""
     return np.array([float(conditional(inner).sum()) for inner in upper], dtype=np.float32)

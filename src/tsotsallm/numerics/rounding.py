@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tsotsallm.errors import NumericsError
-from tsotsallm.machine import COMPILED, compiler, threads_for
+from tsotsallm.machine import COMPILED, compiler, side_by_side, threads_for
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, Layout, half
 
 OUTPUTS = 1024
@@ -56,25 +56,31 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
     keep     (d_out, d_in) bool: where False the value is exactly zero (grids with a level at zero)
     outputs  (d_out, at most OUTPUTS): the damped metric O of the outputs, its diagonal blocks stacked
     """
-    solver, rounded = _solver(factor, order, grid, passes), []
-    for first in range(0, len(target), OUTPUTS):
+    solve = _solver(factor, order, grid, passes)
+
+    def rounded(first: int) -> Blocks:
         rows = slice(first, first + OUTPUTS)
         kept = None if keep is None else keep[rows]
         if outputs is None:
-            rounded.append(solver(target[rows], kept, None))
-            continue
+            return solve(target[rows], kept, None)
         metric = outputs[rows, :len(target[rows])]
         visit = metric.diagonal().sort(descending=True, stable=True).indices
         with threads_for(len(metric) ** 3):
             coupling = Coupling.of(metric[visit][:, visit])
-        blocks = solver(target[rows][visit], None if kept is None else kept[visit], coupling)
-        rounded.append(blocks.rows_at(visit.argsort()))
-    return _joined(rounded)
+        blocks = solve(target[rows][visit], None if kept is None else kept[visit], coupling)
+        return blocks.rows_at(visit.argsort())
+
+    firsts = range(0, len(target), OUTPUTS)
+    return _joined(side_by_side(rounded, firsts) if _compiles(factor) else list(map(rounded, firsts)))
+
+
+def _compiles(factor: Tensor) -> bool:
+    return compiler() is not None and factor.device.type == "cpu" and factor.dtype == torch.float32
 
 
 def _solver(factor: Tensor, order: Tensor, grid: GgmlGrid, passes: int) -> Callable[..., Blocks]:
     """What rounds (target, keep, coupling) of at most OUTPUTS rows: compiled where a compiler is installed, else torch."""
-    if compiler() is not None and factor.device.type == "cpu" and factor.dtype == torch.float32:
+    if _compiles(factor):
         try:
             from tsotsallm.numerics.compiled_rounding import Solver
         except ImportError as error:

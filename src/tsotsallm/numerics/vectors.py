@@ -37,13 +37,13 @@ lanes, mask = _Lanes(name="Lanes"), _Mask(name="Mask")
 
 
 @register_model(_Lanes)
-class _LanesModel(models.PrimitiveModel):                                                   # type: ignore[misc]
+class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, _VECTOR)
 
 
 @register_model(_Mask)
-class _MaskModel(models.PrimitiveModel):                                                    # type: ignore[misc]
+class _MaskModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, ir.VectorType(ir.IntType(1), LANES))
 
@@ -75,7 +75,8 @@ def _register(operators: tuple[Callable[..., Any], ...], instruction: str) -> No
         return getattr(builder, instruction)(*spread)
 
     for one in operators:
-        template = type(f"Lanes_{one.__name__}", (ConcreteTemplate,), {"key": one, "cases": [lanes(*pair) for pair in pairs]})
+        cases = [lanes(*pair) for pair in pairs]
+        template = type(f"Lanes_{one.__name__}", (ConcreteTemplate,), {"key": one, "cases": cases})
         numba.core.typing.templates.infer_global(one)(template)
         for pair in pairs:
             lower_builtin(one, *pair)(lower)
@@ -218,7 +219,7 @@ def _extract(_context: Any, vector: Any, lane: Any) -> Any:
 
 
 @njit(forceinline=True)
-def load(array, row, column, count):                                                    # type: ignore[no-untyped-def]
+def load(array, row, column, count):
     """array[row, column:column + count] of a contiguous matrix; further lanes are zero."""
     if count == LANES:
         return _load(array, row, column)
@@ -229,7 +230,7 @@ def load(array, row, column, count):                                            
 
 
 @njit(forceinline=True)
-def store(array, row, column, count, value):                                            # type: ignore[no-untyped-def]
+def store(array, row, column, count, value):
     """Write the first `count` lanes to array[row, column:column + count]."""
     if count == LANES:
         _store(array, row, column, value)
