@@ -60,7 +60,7 @@ def test_rows_apart_get_what_torch_gives_them(name: str, monkeypatch: pytest.Mon
 @needs_numba
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_coupled_rows_get_what_torch_gives_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a scale is on an edge all rows are equal, afterwards as good: 1e-6 more or less in the weights moves it as far."""
+    """Until a scale is on an edge all rows are equal; afterwards they are as good."""
     weight, gram = problem(d_out=80, d_in=256)
     metric, ratios, equal = coupled(20), [], 0
     for rows in weight.split(20):

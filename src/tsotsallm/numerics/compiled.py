@@ -553,11 +553,15 @@ def _shift_tile(row, count, first, numbers, block, low, columns, direction, move
 
 
 def _on_all_rows(stamp):
-    """The functions that are called from outside, kept on disk beside this file or in the user's cache.
+    """The functions that are called from outside, kept on disk beside this file, or else in the user's cache.
 
     Numba would use them again after a change of another file: `stamp`, a variable of theirs, is part of their key.
     """
-    compiled = njit(cache=True, nogil=True, error_model="numpy")
+    def compiled(function):
+        try:
+            return njit(cache=True, nogil=True, error_model="numpy")(function)
+        except RuntimeError:                # no directory can be written: compile in every process
+            return njit(nogil=True, error_model="numpy")(function)
 
     @compiled
     def choose(form, rows, *more):
