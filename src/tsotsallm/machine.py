@@ -153,16 +153,16 @@ def chosen_by_caller() -> int:
     return _SPARED.get() or torch.get_num_threads()
 
 
-def side_by_side(work: Callable[[_Given], _Done], items: Sequence[_Given]) -> list[_Done]:
-    """work(item) for every item, as many at once as threads were chosen, each on one thread; in the order of the items.
+def side_by_side(work: Callable[[_Given], _Done], items: Sequence[_Given], most: int) -> list[_Done]:
+    """work(item) for every item, as many at once as threads were chosen, but at most `most`; in the order of the items.
 
-    Use it for work that mostly waits for compiled code. A single item may use all threads.
+    Each has one thread, whatever the number at once, so that results stay the same; a single item has all threads.
     """
     import torch
 
     if len(items) < 2:
         return [work(item) for item in items]
-    workers = min(chosen_by_caller(), len(items))
+    workers = min(chosen_by_caller(), len(items), most)
     with on_threads(1):
         if workers == 1:
             return [work(item) for item in items]

@@ -43,7 +43,7 @@ class Solver:
         if passes:
             own = torch.empty_like(self.upper)
             for low, high in self.spans:
-                stripe = self._stripe(low, high)
+                stripe = self.stripe_of(low, high)
                 self.metrics[low] = product(stripe.mT, stripe)
                 own[low // layout.part:high // layout.part] = self._diagonal_blocks(self.metrics[low])
             self.own_metric = own
@@ -58,7 +58,8 @@ class Solver:
             rows.visit_again()
             return rows.blocks()
 
-    def _stripe(self, low: int, high: int) -> Tensor:
+    def stripe_of(self, low: int, high: int) -> Tensor:
+        """The columns of the factor that belong to a span, down to its last row, (high, high − low)."""
         return self.factor[:high, low:high].triu(-low)
 
     def _diagonal_blocks(self, matrix: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class _Rows:
         solver = self.solver
         for _ in range(solver.passes):
             for low, high in solver.spans:
-                stripe = solver._stripe(low, high)
+                stripe = solver.stripe_of(low, high)
                 pulls = product(stripe.mT, self.residual[:high])
                 before = self.values[low:high].clone()
                 self._visit_span(low, high, pulls)

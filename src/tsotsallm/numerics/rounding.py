@@ -27,6 +27,8 @@ from tsotsallm.numerics.ggml import Blocks, GgmlGrid, Layout, half
 
 OUTPUTS = 1024
 """Rows that are rounded together, coupled by the metric of the outputs."""
+AT_ONCE = 2
+"""How many times OUTPUTS rows are rounded at once by compiled loops; each takes about 24 bytes a weight."""
 GROUPS = 8
 SPANS = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06)
 TRIED = 4
@@ -71,7 +73,7 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
         return blocks.rows_at(visit.argsort())
 
     firsts = range(0, len(target), OUTPUTS)
-    return _joined(side_by_side(rounded, firsts) if _compiles(factor) else list(map(rounded, firsts)))
+    return _joined(side_by_side(rounded, firsts, AT_ONCE) if _compiles(factor) else list(map(rounded, firsts)))
 
 
 def _compiles(factor: Tensor) -> bool:
