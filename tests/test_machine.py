@@ -195,6 +195,19 @@ def test_rounding_gives_the_same_bytes_on_one_thread_and_on_two(grid: str) -> No
     assert torch.equal(several.step, one.step)
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_work_side_by_side_has_one_thread_each_and_keeps_its_order() -> None:
+    meeting = threading.Barrier(2, timeout=20)
+
+    def work(number: int) -> tuple[int, int]:
+        meeting.wait()
+        return number, torch.get_num_threads()
+
+    assert machine.side_by_side(work, range(4), most=2) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    assert machine.side_by_side(lambda number: (number, torch.get_num_threads()), [5], most=2) == [(5, 2)]
+    assert torch.get_num_threads() == 2
+
+
 # -- going on ---------------------------------------------------------------------------------------------------------
 
 

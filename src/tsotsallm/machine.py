@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
+
+_Given = TypeVar("_Given")
+_Done = TypeVar("_Done")
 
 GIB = 1 << 30
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -131,15 +137,56 @@ def threads_for(flops: float) -> Iterator[None]:
 
     Blocks may be nested. The choice depends on shapes alone, never on load, so that results stay the same.
     """
-    import torch
-
-    chosen = _SPARED.get() or torch.get_num_threads()
+    chosen = chosen_by_caller()
     before = _SPARED.set(chosen)
     try:
         with on_threads(chosen if flops >= LARGE_FLOPS else 1):
             yield
     finally:
         _SPARED.reset(before)
+
+
+def chosen_by_caller() -> int:
+    """The thread count that large operations use here, also inside `threads_for`."""
+    import torch
+
+    return _SPARED.get() or torch.get_num_threads()
+
+
+def side_by_side(work: Callable[[_Given], _Done], items: Sequence[_Given], most: int) -> list[_Done]:
+    """work(item) for every item, as many at once as threads were chosen, but at most `most`; in the order of the items.
+
+    Each has one thread, whatever the number at once, so that results stay the same; a single item has all threads.
+    """
+    import torch
+
+    if len(items) < 2:
+        return [work(item) for item in items]
+    workers = min(chosen_by_caller(), len(items), most)
+    with on_threads(1):
+        if workers == 1:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, items))
+
+
+# -- compiled loops ---------------------------------------------------------------------------------------------------
+
+COMPILED = "TSOTSALLM_COMPILED"
+"""Environment variable: 0 turns compiled loops off where Numba is installed."""
+
+
+@functools.cache
+def _numba_version() -> str | None:
+    try:
+        return importlib.metadata.version("numba")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def compiler() -> str | None:
+    """The version of Numba that compiles inner loops; None where it is not installed, or TSOTSALLM_COMPILED is 0."""
+    return None if os.environ.get(COMPILED) == "0" else _numba_version()
 
 
 def rss_bytes() -> int:
@@ -208,13 +255,14 @@ def gemm_flops_per_second(dtype: str = "float32", device: str = "cpu", size: int
 
 def fingerprint(threads: int | None = None) -> dict[str, object]:
     """Everything on this machine that decides the last bit of a result: versions, thread count (`threads`, or the current
-    one) and instruction set."""
+    one), instruction set, and the version of Numba where it compiles inner loops."""
     import torch
     import transformers
 
+    compiled = {} if compiler() is None else {"numba": compiler()}
     return {"python": platform.python_version(), "torch": torch.__version__,
             "transformers": transformers.__version__, "threads": threads or torch.get_num_threads(),
-            "instruction_set": torch.backends.cpu.get_cpu_capability(), "processor": platform.machine()}
+            "instruction_set": torch.backends.cpu.get_cpu_capability(), "processor": platform.machine()} | compiled
 
 
 # -- what libraries print ---------------------------------------------------------------------------------------------

@@ -15,17 +15,20 @@ Arrays are in reversed visiting order with columns as rows, as in `gptq`: R, wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tsotsallm.machine import threads_for
+from tsotsallm.errors import NumericsError
+from tsotsallm.machine import COMPILED, compiler, side_by_side, threads_for
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, Layout, half
 
 OUTPUTS = 1024
 """Rows that are rounded together, coupled by the metric of the outputs."""
+AT_ONCE = 2
+"""How many times OUTPUTS rows are rounded at once by compiled loops; each takes about 24 bytes a weight."""
 GROUPS = 8
 SPANS = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06)
 TRIED = 4
@@ -55,21 +58,44 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
     keep     (d_out, d_in) bool: where False the value is exactly zero (grids with a level at zero)
     outputs  (d_out, at most OUTPUTS): the damped metric O of the outputs, its diagonal blocks stacked
     """
-    rounded = []
-    for first in range(0, len(target), OUTPUTS):
+    solve = _solver(factor, order, grid, passes)
+
+    def rounded(first: int) -> Blocks:
         rows = slice(first, first + OUTPUTS)
         kept = None if keep is None else keep[rows]
         if outputs is None:
-            rounded += _solved([_Rows(target[rows], factor, order, grid, kept)], None, passes)
-            continue
+            return solve(target[rows], kept, None)
         metric = outputs[rows, :len(target[rows])]
         visit = metric.diagonal().sort(descending=True, stable=True).indices
         with threads_for(len(metric) ** 3):
-            coupling = _Coupling.of(metric[visit][:, visit])
-        groups = [_Rows(target[rows][visit[group]], factor, order, grid, None if kept is None else kept[visit[group]])
-                  for group in coupling.groups]
-        rounded.append(_joined(_solved(groups, coupling, passes)).rows_at(visit.argsort()))
-    return _joined(rounded)
+            coupling = Coupling.of(metric[visit][:, visit])
+        blocks = solve(target[rows][visit], None if kept is None else kept[visit], coupling)
+        return blocks.rows_at(visit.argsort())
+
+    firsts = range(0, len(target), OUTPUTS)
+    return _joined(side_by_side(rounded, firsts, AT_ONCE) if _compiles(factor) else list(map(rounded, firsts)))
+
+
+def _compiles(factor: Tensor) -> bool:
+    return compiler() is not None and factor.device.type == "cpu" and factor.dtype == torch.float32
+
+
+def _solver(factor: Tensor, order: Tensor, grid: GgmlGrid, passes: int) -> Callable[..., Blocks]:
+    """What rounds (target, keep, coupling) of at most OUTPUTS rows: compiled where a compiler is installed, else torch."""
+    if _compiles(factor):
+        try:
+            from tsotsallm.numerics.compiled_rounding import Solver
+        except ImportError as error:
+            raise NumericsError(f"numba {compiler()} is installed, but cannot be loaded ({error}); install the versions in "
+                                f"constraints.txt, or set {COMPILED}=0 to round without it") from None
+        return Solver(factor, order, grid, passes)
+
+    def solve(target: Tensor, keep: Tensor | None, coupling: Coupling | None) -> Blocks:
+        groups = [_Rows(target[rows], factor, order, grid, None if keep is None else keep[rows])
+                  for rows in ([slice(None)] if coupling is None else coupling.groups)]
+        return _joined(_solved(groups, coupling, passes))
+
+    return solve
 
 
 def _joined(pieces: Sequence[Blocks]) -> Blocks:
@@ -109,7 +135,7 @@ class _Scales:
 
 
 @dataclass(frozen=True)
-class _Coupling:
+class Coupling:
     """How the errors of rows add up or cancel: the metric O of the outputs, and its factors.
 
     With O = U·Uᵀ, U upper triangular in visiting order, the rows of group g can compensate the errors that earlier groups
@@ -127,7 +153,7 @@ class _Coupling:
     metric: Tensor
 
     @classmethod
-    def of(cls, metric: Tensor) -> _Coupling:
+    def of(cls, metric: Tensor) -> Coupling:
         """The coupling that a metric (rows, rows) implies, for at most GROUPS groups."""
         rows = len(metric)
         size = max(1, -(-rows // GROUPS))
@@ -141,7 +167,7 @@ class _Coupling:
 
 @threads_for(0)                 # products aside, vectors of a few thousand numbers at most: more threads would only wait
 @torch.inference_mode()         # thousands of small operations are a fifth faster without autograd's bookkeeping
-def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> list[Blocks]:
+def _solved(groups: list[_Rows], coupling: Coupling | None, passes: int) -> list[Blocks]:
     """Round several groups of rows in turn, part by part."""
     first = groups[0]
     layout, factor = first.layout, first.factor
@@ -157,7 +183,7 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
                 left.append(group.visit(low, slice(part_high - layout.part, part_high), local, more))
     if passes:
         for group in groups:
-            group.residual = _product(factor.triu(), group.target - group.values)
+            group.residual = product(factor.triu(), group.target - group.values)
     for _ in range(passes):
         for high in range(factor.shape[0], 0, -layout.block):
             low = high - layout.block
@@ -165,8 +191,8 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
                 columns = slice(part_high - layout.part, part_high)
                 stripe = factor[:part_high, columns].triu(-columns.start)
                 metric = stripe.mT @ stripe
-                inner = _upper_factor(metric)
-                pulls = [_product(stripe.mT, group.residual[:part_high]) for group in groups]
+                inner = upper_factor(metric)
+                pulls = [product(stripe.mT, group.residual[:part_high]) for group in groups]
                 for place, group in enumerate(groups):
                     if coupling is None:
                         group.visit_again(columns, stripe, metric, inner, pulls[place], None)
@@ -177,7 +203,7 @@ def _solved(groups: list[_Rows], coupling: _Coupling | None, passes: int) -> lis
                     pulls[place] = pulls[place] - metric @ change
             if layout.scales is not None:
                 for place, group in enumerate(groups):
-                    mixed = None if coupling is None else _product(
+                    mixed = None if coupling is None else product(
                         torch.cat([other.residual[:high] for other in groups], 1), coupling.mixed[place])
                     group.refit(low, high, mixed)
     return [group.blocks() for group in groups]
@@ -205,7 +231,7 @@ class _Rows:
 
     def enter(self, low: int, high: int, local: Tensor) -> None:
         """Begin a block: compute the compensation owed by earlier blocks, and choose its 16-bit numbers."""
-        self.owed = _product(self.factor[low:high, high:], self.errors[high:])      # (block, rows): e_before · V_before,b
+        self.owed = product(self.factor[low:high, high:], self.errors[high:])      # (block, rows): e_before · V_before,b
         if self.layout.scales is not None:
             wanted = self.target[low:high] + torch.linalg.solve_triangular(local, self.owed, upper=True)
             self._choose_block_scales(low // self.layout.block, wanted, local)
@@ -218,7 +244,7 @@ class _Rows:
         columns = slice(low + within.start, low + within.stop)
         here = self.target[columns]
         aim = here + torch.linalg.solve_triangular(inner, owed if more is None else owed + more, upper=True)
-        tried = self._candidates(aim, _conditional(inner), low // self.layout.block)
+        tried = self._candidates(aim, conditional(inner), low // self.layout.block)
         self._settle(columns, columns.start // self.layout.part, *self._best(aim, inner, tried, columns))
         self.errors[columns] = here - self.values[columns]
         return inner @ self.errors[columns] + owed
@@ -231,8 +257,8 @@ class _Rows:
         for first in range(0, layout.block, layout.part):
             inner = local[first:first + layout.part, first:first + layout.part]
             aim = wanted[first:first + layout.part]
-            step, offset = _ranges(aim, _conditional(inner), self.grid)
-            best = _cheap_loss(aim, _conditional(inner), step, offset, self.grid).argmin(0, keepdim=True)
+            step, offset = _ranges(aim, conditional(inner), self.grid)
+            best = _cheap_loss(aim, conditional(inner), step, offset, self.grid).argmin(0, keepdim=True)
             likes.append(step.gather(0, best)[0])
             lows.append(-offset.gather(0, best)[0])
         liked = torch.stack(likes)
@@ -248,7 +274,7 @@ class _Rows:
         step, offset = _ranges(aim, importance, self.grid)
         tried = self._stored(step, offset, block)
         loss = _cheap_loss(aim, importance, tried.step, tried.offset, self.grid)
-        return tried.take(loss.topk(min(TRIED, len(loss)), dim=0, largest=False).indices)
+        return tried.take(_lowest(loss))
 
     def _stored(self, step: Tensor, offset: Tensor, block: int) -> _Scales:
         """Steps and offsets rounded to what a block can store."""
@@ -288,7 +314,7 @@ class _Rows:
         part, block = columns.start // self.layout.part, columns.start // self.layout.block
         before = self.values[columns]
         aim = before + torch.cholesky_solve(pull, inner.mT.contiguous())
-        tried = self._neighbours(part, block).with_more(self._candidates(aim, _conditional(inner), block))
+        tried = self._neighbours(part, block).with_more(self._candidates(aim, conditional(inner), block))
         codes, values, scales = self._best(aim, inner, tried, columns)
         codes, values = self._descended(aim, metric, codes, values, scales, columns)
         better = _loss(aim - before, metric) - _loss(aim - values, metric) > 0
@@ -302,7 +328,7 @@ class _Rows:
                      _Scales(*(torch.where(better, new, old) for new, old in zip(
                          (scales.step, scales.offset, scales.scale, scales.low),
                          (kept.step, kept.offset, kept.scale, kept.low), strict=True))))
-        self.residual[:columns.stop].sub_(_product(stripe, change))
+        self.residual[:columns.stop].sub_(product(stripe, change))
         return change
 
     def _now(self, part: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -362,7 +388,7 @@ class _Rows:
             direction = self.codes[low:high] * per_column(self.scale) if name == "step" else -per_column(self.lows)
             if self.keep is not None:
                 direction = direction * self.keep[low:high]
-            moved = _product(stripe, direction)
+            moved = product(stripe, direction)
             power, pull = moved.square().sum(0), (moved * (residual[:high] if mixed is None else mixed)).sum(0)
             new = half(numbers[block] + torch.where(power > 0, pull / power.clamp(min=1e-30), torch.zeros_like(pull)))
             shift = new - numbers[block]
@@ -375,39 +401,51 @@ class _Rows:
 
     def blocks(self) -> Blocks:
         """The rounded rows in stored column order."""
-        layout, d_in = self.layout, len(self.target)
-        codes = torch.empty_like(self.codes)
-        codes[self.backwards] = self.codes
-        block_of, part_of = self.backwards[::layout.block] // layout.block, self.backwards[::layout.part] // layout.part
-
-        def stored(values: Tensor, places: Tensor) -> Tensor:
-            in_place = torch.empty_like(values)
-            in_place[places] = values
-            return in_place.mT.contiguous()
-
-        several = layout.scales is not None
-        assert d_in % layout.block == 0
-        return Blocks(codes.mT.contiguous().to(torch.int8), stored(self.step, block_of),
-                      stored(self.low, block_of) if layout.minimum else None,
-                      stored(self.scale, part_of).to(torch.int16) if several else None,
-                      stored(self.lows, part_of).to(torch.int16) if several and layout.minimum else None, self.grid)
+        return blocks_of(self.codes, self.step, self.low, self.scale, self.lows, self.backwards, self.grid)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def blocks_of(codes: Tensor, step: Tensor, low: Tensor, scale: Tensor, lows: Tensor, backwards: Tensor,
+              grid: GgmlGrid) -> Blocks:
+    """Rounded rows in stored column order, from arrays (columns, blocks or parts, rows) in the order `backwards` (d_in,)."""
+    layout, d_in = grid.layout, len(codes)
+    in_order = torch.empty_like(codes)
+    in_order[backwards] = codes
+    block_of, part_of = backwards[::layout.block] // layout.block, backwards[::layout.part] // layout.part
+
+    def stored(values: Tensor, places: Tensor) -> Tensor:
+        in_place = torch.empty_like(values)
+        in_place[places] = values
+        return in_place.mT.contiguous()
+
+    several = layout.scales is not None
+    assert d_in % layout.block == 0
+    return Blocks(in_order.mT.contiguous().to(torch.int8), stored(step, block_of),
+                  stored(low, block_of) if layout.minimum else None,
+                  stored(scale, part_of).to(torch.int16) if several else None,
+                  stored(lows, part_of).to(torch.int16) if several and layout.minimum else None, grid)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left · right, on as many threads as its size deserves."""
     with threads_for(2 * left.numel() * right.shape[1]):
         return left @ right
+
+
+def _lowest(loss: Tensor) -> Tensor:
+    """The TRIED candidates of lowest loss (candidates, rows), in any order where losses are equal."""
+    return loss.topk(min(TRIED, len(loss)), dim=0, largest=False).indices
 
 
 def _inverse(values: Tensor) -> Tensor:
     return torch.where(values != 0, 1 / values, torch.zeros_like(values))
 
 
-def _conditional(inner: Tensor) -> Tensor:
+def conditional(inner: Tensor) -> Tensor:
     """The cost of an error in each column after later columns have compensated it, (columns,)."""
     return inner.diagonal().square()
 
 
-def _upper_factor(metric: Tensor) -> Tensor:
+def upper_factor(metric: Tensor) -> Tensor:
     """Upper triangular R with Rᵀ·R = metric, (columns, columns); the diagonal is raised where rounding made it singular."""
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(metric, upper=True)
