@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from tsotsallm.numerics.rounding import LOCAL_ROUNDS, SPANS, TRIED
@@ -32,6 +33,7 @@ from tsotsallm.numerics.vectors import (
     whole,
 )
 
+Floats = npt.NDArray[np.float32]
 PART = 32
 """Columns of the widest part."""
 RUN = 16
@@ -59,6 +61,82 @@ class Form(NamedTuple):
     highest: np.float32
     least: np.float32
     most: np.float32
+
+
+class Tile(NamedTuple):
+    """Neighbouring rows that are worked on together: the first of them, how many, and the row at which arrays begin that
+    hold only some rows."""
+
+    row: int
+    count: int
+    first: int
+
+
+class Place(NamedTuple):
+    """Where a part stands: its first column, that within the span of columns, its block and its number."""
+
+    low: int
+    within: int
+    block: int
+    part: int
+
+
+class Metric(NamedTuple):
+    """The metric of a part: R of it, and its rows divided by the diagonal, (columns, columns); the sum of the squares of
+    each part's diagonal, (parts,); the metric itself, (columns, columns)."""
+
+    upper: Floats
+    passing: Floats
+    totals: Floats
+    whole: Floats
+
+
+class Weights(NamedTuple):
+    """What rows hold, (d_in, rows): values, codes, and, where `kept` says so, 0 or 1 for what is pruned."""
+
+    values: Floats
+    codes: Floats
+    keep: Floats
+    kept: bool
+
+
+class Scales(NamedTuple):
+    """The 16-bit numbers of blocks, (blocks, rows), and the integers of parts, (parts, rows)."""
+
+    step: Floats
+    low: Floats
+    scale: Floats
+    lows: Floats
+
+
+class Seen(NamedTuple):
+    """What a first visit reads and leaves: target and errors (d_in, rows); owed (columns, rows), what earlier columns leave
+    to the part; more (columns, rows from `first`), what earlier rows do; left (columns, rows), upper · errors + owed."""
+
+    target: Floats
+    owed: Floats
+    more: Floats
+    errors: Floats
+    left: Floats
+
+
+class Proposal(NamedTuple):
+    """Better codes and rises = metric · change − 2 pull, (columns, rows from `first`), scales (4, rows from `first`), and
+    the change of the values, (columns, rows)."""
+
+    codes: Floats
+    scales: Floats
+    change: Floats
+    rises: Floats
+
+
+class Refit(NamedTuple):
+    """What a 16-bit number moves, (columns, rows from `first`): the change of values with it; metric · that, which becomes
+    metric · change; Rᵀ · residual with other rows mixed in."""
+
+    direction: Floats
+    moved: Floats
+    mixed: Floats
 
 
 _inner = njit(error_model="numpy")
@@ -246,8 +324,12 @@ def _cheap_loss(aim, upper, start, form, step, offset):
 
 
 @_inner
-def _stored(form, first, last, steps, offsets, scales, lows, unit, low):
-    """Round candidates to what a block with 16-bit numbers `unit` and `low` can store."""
+def _stored(form, first, last, tried, unit, low):
+    """Round candidates to what a block with 16-bit numbers `unit` and `low` can store.
+
+    tried: steps, offsets, scales, lows and losses of the candidates.
+    """
+    steps, offsets, scales, lows, _ = tried
     for place in range(first, last):
         if form.several:
             scales[place] = _nearest(steps[place] * inverse(unit), form.least, form.most)
@@ -264,31 +346,36 @@ def _stored(form, first, last, steps, offsets, scales, lows, unit, low):
 
 
 @_inner
-def _compensated(aim, upper, passing, form, step, offset, keep, kept, errors, codes):
+def _compensated(aim, metric, form, step, offset, held, errors, codes):
     """Round a part with one candidate, each error compensated, and return the loss; errors (columns) is overwritten."""
+    keep, kept = held
     rests, per_step = local(PART), inverse(step)
     for column in range(form.columns - 1, -1, -1):
         wanted = aim[column]
         for other in range(form.columns - 1, column, -1):
-            wanted = fused(at(passing, column, other), errors[other], wanted)
+            wanted = fused(at(metric.passing, column, other), errors[other], wanted)
         code = _nearest((wanted - offset) * per_step, form.lowest, form.highest)
         value = code * step + offset
         if kept:
             code *= keep[column]
             value *= keep[column]
         codes[column], errors[column] = code, aim[column] - value
-        rest = (wanted - value) * at(upper, column, column)
+        rest = (wanted - value) * at(metric.upper, column, column)
         rests[column] = rest * rest
     return _sum(rests, form.columns)
 
 
 @_inner
-def _best(aim, upper, passing, form, near, last, steps, offsets, scales, lows, losses, keep, kept, found, codes):
-    """Take the first `near` candidates and the TRIED best others by `losses`; keep the best compensated one.
+def _best(aim, metric, form, span, tried, held, found, codes):
+    """Take the first `near` of `last` candidates, span = (near, last), and the TRIED best others by their losses; keep the
+    best compensated one.
 
-    Writes its step, offset, scale and low to found (4), its codes to `codes`; `losses` is overwritten.
+    Writes its step, offset, scale and low to found (4), its codes to `codes`; losses are overwritten. `tried` as in
+    `_stored`.
     """
-    tried, errors, least_loss = local(PART), local(PART), spread(_INFINITE)
+    near, last = span
+    steps, offsets, scales, lows, losses = tried
+    rounded, errors, least_loss = local(PART), local(PART), spread(_INFINITE)
     for turn in range(near + TRIED):
         place = min(turn, near)
         step, offset, scale, low = steps[place], offsets[place], scales[place], lows[place]
@@ -302,24 +389,25 @@ def _best(aim, upper, passing, form, near, last, steps, offsets, scales, lows, l
             for place in range(near, last):
                 taken = less(absolute(which - np.float32(place)), spread(_HALF))
                 losses[place] = where(taken, spread(_INFINITE), losses[place])
-        loss = _compensated(aim, upper, passing, form, step, offset, keep, kept, errors, tried)
+        loss = _compensated(aim, metric, form, step, offset, held, errors, rounded)
         if turn == 0:
             least_loss = loss
             found[0], found[1], found[2], found[3] = step, offset, scale, low
             for column in range(form.columns):
-                codes[column] = tried[column]
+                codes[column] = rounded[column]
         else:
             better = less(loss, least_loss)
             least_loss = where(better, loss, least_loss)
             found[0], found[1] = where(better, step, found[0]), where(better, offset, found[1])
             found[2], found[3] = where(better, scale, found[2]), where(better, low, found[3])
             for column in range(form.columns):
-                codes[column] = where(better, tried[column], codes[column])
+                codes[column] = where(better, rounded[column], codes[column])
 
 
 @_inner
-def _descended(aim, metric, form, found, keep, kept, codes, values):
+def _descended(aim, metric, form, found, held, codes, values):
     """Set each code to its best given the others, LOCAL_ROUNDS times."""
+    keep, kept = held
     slope, error = local(PART), local(PART)
     for column in range(form.columns):
         error[column] = aim[column] - values[column]
@@ -352,12 +440,13 @@ def _loss(metric, error, columns, moved):
 
 
 @_inner
-def _choose_tile(form, row, count, columns, wanted, upper, totals, step, low, block):
+def _choose_tile(form, tile, columns, wanted, upper, totals, scales, block):
     """Choose the 16-bit numbers of a block from the best scales of its parts.
 
     wanted (columns, rows): what the block is rounded towards; upper (columns, columns): R of its metric; totals (parts,):
-    sums of the squares of each part's diagonal. Writes row `block` of step and low (blocks, rows).
+    sums of the squares of each part's diagonal. Writes row `block` of the 16-bit numbers.
     """
+    row, count, _ = tile
     aim, steps, offsets, first = local(PART), local(_MOST), local(_MOST), block * (columns // form.columns)
     most, lowest = spread(_ZERO), spread(_ZERO)
     for start in range(0, columns, form.columns):
@@ -378,66 +467,64 @@ def _choose_tile(form, row, count, columns, wanted, upper, totals, step, low, bl
             most = where(less(absolute(most), absolute(liked)), liked, most)
         lowest = _higher(_ZERO - offset, lowest)
     if form.minimum:
-        store(step, block, row, count, half(most / form.most))
-        store(low, block, row, count, half(lowest / form.most))
+        store(scales.step, block, row, count, half(most / form.most))
+        store(scales.low, block, row, count, half(lowest / form.most))
     else:
-        store(step, block, row, count, half(most / form.least))
+        store(scales.step, block, row, count, half(most / form.least))
 
 
 @_inner
-def _visit_tile(form, row, count, first, low, target, owed, more, upper, passing, totals, keep, kept, values, codes, errors,
-                left, step, lowest, scale, lows, block, part):
-    """Round a part for the first time.
-
-    The part starts at column `low` of target, keep, values, codes and errors (d_in, rows), of which it writes the last
-    three. owed (columns, rows): what earlier columns leave to it; more (columns, rows from `first`): what earlier rows do,
-    unused where `first` is 0; upper, passing (columns, columns): R of its metric, and its rows divided by the diagonal;
-    totals (parts,): sums of the squares of each part's diagonal. Writes left (columns, rows), upper · errors + owed, and
-    the scales of the part.
-    """
+def _visit_tile(form, tile, place, seen, metric, weights, scales):
+    """Round a part for the first time: write its values, codes, errors, what it leaves, and its scales."""
+    row, count, first = tile
+    low, _, block, part = place
+    target, owed, more, errors, left = seen
+    upper = metric.upper
     aim, held, new, error, found = local(PART), local(PART), local(PART), local(PART), local(4)
-    steps, offsets, scales, minima, losses = local(_MOST), local(_MOST), local(_MOST), local(_MOST), local(_MOST)
+    tried = (local(_MOST), local(_MOST), local(_MOST), local(_MOST), local(_MOST))
+    steps, offsets, _, _, losses = tried
     columns = form.columns
     for column in range(columns):
         aim[column] = load(owed, column, row, count)
         if first > 0:
             aim[column] = aim[column] + load(more, column, row - first, count)
-        if kept:
-            held[column] = load(keep, low + column, row, count)
+        if weights.kept:
+            held[column] = load(weights.keep, low + column, row, count)
     _solve_upper(upper, aim, columns)
     for column in range(columns):
         aim[column] = load(target, low + column, row, count) + aim[column]
-    last = _ranges(aim, upper, totals[part], 0, form, steps, offsets, 0)
-    _stored(form, 0, last, steps, offsets, scales, minima, load(step, block, row, count), load(lowest, block, row, count))
-    for place in range(last):
-        losses[place] = _cheap_loss(aim, upper, 0, form, steps[place], offsets[place])
-    _best(aim, upper, passing, form, 0, last, steps, offsets, scales, minima, losses, held, kept, found, new)
+    last = _ranges(aim, upper, metric.totals[part], 0, form, steps, offsets, 0)
+    _stored(form, 0, last, tried, load(scales.step, block, row, count), load(scales.low, block, row, count))
+    for turn in range(last):
+        losses[turn] = _cheap_loss(aim, upper, 0, form, steps[turn], offsets[turn])
+    _best(aim, metric, form, (0, last), tried, (held, weights.kept), found, new)
     for column in range(columns):
         value = new[column] * found[0] + found[1]
-        if kept:
+        if weights.kept:
             value *= held[column]
         error[column] = load(target, low + column, row, count) - value
-        store(codes, low + column, row, count, new[column])
-        store(values, low + column, row, count, value)
+        store(weights.codes, low + column, row, count, new[column])
+        store(weights.values, low + column, row, count, value)
         store(errors, low + column, row, count, error[column])
     for column in range(columns):
         rest = load(owed, column, row, count)
         for other in range(column, columns):
             rest = fused(at(upper, column, other), error[other], rest)
         store(left, column, row, count, rest)
-    store(scale, part, row, count, found[2])
-    store(lows, part, row, count, found[3])
+    store(scales.scale, part, row, count, found[2])
+    store(scales.lows, part, row, count, found[3])
     if not form.several:
-        store(step, part, row, count, found[0])
-        store(lowest, part, row, count, found[1])
+        store(scales.step, part, row, count, found[0])
+        store(scales.low, part, row, count, found[1])
 
 
 @_inner
-def _neighbours(form, unit, low, scale, minimum, steps, offsets, scales, minima):
+def _neighbours(form, unit, low, scale, minimum, tried):
     """Write the current scales of a part and those with neighbouring integers, and return their number.
 
-    unit and low: the 16-bit numbers of the block; scale and minimum: the stored integers of the part.
+    unit and low: the 16-bit numbers of the block; scale and minimum: the stored integers of the part; tried as in `_stored`.
     """
+    steps, offsets, scales, minima, _ = tried
     if not form.several:
         steps[0], offsets[0], scales[0], minima[0] = unit, low, scale, minimum
         return 1
@@ -452,87 +539,90 @@ def _neighbours(form, unit, low, scale, minimum, steps, offsets, scales, minima)
 
 
 @_inner
-def _propose_tile(form, row, count, first, low, pull, upper, passing, totals, metric, keep, kept, values, codes, step,
-                  lowest, scale, lows, block, part, new_codes, new_scales, change, rises):
-    """Find codes and scales of a part that lower the error of each row with all others fixed.
+def _propose_tile(form, tile, place, pull, metric, weights, scales, proposal):
+    """Find codes and scales of a part that lower the error of each row with all others fixed, and write the proposal, which
+    repeats what there is where nothing is better.
 
-    pull (columns, rows from `first`): Rᵀ · residual at the part's columns, with other rows mixed in; the rest as in
-    `_visit_tile`. Writes the proposal, which repeats what there is where nothing is better: new_codes and rises = metric ·
-    change − 2 pull (columns, rows from `first`), new_scales (4, rows from `first`) and change (columns, rows) of the values.
+    pull (columns, rows from `first`): Rᵀ · residual at the part's columns, with other rows mixed in.
     """
+    row, count, first = tile
+    low, _, block, part = place
+    upper, kept = metric.upper, weights.kept
     aim, before, held, new, value = local(PART), local(PART), local(PART), local(PART), local(PART)
     error, moved, found = local(PART), local(PART), local(4)
-    steps, offsets, scales, minima, losses = local(_MOST), local(_MOST), local(_MOST), local(_MOST), local(_MOST)
+    tried = (local(_MOST), local(_MOST), local(_MOST), local(_MOST), local(_MOST))
+    steps, offsets, tried_scales, minima, losses = tried
     columns = form.columns
     for column in range(columns):
         aim[column] = load(pull, column, row - first, count)
-        before[column] = load(values, low + column, row, count)
+        before[column] = load(weights.values, low + column, row, count)
         if kept:
-            held[column] = load(keep, low + column, row, count)
+            held[column] = load(weights.keep, low + column, row, count)
     _solve_lower(upper, aim, columns)
     _solve_upper(upper, aim, columns)
     for column in range(columns):
         aim[column] = before[column] + aim[column]
-    unit, less_than = load(step, block, row, count), load(lowest, block, row, count)
-    near = _neighbours(form, unit, less_than, load(scale, part, row, count), load(lows, part, row, count), steps, offsets,
-                       scales, minima)
-    last = _ranges(aim, upper, totals[part], 0, form, steps, offsets, near)
-    _stored(form, near, last, steps, offsets, scales, minima, unit, less_than)
-    for place in range(near, last):
-        losses[place] = _cheap_loss(aim, upper, 0, form, steps[place], offsets[place])
-    _best(aim, upper, passing, form, near, last, steps, offsets, scales, minima, losses, held, kept, found, new)
+    unit, less_than = load(scales.step, block, row, count), load(scales.low, block, row, count)
+    scale, minimum = load(scales.scale, part, row, count), load(scales.lows, part, row, count)
+    near = _neighbours(form, unit, less_than, scale, minimum, tried)
+    last = _ranges(aim, upper, metric.totals[part], 0, form, steps, offsets, near)
+    _stored(form, near, last, tried, unit, less_than)
+    for turn in range(near, last):
+        losses[turn] = _cheap_loss(aim, upper, 0, form, steps[turn], offsets[turn])
+    _best(aim, metric, form, (near, last), tried, (held, kept), found, new)
     for column in range(columns):
         value[column] = new[column] * found[0] + found[1]
         if kept:
             value[column] = value[column] * held[column]
-    _descended(aim, metric, form, found, held, kept, new, value)
+    _descended(aim, metric.whole, form, found, (held, kept), new, value)
     for column in range(columns):
         error[column] = aim[column] - before[column]
-    worse = _loss(metric, error, columns, moved)
+    worse = _loss(metric.whole, error, columns, moved)
     for column in range(columns):
         error[column] = aim[column] - value[column]
-    better = less(spread(_ZERO), worse - _loss(metric, error, columns, moved))
+    better = less(spread(_ZERO), worse - _loss(metric.whole, error, columns, moved))
     for column in range(columns):
-        store(new_codes, column, row - first, count, where(better, new[column], load(codes, low + column, row, count)))
+        old = load(weights.codes, low + column, row, count)
+        store(proposal.codes, column, row - first, count, where(better, new[column], old))
         value[column] = where(better, value[column] - before[column], spread(_ZERO))
-        store(change, column, row, count, value[column])
-    _product(moved, metric, value, columns)
+        store(proposal.change, column, row, count, value[column])
+    _product(moved, metric.whole, value, columns)
     for column in range(columns):
         pulled = load(pull, column, row - first, count)
-        store(rises, column, row - first, count, moved[column] - (pulled + pulled))
-    store(new_scales, 0, row - first, count, where(better, found[0], steps[0]))
-    store(new_scales, 1, row - first, count, where(better, found[1], offsets[0]))
-    store(new_scales, 2, row - first, count, where(better, found[2], scales[0]))
-    store(new_scales, 3, row - first, count, where(better, found[3], minima[0]))
+        store(proposal.rises, column, row - first, count, moved[column] - (pulled + pulled))
+    store(proposal.scales, 0, row - first, count, where(better, found[0], steps[0]))
+    store(proposal.scales, 1, row - first, count, where(better, found[1], offsets[0]))
+    store(proposal.scales, 2, row - first, count, where(better, found[2], tried_scales[0]))
+    store(proposal.scales, 3, row - first, count, where(better, found[3], minima[0]))
 
 
 @_inner
-def _settle_tile(form, row, count, first, low, metric, values, codes, step, lowest, scale, lows, part, new_codes,
-                 new_scales, change, pulls, place):
-    """Carry out what `_propose_tile` wrote; rows `place` and following of pulls (·, rows) lose metric · change."""
+def _settle_tile(form, tile, place, metric, weights, scales, proposal, pulls):
+    """Carry out a proposal; the part's rows of pulls (span, rows) lose metric · change."""
+    row, count, first = tile
+    low, within, _, part = place
     moved, changed = local(PART), local(PART)
     for column in range(form.columns):
-        store(codes, low + column, row, count, load(new_codes, column, row - first, count))
-        changed[column] = load(change, column, row, count)
-        store(values, low + column, row, count, load(values, low + column, row, count) + changed[column])
-    _product(moved, metric, changed, form.columns)
+        store(weights.codes, low + column, row, count, load(proposal.codes, column, row - first, count))
+        changed[column] = load(proposal.change, column, row, count)
+        store(weights.values, low + column, row, count, load(weights.values, low + column, row, count) + changed[column])
+    _product(moved, metric.whole, changed, form.columns)
     for column in range(form.columns):
-        store(pulls, place + column, row, count, load(pulls, place + column, row, count) - moved[column])
-    store(scale, part, row, count, load(new_scales, 2, row - first, count))
-    store(lows, part, row, count, load(new_scales, 3, row - first, count))
+        store(pulls, within + column, row, count, load(pulls, within + column, row, count) - moved[column])
+    store(scales.scale, part, row, count, load(proposal.scales, 2, row - first, count))
+    store(scales.lows, part, row, count, load(proposal.scales, 3, row - first, count))
     if not form.several:
-        store(step, part, row, count, load(new_scales, 0, row - first, count))
-        store(lowest, part, row, count, load(new_scales, 1, row - first, count))
+        store(scales.step, part, row, count, load(proposal.scales, 0, row - first, count))
+        store(scales.low, part, row, count, load(proposal.scales, 1, row - first, count))
 
 
 @_inner
-def _shift_tile(row, count, first, numbers, block, low, columns, direction, moved, mixed, values):
-    """Set a 16-bit number of a block where the error of each row is smallest with everything else fixed.
-
-    numbers (blocks, rows), values (d_in, rows), all others (columns, rows from `first`): direction, the change of its
-    values with a number; moved, metric · direction, which becomes metric · change; mixed, Rᵀ · residual with other rows
-    mixed in.
-    """
+def _shift_tile(tile, numbers, place, columns, refit, values):
+    """Set a 16-bit number of a block, numbers (blocks, rows), where the error of each row is smallest with everything else
+    fixed; values (d_in, rows) follow."""
+    row, count, first = tile
+    low, _, block, _ = place
+    direction, moved, mixed = refit
     power, pull, zero = spread(_ZERO), spread(_ZERO), spread(_ZERO)
     for column in range(columns):
         along = load(direction, column, row - first, count)
@@ -568,35 +658,35 @@ def _on_all_rows(stamp):
         """Choose the 16-bit numbers of a block for all rows; see `_choose_tile`."""
         assert stamp >= 0
         for row in range(0, rows, LANES):
-            _choose_tile(form, row, min(LANES, rows - row), *more)
+            _choose_tile(form, Tile(row, min(LANES, rows - row), 0), *more)
 
     @compiled
     def visit(form, first, last, *more):
         """Round a part of rows `first` to `last` for the first time; see `_visit_tile`."""
         assert stamp >= 0
         for row in range(first, last, LANES):
-            _visit_tile(form, row, min(LANES, last - row), first, *more)
+            _visit_tile(form, Tile(row, min(LANES, last - row), first), *more)
 
     @compiled
     def propose(form, first, last, *more):
         """Find better codes and scales of a part for rows `first` to `last`; see `_propose_tile`."""
         assert stamp >= 0
         for row in range(first, last, LANES):
-            _propose_tile(form, row, min(LANES, last - row), first, *more)
+            _propose_tile(form, Tile(row, min(LANES, last - row), first), *more)
 
     @compiled
     def settle(form, first, last, *more):
         """Carry out for rows `first` to `last` what `propose` wrote; see `_settle_tile`."""
         assert stamp >= 0
         for row in range(first, last, LANES):
-            _settle_tile(form, row, min(LANES, last - row), first, *more)
+            _settle_tile(form, Tile(row, min(LANES, last - row), first), *more)
 
     @compiled
     def shift(first, last, *more):
         """Improve a 16-bit number of a block for rows `first` to `last`; see `_shift_tile`."""
         assert stamp >= 0
         for row in range(first, last, LANES):
-            _shift_tile(row, min(LANES, last - row), first, *more)
+            _shift_tile(Tile(row, min(LANES, last - row), first), *more)
 
     return choose, visit, propose, settle, shift
 

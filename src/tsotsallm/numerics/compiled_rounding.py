@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tsotsallm.machine import threads_for
 from tsotsallm.numerics import compiled
-from tsotsallm.numerics.compiled import Form
+from tsotsallm.numerics.compiled import Form, Metric, Place, Proposal, Refit, Scales, Seen, Weights
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid
 from tsotsallm.numerics.rounding import Coupling, blocks_of, conditional, product, upper_factor
 
@@ -83,9 +83,9 @@ class _Rows:
         self.step, self.low = self.target.new_zeros(blocks, rows), self.target.new_zeros(blocks, rows)
         self.scale, self.lows = self.target.new_ones(parts, rows), self.target.new_zeros(parts, rows)
         # the same memory as compiled functions take it
-        self.kept = (np.empty((1, 1), dtype=np.float32), False) if self.keep is None else (self.keep.numpy(), True)
-        self.weights = (self.values.numpy(), self.codes.numpy())
-        self.scales = (self.step.numpy(), self.low.numpy(), self.scale.numpy(), self.lows.numpy())
+        mask = np.empty((1, 1), dtype=np.float32) if self.keep is None else self.keep.numpy()
+        self.weights = Weights(self.values.numpy(), self.codes.numpy(), mask, self.keep is not None)
+        self.scales = Scales(self.step.numpy(), self.low.numpy(), self.scale.numpy(), self.lows.numpy())
 
     def visit(self) -> None:
         """Visit every part for the first time."""
@@ -98,7 +98,7 @@ class _Rows:
             if solver.several:
                 wanted = self.target[low:high] + torch.linalg.solve_triangular(local, owed, upper=True)
                 compiled.choose(solver.form, wanted.shape[1], layout.block, wanted.contiguous().numpy(), local.numpy(),
-                                solver.totals, *self.scales[:2], low // layout.block)
+                                solver.totals, self.scales, low // layout.block)
             for stop in range(high - low, 0, -part):
                 within, place = slice(stop - part, stop), (low + stop) // part - 1
                 here = torch.addmm(owed[within], local[within, stop:], errors[low + stop:high])
@@ -106,9 +106,15 @@ class _Rows:
                 for number, rows in enumerate(self.groups):
                     more = here if self.coupling is None or not number else \
                         left[:, :rows.start] @ self.coupling.passed[number]
-                    compiled.visit(solver.form, rows.start, rows.stop, low + within.start, target, here.numpy(),
-                                   more.numpy(), uppers[place], passing[place], solver.totals, *self.kept, *self.weights,
-                                   errors.numpy(), left.numpy(), *self.scales, (low + within.start) // layout.block, place)
+                    compiled.visit(solver.form, rows.start, rows.stop, self._place(low, within.start),
+                                   Seen(target, here.numpy(), more.numpy(), errors.numpy(), left.numpy()),
+                                   Metric(uppers[place], passing[place], solver.totals, uppers[place]), self.weights,
+                                   self.scales)
+
+    def _place(self, low: int, within: int) -> Place:
+        """Where the part is that begins at a column of the span from `low` on."""
+        layout, column = self.solver.grid.layout, low + within
+        return Place(column, within, column // layout.block, column // layout.part)
 
     def visit_again(self) -> None:
         """Replace codes and scales of every part, and the 16-bit numbers of every block, where that lowers the error."""
@@ -125,25 +131,25 @@ class _Rows:
 
     def _visit_span(self, low: int, high: int, pulls: Tensor) -> None:
         """Visit the parts of a span again; pulls (span, rows): Rᵀ · residual, kept up to date."""
-        solver, layout, part = self.solver, self.solver.grid.layout, self.solver.grid.layout.part
+        solver, part = self.solver, self.solver.grid.layout.part
         metric, pulls_now = solver.metrics[low], pulls.numpy()
         uppers, passing, own = solver.own_upper.numpy(), solver.own_passing.numpy(), solver.own_metric.numpy()
         change = self.target.new_empty(part, self.target.shape[1])
         widest = max(rows.stop - rows.start for rows in self.groups)
         codes, scales, rises = (self.target.new_empty(height, widest) for height in (part, 4, part))
-        change_now, new = change.numpy(), (codes.numpy(), scales.numpy())
+        proposal = Proposal(codes.numpy(), scales.numpy(), change.numpy(), rises.numpy())
         for stop in range(high - low, 0, -part):
-            within, place = slice(stop - part, stop), (low + stop) // part - 1
+            within, place = slice(stop - part, stop), self._place(low, stop - part)
+            here = Metric(uppers[place.part], passing[place.part], solver.own_totals, own[place.part])
             for number, rows in enumerate(self.groups):
                 pull = pulls[within] if self.coupling is None else pulls[within] @ self.coupling.mixed[number]
-                compiled.propose(solver.form, rows.start, rows.stop, low + within.start, pull.numpy(), uppers[place],
-                                 passing[place], solver.own_totals, own[place], *self.kept, *self.weights, *self.scales,
-                                 (low + within.start) // layout.block, place, *new, change_now, rises.numpy())
+                compiled.propose(solver.form, rows.start, rows.stop, place, pull.numpy(), here, self.weights, self.scales,
+                                 proposal)
                 if self.coupling is not None and self._raises(rises, change, rows):
                     change[:, rows] = 0
                     continue
-                compiled.settle(solver.form, rows.start, rows.stop, low + within.start, own[place], *self.weights,
-                                *self.scales, place, *new, change_now, pulls_now, within.start)
+                compiled.settle(solver.form, rows.start, rows.stop, place, here, self.weights, self.scales, proposal,
+                                pulls_now)
             pulls[:within.start].addmm_(metric[:within.start, within], change, alpha=-1)
             if solver.several:
                 pulls[stop:].addmm_(metric[stop:, within], change, alpha=-1)
@@ -156,7 +162,7 @@ class _Rows:
 
     def _refit(self, low: int, high: int, pulls: Tensor) -> None:
         """Set each 16-bit number of a block where the error is smallest with everything else fixed."""
-        layout, block = self.solver.grid.layout, low // self.solver.grid.layout.block
+        layout = self.solver.grid.layout
         parts, metric = slice(low // layout.part, high // layout.part), self.solver.metrics[low]
         for number, rows in enumerate(self.groups):
             mixed = pulls[:, rows].clone() if self.coupling is None else product(pulls, self.coupling.mixed[number])
@@ -167,8 +173,8 @@ class _Rows:
                 if self.keep is not None:
                     direction *= self.keep[low:high, rows]
                 moved = product(metric, direction)
-                compiled.shift(rows.start, rows.stop, numbers.numpy(), block, low, high - low, direction.numpy(),
-                               moved.numpy(), mixed.numpy(), self.weights[0])
+                compiled.shift(rows.start, rows.stop, numbers.numpy(), self._place(low, 0), high - low,
+                               Refit(direction.numpy(), moved.numpy(), mixed.numpy()), self.weights.values)
                 pulls[:, rows].sub_(moved)
                 mixed.sub_(moved)
 

@@ -6,8 +6,6 @@ Compiled functions add, subtract, multiply and divide them, also by a float32; l
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
@@ -38,13 +36,13 @@ lanes, mask = _Lanes(name="Lanes"), _Mask(name="Mask")
 
 @register_model(_Lanes)
 class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:
+    def __init__(self, manager, kind) -> None:
         super().__init__(manager, kind, _VECTOR)
 
 
 @register_model(_Mask)
 class _MaskModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:
+    def __init__(self, manager, kind) -> None:
         super().__init__(manager, kind, ir.VectorType(ir.IntType(1), LANES))
 
 
@@ -52,24 +50,24 @@ def _constant(value: float) -> ir.Constant:
     return ir.Constant(_VECTOR, [ir.Constant(_FLOAT, float(value))] * LANES)
 
 
-def _spread(builder: Any, value: Any) -> Any:
+def _spread(builder, value):
     """A scalar in every lane."""
     one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_WHOLE, [0] * LANES))
 
 
-def _called(builder: Any, name: str, *values: Any) -> Any:
+def _called(builder, name: str, *values):
     """A vector intrinsic of LLVM's."""
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * len(values)),
                                               f"llvm.{name}.v{LANES}f32")
     return builder.call(function, values)
 
 
-def _register(operators: tuple[Callable[..., Any], ...], instruction: str) -> None:
+def _register(operators, instruction):
     """Let an operator and its in-place form apply to vectors, and to a vector and a scalar."""
     pairs = [(lanes, lanes), (lanes, types.float32), (types.float32, lanes)]
 
-    def lower(_context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    def lower(_context, builder, signature, values):
         spread = [value if kind is lanes else _spread(builder, value)
                   for kind, value in zip(signature.args, values, strict=True)]
         return getattr(builder, instruction)(*spread)
@@ -89,48 +87,48 @@ _register((operator.truediv, operator.itruediv), "fdiv")
 
 
 @intrinsic
-def spread(_context: Any, value: Any) -> Any:
+def spread(_context, value):
     """A float32 in every lane."""
     return lanes(types.float32), lambda _context, builder, _signature, values: _spread(builder, values[0])
 
 
 @intrinsic
-def fused(_context: Any, left: Any, right: Any, more: Any) -> Any:
+def fused(_context, left, right, more):
     """left · right + more, rounded once where the processor can; `left` is a float32."""
-    def lower(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+    def lower(_context, builder, _signature, values):
         return _called(builder, "fmuladd", _spread(builder, values[0]), *values[1:])
 
     return lanes(types.float32, lanes, lanes), lower
 
 
 @intrinsic
-def less(_context: Any, left: Any, right: Any) -> Any:
+def less(_context, left, right):
     """Where left < right."""
     return mask(lanes, lanes), lambda _context, builder, _signature, values: builder.fcmp_ordered("<", *values)
 
 
 @intrinsic
-def where(_context: Any, condition: Any, yes: Any, no: Any) -> Any:
+def where(_context, condition, yes, no):
     """`yes` where a condition holds, else `no`."""
     return lanes(mask, lanes, lanes), lambda _context, builder, _signature, values: builder.select(*values)
 
 
 @intrinsic
-def absolute(_context: Any, value: Any) -> Any:
+def absolute(_context, value):
     """Absolute values."""
     return lanes(lanes), lambda _context, builder, _signature, values: _called(builder, "fabs", *values)
 
 
 @intrinsic
-def whole(_context: Any, value: Any) -> Any:
+def whole(_context, value):
     """Values rounded to integers, half to even."""
     return lanes(lanes), lambda _context, builder, _signature, values: _called(builder, "rint", *values)
 
 
 @intrinsic
-def inverse(_context: Any, value: Any) -> Any:
+def inverse(_context, value):
     """1 / value, or 0 for 0."""
-    def lower(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+    def lower(_context, builder, _signature, values):
         zero = builder.fcmp_ordered("==", values[0], _constant(0))
         return builder.select(zero, _constant(0), builder.fdiv(_constant(1), values[0]))
 
@@ -138,9 +136,9 @@ def inverse(_context: Any, value: Any) -> Any:
 
 
 @intrinsic
-def half(_context: Any, value: Any) -> Any:
+def half(_context, value):
     """Values rounded to half precision: added to and taken from one whose last bit is that of the result."""
-    def lower(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+    def lower(_context, builder, _signature, values):
         bits = builder.and_(builder.bitcast(values[0], _WHOLE),
                             ir.Constant(_WHOLE, [ir.Constant(ir.IntType(32), 0x7F800000)] * LANES))
         large = builder.fmul(builder.bitcast(bits, _VECTOR), _constant(1.5 * 2 ** 13))
@@ -159,11 +157,11 @@ def half(_context: Any, value: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def local(_context: Any, count: Any) -> Any:
+def local(_context, count):
     """So many vectors on the stack, which overlap nothing else."""
     size = count.literal_value
 
-    def lower(_context: Any, builder: Any, _signature: Any, _values: Any) -> Any:
+    def lower(_context, builder, _signature, _values):
         place = cgutils.alloca_once(builder, ir.ArrayType(_VECTOR, size))
         place.align = 4 * LANES
         return builder.bitcast(place, ir.PointerType(_VECTOR))
@@ -171,7 +169,7 @@ def local(_context: Any, count: Any) -> Any:
     return types.CPointer(lanes)(count), lower
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, row: Any, column: Any) -> Any:
+def _place(context, builder, kind, array, row, column):
     """The address of a number of a contiguous matrix."""
     made = context.make_array(kind)(context, builder, array)
     _, columns = cgutils.unpack_tuple(builder, made.shape, 2)
@@ -179,17 +177,17 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, row: Any, column: 
 
 
 @intrinsic
-def at(_context: Any, array: Any, row: Any, column: Any) -> Any:
+def at(_context, array, row, column):
     """A number of a contiguous matrix, not checked."""
-    def lower(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    def lower(context, builder, signature, values):
         return builder.load(_place(context, builder, signature.args[0], *values))
 
     return types.float32(array, types.intp, types.intp), lower
 
 
 @intrinsic
-def _load(_context: Any, array: Any, row: Any, column: Any) -> Any:
-    def lower(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+def _load(_context, array, row, column):
+    def lower(context, builder, signature, values):
         place = builder.bitcast(_place(context, builder, signature.args[0], *values), ir.PointerType(_VECTOR))
         return builder.load(place, align=4, typ=_VECTOR)
 
@@ -197,8 +195,8 @@ def _load(_context: Any, array: Any, row: Any, column: Any) -> Any:
 
 
 @intrinsic
-def _store(_context: Any, array: Any, row: Any, column: Any, value: Any) -> Any:
-    def lower(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+def _store(_context, array, row, column, value):
+    def lower(context, builder, signature, values):
         place = builder.bitcast(_place(context, builder, signature.args[0], *values[:3]), ir.PointerType(_VECTOR))
         builder.store(values[3], place, align=4)
         return context.get_dummy_value()
@@ -207,13 +205,13 @@ def _store(_context: Any, array: Any, row: Any, column: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _insert(_context: Any, vector: Any, lane: Any, value: Any) -> Any:
+def _insert(_context, vector, lane, value):
     return lanes(lanes, types.intp, types.float32), \
         lambda _context, builder, _signature, values: builder.insert_element(values[0], values[2], values[1])
 
 
 @intrinsic
-def _extract(_context: Any, vector: Any, lane: Any) -> Any:
+def _extract(_context, vector, lane):
     return types.float32(lanes, types.intp), \
         lambda _context, builder, _signature, values: builder.extract_element(*values)
 
