@@ -231,12 +231,17 @@ def _allowed(name: str) -> bool:
 # -- many cases -----------------------------------------------------------------------------------------------------------
 
 
+COMPILED = [f"tsotsallm.numerics.{name}" for name in ("compiled", "compiled_rounding", "vectors")]
+"""Modules that only the extra [fast] imports."""
+
+
 def prepared() -> None:
     """Import all that any verb needs and use it once, without starting a thread: forked processes begin from here."""
     import tsotsallm
+    from tsotsallm import machine
 
     for one in pkgutil.walk_packages(tsotsallm.__path__, "tsotsallm."):
-        if not one.name.endswith("__main__"):
+        if not one.name.endswith("__main__") and (machine.compiler() is not None or one.name not in COMPILED):
             importlib.import_module(one.name)
     for name in ("gguf", "xllamacpp", "pyoxigraph", "rapidfuzz.process", "rich.table", "rich.progress", "optuna",
                  "matplotlib.pyplot", "jinja2.sandbox", *(f"transformers.models.{one}.modeling_{one}" for one in (
