@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from the package index: every verb on its GGUF file, and 4 bits against ggml's own quantiser.
 
-    python benchmarks/real_model.py --work DIR --text FILE --calibration FILE_OR_DIR [--windows 16] [--limit 40]
-                                    [--part verbs,copies,quality] [--model FILE.gguf]
+    python benchmarks/real_model.py --work DIR --text FILE --calibration FILE_OR_DIR [--windows 16] [--window 512]
+                                    [--limit 40] [--part verbs,copies,quality] [--model FILE.gguf]
 
 verbs    seconds and peak memory of each command, in processes of their own
 copies   two layers dropped and the vocabulary halved: every other block must be the source's, and llama.cpp runs the file
@@ -66,7 +66,8 @@ def verbs(file: Path, asked: argparse.Namespace) -> None:
     small, written = emptied(asked.work / "small"), emptied(asked.work / "small.gguf")
     command("inspect", file)
     command("evaluate", file, "--stream", "--text", asked.text, "--limit", "4")
-    command("compress", file, "gptq:q4_0", "-o", small, "--calibration", asked.calibration, "--windows", str(asked.windows))
+    command("compress", file, "gptq:q4_0", "-o", small, "--calibration", asked.calibration, "--windows", str(asked.windows),
+            "--window", str(asked.window))
     command("export", small, "--gguf", written)
     answer = command("chat", written, stdin="What is the capital of France?\n")
     print(f"\n{answer.strip()}\n\n{file.stat().st_size:,} bytes before, {written.stat().st_size:,} after")
@@ -113,7 +114,7 @@ def _rows(data: bytes, row: int) -> list[bytes]:
 def quality(file: Path, asked: argparse.Namespace) -> None:
     """KL and perplexity of the linears on q4_0, embeddings as they are."""
     checkpoint = Checkpoint.open(file)
-    settings = Calibration(str(asked.calibration), asked.windows)
+    settings = Calibration(str(asked.calibration), asked.windows, asked.window)
     print("| q4_0 | perplexity | KL | same top token |\n|---|---|---|---|")
 
     def row(name: str, model: Path) -> None:
@@ -125,7 +126,7 @@ def quality(file: Path, asked: argparse.Namespace) -> None:
 
     for name, recipe in (("rounded", "rtn:q4_0"), ("calibrated here", "gptq:q4_0")):
         out = emptied(asked.work / "ours")
-        tsotsallm.compress(file, recipe, out, calibration=str(asked.calibration), windows=asked.windows)
+        tsotsallm.compress(file, recipe, out, calibration=str(asked.calibration), windows=asked.windows, window=asked.window)
         row(name, out)
     matrix = importance_matrix(checkpoint, settings, asked.work)
     row("ggml, importance matrix", by_ggml(checkpoint, fitting(checkpoint, "q4_0"), matrix, asked.work / "theirs"))
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--part", default="verbs,copies,quality")
     parser.add_argument("--model", type=Path)
