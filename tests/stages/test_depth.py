@@ -12,7 +12,7 @@ import torch
 import tsotsallm
 from tests.compressing import SMALL, Stop, same_bytes
 from tests.conftest import build
-from tsotsallm.streaming import score
+from tsotsallm.streaming import targets
 from tsotsallm.streaming.hidden import HiddenStates
 
 
@@ -23,7 +23,7 @@ def test_a_measuring_pass_that_is_stopped_again_and_again_finishes_with_the_same
     source = build(tmp_path / "source", "llama3", num_hidden_layers=6)
     recipe = [{"depth": {"remove": 2, "importance": importance, "protect": {"first": 1, "last": 1}, "iterative": iterative}}]
     options = {"calibration": text, "windows": 12, "window": 256}
-    monkeypatch.setattr(score, "HEAD_TOKENS", 1024)     # the head's gradient in three writes
+    monkeypatch.setattr(targets, "HEAD_TOKENS", 1024)     # the head's gradient in three writes
     write = HiddenStates.write
     written = itertools.count(1)
 
