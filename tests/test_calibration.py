@@ -56,6 +56,7 @@ def test_a_file_whose_name_has_a_comma_is_one_source(tmp_path: Path) -> None:
     path = tmp_path / "a,b:0.5"
     path.write_text("text")
     assert sources_of(str(path)) == [Source(str(path))]
+    assert elsewhere("there/a,b:0.5", {"there/a,b:0.5": "here/a"}) == "here/a"
 
 
 def test_windows_are_split_by_largest_remainder() -> None:

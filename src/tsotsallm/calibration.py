@@ -69,6 +69,8 @@ def _named(part: str) -> tuple[str, float | None]:
 
 def elsewhere(given: str, places: Mapping[str, str]) -> str:
     """The same sources by the paths that they have in another place."""
+    if given in places:                 # a name that has a comma itself, which only where it comes from is seen to exist
+        return places[given]
     found = sources_of(given)
     names = [places.get(source.name, source.name) for source in found]
     return names[0] if len(found) == 1 else ",".join(
