@@ -77,6 +77,11 @@ def test_every_source_gives_its_share_of_windows_as_it_would_alone(tmp_path: Pat
     assert len(both) == 8
 
 
+def test_a_source_that_would_give_no_window_is_refused(text: Path) -> None:
+    with pytest.raises(CorpusError, match=r"of 2 windows source 2 in .* gets none; take more --windows"):
+        calibration_corpus(Checkpoint.open("embedded"), Calibration(f"{text}:0.9,{text}:0.1", 2, 32))
+
+
 def test_conversations_are_calibrated_on_as_the_model_is_asked(chats: Path) -> None:
     checkpoint = Checkpoint.open("embedded")
     codec = checkpoint.codec

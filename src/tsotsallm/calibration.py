@@ -96,10 +96,16 @@ class CalibrationText:
                 replace(self, parts=tuple((text[place:], part) for text, place, part in cuts)))
 
     def corpus(self, codec: TextCodec, asked: Calibration) -> Corpus:
-        """Windows drawn by the seed, each source's number of them by its share; see `streaming.corpus.calibration`."""
+        """Windows drawn by the seed, each source's number of them by its share; see `streaming.corpus.calibration`.
+
+        Raises CorpusError where a source would get none.
+        """
         counts = shared_out(asked.windows, [share for _, share in self.parts])
+        if 0 in counts:
+            raise CorpusError(f"of {asked.windows} windows source {counts.index(0) + 1} in {self.source} gets none; take "
+                              "more --windows, or give it a larger share")
         drawn = [texts.calibration(text, codec, windows=count, length=asked.window, seed=asked.seed, source=self.source)
-                 for (text, _), count in zip(self.parts, counts, strict=True) if count]
+                 for (text, _), count in zip(self.parts, counts, strict=True)]
         return Corpus(tuple(window for part in drawn for window in part.windows), self.source)
 
     def written(self, folder: Path) -> str:
