@@ -18,7 +18,7 @@ from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.targets import Targets
 from tsotsallm.training.engines import ResidentEngine, StreamedEngine
 from tsotsallm.training.loop import Schedule, train
-from tsotsallm.training.lora import Trainee
+from tsotsallm.training.lora import LowRankTrainee as Trainee
 from tsotsallm.training.objectives import Predicting
 from tsotsallm.training.samples import Samples
 

@@ -22,7 +22,7 @@ from tsotsallm.stages.ends import head_gram
 from tsotsallm.store import link_tree
 from tsotsallm.streaming.sensitivity import token_weights, weights_of
 from tsotsallm.streaming.sweep import SweepOptions, Visit
-from tsotsallm.training.lora import LayerChanges
+from tsotsallm.training.trainee import LayerChanges
 
 REOBSERVED = ("o_proj", "down_proj")
 

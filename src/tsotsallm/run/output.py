@@ -16,7 +16,7 @@ from tsotsallm.errors import ResumeError
 from tsotsallm.journal import Journal, LayerWritten
 from tsotsallm.numerics.grids import Grid, grid_from
 from tsotsallm.training.loop import Curve
-from tsotsallm.training.lora import LayerChanges
+from tsotsallm.training.trainee import LayerChanges
 
 Grids = dict[str, Grid | None]
 """Linear -> the grid that it is stored on, None for dense."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tsotsallm.run.passes import Lineage, Pass
 from tsotsallm.stages.contract import LayerEdit
 from tsotsallm.streaming.sweep import SweepOptions
-from tsotsallm.training.lora import LayerChanges
+from tsotsallm.training.trainee import LayerChanges
 
 
 class Rewriting(Pass):

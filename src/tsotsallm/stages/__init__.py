@@ -12,8 +12,9 @@ from tsotsallm.stages.neurons import Neurons
 from tsotsallm.stages.quantize import Quantize
 from tsotsallm.stages.replace import Replace
 from tsotsallm.stages.sparsity import Sparsity
+from tsotsallm.stages.tune import Tune
 from tsotsallm.stages.vocabulary import Vocabulary
 
 STAGES: dict[str, type[Stage]] = {
     "vocabulary": Vocabulary, "layers": Layers, "depth": Depth, "replace": Replace, "neurons": Neurons, "sparsity": Sparsity,
-    "adapt": Adapt, "distill": Distill, "quantize": Quantize, "compensate": Compensate}
+    "adapt": Adapt, "distill": Distill, "quantize": Quantize, "compensate": Compensate, "tune": Tune}

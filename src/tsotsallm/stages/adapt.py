@@ -20,8 +20,9 @@ from tsotsallm.stages.contract import Model, Needs, Short, Workplace, decided_la
 from tsotsallm.stages.retraining import Retraining, Targets, module_names
 from tsotsallm.stages.selection import Selection, places_of
 from tsotsallm.training.domain import graph_text
-from tsotsallm.training.lora import Adapted, Dropout, Factors, Place, Trainee
+from tsotsallm.training.lora import Adapted, Dropout, Factors, LowRankTrainee
 from tsotsallm.training.samples import Samples
+from tsotsallm.training.trainee import Place
 from tsotsallm.validation import Count, Part, Positive
 
 
@@ -118,7 +119,7 @@ class Adapt(Retraining):
         shapes = linear_shapes(spec, layer)
         return [self.rank * sum(shapes[name]) for where, name in self.places(spec) if where == layer]
 
-    def prepare(self, view: View, *, sparse: bool) -> Trainee:
+    def prepare(self, view: View, *, sparse: bool) -> LowRankTrainee:
         """The base and the factors to start from; with `init: eora` the base stands without its corrections."""
         packed = view.spec.quantization is not None
         merge = not packed if self.merge is None else self.merge
@@ -129,7 +130,7 @@ class Adapt(Retraining):
         if self.init == "eora":
             names = (layer_prefix(view.stored(layer)) + name for layer, name in adapted.factors)
             view = replace(view, checkpoint=view.checkpoint.without_beside(names))
-        return Trainee(view, adapted, merge)
+        return LowRankTrainee(view, adapted, merge)
 
     def _adapted(self, view: View, *, masked: bool) -> Adapted:
         generator = torch.Generator().manual_seed(self.seed)

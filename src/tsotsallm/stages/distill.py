@@ -22,9 +22,9 @@ from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import Engine
 from tsotsallm.training.imitation import Imitation
 from tsotsallm.training.loop import Curve, train
-from tsotsallm.training.lora import Trainee
 from tsotsallm.training.objectives import Predicting, TeacherTokens
 from tsotsallm.training.samples import Samples
+from tsotsallm.training.trainee import Trainee
 from tsotsallm.validation import Count
 
 TEACHER = "original"

@@ -31,9 +31,9 @@ from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import MICRO_TOKENS, Engine
 from tsotsallm.training.imitation import Imitation
 from tsotsallm.training.loop import Curve, Schedule, train
-from tsotsallm.training.lora import Trainee
 from tsotsallm.training.objectives import Predicting
 from tsotsallm.training.samples import MOST_HELD_OUT, Samples, read_samples, split, text_windows
+from tsotsallm.training.trainee import Trainee
 
 RESIDENT_SHARE = 0.8
 """A whole model is trained in memory when it takes at most this share of what is free."""

@@ -15,8 +15,8 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.files import Json, JsonObject
 from tsotsallm.stages.contract import Workplace
 from tsotsallm.training.domain import chosen_places, contrast, read_graph, saliency
-from tsotsallm.training.lora import Place
 from tsotsallm.training.samples import text_windows
+from tsotsallm.training.trainee import Place
 from tsotsallm.validation import RULES
 
 

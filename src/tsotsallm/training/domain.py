@@ -21,7 +21,7 @@ from tsotsallm.streaming.backward import all_weights, backward_sweep
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.sweep import Tick, silent
-from tsotsallm.training.lora import Place
+from tsotsallm.training.trainee import Place
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

@@ -17,7 +17,7 @@ from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.head import HeadPiece, head_pieces, pieces_of
 from tsotsallm.streaming.score import final_states, read_rows
 from tsotsallm.streaming.targets import Targets, head_gradient, head_losses
-from tsotsallm.training.lora import Adapted
+from tsotsallm.training.trainee import Trained
 
 MICRO_TOKENS = 2048
 
@@ -35,7 +35,7 @@ class Engine(Protocol):
 class ResidentEngine:
     """Keeps the whole model in memory; linears that are packed on disk stay packed."""
 
-    def __init__(self, view: View, adapted: Adapted, device: torch.device) -> None:
+    def __init__(self, view: View, adapted: Trained, device: torch.device) -> None:
         self.adapted, self.device, self.spec = adapted, device, view.spec
         self.model = resident(view, device=str(device), keep_packed=True).requires_grad_(False)
         for index, layer in enumerate(self.model.model.layers):
@@ -56,7 +56,7 @@ class ResidentEngine:
 
     def gradients(self, batch: Corpus, targets: Targets, step: int) -> float:
         """Add ∂loss/∂factors to the factors' `.grad`; returns the loss, Σ weight·loss over rows."""
-        self.adapted.dropout.begin(step, active=True)
+        self.adapted.begin(step, active=True)
         total = 0.0
         for places in _micro_batches(batch):
             some = targets.of_windows(batch, places)
@@ -75,7 +75,7 @@ class ResidentEngine:
     @torch.no_grad()
     def losses(self, corpus: Corpus, targets: Targets) -> Tensor:
         """The loss of every learned row without dropout, (n,) float64."""
-        self.adapted.dropout.begin(0, active=False)
+        self.adapted.begin(0, active=False)
         all_losses = torch.zeros(len(targets), dtype=torch.float64)
         for places in _micro_batches(corpus):
             some = targets.of_windows(corpus, places)
@@ -89,7 +89,7 @@ class ResidentEngine:
 class StreamedEngine:
     """Keeps one layer in memory, with states and gradients on disk in `scratch`; every step reads the model twice."""
 
-    def __init__(self, view: View, adapted: Adapted, device: torch.device, scratch: Path) -> None:
+    def __init__(self, view: View, adapted: Trained, device: torch.device, scratch: Path) -> None:
         self.view, self.adapted, self.device, self.scratch = view, adapted, device, scratch
         self._undo: Callable[[], None] = _nothing
 
@@ -97,12 +97,12 @@ class StreamedEngine:
         self._undo()
         frame.load(index, self.view.layer(index))
         self._undo = self.adapted.install(frame.layer, index)
-        self.adapted.dropout.forget_calls(index)
+        self.adapted.again(index)
         return self.adapted.of_layer(index)
 
     def gradients(self, batch: Corpus, targets: Targets, step: int) -> float:
         """Add ∂loss/∂factors to the factors' `.grad`; returns the loss, Σ weight·loss over rows."""
-        self.adapted.dropout.begin(step, active=True)
+        self.adapted.begin(step, active=True)
         losses: list[Tensor] = []
         for path in self.scratch.glob("*"):
             path.unlink()
@@ -115,7 +115,7 @@ class StreamedEngine:
 
     def losses(self, corpus: Corpus, targets: Targets) -> Tensor:
         """The loss of every learned row without dropout, (n,) float64."""
-        self.adapted.dropout.begin(0, active=False)
+        self.adapted.begin(0, active=False)
         states = final_states(self.view, corpus, self.scratch / "validation.f32", self.device, load=self._load)
         self._undo()
         self._undo = _nothing

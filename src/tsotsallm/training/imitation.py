@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from tsotsallm.checkpoint.reader import layer_prefix
 from tsotsallm.checkpoint.view import View
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.sweep import Tick, Visit, embed_corpus
 from tsotsallm.training.loop import Curve, Schedule, train
-from tsotsallm.training.lora import LayerChanges, Trainee
 from tsotsallm.training.objectives import ImitatingLayer
 from tsotsallm.training.samples import Samples
+from tsotsallm.training.trainee import LayerChanges, Trainee
 
 
 class Original:
@@ -76,7 +78,7 @@ class Imitation:
         assert self.wanted is not None
         trainee = self.trainee
         objective = ImitatingLayer(visit.frame, visit.inputs, self.wanted, self.trained_windows,
-                                   trainee.adapted.dropout.begin if trainee else _nothing)
+                                   trainee.adapted.begin if trainee else _nothing)
         if trainee is None:
             return self._train_all(visit, objective, tick)
         undo = trainee.adapted.install(visit.frame.layer, visit.index)
@@ -86,10 +88,11 @@ class Imitation:
         for linear in learned.merged.values():
             visit.commit(linear)
         for name, low_rank in learned.beside.items():
-            before = trainee.base.layer_tensor(visit.index, f"{name}.weight")
-            kept = trainee.beside_before(visit.index, name)
-            base = before if kept is None else kept.added_to(before, -1)
+            base = _without_correction(trainee.base, visit.index, name)
             visit.frame.linear(name).weight.data.copy_(low_rank.added_to(base))
+        parameters = dict(visit.frame.layer.named_parameters())
+        for name, tensor in learned.changed.items():
+            parameters[name].data.copy_(tensor)
         return curve, learned
 
     def _train_all(self, visit: Visit, objective: ImitatingLayer, tick: Tick) -> tuple[Curve, LayerChanges]:
@@ -114,6 +117,13 @@ class Imitation:
         linears = {f"{name}.weight" for name in visit.names}
         learned.changed |= {name: weight.data.to(visit.storage) for name, weight in weights.items() if name not in linears}
         return curve, learned
+
+
+def _without_correction(view: View, index: int, name: str) -> Tensor:
+    """A linear's weight without the low-rank correction that stands beside it, (d_out, d_in) float32."""
+    weight = view.layer_tensor(index, f"{name}.weight")
+    kept = view.checkpoint.beside(layer_prefix(view.stored(index)) + name)
+    return weight if kept is None else kept.added_to(weight, -1)
 
 
 def _nothing(_step: int, *, active: bool) -> None:

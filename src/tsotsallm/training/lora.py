@@ -16,9 +16,7 @@ from tsotsallm.checkpoint.adapter import LowRank
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.reader import layer_prefix
 from tsotsallm.checkpoint.view import View
-
-Place = tuple[int, str]
-"""A linear of the model: (layer, name inside the layer)."""
+from tsotsallm.training.trainee import LayerChanges, Place
 
 
 @dataclass
@@ -120,6 +118,14 @@ class Adapted:
         """The trained tensors of one layer, by name."""
         return {name: tensor for name, tensor in self.tensors().items() if name.startswith(f"{index}.")}
 
+    def begin(self, step: int, *, active: bool) -> None:
+        """Start a step; inputs are dropped only where it is active."""
+        self.dropout.begin(step, active=active)
+
+    def again(self, index: int) -> None:
+        """Drop the same inputs again where a layer is computed again."""
+        self.dropout.forget_calls(index)
+
     def install(self, layer: nn.Module, index: int) -> Callable[[], None]:
         """Install the factors of layer `index` in its module; returns a function that removes them again."""
         taken = []
@@ -137,22 +143,8 @@ class Adapted:
 
 
 @dataclass
-class LayerChanges:
-    """How training changed a layer, by name inside the layer.
-
-    merged   linears with new values
-    beside   corrections beside linears
-    changed  other tensors, such as norms
-    """
-
-    merged: dict[str, Linear] = field(default_factory=dict)
-    beside: dict[str, LowRank] = field(default_factory=dict)
-    changed: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Trainee:
-    """A model in training: its base, the trained factors, and whether to merge them into its weights or keep them beside."""
+class LowRankTrainee:
+    """A model whose factors are trained: its base, the factors, and whether they are merged or stay beside its weights."""
 
     base: View
     adapted: Adapted

@@ -57,18 +57,20 @@ class TeacherTokens:
     """A teacher's most probable tokens after every token of the samples, computed once and kept on disk.
 
     Each row keeps the `top` highest logits; at temperature τ the student's target is the softmax of logit / τ over them
-    (arXiv:1503.02531, section 2, restricted to the top tokens).
+    (arXiv:1503.02531, section 2, restricted to the top tokens). With `whole`, at temperature 1, all other tokens together
+    keep their probability too.
     """
 
     def __init__(self, teacher: View, samples: Samples, top: int, temperature: float, path: Path, device: torch.device,
-                 tick: Tick = silent) -> None:
-        self.temperature = temperature
+                 tick: Tick = silent, *, whole: bool = False) -> None:
+        self.temperature, self.whole = temperature, whole
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             tensors: dict[str, Tensor] = {}
             for name, corpus in (("training", samples.training), ("held_out", samples.held_out)):
-                logits, tokens = top_logits(teacher, corpus, top, path.with_name("teacher-states.f32"), device, tick)
-                tensors |= {f"{name}.logits": logits, f"{name}.tokens": tokens}
+                logits, tokens, normaliser = top_logits(teacher, corpus, top, path.with_name("teacher-states.f32"), device,
+                                                        tick)
+                tensors |= {f"{name}.logits": logits - normaliser[:, None] if whole else logits, f"{name}.tokens": tokens}
             draft = path.with_name(path.name + ".new")
             save_file(tensors, draft)
             draft.replace(path)
@@ -81,27 +83,31 @@ class TeacherTokens:
         plain = Targets.next_tokens(batch)
         places = torch.cat([torch.arange(self.starts[side][number], self.starts[side][number] + len(window))
                             for number, window in zip(numbers, batch.windows, strict=True)])[plain.rows]
-        shares = (self.kept[f"{side}.logits"][places] / self.temperature).softmax(-1)
-        return Targets(plain.rows, self.kept[f"{side}.tokens"][places].long(), shares, plain.weights, self.temperature)
+        logits = self.kept[f"{side}.logits"][places] / self.temperature
+        return Targets(plain.rows, self.kept[f"{side}.tokens"][places].long(),
+                       logits.exp() if self.whole else logits.softmax(-1), plain.weights, self.temperature, self.whole)
 
 
 @torch.no_grad()
 def top_logits(view: View, corpus: Corpus, top: int, path: Path, device: torch.device,
-               tick: Tick = silent) -> tuple[Tensor, Tensor]:
-    """The `top` highest logits after every token, and their tokens: both (tokens, top), float32 and int32."""
+               tick: Tick = silent) -> tuple[Tensor, Tensor, Tensor]:
+    """The `top` highest logits after every token, their tokens, both (tokens, top), float32 and int32, and the log of the
+    normaliser of all logits, (tokens,) float32."""
     states = final_states(view, corpus, path, device, tick)
     top = min(top, view.spec.vocabulary)
     best = torch.full((corpus.tokens, top), -torch.inf)
     tokens = torch.zeros(corpus.tokens, top, dtype=torch.int32)
+    normaliser = torch.full((corpus.tokens,), -torch.inf, dtype=torch.float64)
     for piece in head_pieces(view, device):
         for start in range(0, corpus.tokens, HEAD_TOKENS):
             block = slice(start, min(start + HEAD_TOKENS, corpus.tokens))
             logits = piece.logits(read_rows(states, torch.arange(block.start, block.stop)).to(device)).cpu()
+            normaliser[block] = torch.logaddexp(normaliser[block], logits.logsumexp(-1).double())
             here = torch.arange(piece.first, piece.first + len(piece), dtype=torch.int32).expand(len(logits), -1)
             highest = torch.cat([best[block], logits], 1).topk(top, 1)
             best[block], tokens[block] = highest.values, torch.cat([tokens[block], here], 1).gather(1, highest.indices)
     states.remove()
-    return best, tokens
+    return best, tokens, normaliser.float()
 
 
 class Begin(Protocol):

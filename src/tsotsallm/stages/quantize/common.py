@@ -26,7 +26,7 @@ from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
 from tsotsallm.stages.ends import end_modules, packed_ends
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import Tick
-from tsotsallm.training.lora import Place
+from tsotsallm.training.trainee import Place
 from tsotsallm.validation import NotNegative, Share
 
 GgufGrid = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"]

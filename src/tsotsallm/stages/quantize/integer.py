@@ -17,7 +17,7 @@ from tsotsallm.numerics.grids import Grid, IntegerGrid, grid_from, require_divis
 from tsotsallm.stages.contract import Model, Needs, Workplace, decided_later
 from tsotsallm.stages.quantize.common import Quantize
 from tsotsallm.stages.selection import Selection, places_of
-from tsotsallm.training.lora import Place
+from tsotsallm.training.trainee import Place
 from tsotsallm.validation import Count
 
 AUTO_GROUPS = (128, 96, 64, 48, 32)

@@ -27,7 +27,7 @@ from tsotsallm.stages.quantize.gguf import OWN, BlockQuantize
 from tsotsallm.stages.quantize.sizes import matrix_weights, other_values
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.hidden import HiddenStates
-from tsotsallm.training.lora import Place
+from tsotsallm.training.trainee import Place
 from tsotsallm.units import bytes_from_text
 
 
