@@ -101,14 +101,14 @@ class MixedQuantize(BlockQuantize):
         """Always: linears with the same inputs may take different grids."""
         return True
 
-    def grid_for(self, d_in: int) -> Grid | None:
+    def grid_for(self, d_in: int, *, zeros: bool = False) -> Grid | None:
         """The largest that a matrix may get."""
         return GgmlGrid(MIXED[-1]).fitting(d_in)
 
-    def grid_at(self, place: Place, d_in: int) -> Grid | None:
+    def grid_at(self, place: Place, d_in: int, *, zeros: bool = False) -> Grid | None:
         """The grid that the survey assigned; None for 16 bits."""
         if self.assigned is None:
-            return self.grid_for(d_in)
+            return self.grid_for(d_in, zeros=zeros)
         grid = self.assigned.get(f"{place[0]}.{place[1]}")
         return None if grid is None else GgmlGrid(grid)
 
