@@ -19,7 +19,7 @@ from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.files import Json, JsonObject, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.grids import Grid
-from tsotsallm.stages.allocation import DENSE, MIXED, Probe, allocate, candidates
+from tsotsallm.stages.allocation import DENSE, MIXED, MIXED_WITH_ZEROS, Probe, allocate, candidates
 from tsotsallm.stages.contract import LinearEdit, Model, Workplace, decided_later
 from tsotsallm.stages.ends import end_losses, end_modules, head_gram
 from tsotsallm.stages.quantize.common import GgufGrid
@@ -88,8 +88,9 @@ class MixedQuantize(BlockQuantize):
 
     @property
     def measured_by(self) -> list[Json]:
-        """Everything but the budget and how it is spent: the losses are the same."""
-        return [self.name, self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None}]
+        """The candidates, and everything but the budget and how it is spent: the losses are the same."""
+        return [self.name, [*MIXED, *MIXED_WITH_ZEROS],
+                self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None}]
 
     @property
     def surveys(self) -> bool:
