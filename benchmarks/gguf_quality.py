@@ -92,8 +92,7 @@ def mixture(checkpoint: Checkpoint, name: str) -> dict[str, str | None]:
 
 
 def stored_bytes(checkpoint: Checkpoint, types: dict[str, str | None]) -> int:
-    bits = {"iq4_xs": 4.25}
-    return sum(int(rows * columns * (bits[kind] if kind in bits else GgmlGrid(str(kind)).bits_per_weight) / 8)
+    return sum(int(rows * columns * GgmlGrid(str(kind)).bits_per_weight / 8)
                for name, kind in types.items() for rows, columns in [checkpoint.shape_of(f"{name}.weight")])
 
 
@@ -124,7 +123,7 @@ def compare_mixtures(asked: argparse.Namespace, checkpoint: Checkpoint, importan
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--grids", default="q4_0,q4_1,q4_k,q5_k,q3_k,q2_k")
+    parser.add_argument("--grids", default="q4_0,q4_1,q4_k,iq4_nl,iq4_xs,q5_k,q3_k,q2_k")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--calibration", type=Path)

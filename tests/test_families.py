@@ -23,6 +23,7 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CheckpointError, ExportError, RecipeError
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.stages.adapt import Adapt
+from tsotsallm.stages.contract import Model
 from tsotsallm.stages.neurons import Neurons, grams_behind, updated
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.score import final_states, token_losses
@@ -230,8 +231,8 @@ def test_long_rope_keeps_to_the_original_context(tmp_path: Path) -> None:
 
 def test_fewer_heads_are_remarked_where_engines_or_norms_count_them(tmp_path: Path) -> None:
     spec = Checkpoint.open(build(tmp_path / "model", "olmo2")).spec
-    assert len(Neurons(kv_groups=1).remarks(spec)) == 2
-    assert not Neurons(feed_forward=0.34).remarks(spec)
+    assert len(Neurons(kv_groups=1).remarks(Model.of(spec))) == 2
+    assert not Neurons(feed_forward=0.34).remarks(Model.of(spec))
 
 
 def test_depth_names_its_sources_where_norms_stand_behind_branches(tmp_path: Path) -> None:

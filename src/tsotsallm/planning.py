@@ -126,7 +126,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
         cost, layers = _sweep_cost(sweep, recipe.stages, models, conditions), len(models[sweep.last + 1].layers)
         sweeps.append(SweepForecast([stage.name for stage in sweep.stages], layers, base + cost.ram_bytes,
                                     cost.scratch_bytes, cost.flops, cost.flops / rate, cost.engine))
-        notes += [note for stage in sweep.stages for note in stage.remarks(models[sweep.last + 1].spec)]
+        notes += [note for stage in sweep.stages for note in stage.remarks(models[sweep.last + 1])]
         # a pass before the last writes repeats out
         results.append(FILE_BYTES + replace(models[sweep.last + 1],
                                             shares_repeats=recipe.shared and number == len(planned)).bytes)

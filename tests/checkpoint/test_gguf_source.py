@@ -216,10 +216,10 @@ def test_types_that_nothing_reads_are_refused(parts: Parts, tmp_path: Path, kind
 
 
 def test_other_types_need_the_gguf_library(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts.tensors["blk.2.ffn_down.weight"] = "iq4_nl", (256, 256), bytes(256 * 256 // 32 * 18)
+    parts.tensors["blk.2.ffn_down.weight"] = "iq3_s", (256, 256), bytes(256 * 256 // 256 * 110)
     path = parts.write(tmp_path / "model.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match="iq4_nl needs the package gguf"):
+    with pytest.raises(MissingExtraError, match="iq3_s needs the package gguf"):
         Checkpoint.open(path)
 
 

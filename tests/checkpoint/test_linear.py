@@ -68,7 +68,8 @@ def test_compensated_values_replace_the_dense_ones_where_they_are_kept() -> None
 
 @pytest.mark.parametrize("grid", [
     IntegerGrid(4, 32), IntegerGrid(3, None), IntegerGrid(2, 16, symmetric=False), IntegerGrid(8, 64), NormalFloatGrid(),
-    grid_from({"type": "q4_0"}), grid_from({"type": "q8_0"}), grid_from({"type": "q5_1"})], ids=str)
+    grid_from({"type": "q4_0"}), grid_from({"type": "q8_0"}), grid_from({"type": "q5_1"}),
+    grid_from({"type": "iq4_nl"})], ids=str)
 @pytest.mark.parametrize("bits", [None, 16, 8])
 def test_what_it_says_is_what_a_reader_of_the_file_computes(tmp_path: Path, grid: Any, bits: int | None) -> None:
     one = linear()

@@ -59,7 +59,7 @@ def test_llama_cpp_computes_what_we_compute(every_family_checkpoint: Path, tmp_p
     compare(every_family_checkpoint, out, IDS, 1e-3)
 
 
-@pytest.mark.parametrize("grid", ["q4_0", "q8_0"])
+@pytest.mark.parametrize("grid", ["q4_0", "q8_0", "iq4_nl"])
 def test_blocks_are_copied(tiny: Path, text: Path, tmp_path: Path, grid: str) -> None:
     out, file = tmp_path / "out", tmp_path / "model.gguf"
     tsotsallm.compress(tiny, f"layers:0+2+2+3, gptq:{grid}", out, calibration=text, **SMALL)
@@ -86,7 +86,7 @@ def test_the_embedded_model_runs_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grid", ["q4_k", "q2_k"])
+@pytest.mark.parametrize("grid", ["q4_k", "q2_k", "iq4_nl", "iq4_xs"])
 def test_the_embedded_model_is_the_same_on_its_grid(tmp_path: Path, grid: str) -> None:
     tsotsallm.compress("embedded", f"gptq:{grid}", tmp_path / "out", **SMALL)
     export_gguf(Checkpoint.open(tmp_path / "out"), tmp_path / "model.gguf", dense="f32")

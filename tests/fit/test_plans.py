@@ -70,7 +70,7 @@ def test_a_limit_of_seconds_is_kept_at_the_least_loss(model: Path) -> None:
     torch.manual_seed(3)
     measured = units(spec)
     measured.seconds.update({"q2_k": 3e-9, "q3_k": 3e-9, "q4_0": 1e-9, "q4_1": 1.2e-9, "q5_0": 2e-9, "q5_1": 2.2e-9,
-                             "q8_0": 1.5e-9})
+                             "q8_0": 1.5e-9, "iq4_nl": 1.1e-9})
     choices = Choices.of(Structure(), made, measured)
     some = list(choices.sizes)[:3]
     few = replace(choices, fixed=0, sizes={key: choices.sizes[key] for key in some},

@@ -73,7 +73,8 @@ def test_coupled_rows_get_what_torch_gives_them(name: str, monkeypatch: pytest.M
 
 @needs_numba
 @pytest.mark.parametrize(("name", "rows", "columns"), [
-    ("q4_0", 1, 32), ("q4_0", 15, 96), ("q5_1", 33, 288), ("q8_0", 17, 544), ("q4_k", 1, 256), ("q3_k", 19, 768)])
+    ("q4_0", 1, 32), ("q4_0", 15, 96), ("q5_1", 33, 288), ("q8_0", 17, 544), ("q4_k", 1, 256), ("q3_k", 19, 768),
+    ("iq4_nl", 15, 96), ("iq4_xs", 18, 512)])
 def test_rows_need_not_fill_a_vector_nor_columns_a_span(name: str, rows: int, columns: int,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     weight, gram = problem(rows, columns)
@@ -96,7 +97,7 @@ def test_pruned_weights_stay_zero(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_numba
-@pytest.mark.parametrize("name", ["q4_0", "q4_k"])
+@pytest.mark.parametrize("name", ["q4_0", "q4_k", "iq4_xs"])
 def test_the_same_bytes_every_time_on_one_thread_and_on_two(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "OUTPUTS", 48)         # several groups of rows that two threads share
     weight, gram = problem(d_out=110, d_in=256)
@@ -136,6 +137,27 @@ def test_values_round_to_half_precision_as_the_processor_rounds_them() -> None:
     halves(values, found)
     with np.errstate(over="ignore"):
         assert (found == values.astype(np.float16).astype(np.float32)).all()
+
+
+@needs_numba
+def test_values_get_the_same_level_as_in_torch() -> None:
+    import numba
+    import numpy as np
+
+    from tsotsallm.numerics import compiled, vectors
+
+    level = compiled._level
+
+    @numba.njit
+    def levels(values, found):                                                          # type: ignore[no-untyped-def]
+        for row in range(len(values)):
+            vectors.store(found, row, 0, vectors.LANES, level(vectors.load(values, row, 0, vectors.LANES)))
+
+    values = np.concatenate([np.arange(-1200, 1200) / 8, np.random.default_rng(1).normal(size=1600) * 50,
+                             [np.inf, -np.inf] * 8]).astype(np.float32).reshape(-1, vectors.LANES)
+    found = np.empty_like(values)
+    levels(values, found)
+    assert torch.equal(torch.from_numpy(found), GgmlGrid("iq4_nl").nearest(torch.from_numpy(values.copy())))
 
 
 def test_what_compiles_is_recorded_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_rows_make_up_for_each_other_as_in_a_naive_loop(monkeypatch: pytest.Monk
     assert float(((weight - errors - found).abs() < 1e-4).float().mean()) > 0.99
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q3_k", "q2_k"])
+@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q3_k", "q2_k", "iq4_nl", "iq4_xs"])
 def test_coupled_rows_leave_less_error_and_every_visit_helps(name: str) -> None:
     weight, gram = problem()
     grid, metric = GgmlGrid(name), coupled(40)
@@ -158,8 +158,67 @@ def test_a_part_of_one_row_is_rounded_as_well_as_a_naive_search_does() -> None:
     assert float(((weight - found) ** 2).sum()) <= best + 2e-4
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_values_get_the_nearest_code(name: str) -> None:
+    grid = GgmlGrid(name)
+    codes = torch.tensor(grid.layout.levels or list(range(grid.lowest, grid.highest + 1)), dtype=torch.float64)
+    values = torch.cat([torch.linspace(-300, 300, 48001), torch.randn(5000) * 60, torch.randn(500) * 1e-30, torch.tensor(
+        [-3e38, 3e38, -torch.inf, torch.inf])])
+    found = grid.nearest(values.clone())
+    distances = (values.double().clamp(-1e6, 1e6)[:, None] - codes).abs()
+    assert torch.equal((values.double().clamp(-1e6, 1e6) - found).abs(), distances.amin(1))
+    assert bool(torch.isin(found.double(), codes).all())
+    if grid.layout.levels is not None:
+        ties = (codes[1:] + codes[:-1]) / 2
+        assert torch.equal(grid.nearest(ties.float()), codes[1:].float())
+        assert float(grid.nearest(torch.tensor([torch.nan]))) in codes      # what it is does not matter
+    in_place = values.clone()
+    assert grid.nearest(in_place).data_ptr() == in_place.data_ptr()
+    assert torch.equal(in_place, found)
+
+
+@pytest.mark.parametrize("tails", [torch.inf, 3.0])
+def test_scales_of_uneven_levels_are_nearly_as_good_as_those_of_a_naive_search(tails: float) -> None:
+    """Every 16-bit step that covers the range of a part more or less, of either sign; ggml searches some of one sign."""
+    torch.manual_seed(0)
+    weight = torch.randn(200, 32) if tails == torch.inf else torch.distributions.StudentT(tails).sample((200, 32))
+    shares = torch.linspace(1 / 160, 1 / 60, 800)
+    best = torch.full((len(weight),), torch.inf)
+    for share in torch.cat([shares, -shares]):
+        step = (weight.abs().amax(1) * share).half().float()[:, None]
+        best = torch.minimum(best, (weight - GgmlGrid("iq4_nl").nearest(weight / step) * step).square().sum(1))
+
+    def error(values: Tensor) -> float:
+        return float((weight - values.view(weight.shape)).square().sum())
+
+    ones = np.ones(256, dtype=np.float32)
+    for name, columns, most in (("iq4_nl", 32, 1.005), ("iq4_xs", 256, 1.04)):
+        rows = weight.view(-1, columns)
+        ours = error(round_plainly(rows, GgmlGrid(name)).dequantise())
+        theirs = llama.dequantise(name, llama.quantise(name, rows.numpy(), ones[:columns]), columns)
+        assert ours < most * float(best.sum())
+        assert ours < 0.985 * error(torch.from_numpy(theirs))
+    assert error(round_plainly(weight, GgmlGrid("q4_0")).dequantise()) > 1.15 * float(best.sum())
+
+
+@pytest.mark.parametrize("name", ["iq4_nl", "iq4_xs"])
+def test_uneven_levels_have_no_zero(name: str) -> None:
+    assert not GgmlGrid(name).holds_zeros
+    values = round_plainly(torch.cat([torch.zeros(1, 256), torch.randn(1, 256)]), GgmlGrid(name)).dequantise()
+    assert bool((values[0] == 0).all())                         # a step of zero
+    assert bool((values[1] != 0).all())
+
+
 def test_the_next_grid_is_taken_where_blocks_do_not_divide() -> None:
     assert GgmlGrid("q4_k").fitting(512) == GgmlGrid("q4_k")
     assert GgmlGrid("q4_k").fitting(96) == GgmlGrid("q5_0")
-    assert GgmlGrid("q3_k").fitting(96) == GgmlGrid("q4_0")
+    for name in ("q2_k", "q3_k", "iq4_xs"):
+        assert GgmlGrid(name).fitting(96) == GgmlGrid("iq4_nl")
+    assert GgmlGrid("q3_k").fitting(96, zeros=True) == GgmlGrid("q4_0")
+    for name in LAYOUTS:
+        for d_in in (96, 256):
+            fits = GgmlGrid(name).fitting(d_in, zeros=True)
+            assert fits is not None
+            assert fits.holds_zeros or not GgmlGrid(name).holds_zeros
+            assert fits.stored_bytes(4, d_in) == GgmlGrid(name).fitting(d_in).stored_bytes(4, d_in)     # type: ignore[union-attr]
     assert GgmlGrid("q6_k").fitting(172) is None

@@ -16,7 +16,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.errors import ExportError, RecipeError
 from tsotsallm.export.gguf import export_gguf
-from tsotsallm.stages.allocation import allocate
+from tsotsallm.stages.allocation import allocate, candidates
 
 SMALL: dict[str, Any] = {"windows": 4, "window": 64}
 
@@ -40,6 +40,29 @@ def test_allocation_is_near_the_best_of_all_combinations() -> None:
         assert total(chosen, losses) <= best + step
     with pytest.raises(RecipeError, match="smallest grids take"):
         allocate({"a": [1.0]}, {"a": [10]}, 5)
+
+
+def test_candidates_are_all_sizes_of_blocks_and_hold_zeros_where_asked() -> None:
+    def names(d_in: int, **options: bool) -> list[str]:
+        return [grid.type for grid in candidates(d_in, **options)]
+
+    assert names(512) == ["q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0"]
+    assert names(96) == ["iq4_nl", "q5_0", "q5_1", "q8_0"]
+    assert names(512, zeros=True) == ["q3_k", "q4_0", "q5_0", "q6_k", "q8_0"]
+    assert names(96, zeros=True) == ["q4_0", "q5_0", "q8_0"]
+    assert names(172) == []
+
+
+@pytest.mark.parametrize(("grid", "why"), [("iq4_nl", "no level at zero"), ("q4_1", "a minimum of its own")])
+def test_a_pruned_model_keeps_its_zeros(tiny: Path, grid: str, why: str) -> None:
+    """What replaces a grid whose blocks are too long holds zeros as well."""
+    pruned = {"sparsity": {"method": "magnitude", "prune": 2, "group": 4}}
+    with pytest.raises(RecipeError, match=f"{grid} .*{why} and does not hold the zeros"):
+        tsotsallm.plan(tiny, [pruned, {"quantize": {"grid": grid}}])
+    tsotsallm.plan(tiny, [pruned, {"quantize": {"grid": grid, "lose_zeros": True}}])
+    for stages, kind in (([pruned], "q4_0"), ([], "iq4_nl")):
+        found = tsotsallm.plan(tiny, [*stages, {"quantize": {"grid": "q3_k"}}])
+        assert any(f"which will lie on {kind}" in note for note in found.warnings)
 
 
 def test_a_budget_is_kept_and_used(tiny: Path, text: Path, tmp_path: Path) -> None:
@@ -123,15 +146,16 @@ def test_grids_that_do_not_suit_the_model(tiny: Path) -> None:
             ({"grids": {"0.mlp.up_proj": "q8_0"}}, r"no grid for 0.self_attn.q_proj, .* and others; name one for every"),
             ({"grids": good | {"0.mlp.up_proj": "q4k"}}, r"0.mlp.up_proj is 'q4k'; did you mean 'q4_k'"),
             ({"grids": good | {"0.mlp.up_proj": 4}}, r"0.mlp.up_proj is 4; it takes q8_0 or"),
-            ({"grids": good | {"0.mlp.up_proj": "q4_k"}}, r"blocks of 256 do not divide its 64 columns; .*q4_0"),
+            ({"grids": good | {"0.mlp.up_proj": "q4_k"}}, r"blocks of 256 do not divide its 64 columns; .*iq4_nl"),
             ({"grids": good, "file_bytes": "1MB"}, "one of them"), ({"grids": good, "bits_per_weight": 4}, "one of them"),
             ({"grids": good, "ends": "q8_0"}, "leave ends and keep out"), ({"grids": {}}, "one of them"),
             ({"grids": ["q8_0"]}, "grids is")):
         with pytest.raises(RecipeError, match=message):
             tsotsallm.plan(tiny, [{"quantize": stage}])
-    with pytest.raises(RecipeError, match="does not hold the zeros"):
-        tsotsallm.plan(tiny, [{"sparsity": {"prune": 2, "group": 4}},
-                              {"quantize": {"grids": good | {"0.mlp.up_proj": "q4_1"}}}])
+    for grid in ("q4_1", "iq4_nl"):
+        with pytest.raises(RecipeError, match="does not hold the zeros"):
+            tsotsallm.plan(tiny, [{"sparsity": {"prune": 2, "group": 4}},
+                                  {"quantize": {"grids": good | {"0.mlp.up_proj": grid}}}])
 
 
 def test_a_model_that_no_gguf_file_can_hold_has_no_budget_of_bytes(text: Path, tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ CONFIGURATIONS: dict[str, list[list[dict[str, Any]]]] = {
                  [{"quantize": {"bits": 4, "group": 32, "ends": "q8_0"}}],
                  [{"quantize": {"bits_per_weight": 6.5, "passes": 1}}], [{"quantize": {"grids": GRIDS, "passes": 1}}],
                  [{"quantize": {"grids": GRIDS, "method": "rtn"}}], [PRUNED, {"quantize": {"grid": "q8_0"}}],
-                 [PRUNED, Q4]],
+                 [{"quantize": {"grid": "iq4_xs", "ends": "iq4_nl", "passes": 1}}],
+                 [PRUNED, {"quantize": {"grid": "q3_k", "passes": 1}}],
+                 [PRUNED, {"quantize": {"bits_per_weight": 6.5, "passes": 0}}], [PRUNED, Q4]],
     "compensate": [[Q4, {"compensate": {"rank": 4}}], [PRUNED, {"compensate": {"rank": 4, "merge": True}}],
                    [Q4, {"compensate": {"rank": "auto", "budget": "12kB", "method": "svd"}}]],
 }

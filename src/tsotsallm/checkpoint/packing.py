@@ -96,7 +96,7 @@ class Packed:
 def scheme_of(grid: Grid) -> dict[str, object]:
     """The description of a grid for config.json, in the terms of compressed-tensors where they suffice."""
     if isinstance(grid, ggml.GgmlGrid):
-        kind, bits, symmetric, group = grid.type, grid.layout.bits, grid.holds_zeros, grid.layout.part
+        kind, bits, symmetric, group = grid.type, grid.layout.bits, not grid.layout.minimum, grid.layout.part
     else:
         kind, bits, symmetric, group = str(grid.plain()["type"]), grid.bits, grid.symmetric, grid.group or 0
     return {"num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": False,

@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+from numba.extending import overload
 
-from tsotsallm.numerics.rounding import LOCAL_ROUNDS, SPANS, TRIED
+from tsotsallm.numerics.ggml import IQ4_LEVELS
+from tsotsallm.numerics.rounding import LOCAL_ROUNDS, SPANS, TRIED, UNEVEN_SPANS
 from tsotsallm.numerics.vectors import (
     LANES,
     absolute,
@@ -27,6 +29,7 @@ from tsotsallm.numerics.vectors import (
     less,
     load,
     local,
+    nearest_of,
     spread,
     store,
     where,
@@ -37,10 +40,10 @@ Floats = npt.NDArray[np.float32]
 PART = 32
 """Columns of the widest part."""
 RUN = 16
-_SPANS = tuple(np.float32(span) for span in SPANS)
+_SPANS, _UNEVEN_SPANS = (tuple(np.float32(span) for span in spans) for spans in (SPANS, UNEVEN_SPANS))
 _WIDE = tuple((np.float32(left), np.float32(right)) for left in SPANS[1:] for right in SPANS[1:] if abs(left - right) < 0.13)
 _NEAR = 5
-_MOST = _NEAR + 2 * max(2 * len(SPANS), len(_WIDE))
+_MOST = _NEAR + 2 * max(2 * len(SPANS), 2 * len(UNEVEN_SPANS), len(_WIDE))
 _ZERO, _ONE, _HALF, _TINY, _SMALL = (np.float32(value) for value in (0, 1, 0.5, 1e-30, 1e-12))
 _INFINITE = np.float32(np.inf)
 
@@ -52,6 +55,7 @@ class Form(NamedTuple):
     minimum            whether parts have a minimum of their own
     several            whether a block has several parts, whose scales are integers between `least` and `most`
     lowest, highest    codes
+    mirrored           where the largest weight lies, with a step of the other sign than that which puts it at `lowest`
     """
 
     columns: int
@@ -59,8 +63,13 @@ class Form(NamedTuple):
     several: bool
     lowest: np.float32
     highest: np.float32
+    mirrored: np.float32
     least: np.float32
     most: np.float32
+
+
+class Uneven(Form):
+    """The same of a grid with the levels of iq4; a type of its own, so that functions are compiled for it apart."""
 
 
 class Tile(NamedTuple):
@@ -157,6 +166,31 @@ def _nearest(value, lowest, highest):
     return _lower(_higher(whole(value), spread(lowest)), spread(highest))
 
 
+_level = nearest_of(IQ4_LEVELS)
+
+
+def _code(value, form):
+    """The code of a form that is nearest to a value in units of the step."""
+    raise NotImplementedError
+
+
+def _spans(form):
+    """The spans that are tried on a grid without a minimum."""
+    raise NotImplementedError
+
+
+@overload(_code)
+def _code_of(value, form):
+    if form.instance_class is Uneven:
+        return lambda value, form: _level(value)
+    return lambda value, form: _nearest(value, form.lowest, form.highest)
+
+
+@overload(_spans)
+def _spans_of(form):
+    return (lambda form: _UNEVEN_SPANS) if form.instance_class is Uneven else (lambda form: _SPANS)
+
+
 # -- small products ---------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +250,7 @@ def _refitted(aim, upper, start, form, step):
         some_power, some_pull = spread(_ZERO), spread(_ZERO)
         for column in range(run, run + RUN):
             importance = at(upper, start + column, start + column)
-            code = _nearest(aim[column] * per_step, form.lowest, form.highest)
+            code = _code(aim[column] * per_step, form)
             weighted = code * (importance * importance)
             some_power += weighted * code
             some_pull += weighted * aim[column]
@@ -230,11 +264,10 @@ def _ranges_of_symmetric(aim, upper, start, form, steps, offsets, first):
     most = aim[0]
     for column in range(1, form.columns):
         most = where(less(absolute(most), absolute(aim[column])), aim[column], most)
-    place = first
-    for sign in range(2):
-        for number in range(len(_SPANS)):
-            step = most * _SPANS[number] / form.lowest
-            steps[place] = step if sign == 0 else _ZERO - step
+    place, spans = first, _spans(form)
+    for outermost in (form.lowest, form.mirrored):
+        for number in range(len(spans)):
+            steps[place] = most * spans[number] / outermost
             place += 1
     for number in range(first, place):
         steps[number + place - first] = _refitted(aim, upper, start, form, steps[number])
@@ -252,7 +285,7 @@ def _refitted_with_minimum(aim, upper, start, form, step, offset, total, plain):
         some_first, some_second, some_product = spread(_ZERO), spread(_ZERO), spread(_ZERO)
         for column in range(run, run + RUN):
             importance = at(upper, start + column, start + column)
-            code = _nearest((aim[column] - offset) / step, _ZERO, form.highest)
+            code = _code((aim[column] - offset) / step, form)
             weighted = code * (importance * importance)
             some_first += weighted
             some_second += weighted * code
@@ -316,7 +349,7 @@ def _cheap_loss(aim, upper, start, form, step, offset):
         some = spread(_ZERO)
         for column in range(run, run + RUN):
             importance = at(upper, start + column, start + column)
-            code = _nearest((aim[column] - offset) * per_step, form.lowest, form.highest)
+            code = _code((aim[column] - offset) * per_step, form)
             error = code * step + offset - aim[column]
             some += error * error * (importance * importance)
         loss += some
@@ -354,7 +387,7 @@ def _compensated(aim, metric, form, step, offset, held, errors, codes):
         wanted = aim[column]
         for other in range(form.columns - 1, column, -1):
             wanted = fused(at(metric.passing, column, other), errors[other], wanted)
-        code = _nearest((wanted - offset) * per_step, form.lowest, form.highest)
+        code = _code((wanted - offset) * per_step, form)
         value = code * step + offset
         if kept:
             code *= keep[column]
@@ -416,7 +449,7 @@ def _descended(aim, metric, form, found, held, codes, values):
     for _ in range(LOCAL_ROUNDS):
         for column in range(form.columns):
             aimed = fused(_ONE / at(metric, column, column), slope[column], values[column])
-            code = _nearest((aimed - offset) * per_step, form.lowest, form.highest)
+            code = _code((aimed - offset) * per_step, form)
             new = code * step + offset
             if kept:
                 code *= keep[column]
@@ -692,4 +725,4 @@ def _on_all_rows(stamp):
 
 
 choose, visit, propose, settle, shift = _on_all_rows(zlib.crc32(b"".join(
-    Path(__file__).with_name(name).read_bytes() for name in ("compiled.py", "rounding.py", "vectors.py"))))
+    Path(__file__).with_name(name).read_bytes() for name in ("compiled.py", "ggml.py", "rounding.py", "vectors.py"))))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tsotsallm.machine import threads_for
 from tsotsallm.numerics import compiled
-from tsotsallm.numerics.compiled import Form, Metric, Place, Proposal, Refit, Scales, Seen, Weights
+from tsotsallm.numerics.compiled import Form, Metric, Place, Proposal, Refit, Scales, Seen, Uneven, Weights
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid
 from tsotsallm.numerics.rounding import Coupling, blocks_of, conditional, product, upper_factor
 
@@ -34,8 +34,9 @@ class Solver:
         self.backwards = order.flip(0)
         self.several = layout.scales is not None
         bounds = layout.scales or (0, 0)
-        self.form = Form(layout.part, layout.minimum, self.several,
-                         *(np.float32(number) for number in (grid.lowest, grid.highest, *bounds)))
+        self.form = (Form if layout.levels is None else Uneven)(
+            layout.part, layout.minimum, self.several,
+            *(np.float32(number) for number in (grid.lowest, grid.highest, grid.outermost[1], *bounds)))
         self.spans = [(max(0, high - SPAN), high) for high in range(len(factor), 0, -SPAN)]
         self.upper = self._diagonal_blocks(factor).triu()
         self.passing, self.totals = _passing(self.upper), _totals(self.upper)

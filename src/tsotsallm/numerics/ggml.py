@@ -4,6 +4,7 @@ A row is split into blocks of 32 or 256 columns, a block into parts of 16 or 32.
 
     step·q                      where zero is always a level (symmetric)
     step·q − low                where every part has a minimum of its own
+    step·level(q)               where sixteen levels lie closer together near zero, which is none of them (iq4)
 
 with a step and a low for each part, which grids of 256 columns store as integers times one 16-bit number of the block.
 Everything is computed in float32 in ggml's order, so that values are equal bit for bit.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ import torch
 from torch import Tensor
 
 Bytes = npt.NDArray[Any]
+
+IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""What the stored codes of iq4_nl and iq4_xs stand for, in units of the step (kvalues_iq4nl)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Layout:
     minimum     whether parts have a lowest value of their own instead of a level at zero
     scales      (lowest, highest) integer by which a part multiplies the block's step (and minimum); None: one part a block
     bytes       bytes of a block
+    levels      what the stored codes stand for, rising integers, where they are not evenly spaced; None: they are
     """
 
     bits: int
@@ -41,6 +47,7 @@ class Layout:
     minimum: bool
     scales: tuple[int, int] | None
     bytes: int
+    levels: tuple[int, ...] | None = None
 
 
 LAYOUTS = {
@@ -49,7 +56,9 @@ LAYOUTS = {
     "q8_0": Layout(8, 32, 32, False, None, 34),
     "q2_k": Layout(2, 16, 256, True, (0, 15), 84), "q3_k": Layout(3, 16, 256, False, (-32, 31), 110),
     "q4_k": Layout(4, 32, 256, True, (0, 63), 144), "q5_k": Layout(5, 32, 256, True, (0, 63), 176),
-    "q6_k": Layout(6, 16, 256, False, (-128, 127), 210)}
+    "q6_k": Layout(6, 16, 256, False, (-128, 127), 210),
+    "iq4_nl": Layout(4, 32, 32, False, None, 18, IQ4_LEVELS),
+    "iq4_xs": Layout(4, 32, 256, False, (-32, 31), 136, IQ4_LEVELS)}
 
 
 def half(values: Tensor) -> Tensor:
@@ -57,8 +66,38 @@ def half(values: Tensor) -> Tensor:
     return values.to(torch.float16).float()
 
 
-_NEXT = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+def _even(lowest: int, highest: int) -> Callable[[Tensor], Tensor]:
+    def nearest(values: Tensor) -> Tensor:
+        return values.round_().clamp_(lowest, highest)
+    return nearest
+
+
+def _uneven(levels: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """Midpoints between integers are halves of integers, so that the nearest level follows from ⌊2x⌋; what is not a number
+    gets some level."""
+    low, high = 2 * levels[0], 2 * levels[-1]
+    size = 1 << max(-low, high).bit_length() + 1        # negative places count from the end, as in two's complement
+    places = np.arange(size)
+    halves = np.where(places < size // 2, places, places - size).clip(low, high)
+    distances = np.abs(halves[:, None] + 0.5 - 2 * np.array(levels))
+    table = torch.from_numpy(np.array(levels, dtype=np.float32)[distances.argmin(1)])
+
+    def nearest(values: Tensor) -> Tensor:
+        at = values.add_(values).floor_().clamp_(low, high).to(torch.int32).bitwise_and_(size - 1)
+        return values.copy_(table.to(values).index_select(0, at.flatten()).view(values.shape))
+    return nearest
+
+
+@cache
+def _nearest_of(kind: str) -> Callable[[Tensor], Tensor]:
+    grid = GgmlGrid(kind)
+    return _even(grid.lowest, grid.highest) if grid.layout.levels is None else _uneven(grid.layout.levels)
+
+
+_NEXT = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 """The grid that replaces one whose blocks of 256 do not divide a row, as llama.cpp does."""
+_NEXT_WITH_ZEROS = _NEXT | {"q3_k": "q4_0"}
+"""The same where zeros have to stay zeros: of grids that hold them, to grids that do."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +114,28 @@ class GgmlGrid:
     @property
     def lowest(self) -> int:
         """The lowest code that rounding uses; q8_0 is kept symmetric, as in ggml."""
+        if self.layout.levels is not None:
+            return self.layout.levels[0]
         return 0 if self.layout.minimum else -127 if self.type == "q8_0" else -(1 << (self.layout.bits - 1))
 
     @property
     def highest(self) -> int:
         """The highest code."""
+        if self.layout.levels is not None:
+            return self.layout.levels[-1]
         return (1 << self.layout.bits) - 1 if self.layout.minimum else (1 << (self.layout.bits - 1)) - 1
+
+    @property
+    def outermost(self) -> tuple[int, int]:
+        """Where the weight of largest magnitude lies with a step of either sign, on grids without a minimum: at the lowest
+        code, or at its mirror image, which even grids clamp to the highest code."""
+        return self.lowest, -self.lowest if self.layout.levels is None else self.highest
+
+    @property
+    def nearest(self) -> Callable[[Tensor], Tensor]:
+        """What replaces values, in units of the step, by the codes nearest to them, in place, and returns them; of two codes
+        that are equally near, the even one, or the higher one where levels are uneven."""
+        return _nearest_of(self.type)
 
     @property
     def bits_per_weight(self) -> float:
@@ -90,7 +145,7 @@ class GgmlGrid:
     @property
     def holds_zeros(self) -> bool:
         """Whether zero is always a level, so that pruned weights stay pruned."""
-        return not self.layout.minimum
+        return not self.layout.minimum and self.layout.levels is None
 
     @property
     def plain_hf(self) -> bool:
@@ -101,9 +156,13 @@ class GgmlGrid:
         """The grid as JSON, from which `grid_from` makes an equal one."""
         return {"type": self.type}
 
-    def fitting(self, d_in: int) -> GgmlGrid | None:
-        """This grid where its blocks divide a row, else the next one whose blocks do; None where none does."""
-        grid = self if d_in % self.layout.block == 0 else GgmlGrid(_NEXT.get(self.type, self.type))
+    def fitting(self, d_in: int, *, zeros: bool = False) -> GgmlGrid | None:
+        """This grid where its blocks divide a row, else the next one whose blocks do; None where none does.
+
+        With `zeros`, a grid that holds the zeros of a pruned model is replaced by one that does.
+        """
+        others = _NEXT_WITH_ZEROS if zeros else _NEXT
+        grid = self if d_in % self.layout.block == 0 else GgmlGrid(others.get(self.type, self.type))
         return grid if d_in % grid.layout.block == 0 else None
 
     def stored_bytes(self, d_out: int, d_in: int, scale_bytes: int = 2) -> int:
@@ -115,7 +174,7 @@ class GgmlGrid:
 class Blocks:
     """A weight on a grid of ggml.
 
-    codes    (d_out, d_in) int8, in [lowest, highest]
+    codes    (d_out, d_in) int8, in [lowest, highest]; where levels are uneven, the levels themselves
     step     (d_out, blocks) float32 that 16 bits hold
     low      (d_out, blocks) float32 that 16 bits hold, on grids with a minimum: added where a block has one part,
              multiplied by `lows` and subtracted where it has several
@@ -173,7 +232,8 @@ def encode(blocks: Blocks) -> Bytes:
     d_out, d_in = blocks.codes.shape
     count = d_out * d_in // layout.block
     signed = blocks.codes.numpy().reshape(count, layout.block).astype(np.int16)
-    codes = (signed - _OFFSETS[blocks.grid.type]).astype(np.uint8)
+    codes = ((signed - _OFFSETS[blocks.grid.type]) if layout.levels is None else np.searchsorted(layout.levels, signed)
+             ).astype(np.uint8)
 
     def numbers(values: Tensor | None) -> Bytes:
         assert values is not None
@@ -196,7 +256,8 @@ def decode(data: Tensor | Bytes, grid: GgmlGrid) -> Blocks:
     def matrix(values: Bytes | None, dtype: torch.dtype) -> Tensor | None:
         return None if values is None else torch.from_numpy(np.ascontiguousarray(values).reshape(d_out, -1)).to(dtype)
 
-    signed = torch.from_numpy((codes.astype(np.int16) + _OFFSETS[grid.type]).astype(np.int8).reshape(d_out, -1))
+    values = (codes.astype(np.int16) + _OFFSETS[grid.type]) if layout.levels is None else np.array(layout.levels)[codes]
+    signed = torch.from_numpy(values.astype(np.int8).reshape(d_out, -1))
     steps = matrix(step, torch.float32)
     assert steps is not None
     return Blocks(signed, steps, matrix(low, torch.float32), matrix(scales, torch.int16), matrix(lows, torch.int16), grid)
@@ -206,6 +267,9 @@ def decode(data: Tensor | Bytes, grid: GgmlGrid) -> Blocks:
 
 _OFFSETS = dict.fromkeys(LAYOUTS, 0) | {"q4_0": -8, "q5_0": -16, "q3_k": -4, "q6_k": -32}
 """What is added to a stored code to give the signed one."""
+
+_SIMPLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl")
+"""Grids with one part a block."""
 
 _Numbers = Callable[[Tensor | None], Bytes]
 """Turns a 16-bit number of each block into bytes."""
@@ -335,10 +399,21 @@ def _decode_q6_k(rows: Bytes) -> _Decoded:
     return codes, _number(rows, 208), None, np.ascontiguousarray(rows[:, 192:208]).view(np.int8).astype(np.int16), None
 
 
+def _encode_iq4_xs(codes: Bytes, blocks: Blocks, numbers: _Numbers, integers: _Integers) -> list[Bytes]:
+    scales = (integers(blocks.scales) + 32).astype(np.uint8)
+    return [numbers(blocks.step), _stack(scales >> 4, 4, 2), _stack(scales & 0x0F, 2, 4), _stack(codes, 32, 4)]
+
+
+def _decode_iq4_xs(rows: Bytes) -> _Decoded:
+    scales = (_unstack(rows[:, 4:8], 2, 4) | (_unstack(rows[:, 2:4], 4, 2) << 4)).astype(np.int16) - 32
+    return _unstack(rows[:, 8:], 32, 4), _number(rows, 0), None, scales, None
+
+
 _ENCODERS: dict[str, _Encoder] = {
-    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"), _encode_simple),
-    "q2_k": _encode_q2_k, "q3_k": _encode_q3_k, "q4_k": _encode_q4_k, "q5_k": _encode_q4_k, "q6_k": _encode_q6_k}
+    **dict.fromkeys(_SIMPLE, _encode_simple),
+    "q2_k": _encode_q2_k, "q3_k": _encode_q3_k, "q4_k": _encode_q4_k, "q5_k": _encode_q4_k, "q6_k": _encode_q6_k,
+    "iq4_xs": _encode_iq4_xs}
 _DECODERS: dict[str, _Decoder] = {
-    **{name: _decode_simple(LAYOUTS[name]) for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")},
+    **{name: _decode_simple(LAYOUTS[name]) for name in _SIMPLE},
     "q2_k": _decode_q2_k, "q3_k": _decode_q3_k, "q4_k": _decode_q4_k(LAYOUTS["q4_k"]),
-    "q5_k": _decode_q4_k(LAYOUTS["q5_k"]), "q6_k": _decode_q6_k}
+    "q5_k": _decode_q4_k(LAYOUTS["q5_k"]), "q6_k": _decode_q6_k, "iq4_xs": _decode_iq4_xs}

@@ -31,6 +31,8 @@ AT_ONCE = 2
 """How many times OUTPUTS rows are rounded at once by compiled loops; each takes about 24 bytes a weight."""
 GROUPS = 8
 SPANS = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06)
+UNEVEN_SPANS = (0.9, 0.95, 1.0, 1.05, 1.1, 1.16, 1.22)
+"""Shares of a part's range that its levels may cover, and those of uneven levels, the outermost of which lie far apart."""
 TRIED = 4
 LOCAL_ROUNDS = 2
 
@@ -358,11 +360,11 @@ class _Rows:
         slopes, steps, places = slope.unbind(), metric.unbind(1), list(zip(codes.unbind(), values.unbind(), strict=True))
         power = metric.diagonal().reciprocal().tolist()
         scale, offset, inverse = scales.step[0], scales.offset[0], _inverse(scales.step[0])
-        lowest, highest = self.grid.lowest, self.grid.highest
+        nearest = self.grid.nearest
         for _ in range(LOCAL_ROUNDS):
             for column, (code, value) in enumerate(places):
                 torch.add(value, slopes[column], alpha=power[column], out=code)
-                code.sub_(offset).mul_(inverse).round_().clamp_(lowest, highest)
+                nearest(code.sub_(offset).mul_(inverse))
                 new = torch.addcmul(offset, code, scale)
                 if keep is not None:
                     code.mul_(keep[column])
@@ -471,12 +473,12 @@ def _ranges(aim: Tensor, importance: Tensor, grid: GgmlGrid) -> tuple[Tensor, Te
     Returns both as (candidates, rows); the refit weights columns by `importance` (columns,).
     """
     layout: Layout = grid.layout
-    spans = aim.new_tensor(SPANS)[:, None]
     weights = importance[None, :, None]
     if not layout.minimum:
         most = aim.gather(0, aim.abs().argmax(0, keepdim=True))
-        step = torch.cat([most * spans / grid.lowest, -most * spans / grid.lowest])
-        codes = (aim[None] * _inverse(step)[:, None]).round_().clamp_(grid.lowest, grid.highest)
+        spans = aim.new_tensor(SPANS if layout.levels is None else UNEVEN_SPANS)[:, None]
+        step = torch.cat([most * spans / code for code in grid.outermost])
+        codes = grid.nearest(aim[None] * _inverse(step)[:, None])
         weighted = codes * weights
         power, pull = (weighted * codes).sum(1), (weighted * aim[None]).sum(1)
         refit = torch.where(power > 0, pull / power.clamp(min=1e-30), step)
@@ -489,7 +491,7 @@ def _ranges(aim: Tensor, importance: Tensor, grid: GgmlGrid) -> tuple[Tensor, Te
     left, right = (aim.new_tensor(side)[:, None] for side in zip(*wide, strict=True))
     offset = middle + (lowest - middle) * left
     step = ((middle + (highest - middle) * right - offset) / grid.highest).clamp(min=1e-12)
-    codes = ((aim[None] - offset[:, None]) / step[:, None]).round_().clamp_(0, grid.highest)
+    codes = grid.nearest((aim[None] - offset[:, None]) / step[:, None])
     weighted = codes * weights
     total, first, second = importance.sum(), weighted.sum(1), (weighted * codes).sum(1)
     plain, product = (weights * aim[None]).sum(1), (weighted * aim[None]).sum(1)
@@ -507,7 +509,7 @@ def _ranges(aim: Tensor, importance: Tensor, grid: GgmlGrid) -> tuple[Tensor, Te
 
 def _cheap_loss(aim: Tensor, importance: Tensor, step: Tensor, offset: Tensor, grid: GgmlGrid) -> Tensor:
     """Weighted squared error of plain rounding for each candidate, (candidates, rows)."""
-    errors = (aim[None] - offset[:, None]).mul_(_inverse(step)[:, None]).round_().clamp_(grid.lowest, grid.highest)
+    errors = grid.nearest((aim[None] - offset[:, None]).mul_(_inverse(step)[:, None]))
     errors.mul_(step[:, None]).add_(offset[:, None]).sub_(aim[None]).square_()
     return (errors * importance[None, :, None]).sum(1)
 
@@ -526,11 +528,11 @@ def _compensated(aim: Tensor, inner: Tensor, tried: _Scales, grid: GgmlGrid, kee
     passing = (inner / inner.diagonal()[:, None]).unbind(1)
     kept = None if keep is None else keep.unbind()
     places = list(zip(aim.unbind(), wanted.unbind(), codes.unbind(), strict=True))
-    lowest, highest = grid.lowest, grid.highest
+    nearest = grid.nearest
     for column in range(columns - 1, -1, -1):
         target, here, code = places[column]
         torch.sub(here, tried.offset, out=code)
-        code.mul_(inverse).round_().clamp_(lowest, highest)
+        nearest(code.mul_(inverse))
         value = torch.addcmul(tried.offset, code, tried.step)
         if kept is not None:
             code.mul_(kept[column])

@@ -125,6 +125,22 @@ def whole(_context, value):
     return lanes(lanes), lambda _context, builder, _signature, values: _called(builder, "rint", *values)
 
 
+def nearest_of(levels):
+    """An intrinsic that gives the nearest of some rising levels, in each lane; of two equally near ones the higher."""
+    def chosen(builder, value, low, high):
+        if high - low == 1:
+            return _constant(levels[low])
+        middle = (low + high) // 2
+        below = builder.fcmp_ordered("<", value, _constant((levels[middle - 1] + levels[middle]) / 2))
+        return builder.select(below, chosen(builder, value, low, middle), chosen(builder, value, middle, high))
+
+    @intrinsic
+    def nearest(_context, value):
+        return lanes(lanes), lambda _context, builder, _signature, values: chosen(builder, values[0], 0, len(levels))
+
+    return nearest
+
+
 @intrinsic
 def inverse(_context, value):
     """1 / value, or 0 for 0."""

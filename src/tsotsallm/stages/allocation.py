@@ -18,7 +18,7 @@ from tsotsallm.stages.contract import LinearEdit
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.units import human_bytes
 
-MIXED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
+MIXED = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")
 DENSE = "f16"
 """What a matrix on no grid takes in a GGUF file: 16 bits, and nothing is lost."""
 MIXED_WITH_ZEROS = ("q3_k", "q4_0", "q5_0", "q6_k", "q8_0")
@@ -26,7 +26,7 @@ MIXED_WITH_ZEROS = ("q3_k", "q4_0", "q5_0", "q6_k", "q8_0")
 
 def candidates(d_in: int, *, zeros: bool = False) -> list[GgmlGrid]:
     """The grids that a matrix with rows so long can take, each once, the smallest first."""
-    found = [GgmlGrid(name).fitting(d_in) for name in (MIXED_WITH_ZEROS if zeros else MIXED)]
+    found = [GgmlGrid(name).fitting(d_in, zeros=zeros) for name in (MIXED_WITH_ZEROS if zeros else MIXED)]
     unique = {grid for grid in found if grid is not None}
     return sorted(unique, key=lambda grid: (grid.bits_per_weight, grid.type))
 

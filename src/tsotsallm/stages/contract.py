@@ -235,8 +235,8 @@ class Stage:
         """What the stage takes besides the pass that it is done in."""
         return Cost()
 
-    def remarks(self, spec: ModelSpec) -> list[str]:
-        """What a user should know of how the stage fits the model."""
+    def remarks(self, model: Model) -> list[str]:
+        """What a user should know of how the stage fits the model that it leaves."""
         return []
 
     # -- what it must find out first ----------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 import torch
 
 from tsotsallm.checkpoint.shapes import linear_shapes
-from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import RecipeError
 from tsotsallm.files import Json, JsonObject
@@ -75,8 +74,9 @@ class Depth(LayerChoice):
                               f"{self.protect.first} and last {self.protect.last} protected only {max(free, 0)} can go; "
                               "remove fewer or protect less")
 
-    def remarks(self, spec: ModelSpec) -> list[str]:
+    def remarks(self, model: Model) -> list[str]:
         """What is not known of removing layers where a norm stands behind every branch."""
+        spec = model.spec
         if not spec.traits.behind:
             return []
         return [f"in {spec.family} a norm stands behind every branch; the sources of depth (arXiv:2402.02834, 2403.03853) "

@@ -86,9 +86,9 @@ class Neurons(LayerEdit):
             raise RecipeError(f"neurons.feed_forward {self.feed_forward} of {spec.feed_forward} neurons leaves all of them "
                               "when rounded to the multiple that grids need; remove more, or set multiple: 32")
 
-    def remarks(self, spec: ModelSpec) -> list[str]:
+    def remarks(self, model: Model) -> list[str]:
         """What fewer heads mean in families whose norms or engines count them."""
-        found = []
+        found, spec = [], model.spec
         if self.kv_groups and spec.traits.gguf.square:
             found.append(f"llama.cpp requires of {spec.family} that all heads together are as wide as the hidden states: "
                          "with fewer the result runs in transformers, but is not exported as GGUF")

@@ -29,7 +29,7 @@ from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.trainee import Place
 from tsotsallm.validation import NotNegative, Share
 
-GgufGrid = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"]
+GgufGrid = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k", "q2_k"]
 END_PASSES = 2
 COUPLING_DAMP = 0.5
 """Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
@@ -122,13 +122,14 @@ class Quantize(LinearEdit):
 
     # -- its grids ----------------------------------------------------------------------------------------------
 
-    def grid_for(self, d_in: int) -> Grid | None:
-        """The grid that a linear with rows so long is stored on; None where it stays in 16 bits."""
+    def grid_for(self, d_in: int, *, zeros: bool = False) -> Grid | None:
+        """The grid that a linear with rows so long is stored on, whether its zeros were made on purpose or not; None where
+        it stays in 16 bits."""
         raise RecipeError(f"{type(self).__name__} has no grid")
 
-    def grid_at(self, place: Place, d_in: int) -> Grid | None:
+    def grid_at(self, place: Place, d_in: int, *, zeros: bool = False) -> Grid | None:
         """The grid of one linear, decisions included."""
-        return self.grid_for(d_in)
+        return self.grid_for(d_in, zeros=zeros)
 
     @property
     def extra_bits(self) -> float:
@@ -181,7 +182,8 @@ class Quantize(LinearEdit):
         linears = linear_shapes(model.spec, index)
         for name, shape in layer_shapes(model.spec, index).items():
             linear = linears.get(name.removesuffix(".weight"))
-            grid = self.grid_at((index, name.removesuffix(".weight")), linear[1]) if linear is not None else None
+            grid = None if linear is None else self.grid_at((index, name.removesuffix(".weight")), linear[1],
+                                                            zeros=model.sparse)
             packed = packed or grid is not None
             if grid is not None and linear is not None:
                 size += grid.stored_bytes(*linear, model.element) + 3 * HEADER_BYTES_PER_TENSOR
@@ -198,7 +200,7 @@ class Quantize(LinearEdit):
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
         """Put the linear on its grid: to nearest, or column by column with compensation."""
-        grid = self.grid_at((layer, linear.name), linear.d_in)
+        grid = self.grid_at((layer, linear.name), linear.d_in, zeros=linear.mask is not None)
         if grid is None:
             return
         keep = linear.mask if grid.holds_zeros else None

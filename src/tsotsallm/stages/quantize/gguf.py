@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from tsotsallm.checkpoint.shapes import linear_shapes
-from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.errors import RecipeError
 from tsotsallm.files import Json
 from tsotsallm.numerics.ggml import GgmlGrid
@@ -27,7 +26,7 @@ class BlockQuantize(Quantize):
     couple      rows compensate for each other's errors, by how the loss couples their outputs; needs `weigh`, whose sweep
                 back finds that too (by default with gptq)
     passes      how often scales and codes are chosen again with all others as they stand
-    lose_zeros  take a grid with a minimum for a pruned model, although it does not hold all zeros
+    lose_zeros  take a grid without a level at zero for a pruned model, although it does not hold all zeros
     """
 
     named: ClassVar[tuple[str, ...]] = OWN
@@ -105,23 +104,24 @@ class GgufQuantize(BlockQuantize):
         """The grid that linears are put on where its blocks divide their rows."""
         return GgmlGrid(self.grid)
 
-    def grid_for(self, d_in: int) -> Grid | None:
+    def grid_for(self, d_in: int, *, zeros: bool = False) -> Grid | None:
         """The grid, or the next one whose blocks divide the row; None for 16 bits."""
-        return self.levels.fitting(d_in)
+        return self.levels.fitting(d_in, zeros=zeros)
 
     def check(self, model: Model) -> None:
         """Raise RecipeError where zeros would be lost, or where no linear has whole blocks."""
         super().check(model)
         if model.sparse and not self.levels.holds_zeros and not self.lose_zeros:
-            raise RecipeError(f"quantize.grid {self.grid} gives every part a minimum of its own and does not hold the zeros "
-                              "of a pruned model; take q4_0, q5_0, q8_0, q3_k or q6_k, or write lose_zeros: true")
+            why = "gives every part a minimum of its own" if self.levels.layout.minimum else "has no level at zero"
+            raise RecipeError(f"quantize.grid {self.grid} {why} and does not hold the zeros of a pruned model; take q4_0, "
+                              "q5_0, q8_0, q3_k or q6_k, or write lose_zeros: true")
         self._require_blocks(model)
 
-    def remarks(self, spec: ModelSpec) -> list[str]:
+    def remarks(self, model: Model) -> list[str]:
         """Which linears take another grid, or none."""
         elsewhere: dict[str, list[str]] = {}
-        for name, (_, d_in) in linear_shapes(spec, 0).items():
-            fits = self.levels.fitting(d_in)
+        for name, (_, d_in) in linear_shapes(model.spec, 0).items():
+            fits = self.levels.fitting(d_in, zeros=model.sparse)
             if fits != self.levels:
                 place = f"on {fits.type}" if fits is not None else "in 16 bits"
                 elsewhere.setdefault(place, []).append(f"{name.rpartition('.')[2]} ({d_in} columns)")

@@ -130,11 +130,11 @@ class IntegerQuantize(Quantize):
         return grid_from({"type": self.grid, "bits": self.bits, "group": None if self.group == "channel" else self.group,
                           "symmetric": self.symmetric})
 
-    def grid_for(self, d_in: int) -> Grid:
+    def grid_for(self, d_in: int, *, zeros: bool = False) -> Grid:
         """The same grid for all widths."""
         return self.levels
 
-    def grid_at(self, place: Place, d_in: int) -> Grid:
+    def grid_at(self, place: Place, d_in: int, *, zeros: bool = False) -> Grid:
         """The grid, with more bits for linears that the survey chose."""
         grid = self.levels
         if isinstance(grid, IntegerGrid) and self.keep is not None and place in (self.chosen or ()):

@@ -19,7 +19,7 @@ from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.files import Json, JsonObject, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.grids import Grid
-from tsotsallm.stages.allocation import DENSE, MIXED, Probe, allocate, candidates
+from tsotsallm.stages.allocation import DENSE, MIXED, MIXED_WITH_ZEROS, Probe, allocate, candidates
 from tsotsallm.stages.contract import LinearEdit, Model, Workplace, decided_later
 from tsotsallm.stages.ends import end_losses, end_modules, head_gram
 from tsotsallm.stages.quantize.common import GgufGrid
@@ -88,8 +88,9 @@ class MixedQuantize(BlockQuantize):
 
     @property
     def measured_by(self) -> list[Json]:
-        """Everything but the budget and how it is spent: the losses are the same."""
-        return [self.name, self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None}]
+        """The candidates, and everything but the budget and how it is spent: the losses are the same."""
+        return [self.name, [*MIXED, *MIXED_WITH_ZEROS],
+                self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None}]
 
     @property
     def surveys(self) -> bool:
@@ -101,14 +102,14 @@ class MixedQuantize(BlockQuantize):
         """Always: linears with the same inputs may take different grids."""
         return True
 
-    def grid_for(self, d_in: int) -> Grid | None:
+    def grid_for(self, d_in: int, *, zeros: bool = False) -> Grid | None:
         """The largest that a matrix may get."""
         return GgmlGrid(MIXED[-1]).fitting(d_in)
 
-    def grid_at(self, place: Place, d_in: int) -> Grid | None:
+    def grid_at(self, place: Place, d_in: int, *, zeros: bool = False) -> Grid | None:
         """The grid that the survey assigned; None for 16 bits."""
         if self.assigned is None:
-            return self.grid_for(d_in)
+            return self.grid_for(d_in, zeros=zeros)
         grid = self.assigned.get(f"{place[0]}.{place[1]}")
         return None if grid is None else GgmlGrid(grid)
 
