@@ -1,6 +1,7 @@
 """What a busy neighbour costs: seconds of `compress`, alone and beside other programs, medians; judged.
 
     python benchmarks/busy.py [--rounds 3] [--neighbours 0,1,2] [--later] [--threads N] [--recipe gptq:q4_0]
+                             [--model FILE --calibration TEXT]
 
 Neighbours are plain busy loops, pinned to nothing. Rounds take turns (alone, beside one, beside two, alone, ...), so that
 what else the machine does meets all alike; where it is not quiet, that is said. With `--later` neighbours begin two seconds
@@ -45,10 +46,10 @@ def busy(count: int) -> Iterator[None]:
             one.wait()
 
 
-def measured(recipe: str, neighbours: int, options: list[str], *, later: bool) -> tuple[float, float]:
+def measured(model: str, recipe: str, neighbours: int, options: list[str], *, later: bool) -> tuple[float, float]:
     """Seconds of a run beside so many busy loops, and how many cores were used by programs other than these."""
     folder = Path(tempfile.mkdtemp())
-    command = [sys.executable, "-m", "tsotsallm", "compress", "embedded", recipe, "--windows", "4", "--window", "256", "-o",
+    command = [sys.executable, "-m", "tsotsallm", "compress", model, recipe, "--windows", "4", "--window", "256", "-o",
                str(folder / "out"), *options]
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
@@ -82,13 +83,16 @@ def main() -> int:
     parser.add_argument("--later", action="store_true")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--recipe", default="gptq:q4_0")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--calibration")
     asked = parser.parse_args()
     counts = [int(one) for one in asked.neighbours.split(",")]
     options = [] if asked.threads is None else ["--threads", str(asked.threads)]
+    options += [] if asked.calibration is None else ["--calibration", asked.calibration]
     found: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
     for number in range(asked.rounds):
         for count in counts:
-            found[count].append(measured(asked.recipe, count, options, later=asked.later))
+            found[count].append(measured(asked.model, asked.recipe, count, options, later=asked.later))
             print(f"round {number + 1}, {count} neighbours: {found[count][-1][0]:.1f} s", file=sys.stderr)
     medians = {count: statistics.median(seconds for seconds, _ in runs) for count, runs in found.items()}
     print(f"{psutil.cpu_count()} processors, {asked.rounds} rounds, neighbours {'later' if asked.later else 'before'}")

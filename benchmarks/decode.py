@@ -1,11 +1,11 @@
 """Decoding speed in llama.cpp against what memory allows: bandwidth ÷ bytes read for a token, in one run.
 
-    python benchmarks/decode.py --work DIR [--shape llama-3.2-1b] [--grids q4_k,f16] [--threads 1,2]
+    python benchmarks/decode.py --work DIR [--shape llama-3.2-1b] [--grids q4_k,f16] [--threads 1,2] [--model MODEL]
 
-A random checkpoint of a real shape is rounded to each grid (embeddings to Q6_K, as they are the head) and exported; f16 is
-the checkpoint itself. A token reads every weight once, the tied embeddings as the head, and the cache of the tokens
-before it. Bandwidth is that of summing an array of 512 MB, which a core reads and adds up in a few instructions a line;
-medians of rounds that take turns with decoding.
+A random checkpoint of a real shape, or with --model a real one, is rounded to each grid (embeddings, which are the head, to
+Q6_K, or Q8_0 where that does not fit) and exported; f16 is the checkpoint itself. A token reads every weight once, the tied
+embeddings as the head, and the cache of the tokens before it. Bandwidth is that of summing an array of 512 MB, which a core
+reads and adds up in a few instructions a line; medians of rounds that take turns with decoding.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import torch
 
 import tsotsallm
 from tsotsallm.api.export import to_gguf
+from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine.llama import Llama
 from tsotsallm.evaluation.cost import measure_gguf_speed
+from tsotsallm.numerics.ggml import GgmlGrid
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.scale import SHAPES, make_checkpoint
@@ -56,15 +58,19 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
     parser.add_argument("--grids", default="q4_k,f16")
     parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--model", type=Path)
     asked = parser.parse_args()
-    source = asked.work / asked.shape
+    asked.work.mkdir(parents=True, exist_ok=True)
+    source = asked.model or asked.work / asked.shape
     if not source.exists():
         make_checkpoint(source, SHAPES[asked.shape], None)
-    files = []
+    ends, files = GgmlGrid("q6_k").fitting(Checkpoint.open(source).spec.hidden), []
+    if ends is None:
+        raise SystemExit(f"no grid fits the embeddings of {source}")
     for grid in asked.grids.split(","):
         packed, file = source if grid == "f16" else asked.work / grid, asked.work / f"{grid}.gguf"
         if not packed.exists():
-            tsotsallm.compress(source, [{"quantize": {"grid": grid, "method": "rtn", "ends": "q6_k"}}], packed)
+            tsotsallm.compress(source, [{"quantize": {"grid": grid, "method": "rtn", "ends": ends.type}}], packed)
         if not file.exists():
             to_gguf(packed, file, dense="f16" if grid == "f16" else None, verify=False)
         files.append(file)

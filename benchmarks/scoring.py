@@ -1,9 +1,10 @@
 """Streamed scoring of multiple choice against the resident float32 model: seconds and peak memory, each in its own process.
 
-    python benchmarks/scoring.py --items ITEMS.jsonl --text FOLDER [--work DIR] [--shape llama-3.2-1b]
+    python benchmarks/scoring.py --items ITEMS.jsonl --text FOLDER [--work DIR] [--shape llama-3.2-1b] [--model MODEL]
 
 ITEMS is HellaSwag (query, endings, label); the checkpoint is random, of real shape, with a byte-level BPE of 32,000
-tokens learned from the text files in FOLDER, so that items have as many tokens as usual. The resident model scores as
+tokens learned from the text files in FOLDER, so that items have as many tokens as usual; --model takes a real one
+instead. The resident model scores as
 lm-evaluation-harness does: every choice with its prompt, in padded batches of like lengths. Both give the same sums.
 """
 
@@ -48,13 +49,13 @@ def streamed(model: Path, items: Path, count: int, scratch: Path) -> list[float]
 
 def resident(model: Path, items: Path, count: int, scratch: Path) -> list[float]:
     import torch
-    from transformers import AutoModelForCausalLM
 
+    import tsotsallm
     from tsotsallm.evaluation.task_run import open_examinee
 
     one = open_examinee(model, scratch)
     pairs = [one.pair(prompt, choice) for prompt, choices in asked(items, count) for choice in choices]
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    network, _ = tsotsallm.load(model)
     totals = [0.0] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda index: -sum(map(len, pairs[index])))
     while order:
@@ -77,10 +78,11 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("scoring"))
     parser.add_argument("--shape", default="llama-3.2-1b")
+    parser.add_argument("--model", type=Path)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--run", choices=("streamed", "resident"), help="used by the script itself")
     options = parser.parse_args()
-    model = options.work / options.shape
+    model = options.model or options.work / options.shape
     if options.run:
         from tsotsallm.machine import peak_rss_bytes
 

@@ -1,6 +1,6 @@
 """How much sooner a study ends with two single-threaded workers than with one, on this computer.
 
-    python benchmarks/several_workers.py [--workers 1,2] [--study quick]
+    python benchmarks/several_workers.py [--workers 1,2] [--study quick] [--model MODEL]
 
 Scheduler and workers are processes of their own; each number of workers gets new ones, with nothing kept from before. The
 ledgers must hold the same models, bit for bit.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.cluster.computers import computers
+from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.study.spec import read_spec
 from tsotsallm.study.study import run_study
@@ -27,8 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="1,2", type=lambda text: [int(one) for one in text.split(",")])
     parser.add_argument("--study", default="quick")
+    parser.add_argument("--model", default="embedded")
     asked = parser.parse_args()
-    spec = read_spec(asked.study, layers=14)
+    spec = read_spec(asked.study, layers=Checkpoint.open(asked.model).spec.layers)
     seconds: dict[int, float] = {}
     hashes = {}
     for count in asked.workers:
@@ -42,7 +44,7 @@ def main() -> None:
                 while len(client.workers) < count:
                     time.sleep(0.1)
                 began = time.monotonic()
-                found = run_study(spec, "embedded", folder / "study", OnCluster(client))
+                found = run_study(spec, asked.model, folder / "study", OnCluster(client))
                 seconds[count] = time.monotonic() - began
                 hashes[count] = {trial.key: trial.facts["hashes"] for trial in found.trials}
                 client.close()

@@ -1,6 +1,7 @@
 """Peak memory and seconds of LoRA steps on random checkpoints of real shape, each in a process of its own.
 
     python benchmarks/training.py llama-3.2-1b --work DIR [--layers N] [--batch 4] [--window 512] [--steps 1]
+    python benchmarks/training.py --model MODEL --work DIR
 
 Streamed LoRA on the 16-bit base, and, with --resident, LoRA and QLoRA (4 bit) with the model in memory.
 """
@@ -19,7 +20,8 @@ from scale import SHAPES, make_checkpoint, random_text
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("shape", nargs="?", choices=SHAPES, default="llama-3.2-1b")
+    parser.add_argument("--model", type=Path, help="a real model instead of a random one")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--batch", type=int, default=4)
@@ -27,14 +29,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--resident", action="store_true")
     asked = parser.parse_args()
-    source = asked.work / asked.shape
+    asked.work.mkdir(parents=True, exist_ok=True)
+    source = asked.model or asked.work / asked.shape
     if not source.exists():
         make_checkpoint(source, SHAPES[asked.shape], asked.layers)
     text = asked.work / "text.txt"
     random_text(text, words=8 * asked.window)
     ways = [("LoRA, streamed", source, "streamed")]
     if asked.resident:
-        packed = asked.work / f"{asked.shape}-packed"
+        packed = asked.work / f"{source.stem}-packed"
         if not packed.exists():
             subprocess.run([sys.executable, "-m", "tsotsallm", "compress", str(source), "rtn:4", "-o", str(packed),
                             "--json"], check=True, capture_output=True)

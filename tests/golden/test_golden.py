@@ -1,4 +1,4 @@
-"""The weights that thirteen recipes over all stages give do not change by accident.
+"""The weights that fourteen recipes over all stages give do not change by accident.
 
 The same processor, libraries and thread count give the same bytes: where this machine is on record, SHA-256 decides.
 Elsewhere the mean absolute weight is compared. A change that has to alter weights says why in docs/LOG.md and renews the

@@ -48,13 +48,17 @@ CONFIGURATIONS: dict[str, list[list[dict[str, Any]]]] = {
                  [PRUNED, {"quantize": {"bits_per_weight": 6.5, "passes": 0}}], [PRUNED, Q4]],
     "compensate": [[Q4, {"compensate": {"rank": 4}}], [PRUNED, {"compensate": {"rank": 4, "merge": True}}],
                    [Q4, {"compensate": {"rank": "auto", "budget": "12kB", "method": "svd"}}]],
+    "tune": [[Q4, {"tune": {"steps": 2, "batch": 2, "window": 48, "top": 8}}],
+             [{"quantize": {"grid": "q4_0", "passes": 1}},
+              {"tune": {"what": ["codes", "norms"], "steps": 2, "batch": 2, "window": 48, "samples": 6}}]],
 }
 """Stage -> small recipes that end with it; TEXT stands for a file of text."""
 WRONG: dict[str, dict[str, Any]] = {
     "vocabulary": {"keep": 3}, "layers": {"order": "many"}, "depth": {"remove": "one"}, "neurons": {"feed_forward": "half"},
     "replace": {"remove": "one"},
     "sparsity": {"prune": "two", "group": 4}, "adapt": {"steps": "many"}, "distill": {"samples": "all"},
-    "quantize": {"bits": "four"}, "compensate": {"rank": [4]}}
+    "quantize": {"bits": "four"}, "compensate": {"rank": [4]},
+    "tune": {"what": "everything"}}
 """Stage -> fields of a wrong type."""
 KEEP_WEIGHTS = {"layers", "depth", "vocabulary"}
 """Stages that change no matrix of a layer."""

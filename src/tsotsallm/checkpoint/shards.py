@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import parse_json, quoted, regular_size
+from tsotsallm.timing import counted
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -155,6 +156,7 @@ def _layout(pieces: dict[str, Piece]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+@counted("disk")
 def write_shard(path: Path, pieces: dict[str, Piece]) -> str:
     """Write tensors, or copies of stored ones, in the given order, flushed to disk; returns the file's sha256."""
     digest = hashlib.sha256()

@@ -13,6 +13,7 @@ from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.shards import TensorRecord
 from tsotsallm.checkpoint.spec import EMBEDDING, ModelSpec, slice_config
 from tsotsallm.errors import CorpusError
+from tsotsallm.timing import counted
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class View:
         """The stored layer behind layer `index`."""
         return self.checkpoint.spec.layer_order[self.order[index]]
 
+    @counted("disk")
     def layer(self, index: int) -> dict[str, Tensor]:
         """Effective float32 tensors of layer `index`."""
         return self.checkpoint.layer(self.stored(index))

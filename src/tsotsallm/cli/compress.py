@@ -39,6 +39,7 @@ def compress(model: Model, recipe: RecipeText,
              keep_stages: Annotated[bool, typer.Option(help="Keep the model after every stage, in OUT-stages.")] = False,
              force: Annotated[bool, typer.Option(help="Start although memory or disk seem too small.")] = False,
              restart: Restart = False,
+             timings: Annotated[bool, typer.Option(help="Print how many seconds each part of the work took.")] = False,
              task: Annotated[str | None, typer.Option(help="Tasks to evaluate the original and every stage's model on, "
                                                            "separated by commas.")] = None,
              data: Data = None, limit: Items = None, threads: Threads = None, as_json: AsJson = False) -> None:
@@ -62,6 +63,8 @@ def compress(model: Model, recipe: RecipeText,
                               restart=restart, progress=show)
         if not as_json:
             print_result(result)
+            if timings:
+                print_timings(result)
         scores = None
         if tasks:
             bar, tick = step_bar(as_json)
@@ -96,6 +99,15 @@ def print_result(result: Result) -> None:
     for stage in result.stages:
         print(f"stage   {stage}")
     print(f"model   {result.path}")
+
+
+def print_timings(result: Result) -> None:
+    """Print the seconds and the share of each part of the work."""
+    from tsotsallm.cli.lines import table
+
+    whole = sum(result.timings.values())
+    table("Time", ["part", "seconds", "share"], [[name, f"{seconds:.1f}", f"{seconds / whole:.0%}"]
+                                                 for name, seconds in result.timings.items()])
 
 
 def print_stages(scores: Examination) -> None:

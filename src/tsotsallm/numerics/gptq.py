@@ -18,6 +18,7 @@ from tsotsallm.errors import NumericsError
 from tsotsallm.machine import threads_for
 from tsotsallm.numerics.grids import IntegerGrid, Quantised
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction
+from tsotsallm.timing import counted
 
 BLOCK = 128
 SUB_BLOCK = 16
@@ -105,6 +106,7 @@ def _sweep_columns(values: Tensor, factor: Tensor, settle: Callable[[int, Tensor
                     errors[r].sub_(settle(block_low + r, wanted[r]))
 
 
+@counted("rounding")
 def gptq(weight: Tensor, factor: Tensor, order: Tensor, grid: IntegerGrid, storage: torch.dtype,
          keep: Tensor | None = None) -> Quantised:
     """Quantise with error compensation (arXiv:2210.17323, algorithm 1), scales fixed in the stored column order.
@@ -147,6 +149,7 @@ def gptq(weight: Tensor, factor: Tensor, order: Tensor, grid: IntegerGrid, stora
     return Quantised(stored_order.mT.contiguous(), scales, zero_points, grid)
 
 
+@counted("rounding")
 def sparsegpt(weight: Tensor, factor: Tensor, prune: int = 0, group: int = 0,
               prune_fraction: float = 0.0) -> tuple[Tensor, Tensor]:
     """Prune with error compensation (arXiv:2301.00774, algorithm 1); returns new weights and the mask, both (d_out, d_in).

@@ -11,6 +11,7 @@ from torch import Tensor
 from tsotsallm.errors import RecipeError
 from tsotsallm.files import JsonObject
 from tsotsallm.numerics.ggml import LAYOUTS, Blocks, GgmlGrid
+from tsotsallm.timing import counted
 
 OFF_THE_TIE = 1 - 2.0 ** -12
 
@@ -138,6 +139,7 @@ class IntegerGrid:
         zero_points = 0 if self.symmetric else groups * 4 * -(-d_out * self.bits // 32)
         return d_out * 4 * -(-d_in * self.bits // 32) + d_out * groups * scale_bytes + zero_points + 16
 
+    @counted("rounding")
     def round(self, weight: Tensor, storage: torch.dtype, keep: Tensor | None = None) -> Quantised:
         """Round a weight (d_out, d_in) to nearest; where `keep` (d_out, d_in) is False the value becomes exactly zero."""
         if keep is not None:

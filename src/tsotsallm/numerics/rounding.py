@@ -24,6 +24,7 @@ from torch import Tensor
 from tsotsallm.errors import NumericsError
 from tsotsallm.machine import COMPILED, compiler, side_by_side, threads_for
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, Layout, half
+from tsotsallm.timing import counted
 
 OUTPUTS = 1024
 """Rows that are rounded together, coupled by the metric of the outputs."""
@@ -49,6 +50,7 @@ def block_order(diagonal: Tensor, grid: GgmlGrid) -> Tensor:
     return columns[blocks.sum((1, 2)).sort(descending=True, stable=True).indices].flatten()
 
 
+@counted("rounding")
 def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGrid, *, passes: int = 1,
                     keep: Tensor | None = None, outputs: Tensor | None = None) -> Blocks:
     """Round `target` to blocks of a grid that are near to it in the metric of the Gram.
@@ -111,6 +113,7 @@ def _joined(pieces: Sequence[Blocks]) -> Blocks:
     return Blocks(codes, step, joined("low"), joined("scales"), joined("lows"), pieces[0].grid)
 
 
+@counted("rounding")
 def round_plainly(weight: Tensor, grid: GgmlGrid, keep: Tensor | None = None) -> Blocks:
     """Round a weight (d_out, d_in) to blocks of a grid, every column independently and with equal importance."""
     columns = torch.arange(weight.shape[1], device=weight.device)

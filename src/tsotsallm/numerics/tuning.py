@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,10 +70,9 @@ def tuned_values(stored: Stored, trained: Mapping[str, Tensor]) -> Tensor:
 
 def tuned(stored: Stored, trained: Mapping[str, Tensor]) -> Stored:
     """The weight whose `dequantise` gives `tuned_values`, its numbers rounded as they are stored."""
-    changed = {name: values.detach() for name, values in _changed(stored, trained).items()}
-    kinds = {name: getattr(stored, name).dtype for name in changed}
-    made: Stored = replace(stored, **{name: values.to(kinds[name]) for name, values in changed.items()})
-    return made
+    changed: dict[str, Any] = {name: values.detach().to(getattr(stored, name).dtype)
+                               for name, values in _changed(stored, trained).items()}
+    return replace(stored, **changed)
 
 
 def _changed(stored: Stored, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ from tsotsallm.run.rewriting import Rewriting
 from tsotsallm.run.work import CompressOptions, Inputs, Work
 from tsotsallm.store import link_tree
 from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.timing import Stopwatch
 from tsotsallm.training.loop import Training
 from tsotsallm.version import __version__
 
@@ -44,7 +45,7 @@ UNFINISHED = Kind("compress", frozenset({"source", "recipe", "corpus"}),
 
 @dataclass(frozen=True)
 class Result(Record):
-    """Where a finished run wrote what, and what it took."""
+    """Where a finished run wrote what, and what it took; `timings` are the seconds of each part of the work."""
 
     path: Path
     parameters: int
@@ -57,6 +58,7 @@ class Result(Record):
     stages: list[str]
     training: list[TrainingSummary]
     notes: list[str]
+    timings: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def run(inputs: Inputs, out: Path, forecast: Forecast, options: CompressOptions)
     words = {"source": inputs.name or inputs.checkpoint.directory.name, "recipe": inputs.recipe.line(),
              "corpus": _in_words(inputs.corpus, options.seed),
              "samples": ", ".join(some.training.source for stage in inputs.samples for some in stage) or "none"}
-    began = time.monotonic()
+    began, watch = time.monotonic(), Stopwatch()
     with (_kept_if_of_use(partial, scratch),
           held_work(partial, identity.plain(), UNFINISHED, words, restart=options.restart)):
         if options.restart:
@@ -103,7 +105,7 @@ def run(inputs: Inputs, out: Path, forecast: Forecast, options: CompressOptions)
     assert written.provenance is not None
     return Result(out, forecast.parameters, forecast.result_parameters, inputs.checkpoint.weight_bytes, written.weight_bytes,
                   round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages,
-                  _trained(out, len(written.provenance.training)), list(written.provenance.notes))
+                  _trained(out, len(written.provenance.training)), list(written.provenance.notes), watch.seconds())
 
 
 def _identity(inputs: Inputs, options: CompressOptions, threads: int | None) -> Identity:

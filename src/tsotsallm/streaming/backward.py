@@ -17,6 +17,7 @@ from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.score import read_rows
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
 from tsotsallm.streaming.targets import Targets, head_gradient, head_losses
+from tsotsallm.timing import part
 
 
 def all_weights(view: View) -> Load:
@@ -62,7 +63,9 @@ def backward_sweep(view: View, corpus: Corpus, scratch: Path, device: torch.devi
         with torch.enable_grad(), gradients[index].drafted() as draft:
             for batch in inputs[index].batches():
                 states = inputs[index].read(batch).to(device).requires_grad_()
-                torch.autograd.backward(frame(states), gradients[index + 1].read(batch).to(device))
+                outputs, following = frame(states), gradients[index + 1].read(batch).to(device)
+                with part("backward passes"):
+                    torch.autograd.backward(outputs, following)
                 assert states.grad is not None
                 draft.write(batch, states.grad)
             gradients_of = {}

@@ -13,6 +13,7 @@ from tsotsallm.checkpoint.shapes import final_norm, one_layer_model
 from tsotsallm.checkpoint.spec import FINAL_NORM, ModelSpec
 from tsotsallm.checkpoint.view import View
 from tsotsallm.machine import return_large_blocks
+from tsotsallm.timing import counted
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -68,6 +69,7 @@ class Frame:
         """Names of the layer's linears in the order of execution, which is that of their definition."""
         return [name for name, module in self.layer.named_modules() if isinstance(module, nn.Linear)]
 
+    @counted("forward passes")
     def __call__(self, hidden: Tensor, *, positions: Tensor | None = None, allowed: Tensor | None = None,
                  cache: Cache | None = None) -> Tensor:
         """The layer's output for windows of hidden states, (windows, tokens, width) -> the same shape.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tsotsallm.checkpoint.shards import byte_view
+from tsotsallm.timing import counted
 
 BATCH_TOKENS = 1024
 
@@ -49,6 +50,7 @@ class HiddenStates:
         if batch:
             yield batch
 
+    @counted("disk")
     def read(self, batch: Sequence[int]) -> Tensor:
         """The states of neighbouring windows, (windows, tokens, width); raises OSError where the file is too short."""
         states = torch.empty(len(batch), self.lengths[batch[0]], self.width)
@@ -61,6 +63,7 @@ class HiddenStates:
             raise OSError(f"{self.path} is too short")
         return states
 
+    @counted("disk")
     def write(self, batch: Sequence[int], states: Tensor) -> None:
         """Write the states of neighbouring windows, (windows, tokens, width)."""
         with self.path.open("r+b" if self.path.exists() else "w+b", buffering=0) as file:
@@ -82,6 +85,7 @@ class HiddenStates:
         """Whether the file is there."""
         return self.path.exists()
 
+    @counted("disk")
     def flush(self) -> None:
         """Flush the file to disk."""
         with self.path.open("r+b") as file:

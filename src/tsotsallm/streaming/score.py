@@ -19,6 +19,7 @@ from tsotsallm.streaming.frame import Frame, Load, load_final_norm
 from tsotsallm.streaming.head import head_pieces
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
+from tsotsallm.timing import counted
 
 HEAD_TOKENS = 256
 MOST_NATS = 700.0
@@ -112,6 +113,7 @@ class HeadTally:
         return self.log_normaliser - self.target_logit
 
 
+@counted("head and loss")
 @torch.no_grad()
 def head_tallies(view: View, files: Sequence[HiddenStates], corpus: Corpus, device: torch.device) -> list[HeadTally]:
     """Apply the head to the final states of a corpus in several files; returns one tally for each file."""
@@ -150,6 +152,7 @@ class Divergence:
     top_difference: Tensor
 
 
+@counted("head and loss")
 @torch.no_grad()
 def divergence(view: View, states: HiddenStates, reference: View, reference_states: HiddenStates, corpus: Corpus,
                device: torch.device) -> Divergence:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tsotsallm.numerics.gptq import reversed_factor
+from tsotsallm.timing import counted
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Gram:
         self._diagonal: Tensor | None = None
         self._factors: dict[tuple[float, str], Factor] = {}
 
+    @counted("Grams")
     def add(self, inputs: Tensor, weights: Tensor | None = None, original: Tensor | None = None) -> None:
         """Add the inputs of some tokens, (..., d_in), with their weights (tokens,) and the original's inputs."""
         rows = inputs.reshape(-1, inputs.shape[-1])
@@ -72,6 +74,7 @@ class Gram:
         assert self._matrix is not None, "a factor has taken the Gram's memory"
         return self._matrix
 
+    @counted("factors")
     def followed(self, weight: Tensor, damp: float, visit: str) -> Tensor:
         """What to add to a weight W, (d_out, d_in), so that its outputs on today's inputs are those on the original's.
 
@@ -107,6 +110,7 @@ class Gram:
             product, damping = factor.times(columns), damping - factor.damping
         return product if damping == 0.0 else product.add_(columns, alpha=damping)
 
+    @counted("factors")
     def factor(self, damp: float, visit: str, order_of: Callable[[Tensor], Tensor], *, last: bool = False) -> Factor:
         """The factor of H + damp·mean(diag H)·I; computed once for each damp and kind of order.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.head import Pieces
 from tsotsallm.streaming.score import HEAD_TOKENS
+from tsotsallm.timing import counted
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class HeadSums:
     log_rest: Tensor | None = None
 
 
+@counted("head and loss")
 @torch.no_grad()
 def head_losses(read: Callable[[Tensor], Tensor], pieces: Pieces, targets: Targets) -> tuple[Tensor, HeadSums]:
     """(loss of every learned row, (n,) float64, what its gradient needs); `read` returns rows of the final states.
@@ -131,6 +133,7 @@ def head_losses(read: Callable[[Tensor], Tensor], pieces: Pieces, targets: Targe
     return targets.temperature ** 2 * losses, HeadSums(log_normaliser, log_rest)
 
 
+@counted("head and loss")
 @torch.no_grad()
 def head_gradient(read: Callable[[Tensor], Tensor], add: Callable[[Tensor, Tensor], None], pieces: Pieces, targets: Targets,
                   sums: HeadSums) -> None:

@@ -17,6 +17,7 @@ from tsotsallm.streaming.frame import Frame
 from tsotsallm.streaming.head import HeadPiece, head_pieces, pieces_of
 from tsotsallm.streaming.score import final_states, read_rows
 from tsotsallm.streaming.targets import Targets, head_gradient, head_losses
+from tsotsallm.timing import counted, part
 from tsotsallm.training.trainee import Trained
 
 MICRO_TOKENS = 2048
@@ -45,6 +46,7 @@ class ResidentEngine:
         head = self.model.lm_head.weight
         return pieces_of(self.spec, lambda first, last: head[first:last])
 
+    @counted("forward passes")
     def _states(self, corpus: Corpus) -> Tensor:
         """Final states (tokens, hidden) of windows in one batch, padded on the right, where nothing attends."""
         lengths = [len(window) for window in corpus.windows]
@@ -68,7 +70,8 @@ class ResidentEngine:
             read = fixed.__getitem__
             losses, log_normaliser = head_losses(read, self._pieces, some)
             head_gradient(read, _adder(gradient), self._pieces, some, log_normaliser)
-            torch.autograd.backward(states, gradient)
+            with part("backward passes"):
+                torch.autograd.backward(states, gradient)
             total += float((losses * some.weights).sum())
         return total
 

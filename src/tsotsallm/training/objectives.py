@@ -19,6 +19,7 @@ from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.score import HEAD_TOKENS, final_states, read_rows
 from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.streaming.targets import Targets
+from tsotsallm.timing import part
 from tsotsallm.training.engines import Engine
 from tsotsallm.training.samples import Samples
 
@@ -147,7 +148,8 @@ class ImitatingLayer:
         for number in numbers:
             with torch.enable_grad():
                 loss = self._loss([number]) / tokens
-            torch.autograd.backward(loss)
+            with part("backward passes"):
+                torch.autograd.backward(loss)
             total += float(loss.detach())
         return total
 

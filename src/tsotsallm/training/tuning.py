@@ -78,7 +78,7 @@ class TunedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
-        weight: TunedWeight = self.tuned
+        weight: Any = self.tuned
         product: Tensor = (_Product.apply(inputs, weight, *weight.trained.values())  # type: ignore[no-untyped-call]
                            if weight.trained else functional.linear(inputs, weight.values()))
         if self.own_bias is None:

@@ -1,0 +1,45 @@
+"""Seconds by part: each without what is inside it, whatever ends it, and all together the whole."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+import tsotsallm
+from tsotsallm.timing import PARTS, Stopwatch, counted, part
+
+
+@counted("disk")
+def slept(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_a_part_has_its_seconds_without_those_inside_it() -> None:
+    watch = Stopwatch()
+    with part("forward passes"):
+        time.sleep(0.05)
+        assert slept(0.2) == 0.2
+        with pytest.raises(ZeroDivisionError), part("Grams"):
+            _ = 1 / 0
+    seconds = watch.seconds()
+    assert seconds["disk"] >= 0.2
+    assert 0.05 <= seconds["forward passes"] < seconds["disk"] + 0.05
+    assert 0 < seconds["Grams"] < 0.05
+    assert set(seconds) == {*PARTS, "rest"}
+    assert Stopwatch().seconds()["disk"] == 0
+
+
+def test_a_part_that_no_table_shows_is_refused() -> None:
+    with pytest.raises(KeyError, match="lunch"), part("lunch"):
+        pass
+
+
+def test_a_run_says_where_its_time_went(tiny: Path, text: Path, tmp_path: Path) -> None:
+    result = tsotsallm.compress(tiny, "gptq:q4_0", tmp_path / "out", calibration=text, windows=4, window=48)
+    assert all(result.timings[name] > 0 for name in PARTS)
+    assert sum(result.timings.values()) == pytest.approx(result.elapsed_s, abs=1)
+    plain = tsotsallm.compress(tiny, "wanda:2:4", tmp_path / "pruned", calibration=text, windows=4, window=48)
+    assert plain.timings["backward passes"] == plain.timings["rounding"] == 0
