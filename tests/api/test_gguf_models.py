@@ -76,9 +76,11 @@ def test_one_text_is_scored_in_llama_cpp_where_it_is_installed(file: Path, text:
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
     words = ("evaluate", file, "--text", text, "--context", 64, "--limit", 1)
-    assert "key-value caches" in command(*words)
+    assert "llama.cpp, cache in f16" in command(*words)
+    assert "key-value caches" in command(*words, "--kv", "f16,q8_0")
+    monkeypatch.setattr("tsotsallm.engine.llama.in_process", lambda: False)
     monkeypatch.setattr("tsotsallm.engine.llama.installed", lambda: False)
-    assert "protocol: windows" in command(*words)
+    assert "predicted tokens, float32" in command(*words)
 
 
 def test_tasks_are_answered_from_a_file(file: Path, plain: Path, tmp_path: Path) -> None:

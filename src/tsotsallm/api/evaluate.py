@@ -16,6 +16,7 @@ from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
 from tsotsallm.evaluation.examination import Examination, examine
+from tsotsallm.evaluation.in_llama import perplexity_in_llama
 from tsotsallm.evaluation.kv_cache import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
@@ -80,6 +81,18 @@ def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, 
     tokens_of = None if reference is None else Checkpoint.open(reference)
     return cache_perplexities(_runnable(models[0]), tokens_of, content, source,
                               [cast(CacheType, kind) for kind in kv], context=context, limit=limit, tick=tick)
+
+
+def evaluate_in_llama(model: str | Path, text: str | Path | None = None, *, reference: str | Path | None = None,
+                      context: int = 512, limit: int | None = None, tick: Tick = silent) -> Perplexity:
+    """Perplexity of a GGUF file in llama.cpp and, against a reference, its KL divergence there; windows run at once.
+
+    llama.cpp rounds activations too, so that this is what the user of the file gets. The reference is streamed in float32.
+    """
+    content, source = text_and_source(text, (reference,))
+    original = None if reference is None else Checkpoint.open(reference)
+    return perplexity_in_llama(_runnable(model), content, source, context=context, limit=limit, reference=original,
+                               reference_name=str(reference or ""), name=str(model), tick=tick)
 
 
 def _runnable(model: str | Path) -> Path:

@@ -163,10 +163,14 @@ class Request:
 
 def _kind_of(request: Request) -> Callable[[Request], None]:
     """What a request that needs no cluster asks for."""
+    from tsotsallm.engine.llama import in_process
+
     if request.harness is not None:
         return _harness
     if request.kv != "f16" or request.runs_in_llama_cpp:
-        return _gguf_speeds if request.speed else _gguf_caches
+        if request.speed:
+            return _gguf_speeds
+        return _gguf_text if request.kv == "f16" and in_process() else _gguf_caches
     if request.plan_only:
         return _forecast
     if request.task is None and len(request.models) == 1 and not (request.speed or request.country):
@@ -212,6 +216,19 @@ def _gguf_speeds(request: Request) -> None:
     _check_gguf(request)
     speeds = gguf_speeds(request.models, text=request.text, task=request.task, kv=request.kv, reference=request.reference)
     request.output({model: asdict(one) for model, one in speeds.items()}, lambda: print_speeds(speeds))
+
+
+def _gguf_text(request: Request) -> None:
+    """Perplexity of a GGUF file in llama.cpp, and its KL divergence from a reference."""
+    from tsotsallm.api.evaluate import evaluate_in_llama
+    from tsotsallm.cli.lines import step_bar
+
+    _check_gguf(request)
+    bar, tick = step_bar(request.as_json)
+    with bar:
+        score = evaluate_in_llama(request.models[0], request.text, reference=request.reference, context=request.context,
+                                  limit=request.limit, tick=tick)
+    request.output(score.plain(), lambda: print_perplexity(score))
 
 
 def _gguf_caches(request: Request) -> None:
@@ -307,7 +324,7 @@ def print_perplexity(score: Perplexity) -> None:
     protocol = score.protocol
     table(f"{score.model} on {protocol.text}", ["", "model", "original"], rows)
     print(f"protocol: {protocol.kind} of {protocol.context} tokens{', one BOS each' if protocol.bos else ''}, "
-          f"{protocol.predicted_tokens} predicted tokens, float32; ± is one standard error")
+          f"{protocol.predicted_tokens} predicted tokens, {protocol.arithmetic}; ± is one standard error")
     print(f"fits: {', '.join(name for name, holds in score.fits.items() if holds) or 'none of the target devices'}")
     print_notes(score.notes)
 

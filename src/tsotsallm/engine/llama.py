@@ -31,10 +31,11 @@ MOST_FORCED = 1e6
 
 def installed() -> bool:
     """Whether llama.cpp is available, as xllamacpp or as llama-server."""
-    return _in_process() or shutil.which("llama-server") is not None
+    return in_process() or shutil.which("llama-server") is not None
 
 
-def _in_process() -> bool:
+def in_process() -> bool:
+    """Whether llama.cpp is available as xllamacpp, in this process."""
     return importlib.util.find_spec("xllamacpp") is not None
 
 
@@ -51,7 +52,7 @@ class Llama:
 
     def __init__(self, path: Path, *, kv: CacheType = "f16", adapter: Path | None = None, context: int = 0,
                  threads: int | None = None, slots: int = 1, keep_prompt: bool = True) -> None:
-        self._program = None if _in_process() else shutil.which("llama-server")
+        self._program = None if in_process() else shutil.which("llama-server")
         if not installed():
             raise MissingExtraError("xllamacpp (or llama-server on the PATH)", "llama", "running GGUF files")
         if kv not in get_args(CacheType):

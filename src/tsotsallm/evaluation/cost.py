@@ -112,7 +112,12 @@ def count_nonzero(checkpoint: Checkpoint) -> int:
 def fits(checkpoint: Checkpoint, context: int = 512) -> dict[str, bool]:
     """Target device -> whether it holds the stored weights and a 16-bit cache of `context` tokens."""
     weights, cache = inspect_checkpoint(checkpoint).bytes, context * checkpoint.spec.kv_bytes_per_token()
-    return {device: weights <= room_for_weights(facts, cache) for device, facts in devices().items()}
+    return devices_with_room(weights, cache)
+
+
+def devices_with_room(weight_bytes: int, cache_bytes: float) -> dict[str, bool]:
+    """Target device -> whether it holds weights of these bytes and such a cache."""
+    return {device: weight_bytes <= room_for_weights(facts, int(cache_bytes)) for device, facts in devices().items()}
 
 
 def room_for_weights(device: Device, cache_bytes: int) -> int:

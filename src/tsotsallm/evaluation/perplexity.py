@@ -25,7 +25,7 @@ from tsotsallm.files import JsonObject
 from tsotsallm.records import Record, amended
 from tsotsallm.streaming.corpus import Corpus, evaluation_rows, evaluation_windows
 from tsotsallm.streaming.hidden import HiddenStates
-from tsotsallm.streaming.score import divergence, final_states, token_losses
+from tsotsallm.streaming.score import Divergence, divergence, final_states, token_losses
 from tsotsallm.streaming.sweep import Tick, silent
 
 Kind = Literal["windows", "rows"]
@@ -121,20 +121,53 @@ def window_features(view: View, corpus: Corpus, reference: tuple[View, HiddenSta
     Against a reference, given with its final states: also its loss, KL divergence in nats, and how many top tokens agree.
     """
     states = final_states(view, corpus, scratch / "model.f32", device, tick)
-    tokens, tail = [len(window) - 1 for window in corpus.windows], None
     if reference is None:
-        per_token = {"loss": token_losses(view, [states], corpus, device)[0]}
+        found: Tensor | Divergence = token_losses(view, [states], corpus, device)[0]
     else:
-        compared = divergence(view, states, *reference, corpus, device)
-        per_token = {"loss": compared.losses, "reference_loss": compared.reference_losses, "kl": compared.kl,
-                     "same_top": compared.same_top.double()}
-        tail = Tail.of(compared.kl, compared.top_difference)
+        found = divergence(view, states, *reference, corpus, device)
     states.remove()
+    return _by_window(corpus, found)
+
+
+def _by_window(corpus: Corpus, scored: Tensor | Divergence) -> tuple[dict[str, Tensor], Tail | None]:
+    """What every window adds to the measures, and the tail, from the losses of all predicted tokens or a divergence."""
+    tokens, tail = [len(window) - 1 for window in corpus.windows], None
+    if isinstance(scored, Tensor):
+        per_token = {"loss": scored}
+    else:
+        per_token = {"loss": scored.losses, "reference_loss": scored.reference_losses, "kl": scored.kl,
+                     "same_top": scored.same_top.double()}
+        tail = Tail.of(scored.kl, scored.top_difference)
     sums = {name: torch.stack([part.sum() for part in torch.split(values, tokens)]) for name, values in per_token.items()}
     sums["tokens"] = torch.tensor(tokens, dtype=torch.float64)
     if corpus.bytes_scored is not None:
         sums["bytes"] = torch.tensor(corpus.bytes_scored, dtype=torch.float64)
     return sums, tail
+
+
+def summed_up(name: str, corpus: Corpus, protocol: Protocol, scored: Tensor | Divergence, reference: str | None,
+              fitting: dict[str, bool], notes: tuple[str, ...]) -> Perplexity:
+    """The measures of a model from the losses of all predicted tokens, (tokens,) float64, or from a divergence."""
+    return _summed_up(name, corpus, protocol, *_by_window(corpus, scored), reference, fitting, notes)
+
+
+def _summed_up(name: str, corpus: Corpus, protocol: Protocol, sums: dict[str, Tensor], tail: Tail | None,
+               reference: str | None, fitting: dict[str, bool], notes: tuple[str, ...]) -> Perplexity:
+    def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
+        """Σ feature / Σ per over windows, with its standard error if windows are independent."""
+        items = torch.stack([sums[feature], sums[per]], -1).numpy()
+        measure = Measure(feature, (feature, per), ratio)
+        return measure.of(items), standard_error(measure, items)
+
+    loss, loss_error = mean("loss")
+    against: JsonObject = {}
+    if tail is not None:
+        kl, kl_error = mean("kl")
+        against = {"reference": reference, "reference_perplexity": math.exp(mean("reference_loss")[0]), "kl": kl,
+                   "kl_standard_error": kl_error, "same_top_token": mean("same_top")[0], "tail": tail}
+    bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
+    return Perplexity(name, protocol, len(corpus.windows), math.exp(loss), loss, loss_error, bits, **against, fits=fitting,
+                      notes=notes)
 
 
 def same_segmentation(checkpoint: Checkpoint, reference: Checkpoint, text: str, corpus: Corpus, context: int,
@@ -193,25 +226,11 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, refer
         original = View.of(reference) if reference is not None else None
         compared = None if original is None else (original, kept_states(original, corpus, kept or folder, where, tick))
         sums, tail = window_features(View.of(checkpoint), corpus, compared, where, folder, tick)
-
-    def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
-        """Σ feature / Σ per over windows, with its standard error if windows are independent."""
-        items = torch.stack([sums[feature], sums[per]], -1).numpy()
-        measure = Measure(feature, (feature, per), ratio)
-        return measure.of(items), standard_error(measure, items)
-
-    loss, loss_error = mean("loss")
-    against: JsonObject = {}
-    if reference is not None:
-        kl, kl_error = mean("kl")
-        against = {"reference": reference_name or str(reference.directory),
-                   "reference_perplexity": math.exp(mean("reference_loss")[0]), "kl": kl, "kl_standard_error": kl_error,
-                   "same_top_token": mean("same_top")[0], "tail": tail}
     bos = int(corpus.windows[0][0]) == codec.bos
     protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), int(sums["tokens"].sum()))
-    bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
-    return Perplexity(name or str(checkpoint.directory), protocol, len(corpus.windows), math.exp(loss), loss, loss_error,
-                      bits, **against, fits=fits(checkpoint), notes=_notes(checkpoint, reference))
+    against = None if reference is None else reference_name or str(reference.directory)
+    return _summed_up(name or str(checkpoint.directory), corpus, protocol, sums, tail, against, fits(checkpoint),
+                      _notes(checkpoint, reference))
 
 
 def _notes(checkpoint: Checkpoint, reference: Checkpoint | None) -> tuple[str, ...]:
