@@ -90,7 +90,7 @@ def test_packaged_recipes_parse() -> None:
     ("[{layers: {repeat: {1.5: 2}}}]", "the key 1.5"),
     ("layers:0-9999999999", "no model has that many"),
     ("[{layers: {repeat: {0: 1000000000}}}]", "from 1 to 100"),
-    ("gptq:²", "not a whole number"),
+    ("gptq:²", "there is no grid"),
     ("[{quantize: {damp: .nan}}]", "a number, 0 or more"),
     ("missing.yaml", "cannot be read"),
 ])
@@ -167,3 +167,8 @@ def test_per_layer_lists_move_with_their_layers(tmp_path: Path) -> None:
     kinds = source.spec.hf_config.layer_types
     moved: ModelSpec = View.of(source).reordered([3, 0, 0]).spec
     assert moved.hf_config.layer_types == [kinds[3], kinds[0], kinds[0]]
+
+
+def test_an_unknown_grid_says_what_it_is() -> None:
+    with pytest.raises(RecipeError, match="there is no grid 'q4_9'; did you mean"):
+        Recipe.parse_text("gptq:q4_9")

@@ -196,6 +196,9 @@ def test_a_finished_fit_is_not_restarted(model: Path, text: Path, tmp_path: Path
     with pytest.raises(StudyError, match="exists already"):
         fit(str(model), Target(10**6), tmp_path / "out", settings(text), restart=True)
     assert (tmp_path / "out" / "model").exists()
+    with pytest.raises(StudyError, match="is a model itself"):
+        fit(str(model), Target(10**6), model, settings(text))
+    assert not (model / "work").exists()
 
 
 def test_a_fit_without_text_says_what_to_give(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,10 +55,10 @@ def evaluate(model: str | Path, text: str | Path | None = None, *, context: int 
     windows. Where it runs is given as `options` or as keywords: device, scratch, tick.
     """
     options = amended(options or RunOptions(), keywords, evaluate)
-    checkpoint = Checkpoint.open(model)
+    checkpoint, original = Checkpoint.open(model), Checkpoint.open(reference) if reference is not None else None
     content, source = text_and_source(text, (model, reference))
     return evaluate_perplexity(
-        checkpoint, content, source=source, reference=Checkpoint.open(reference) if reference is not None else None,
+        checkpoint, content, source=source, reference=original,
         name=str(model), reference_name=str(reference or ""), context=context, kind=protocol, limit=limit,
         device=check_device(options.device), scratch=options.scratch, tick=options.tick)
 
@@ -89,8 +89,8 @@ def evaluate_in_llama(model: str | Path, text: str | Path | None = None, *, refe
 
     llama.cpp rounds activations too, so that this is what the user of the file gets. The reference is streamed in float32.
     """
-    content, source = text_and_source(text, (reference,))
     original = None if reference is None else Checkpoint.open(reference)
+    content, source = text_and_source(text, (reference,))
     return perplexity_in_llama(_runnable(model), content, source, context=context, limit=limit, reference=original,
                                reference_name=str(reference or ""), name=str(model), tick=tick)
 

@@ -47,6 +47,8 @@ def fit(model: str, target: Target, out: Path, settings: Settings | None = None,
     """
     if (out / "model").exists():
         raise StudyError(f"{out / 'model'} exists already; choose another name with -o, or delete it first")
+    if (out / "config.json").exists():
+        raise StudyError(f"{out} is a model itself; choose another name with -o")
     if target.faster_than is not None and not llama_installed():
         raise MissingExtraError("xllamacpp", "llama", "measuring how fast a model is")
     bench = Bench(model, settings or Settings(), out / "work", say, progress)

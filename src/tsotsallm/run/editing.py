@@ -78,7 +78,8 @@ class Editing(Copying):
             states = self.enter(corpus) if needs.gram else None
             originals = self.enter(corpus, "original") if needs.original_inputs else None
             for visit in self.visits(states, observe=needs.gram, options=SweepOptions(
-                    self.load, self.output.settled, self.token_weights(), originals, beyond=bool(end_grids))):
+                    self.load, self.output.settled, self.token_weights(), originals, beyond=bool(end_grids),
+                    judges=needs.held_out)):
                 self.put(visit.index, partial(self.edit_layer, edits, visit))
             if originals is not None:
                 originals.remove()

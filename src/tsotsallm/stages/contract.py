@@ -81,6 +81,7 @@ class Needs:
     output_metric       how the loss couples the outputs of a linear, found in the same sweep
     original_inputs     the inputs that the model before this pass gives each linear
     second_observation  o_proj and down_proj observed again after the linears before them were edited
+    held_out            where text is scarce, some inputs that no Gram has seen, to judge by
     gradients           gradients of an objective: the stage trains
     training_text       the calibration text as training data
     """
@@ -92,6 +93,7 @@ class Needs:
     output_metric: bool = False
     original_inputs: bool = False
     second_observation: bool = False
+    held_out: bool = False
     gradients: bool = False
     training_text: bool = False
 

@@ -11,6 +11,9 @@ from torch import Tensor
 from tsotsallm.numerics.gptq import reversed_factor
 from tsotsallm.timing import counted
 
+HELD_OUT = 1024
+"""Tokens whose inputs are held out at most."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -54,6 +57,7 @@ class Gram:
         self.tokens = 0
         self.squares: dict[str, float] = {}     # linear -> mean square of the loss's gradient by its outputs
         self.outputs: dict[str, Tensor] = {}    # linear -> the metric of its outputs (see `sensitivity.weights_of`)
+        self.held_out: Tensor | None = None     # (rows, d_in) inputs that the Gram has not seen, each times √ its weight
         self._diagonal: Tensor | None = None
         self._factors: dict[tuple[float, str], Factor] = {}
 
@@ -67,6 +71,18 @@ class Gram:
             assert original is not None
             self.lag.addmm_((original.reshape(rows.shape) - rows).mT, weighted)
         self.tokens += len(rows)
+
+    def hold_out(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """Keep the inputs of some tokens, (..., d_in), to judge edits by, at most HELD_OUT of them; they are not added."""
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        room = HELD_OUT - (0 if self.held_out is None else len(self.held_out))
+        rows = (rows if weights is None else rows * weights.to(rows).sqrt()[:, None])[:room].clone()
+        self.held_out = rows if self.held_out is None else torch.cat([self.held_out, rows])
+
+    def error_held_out(self, errors: Tensor) -> float:
+        """Σ (errors·x)² over the inputs x that were held out, each with its weight; errors (d_out, d_in)."""
+        assert self.held_out is not None
+        return float((self.held_out @ errors.mT).square().sum())
 
     @property
     def matrix(self) -> Tensor:

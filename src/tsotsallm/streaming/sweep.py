@@ -27,6 +27,10 @@ def silent(_what: str, _share: float) -> None:
     """A tick that prints nothing."""
 
 
+FEW = 4
+"""Tokens for each input below which a Gram says little of other text."""
+
+
 class TwoStates:
     """The inputs of layer i and those of layer i + 1, in two files that alternate.
 
@@ -66,6 +70,7 @@ class Visit:
     inputs     the hidden states that enter it
     originals  its inputs in the model as it was before this sweep, and the file for its outputs there
     weights    linear -> weight of each token, (tokens,)
+    judges     whether inputs are held out where there are few tokens for a Gram
     """
 
     index: int
@@ -76,6 +81,7 @@ class Visit:
     originals: tuple[HiddenStates, HiddenStates | None] | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
     tick: Tick = silent
+    judges: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -94,8 +100,10 @@ class Visit:
         """Run the corpus through the layer as it is now and accumulate the Grams of the inputs of `names`, or of all
         linears.
 
-        Linears that share an input share a Gram. With `originals`, which require that the layer is still unedited, the
-        Grams also hold their lag behind them, and the original outputs are written.
+        Linears that share an input share a Gram. Where it `judges`, a Gram for which there are fewer than FEW tokens for
+        each input leaves out a quarter of them, the last windows, and keeps some of their inputs. With `originals`, which
+        require that the layer is still unedited, the Grams also hold their lag behind them, and the original outputs are
+        written.
         """
         assert self.inputs is not None
         grams: dict[str, Gram] = {}
@@ -116,7 +124,7 @@ class Visit:
                 if name not in grams:
                     grams[name] = Gram(inputs.shape[-1], self.frame.device, follows=self.originals is not None)
                 weights = self.weights.get(name)
-                grams[name].add(inputs, None if weights is None else weights[tokens], original.get(name))
+                self._divide(grams[name], inputs, tokens, None if weights is None else weights[tokens], original.get(name))
                 shared[:] = [(inputs, grams[name])]
 
             with suppress(InputsSeen), self.frame.watching(self.names if names is None else names, add, to_the_end=False):
@@ -127,6 +135,25 @@ class Visit:
                 gram.squares[name] = float(square)
                 gram.outputs[name] = self.weights[f"{name}.outputs"]
         self.grams |= grams
+
+    def _divide(self, gram: Gram, inputs: Tensor, tokens: slice, weights: Tensor | None, original: Tensor | None) -> None:
+        """Add the inputs of tokens to a Gram, and hold out those that it should not see."""
+        assert self.inputs is not None
+        whole, width = self.inputs.tokens, inputs.shape[-1]
+        seen = whole - tokens.start
+        if self.judges and whole < FEW * width:
+            begins = [start for start in self.inputs.starts if 0 < start < whole and start >= whole - whole // 4]
+            seen = (begins[0] if begins else whole - whole // 4) - tokens.start
+        count = tokens.stop - tokens.start
+        if seen >= count:
+            gram.add(inputs, weights, original)
+            return
+        rows = inputs.reshape(-1, width)
+        if seen > 0:
+            gram.add(rows[:seen], None if weights is None else weights[:seen],
+                     None if original is None else original.reshape(-1, width)[:seen])
+        first = max(0, seen)
+        gram.hold_out(rows[first:], None if weights is None else weights[first:])
 
     def commit(self, linear: Linear) -> None:
         """Make the layer compute with a linear's effective weight from now on."""
@@ -149,6 +176,7 @@ class SweepOptions:
     weights    layer -> the weights of its tokens
     originals  inputs of the first layer for the model as it was: the corpus also runs through the unedited layers
     beyond     propagate through the last layer too
+    judges     hold out some inputs where there are few tokens; see `Visit.observe`
     """
 
     load: Callable[[int], dict[str, Tensor]] | None = None
@@ -156,6 +184,7 @@ class SweepOptions:
     weights: Callable[[int], dict[str, Tensor]] = lambda _index: {}
     originals: TwoStates | None = None
     beyond: bool = False
+    judges: bool = False
 
 
 PLAIN = SweepOptions()
@@ -177,7 +206,8 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
         release_memory()
         frame.load(index, load(index))
         inputs = states.inputs_of(index) if states is not None else None
-        visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, weights=options.weights(index), tick=tick)
+        visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, weights=options.weights(index), tick=tick,
+                      judges=options.judges)
         if originals is not None:
             after = originals.inputs_of(index + 1) if index + 1 < view.spec.layers else None
             visit.originals = originals.inputs_of(index), after

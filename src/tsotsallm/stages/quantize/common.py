@@ -19,7 +19,7 @@ from tsotsallm.errors import NumericsError, RecipeError, nearest
 from tsotsallm.files import Json, JsonObject, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.gptq import gptq, visiting_order
-from tsotsallm.numerics.grids import GRIDS, Grid
+from tsotsallm.numerics.grids import GRIDS, Grid, Stored
 from tsotsallm.numerics.rounding import OUTPUTS, block_order, round_plainly, round_to_blocks
 from tsotsallm.stages.contract import LayerFile, LinearEdit, Model, Needs, Short, whole_number
 from tsotsallm.stages.costs import HEADER_BYTES_PER_TENSOR
@@ -42,6 +42,9 @@ def _short(method: str, values: list[str]) -> JsonObject:
             return fields | {"bits_per_weight": float(values[1] if len(values) == 2 else "")}
         except ValueError:
             raise RecipeError(f"{method}:mixed takes bits a weight, such as {method}:mixed:4.2") from None
+    if values[0] not in GRIDS and not values[0].isdecimal():
+        raise RecipeError(f"{method}: there is no grid {quoted(values[0])}{nearest(values[0], (*GRIDS, 'mixed'))}; it takes "
+                          "bits, or a grid of GGUF's")
     fields |= {"grid": values[0]} if values[0] in GRIDS else {"bits": whole_number(values[0], method)}
     if len(values) == 2:
         fields["group"] = values[1] if values[1] in ("channel", "auto") else whole_number(values[1], method)
@@ -168,7 +171,8 @@ class Quantize(LinearEdit):
         """With gptq text, Grams and factors, and what `weigh`, `follow` and `sequential` ask for."""
         knows_inputs = self.method == "gptq"
         return Needs(text=knows_inputs, gram=knows_inputs, factor=knows_inputs, token_weights=bool(self.weigh),
-                     original_inputs=bool(self.follow), second_observation=self.sequential and knows_inputs)
+                     original_inputs=bool(self.follow), second_observation=self.sequential and knows_inputs,
+                     held_out=knows_inputs)
 
     def check(self, model: Model) -> None:
         """Raise RecipeError where the edit before put the linears on a grid already."""
@@ -199,14 +203,16 @@ class Quantize(LinearEdit):
                        ends=self.ends_after(model.spec, model.ends), most_bytes=self.budget_bytes(model.spec))
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
-        """Put the linear on its grid: to nearest, or column by column with compensation."""
+        """Put the linear on its grid: to nearest, or column by column with compensation.
+
+        Where inputs were held out, compensation is kept only if it lowers the error there.
+        """
         grid = self.grid_at((layer, linear.name), linear.d_in, zeros=linear.mask is not None)
         if grid is None:
             return
         keep = linear.mask if grid.holds_zeros else None
         if self.method == "rtn":
-            linear.quantise(round_plainly(linear.dense, grid, keep) if isinstance(grid, GgmlGrid) else
-                            grid.round(linear.dense, linear.storage, keep))
+            linear.quantise(self._plain(linear, grid, keep))
             return
         assert gram is not None
         visit, order_of = self._visiting(grid)
@@ -218,10 +224,21 @@ class Quantize(LinearEdit):
         if self.follow:
             aim = aim + self.follow * gram.followed(linear.reference, self.damp, visit)
         if isinstance(grid, GgmlGrid):
-            linear.quantise(round_to_blocks(aim, factor.upper, factor.order, grid, passes=self.passes_over_blocks, keep=keep,
-                                            outputs=self._metric(gram, linear)))
+            stored: Stored = round_to_blocks(aim, factor.upper, factor.order, grid, passes=self.passes_over_blocks,
+                                             keep=keep, outputs=self._metric(gram, linear))
         else:
-            linear.quantise(gptq(aim, factor.upper, factor.order, grid, linear.storage, keep))
+            stored = gptq(aim, factor.upper, factor.order, grid, linear.storage, keep)
+        if gram.held_out is not None:
+            plain = self._plain(linear, grid, keep)
+            kept, rounded = (gram.error_held_out(aim - one.dequantise()) for one in (stored, plain))
+            stored = plain if rounded < kept else stored
+        linear.quantise(stored)
+
+    @staticmethod
+    def _plain(linear: Linear, grid: Grid, keep: Tensor | None) -> Stored:
+        """The linear rounded to nearest."""
+        return (round_plainly(linear.dense, grid, keep) if isinstance(grid, GgmlGrid) else
+                grid.round(linear.dense, linear.storage, keep))
 
     @property
     def passes_over_blocks(self) -> int:
