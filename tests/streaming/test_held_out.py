@@ -20,7 +20,7 @@ from tsotsallm.streaming.sweep import SweepOptions, TwoStates, embed_corpus, swe
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("windows", "length", "seen"), [(4, 40, 120), (1, 40, 30), (40, 48, None)])
+@pytest.mark.parametrize(("windows", "length", "seen"), [(4, 30, 90), (1, 40, 30), (40, 48, None)])
 def test_the_last_quarter_is_held_out_where_text_is_scarce(tiny: Path, text: Path, tmp_path: Path, windows: int,
                                                             length: int, seen: int | None) -> None:
     view = View.of(Checkpoint(tiny))

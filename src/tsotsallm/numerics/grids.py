@@ -41,6 +41,11 @@ class Quantised:
     zero_points: Tensor | None
     grid: IntegerGrid
 
+    def rows_at(self, rows: Tensor) -> Quantised:
+        """Some rows of the weight, or all of them in another order; rows (k,) int64."""
+        points = None if self.zero_points is None else self.zero_points[rows]
+        return Quantised(self.codes[rows], self.scales[rows], points, self.grid)
+
     @property
     def finite(self) -> bool:
         """Whether every scale is a finite number."""

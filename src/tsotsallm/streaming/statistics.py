@@ -11,7 +11,7 @@ from torch import Tensor
 from tsotsallm.numerics.gptq import reversed_factor
 from tsotsallm.timing import counted
 
-HELD_OUT = 1024
+HELD_OUT = 512
 """Tokens whose inputs are held out at most."""
 
 

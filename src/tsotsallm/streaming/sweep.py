@@ -27,7 +27,7 @@ def silent(_what: str, _share: float) -> None:
     """A tick that prints nothing."""
 
 
-FEW = 4
+FEW = 2
 """Tokens for each input below which a Gram says little of other text."""
 
 

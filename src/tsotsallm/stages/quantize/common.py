@@ -35,6 +35,15 @@ COUPLING_DAMP = 0.5
 """Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
 
 
+ROWS_JUDGED = 512
+"""Rows that are judged at a time, to spare memory."""
+
+
+def _nearest(weight: Tensor, grid: Grid, storage: torch.dtype, keep: Tensor | None) -> Stored:
+    """A weight (d_out, d_in) rounded to nearest."""
+    return round_plainly(weight, grid, keep) if isinstance(grid, GgmlGrid) else grid.round(weight, storage, keep)
+
+
 def _short(method: str, values: list[str]) -> JsonObject:
     fields: JsonObject = {"method": method}
     if values[0] == "mixed":
@@ -212,7 +221,7 @@ class Quantize(LinearEdit):
             return
         keep = linear.mask if grid.holds_zeros else None
         if self.method == "rtn":
-            linear.quantise(self._plain(linear, grid, keep))
+            linear.quantise(_nearest(linear.dense, grid, linear.storage, keep))
             return
         assert gram is not None
         visit, order_of = self._visiting(grid)
@@ -228,17 +237,20 @@ class Quantize(LinearEdit):
                                              keep=keep, outputs=self._metric(gram, linear))
         else:
             stored = gptq(aim, factor.upper, factor.order, grid, linear.storage, keep)
-        if gram.held_out is not None:
-            plain = self._plain(linear, grid, keep)
-            kept, rounded = (gram.error_held_out(aim - one.dequantise()) for one in (stored, plain))
-            stored = plain if rounded < kept else stored
+        if gram.held_out is not None and self._loses(linear, grid, keep, gram, aim, stored):
+            stored = _nearest(linear.dense, grid, linear.storage, keep)
         linear.quantise(stored)
 
     @staticmethod
-    def _plain(linear: Linear, grid: Grid, keep: Tensor | None) -> Stored:
-        """The linear rounded to nearest."""
-        return (round_plainly(linear.dense, grid, keep) if isinstance(grid, GgmlGrid) else
-                grid.round(linear.dense, linear.storage, keep))
+    def _loses(linear: Linear, grid: Grid, keep: Tensor | None, gram: Gram, aim: Tensor, stored: Stored) -> bool:
+        """Whether rounding to nearest has a smaller error than `stored` on the inputs that were held out."""
+        more = 0.0
+        for first in range(0, linear.d_out, ROWS_JUDGED):
+            rows = torch.arange(first, min(first + ROWS_JUDGED, linear.d_out), device=aim.device)
+            plain = _nearest(linear.dense[rows], grid, linear.storage, None if keep is None else keep[rows])
+            more += gram.error_held_out(stored.rows_at(rows).dequantise().sub_(aim[rows]))
+            more -= gram.error_held_out(plain.dequantise().sub_(aim[rows]))
+        return more > 0
 
     @property
     def passes_over_blocks(self) -> int:
