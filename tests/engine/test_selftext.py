@@ -173,7 +173,7 @@ def test_it_is_written_once(talking: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not first.kept
     shares: list[float] = []
     text = first.text(lambda _step, share: shares.append(share))
-    assert shares == sorted(shares)
+    assert all(0 <= share <= 1 for share in shares)
     assert shares[-1] == 1
     assert [path.name for path in first.path.parent.iterdir()] == [first.path.name]
     monkeypatch.setattr(selftext, "resident", never)

@@ -54,8 +54,9 @@ WARM, COOL = 1.0, 0.7
 TOP_P = 0.95
 TRIES = 8
 """A model may write so many times the documents that would be enough at full length."""
-MOST_TOKENS = 1.25
-"""Tokens a character at most in a request: a model whose tokenizer makes more of a script hardly knows it."""
+MOST_TOKENS, MOST_RATIO = 0.9, 1.25
+"""Tokens a character at most in a request, or in relation to the leanest one, where a tokenizer cuts all into bytes: a model
+whose tokenizer makes more tokens of a script was hardly trained on it, and writes nonsense in it."""
 TEXT_STARTS = ("<|endoftext|>", "<|end_of_text|>")
 """Names of the token between texts, of models whose tokenizer puts nothing before a text."""
 
@@ -109,7 +110,7 @@ class SelfText:
     def __init__(self, checkpoint: Checkpoint, windows: int, window: int, seed: int) -> None:
         self.checkpoint, self.seed = checkpoint, seed
         self.tokens = math.ceil(MORE * windows * window)
-        self.length = min(LONGEST, checkpoint.spec.context - 1, max(window, SHORTEST))
+        self.length = max(1, min(LONGEST, checkpoint.spec.context - 1, max(window, SHORTEST)))
         self.batch = max(1, min(BATCH, CACHE_BYTES // (self.length * checkpoint.spec.kv_bytes_per_token(4))))
 
     # -- what is kept -------------------------------------------------------------------------------------------------
@@ -233,8 +234,10 @@ class SelfText:
         try:
             codec.render(_messages("a", "b"), answer=False)
             room = self.checkpoint.spec.context - self.length // 2
-            found = [prompt for prompt in prompts() if len(codec.conversation(_messages(prompt))) <= room
-                     and len(codec.encode(prompt, prefix=False)) <= MOST_TOKENS * len(prompt)]
+            cost = {prompt: len(codec.encode(prompt, prefix=False)) / len(prompt) for prompt in prompts()}
+            most = max(MOST_TOKENS, MOST_RATIO * min(cost.values()))
+            found = [prompt for prompt in prompts() if cost[prompt] <= most
+                     and len(codec.conversation(_messages(prompt))) <= room]
         except ConversationError:
             return []
         random.Random(self.seed).shuffle(found)
