@@ -69,21 +69,20 @@ def test_the_nucleus_is_the_smallest_set_with_its_share(temperature: float, top_
 
 def test_tokens_are_drawn_by_their_shares_and_by_the_seed() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, -50.0]]).expand(4000, -1)
-    drawn = Drawn(7, lambda _place: 1.0, 1.0)(logits, 5)
+    drawn = Drawn(7, 1.0, 1.0)(logits, 5)
     counts = Counter(drawn.tolist())
     for token, share in enumerate(logits[0].softmax(-1).tolist()):
         assert abs(counts[token] / 4000 - share) < 0.03
-    assert torch.equal(Drawn(7, lambda _place: 1.0, 1.0)(logits, 5), drawn)
-    assert not torch.equal(Drawn(8, lambda _place: 1.0, 1.0)(logits, 5), drawn)
-    assert set(Drawn(7, lambda _place: 1.0, 1.0, ends=[0])(logits, 0).tolist()) == {1, 2}
-    assert set(Drawn(7, lambda _place: 0.0, 0.5)(logits, 3).tolist()) == {0}
+    assert torch.equal(Drawn(7, 1.0, 1.0)(logits, 5), drawn)
+    assert not torch.equal(Drawn(8, 1.0, 1.0)(logits, 5), drawn)
+    assert set(Drawn(7, 1.0, 1.0, ends=[0])(logits, 0).tolist()) == {1, 2}
+    assert set(Drawn(7, 0.0, 0.5)(logits, 3).tolist()) == {0}
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
 
 def test_without_temperature_it_is_what_transformers_writes(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftext, "WARM", 0.0)
-    monkeypatch.setattr(selftext, "COOL", 0.0)
+    monkeypatch.setattr(selftext, "TEXT", 0.0)
     written = written_by(plain)
     codec = written.checkpoint.codec
     start = torch.tensor([codec.prefix])
@@ -96,7 +95,7 @@ def test_without_temperature_it_is_what_transformers_writes(plain: Path, monkeyp
 
 def test_answers_to_requests_are_written_without_temperature_as_transformers_does(talking: Path,
                                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftext, "COOL", 0.0)
+    monkeypatch.setattr(selftext, "ANSWERS", 0.0)
     written = written_by(talking)
     codec, text = written.checkpoint.codec, written.text()
     asked = [prompt for prompt in prompts() if f"<user>{prompt}\n<assistant>" in text]

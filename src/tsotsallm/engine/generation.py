@@ -29,12 +29,12 @@ def likeliest(logits: Tensor, _place: int) -> Tensor:
 class Drawn:
     """Draws tokens by a seed: the same for the same logits, whatever else runs in the process.
 
-    temperature  of the token at a place, counted from 0
+    temperature  0 always takes the likeliest token
     top_p        tokens are drawn among the likeliest that together have this share, at least one
     ends         tokens that no continuation begins with
     """
 
-    def __init__(self, seed: int, temperature: Callable[[int], float], top_p: float, ends: Sequence[int] = ()) -> None:
+    def __init__(self, seed: int, temperature: float, top_p: float, ends: Sequence[int] = ()) -> None:
         self.temperature, self.top_p, self.ends = temperature, top_p, list(ends)
         self.chance = torch.Generator("cpu").manual_seed(seed % (1 << 63))
 
@@ -43,7 +43,7 @@ class Drawn:
         logits = logits.float()
         if place == 0 and self.ends:
             logits = logits.index_fill(-1, torch.tensor(self.ends, device=logits.device), -torch.inf)
-        shares, tokens = nucleus(logits, self.temperature(place), self.top_p)
+        shares, tokens = nucleus(logits, self.temperature, self.top_p)
         reached = shares.cumsum(-1)
         drawn = torch.rand(len(logits), 1, generator=self.chance, dtype=reached.dtype).to(logits.device) * reached[:, -1:]
         last = (shares > 0).sum(-1, keepdim=True) - 1

@@ -47,10 +47,9 @@ LONGEST, SHORTEST = 1024, 32
 """Tokens of a document at most: as many as a window has, within these bounds and the model's context."""
 CACHE_BYTES = 1 << 30
 """Keys and values of a batch take at most so much; fewer documents are written at a time otherwise."""
-FIRST = 8
-"""The first tokens of a text, which decide what it is about."""
-WARM, COOL = 1.0, 0.7
-"""Temperature of the first tokens of a text; of its other tokens, and of answers."""
+TEXT, ANSWERS = 1.0, 0.7
+"""Temperatures. Text is drawn as the model has it: at 0.7 a small model repeats itself, and calibrates worse than no text
+(docs/LOG.md)."""
 TOP_P = 0.95
 TRIES = 8
 """A model may write so many times the documents that would be enough at full length."""
@@ -82,11 +81,6 @@ def text_start(codec: TextCodec) -> tuple[int, ...]:
     return codec.prefix or (() if first is None else (first,))
 
 
-def warmth(place: int) -> float:
-    """Temperature of the token at a place of a text: any beginning, and then what is likely."""
-    return WARM if place < FIRST else COOL
-
-
 @dataclass(frozen=True)
 class _Part:
     """One kind of text: tokens wanted, at most how many a document has, and how it is asked for and read."""
@@ -96,8 +90,7 @@ class _Part:
     usual: int
     prompts: Callable[[int, int], list[list[int]]]
     document: Callable[[int, Sequence[int], Sequence[int]], str]
-    temperature: Callable[[int], float]
-    top_p: float
+    temperature: float
 
 
 class SelfText:
@@ -121,7 +114,7 @@ class SelfText:
         codec = self.checkpoint.codec
         tokens = [codec.encode(prompt) for prompt in prompts()]         # and so the tokenizer
         key = [self.checkpoint.fingerprint(), tokens, codec.templates, codec.ends, self.seed, self.tokens, self.length,
-               __version__]
+               TEXT, ANSWERS, TOP_P, __version__]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         return cache_root() / "selftext" / f"{digest}.json"
 
@@ -219,9 +212,9 @@ class SelfText:
             said = _clean(codec.continuation(list(new)))
             return codec.render(_messages(asked[number % len(asked)], said), answer=False) if said else ""
 
-        found = [_Part("text", wanted, self.length, beginnings, text, warmth, TOP_P)]
+        found = [_Part("text", wanted, self.length, beginnings, text, TEXT)]
         if asked:
-            found.append(_Part("answers", wanted, min(self.length, 200), requests, answer, lambda _place: COOL, TOP_P))
+            found.append(_Part("answers", wanted, min(self.length, 200), requests, answer, ANSWERS))
         return found
 
     def _asked(self) -> list[str]:
@@ -272,7 +265,7 @@ class SelfText:
         asked = part.prompts(first, count)
         most = max(1, min(self.length, self.checkpoint.spec.context - max(map(len, asked))))
         seed = hashlib.sha256(f"{self.seed} {part.name} {batch}".encode()).digest()
-        draw = Drawn(int.from_bytes(seed[:8], "little"), part.temperature, part.top_p, codec.ends)
+        draw = Drawn(int.from_bytes(seed[:8], "little"), part.temperature, TOP_P, codec.ends)
 
         def choose(logits: Tensor, place: int) -> Tensor:
             share(place / most)
