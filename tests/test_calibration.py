@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,9 +20,14 @@ from tsotsallm.calibration import (
     elsewhere,
     shared_out,
     sources_of,
+    with_self_written,
 )
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.engine import selftext
+from tsotsallm.engine.selftext import SelfText
 from tsotsallm.errors import CorpusError
+from tsotsallm.study.trial import Setup, TrialJob
+from tsotsallm.study.workers import OnCluster
 
 CHATS = [{"prompt": "What is a lion?", "response": "A large cat."},
          {"messages": [{"role": "user", "content": "Name two rivers."},
@@ -113,3 +120,99 @@ def test_a_model_without_chat_template_takes_text_only(chats: Path, tmp_path: Pa
         tsotsallm.compress(build(tmp_path / "model", "llama2"), "gptq:4", tmp_path / "out", calibration=chats, windows=2,
                            window=32)
     assert not list(tmp_path.glob("out*"))
+
+
+# -- text that the model writes itself --------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("small") / "model", "llama3", num_hidden_layers=2)
+
+
+def test_a_model_is_calibrated_on_what_it_writes(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned, compressed, and stopped and resumed elsewhere: written once, with the same bytes."""
+    asked = {"calibration": "self", "windows": 4, "window": 48}
+    [said] = tsotsallm.plan(small, "gptq:4:32", **asked).warnings       # type: ignore[arg-type]
+    assert said == ("the model first writes its own calibration text, about 240 tokens, with all of it in memory (some "
+                    "minutes, once)")
+    seen: list[tuple[int, str, float]] = []
+    tsotsallm.compress(small, "gptq:4:32", tmp_path / "once", progress=lambda now: seen.append(
+        (now.sweep, now.step, now.share)), **asked)       # type: ignore[arg-type]
+    assert next(step for sweep, step, _ in seen if sweep < 0) == "the model writes its text"
+    assert [sweep for sweep, *_ in seen] == sorted(sweep for sweep, *_ in seen)
+    stored = json.loads((tmp_path / "once" / "tsotsallm.json").read_text())["calibration"]
+    assert (stored["source"], stored["given"], stored["windows"]) == ("self", "self", 4)
+
+    monkeypatch.setattr(selftext, "resident", lambda *_args, **_options: pytest.fail("written again"))
+    assert not tsotsallm.plan(small, "gptq:4:32", **asked).warnings       # type: ignore[arg-type]
+
+    def stop(now: object) -> None:
+        if getattr(now, "layer", 0) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tsotsallm.compress(small, "gptq:4:32", tmp_path / "twice", progress=stop, **asked)       # type: ignore[arg-type]
+    tsotsallm.compress(small, "gptq:4:32", tmp_path / "twice", **asked)       # type: ignore[arg-type]
+    once, twice = ({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.safetensors")}
+                   for name in ("once", "twice"))
+    assert once == twice != {}
+
+
+def test_what_the_model_writes_has_a_share(small: Path, text: Path) -> None:
+    checkpoint = Checkpoint.open(small)
+    both = calibration_corpus(checkpoint, Calibration(f"self:0.25,{text}:0.75", 8, 32, seed=3)).windows
+    alone = [*calibration_corpus(checkpoint, Calibration("self", 2, 32, seed=3)).windows,
+             *calibration_corpus(checkpoint, Calibration(str(text), 6, 32, seed=3)).windows]
+    assert all(map(torch.equal, both, alone))
+    assert len(both) == 8
+
+
+def test_a_file_that_is_called_self_is_read(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sources_of("self")[0].is_self
+    assert not sources_of("./self")[0].is_self
+    (tmp_path / "self").write_text("what is there comes first")
+    assert not sources_of("self")[0].is_self
+    assert calibration_text(Checkpoint.open(small), Calibration("self", 2, 32)).whole == "what is there comes first"
+
+
+def test_too_little_memory_to_write_is_said_before_anything_begins(small: Path, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftext, "free_ram_bytes", lambda: 1000)
+    [said] = tsotsallm.plan(small, "gptq:4:32", calibration="self", windows=4, window=48).warnings
+    assert said.startswith("the model writes its own calibration text with all of it in memory, which takes ")
+    with pytest.raises(CorpusError) as refused:
+        tsotsallm.compress(small, "gptq:4:32", tmp_path / "out", calibration="self", windows=4, window=48)
+    assert str(refused.value) == said
+    assert not list(tmp_path.iterdir())
+    assert not tsotsallm.plan(small, "rtn:4:32", calibration="self", windows=4, window=48).warnings
+
+
+def test_other_computers_get_what_was_written_here(small: Path, text: Path) -> None:
+    checkpoint = Checkpoint.open(small)
+    asked = Calibration(f"self:0.5,{text}:0.5", 8, 32)
+    [first, second] = sources_of(with_self_written(checkpoint, asked) or "")
+    assert Path(first.name).read_text("utf-8") == SelfText(checkpoint, 4, 32, 0).text()
+    assert (second.name, first.share, second.share) == (str(text), 0.5, 0.5)
+    assert with_self_written(checkpoint, Calibration(str(text))) == str(text)
+
+
+def test_a_study_sends_what_was_written_here_to_its_workers(small: Path, text: Path) -> None:
+    submitted: list[Any] = []
+    cluster = cast("Any", SimpleNamespace(submit=lambda _job, _work, given, bundles, _ram: submitted.append(
+        (given[0].calibration, [bundle.source for bundle in bundles]))))
+    setup = Setup(str(small), text=str(text), calibration="self", windows=2, window=32)
+    for number in range(2):
+        OnCluster(cluster).submit(setup, TrialJob(number, "key", []))
+    written = SelfText(Checkpoint.open(small), 2, 32, 0).path.with_suffix(".txt")
+    assert submitted == [(str(written), [str(small), str(written), str(text)])] * 2
+
+
+def test_the_embedded_model_is_calibrated_on_what_it_writes(tmp_path: Path) -> None:
+    codec = Checkpoint.open("embedded").codec
+    found = calibration_text(Checkpoint.open("embedded"), Calibration("self", 2, 32)).whole
+    assert "<|im_start|>assistant\n" in found
+    tokens = len(codec.encode(found, prefix=False))
+    assert 80 <= tokens < 8000
+    tsotsallm.compress("embedded", "gptq:4", tmp_path / "out", calibration="self", windows=2, window=32)
+    assert json.loads((tmp_path / "out" / "tsotsallm.json").read_text())["calibration"]["source"] == "self"

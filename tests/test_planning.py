@@ -173,7 +173,8 @@ def test_a_recipe_without_text_is_refused_with_what_can_be_done(tiny: Path, tmp_
     remedies = said[0].split("; ")[1:]
     assert remedies == [f"without text, at a higher loss: {instead}" if instead else "without text: another recipe, such as "
                         "rtn:4", "with a text of your own: --calibration FILE or DIR, about 40 kB of ordinary prose in the "
-                        "languages that matter to you", f"with allenai/c4 from the hub: {install_command('hub')}"]
+                        "languages that matter to you", "with text that the model writes itself, some minutes: "
+                        "--calibration self", f"with allenai/c4 from the hub: {install_command('hub')}"]
     assert not list(tmp_path.iterdir())
     tsotsallm.compress(tiny, instead or "rtn:4", tmp_path / "out")
 

@@ -1,4 +1,5 @@
-"""The text that models are calibrated on: files, conversations and data sets of the hub, alone or several with shares."""
+"""The text that models are calibrated on: files, conversations, data sets of the hub and what the model writes itself,
+alone or several with shares."""
 
 from __future__ import annotations
 
@@ -9,15 +10,19 @@ from pathlib import Path
 from tsotsallm import hub
 from tsotsallm.checkpoint.codec import TextCodec
 from tsotsallm.checkpoint.reader import Checkpoint, embedded_directory
+from tsotsallm.engine.selftext import SelfText
 from tsotsallm.errors import ConversationError, CorpusError, TsotsallmError
 from tsotsallm.files import one_line, quoted
 from tsotsallm.lab.texts import world_text
 from tsotsallm.recipe import Recipe
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.training.samples import is_instructions, read_conversations
 
 DEFAULT_TEXT = "allenai/c4"
+SELF = "self"
+"""The source that stands for text which the model writes itself, where no file or directory has this name."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Source:
-    """A file, a directory or a data set of the hub, and its share of the windows, 0 to 1."""
+    """A file, a directory, a data set of the hub or `self`, and its share of the windows, 0 to 1."""
 
     name: str
     share: float = 1.0
+
+    @property
+    def is_self(self) -> bool:
+        """Whether the model writes this text itself."""
+        return self.name == SELF and not Path(SELF).exists()
 
 
 def sources_of(given: str) -> list[Source]:
@@ -140,14 +150,46 @@ def check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
 
 
 def calibration_text(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe | None = None, *,
-                     to_train: bool = False) -> CalibrationText:
-    """The text that a recipe works on; without a source the embedded model's world, or the hub's C4."""
+                     to_train: bool = False, tick: Tick = silent) -> CalibrationText:
+    """The text that a recipe works on; without a source the embedded model's world, or the hub's C4.
+
+    What the model writes itself is written now, where it was not before; `tick` shows how far it is.
+    """
     if calibration.source is None and _is_embedded(checkpoint):
         return CalibrationText(((world_text(test=False, characters=5_000_000 if to_train else 400_000), 1.0),),
                                "the embedded world")
     given = calibration.source or DEFAULT_TEXT
-    return CalibrationText(tuple((_read(checkpoint, source.name, calibration, recipe), source.share)
-                                 for source in sources_of(given)), given)
+    written = self_text(checkpoint, calibration)
+    return CalibrationText(tuple((
+        written.text(tick) if written is not None and source.is_self else
+        _read(checkpoint, source.name, calibration, recipe), source.share) for source in sources_of(given)), given)
+
+
+def self_text(checkpoint: Checkpoint, calibration: Calibration) -> SelfText | None:
+    """What the model writes for the share that `self` has in a calibration; None where it has none. Writes nothing."""
+    sources = sources_of(calibration.source or DEFAULT_TEXT)
+    counts = shared_out(calibration.windows, [source.share for source in sources])
+    count = max((count for source, count in zip(sources, counts, strict=True) if source.is_self), default=None)
+    return None if count is None else SelfText(checkpoint, max(count, 1), calibration.window, calibration.seed)
+
+
+def self_text_note(checkpoint: Checkpoint, calibration: Calibration) -> str | None:
+    """What a plan says about text that the model is still to write; None where there is none, or it is written already."""
+    found = self_text(checkpoint, calibration)
+    if found is None or found.kept:
+        return None
+    return (f"the model first writes its own calibration text, about {found.tokens} tokens, with all of it in memory "
+            "(some minutes, once)")
+
+
+def with_self_written(checkpoint: Checkpoint, calibration: Calibration) -> str | None:
+    """The sources of a calibration with the file of what the model writes in the place of `self`; it is written now.
+
+    For other computers, whose own arithmetic would give another text.
+    """
+    found = self_text(checkpoint, calibration)
+    given = calibration.source
+    return given if given is None or found is None else elsewhere(given, {SELF: str(found.text_file())})
 
 
 def _read(checkpoint: Checkpoint, name: str, calibration: Calibration, recipe: Recipe | None) -> str:
@@ -178,22 +220,25 @@ def conversations(codec: TextCodec, source: str) -> str:
 
 
 def read_sources(given: str) -> None:
-    """Raise CorpusError where a source on this computer cannot be read."""
+    """Raise CorpusError where a source on this computer cannot be read; one that the model writes is not asked for."""
     for source in sources_of(given):
-        if not hub.is_name(source.name):
+        if not hub.is_name(source.name) and not source.is_self:
             (read_conversations if is_instructions(source.name) else texts.read_text)(source.name)
 
 
-def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration) -> Corpus:
+def calibration_corpus(checkpoint: Checkpoint, calibration: Calibration, tick: Tick = silent) -> Corpus:
     """The token windows to calibrate on."""
     check_windows(checkpoint, calibration)
-    return calibration_text(checkpoint, calibration).corpus(checkpoint.codec, calibration)
+    return calibration_text(checkpoint, calibration, tick=tick).corpus(checkpoint.codec, calibration)
 
 
 def text_obstacle(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe) -> str | None:
     """Why a recipe would be refused for want of text, and what can be done; None where there is text. Reads none."""
     if not recipe.needs_text or (calibration.source is None and _is_embedded(checkpoint)):
         return None
+    written = self_text(checkpoint, calibration)
+    if written is not None and (obstacle := written.obstacle()) is not None:
+        return obstacle
     named = [source.name for source in sources_of(calibration.source or DEFAULT_TEXT) if hub.is_name(source.name)]
     if not named:
         return None
@@ -209,7 +254,8 @@ def _without_text(calibration: Calibration, recipe: Recipe | None, source: str, 
     ways = [f"without text, at a higher loss: {other.line()}" if other is not None else
             "without text: another recipe, such as rtn:4"] if recipe is not None else []
     ways += [f"with a text of your own: --calibration FILE or DIR, about {size} kB of ordinary prose in the languages that "
-             "matter to you", f"with {source} from the hub: {obstacle}"]
+             "matter to you", f"with text that the model writes itself, some minutes: --calibration {SELF}",
+             f"with {source} from the hub: {obstacle}"]
     return f"calibration text is needed, and {found}; {'; '.join(ways)}"
 
 

@@ -7,7 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from tsotsallm.calibration import Calibration, calibration_text, check_windows, read_sources, text_obstacle
+from tsotsallm.calibration import (
+    Calibration,
+    calibration_text,
+    check_windows,
+    read_sources,
+    self_text_note,
+    text_obstacle,
+)
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
@@ -16,8 +23,9 @@ from tsotsallm.planning import Forecast, make_plan, whole_spec
 from tsotsallm.recipe import Recipe
 from tsotsallm.records import amended
 from tsotsallm.run.run import Result, run
-from tsotsallm.run.work import CompressKeywords, CompressOptions, Inputs
+from tsotsallm.run.work import CompressKeywords, CompressOptions, Inputs, Progress
 from tsotsallm.streaming import corpus as texts
+from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.samples import Samples
 
 
@@ -29,15 +37,17 @@ def _bytes_under(directory: Path) -> int:
 def plan(model: str | Path, recipe: str | Path | Sequence[object], out: str | Path = "result", *,
          calibration: str | Path | None = None, windows: int = 32, window: int = 1024, device: str = "cpu",
          keep_stages: bool = False) -> Forecast:
-    """Forecast a run without reading a tensor; a warning says where it would lack calibration text."""
+    """Forecast a run without reading a tensor; a warning says where it would lack calibration text, or where the model is to
+    write it first."""
     checkpoint, parsed = _opened(model, recipe)
     forecast = make_plan(checkpoint, parsed, Path(out), windows=windows, window=window, device=check_device(device),
                          keep_stages=keep_stages)
     asked = Calibration(None if calibration is None else str(calibration), windows, forecast.window)
+    found = text_obstacle(checkpoint, asked, parsed)
     if parsed.needs_text and asked.source is not None:
         read_sources(asked.source)
-    obstacle = text_obstacle(checkpoint, asked, parsed)
-    return forecast if obstacle is None else replace(forecast, warnings=[*forecast.warnings, obstacle])
+        found = found or self_text_note(checkpoint, asked)
+    return forecast if found is None else replace(forecast, warnings=[*forecast.warnings, found])
 
 
 def _opened(model: str | Path, recipe: str | Path | Sequence[object]) -> tuple[Checkpoint, Recipe]:
@@ -76,7 +86,10 @@ def compress(model: str | Path, recipe: str | Path | Sequence[object], out: str 
                          device=check_device(options.device), keep_stages=options.keep_stages)
     if not options.force:
         forecast.refuse_if_too_large(out, already=_bytes_under(partial_path(out)))
-    corpus, samples = _texts_of(checkpoint, parsed, settings)
+    def tick(step: str, share: float) -> None:
+        options.progress(Progress(-1, len(forecast.sweeps), "calibration:", 0, 0, step, share))
+
+    corpus, samples = _texts_of(checkpoint, parsed, settings, tick)
     inputs = Inputs(checkpoint, parsed, corpus, samples, result_source(model))
     return run(inputs, out, forecast, replace(options, window=settings.window))
 
@@ -86,14 +99,14 @@ def result_source(model: str | Path) -> str:
     return Path(model).resolve().name if Path(model).exists() else str(model)
 
 
-def _texts_of(checkpoint: Checkpoint, recipe: Recipe,
-              calibration: Calibration) -> tuple[texts.Corpus | None, list[list[Samples]]]:
+def _texts_of(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration,
+              tick: Tick) -> tuple[texts.Corpus | None, list[list[Samples]]]:
     """What a recipe calibrates and trains on, read and checked before anything starts."""
     check_windows(checkpoint, calibration)
     if not recipe.needs_text and not recipe.trainings:
         return None, []
     to_train = recipe.needs.training_text
-    text = calibration_text(checkpoint, calibration, recipe, to_train=to_train) if recipe.needs_text else None
+    text = calibration_text(checkpoint, calibration, recipe, to_train=to_train, tick=tick) if recipe.needs_text else None
     codec = checkpoint.codec
     for stage in recipe.trainings:
         stage.check_source(View.of(checkpoint))

@@ -48,6 +48,12 @@ def free_disk_bytes(path: Path) -> int:
     return int(psutil.disk_usage(str(path)).free)
 
 
+def cache_root() -> Path:
+    """The folder of what is kept between commands: $TSOTSALLM_CACHE, else ~/.cache/tsotsallm."""
+    chosen = os.environ.get("TSOTSALLM_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "tsotsallm"
+
+
 def cores() -> int:
     """Cores that this process may use, within a container's limit; two threads of one core count once."""
     allowed = len(_allowed())

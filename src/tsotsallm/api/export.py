@@ -40,7 +40,7 @@ def to_imatrix(model: str | Path, out: str | Path, *, calibration: str | Path | 
         raise ExportError(f"{path} does not end in .gguf, as engines expect of such a file")
     checkpoint = Checkpoint.open(model)
     asked = Calibration(None if calibration is None else str(calibration), windows, min(window, checkpoint.spec.context), 0)
-    corpus = calibration_corpus(checkpoint, asked)
+    corpus = calibration_corpus(checkpoint, asked, tick)
     with tempfile.TemporaryDirectory() as scratch:
         size = export_imatrix(View.of(checkpoint), corpus, path, Path(scratch), torch.device("cpu"), tick)
     return {"imatrix": str(path), "bytes": size, "source": corpus.source, "tokens": corpus.tokens, "notes": []}

@@ -42,8 +42,9 @@ GgufOrCheckpoint = Annotated[str, typer.Argument(help="Model to run: a GGUF file
 RecipeText = Annotated[str, typer.Argument(help="Recipe to follow: a YAML file, the name of a packaged recipe, inline YAML, "
                                                 "or one line such as 'depth:2, wanda:2:4, gptq:4'.")]
 Calibration = Annotated[str | None, typer.Option(help="Text to calibrate on: a text file, a directory of texts, a .jsonl "
-                                                      "file of conversations, a data set on the hub, or several with "
-                                                      "their shares (novels/:0.5,chats.jsonl:0.5).")]
+                                                      "file of conversations, a data set on the hub, 'self' for text "
+                                                      "that the model writes itself first, or several with their "
+                                                      "shares (novels/:0.5,self:0.5).")]
 Windows = Annotated[int, typer.Option(help="Number of calibration windows.")]
 Window = Annotated[int, typer.Option(help="Length of a calibration window in tokens, at most the model's context.")]
 WindowsSeed = Annotated[int, typer.Option(help="Random seed that selects the calibration windows.")]

@@ -80,7 +80,7 @@ def progress_bar(quiet: bool) -> tuple[Bar | _Lines, Callable[[Progress], None]]
 
         def report(now: Progress) -> None:
             step, done = _place(now)
-            lines.report(step, min(1.0, (now.sweep + done) / max(now.sweeps, 1)))
+            lines.report(step, min(1.0, (now.sweep + done) / max(now.sweeps, 1)) if now.sweep >= 0 else 0.0)
         return lines, report
 
     from rich.console import Console

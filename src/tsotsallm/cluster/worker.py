@@ -16,8 +16,8 @@ import psutil
 
 from tsotsallm.cluster.inputs import Bundle, local_path, received
 from tsotsallm.errors import ClusterError, MissingExtraError, TsotsallmError
-from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.journal import hold, living_holder
+from tsotsallm.machine import cache_root
 from tsotsallm.version import __version__
 
 MEMORY = "memory"

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NotRequired, TypedDict
 
+from tsotsallm.machine import cache_root
 from tsotsallm.version import __version__
-
-
-def cache_root() -> Path:
-    """The folder of evaluation caches: $TSOTSALLM_CACHE, else ~/.cache/tsotsallm."""
-    chosen = os.environ.get("TSOTSALLM_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "tsotsallm"
 
 
 class CacheEntry(TypedDict):

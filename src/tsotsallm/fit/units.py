@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tsotsallm.calibration import Calibration, CalibrationText, calibration_text, check_windows
+from tsotsallm.calibration import Calibration, CalibrationText, calibration_text, check_windows, self_text_note
 from tsotsallm.checkpoint.gguf_layout import Entry, vocabulary_entries
 from tsotsallm.checkpoint.gguf_vocabulary import read_vocabulary
 from tsotsallm.checkpoint.reader import Checkpoint
@@ -20,14 +20,13 @@ from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import write_json
 from tsotsallm.compression import compress, result_source, with_vocabulary
 from tsotsallm.errors import CheckpointError
-from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.evaluation.cost import bytes_of, measure_gguf_speed
 from tsotsallm.evaluation.perplexity import evaluate_perplexity, evaluation_corpus, kept_states, window_features
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.files import Json, JsonObject
 from tsotsallm.fit.files import Files, Stages, Structure
 from tsotsallm.fit.plans import Measured
-from tsotsallm.machine import fingerprint
+from tsotsallm.machine import cache_root, fingerprint
 from tsotsallm.planning import whole_spec
 from tsotsallm.recipe import Recipe
 from tsotsallm.run.work import Progress
@@ -37,6 +36,7 @@ from tsotsallm.stages.quantize.sizes import matrix_weights
 from tsotsallm.store import Store, key_of
 from tsotsallm.streaming.corpus import Corpus, read_text
 from tsotsallm.streaming.score import leave_one_out_losses
+from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.version import __version__
 
 HELD_OUT = 0.15
@@ -92,11 +92,11 @@ class Mixture:
     seconds: float
 
 
-def whole_text(checkpoint: Checkpoint, settings: Settings) -> CalibrationText:
+def whole_text(checkpoint: Checkpoint, settings: Settings, tick: Tick = silent) -> CalibrationText:
     """The text that a fit calibrates and compares on: what is given, else the texts to keep, else the model's own."""
     if settings.keep_text and settings.calibration is None:
         return CalibrationText((("\n".join(read_text(name) for name in settings.keep_text), 1.0),), "the texts to keep")
-    return calibration_text(checkpoint, settings.calibrated)
+    return calibration_text(checkpoint, settings.calibrated, tick=tick)
 
 
 class Original:
@@ -166,7 +166,10 @@ class Bench:
         """Part the text: what is calibrated on, and what candidates are compared on."""
         asked = self.settings
         check_windows(self.source, asked.calibrated)
-        text = whole_text(self.source, asked)
+        if (note := self_text_note(self.source, asked.calibrated)) is not None:
+            self.say(note)
+        text = whole_text(self.source, asked, lambda step, share: self.progress(
+            Progress(-1, 1, "calibration:", 0, 0, step, share)))
         self.text_key, self.characters = key_of([text.source, *text.parts]), len(text.whole)
         self.calibration_text, compared = text.cut(1 - HELD_OUT)
         self.compared_text = compared.whole

@@ -23,7 +23,10 @@ from tsotsallm.training.samples import Samples
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run is doing now; `share` of the layer's current step is done, or of the whole pass where `layers` is 0."""
+    """What a run is doing now; `share` of the layer's current step is done, or of the whole pass where `layers` is 0.
+
+    Before the first pass, while the model writes the text that it is calibrated on, `sweep` is -1.
+    """
 
     sweep: int
     sweeps: int
@@ -38,8 +41,8 @@ class Progress:
 class CompressOptions:
     """How a model is compressed.
 
-    calibration      text file, directory of texts, .jsonl of conversations, hub data set, or several with shares; None: the
-                     embedded world's, or the hub's C4
+    calibration      text file, directory of texts, .jsonl of conversations, hub data set, `self` (what the model writes),
+                     or several with shares; None: the embedded world's, or the hub's C4
     windows, window  number of calibration windows, and their length in tokens (at most the model's context), drawn by `seed`
     device           "cpu", or "cuda" where there is a GPU
     scratch          directory for hidden states; None: with the unfinished work

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
-from tsotsallm.calibration import elsewhere, sources_of
+from tsotsallm.calibration import Calibration, elsewhere, sources_of, with_self_written
+from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.inputs import Bundle, files_named, with_local_paths
 from tsotsallm.cluster.worker import Failure
@@ -64,7 +65,12 @@ class OnCluster:
         return self.cluster.capacity
 
     def submit(self, setup: Setup, job: TrialJob) -> None:
-        """Submit a job with the model and the files that it reads, and the memory that its plan states."""
+        """Submit a job with the model and the files that it reads, and the memory that its plan states.
+
+        Text that the model writes itself is written here, and sent as a file: workers would round otherwise, and calibrate
+        on other texts.
+        """
+        setup = self._with_text(setup)
         calibration = [source.name for source in sources_of(setup.calibration or "")]
         sources = [source for source in (*calibration, setup.text, setup.data) if source and Path(source).exists()]
         for source in (setup.model, *sources, *sorted(files_named(job.recipe))):
@@ -72,6 +78,13 @@ class OnCluster:
                 self._bundles[source] = Bundle.of(source)
         bundles = [self._bundles[source] for source in (setup.model, *sources, *sorted(files_named(job.recipe)))]
         self.cluster.submit(job, execute_there, (setup, job), bundles, memory_of(setup, job))
+
+    def _with_text(self, setup: Setup) -> Setup:
+        if setup.calibration is None or not any(source.is_self for source in sources_of(setup.calibration)):
+            return setup
+        checkpoint = Checkpoint.open(setup.model)
+        asked = Calibration(setup.calibration, setup.windows, min(setup.window, checkpoint.spec.context), setup.seed)
+        return replace(setup, calibration=with_self_written(checkpoint, asked))
 
     def finished(self) -> Iterator[tuple[TrialJob, Outcome]]:
         """Wait for at least one job, and yield those that are done; a job that failed yields its error."""

@@ -22,11 +22,10 @@ from tsotsallm.cluster.client import Cluster
 from tsotsallm.cluster.inputs import Bundle
 from tsotsallm.cluster.worker import MEMORY, Failure, library
 from tsotsallm.errors import ResourceError, TablesError, TsotsallmError
-from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.evaluation.cost import bytes_of
 from tsotsallm.evaluation.task_run import open_examinee
 from tsotsallm.journal import held_work, remove_work
-from tsotsallm.machine import free_ram_bytes
+from tsotsallm.machine import cache_root, free_ram_bytes
 from tsotsallm.tables.annotate import Annotated, annotate_tables, check_tasks
 from tsotsallm.tables.decide import Decider
 from tsotsallm.tables.graph import Graph, open_graph

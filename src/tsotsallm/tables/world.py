@@ -7,8 +7,8 @@ import shutil
 import uuid
 from pathlib import Path
 
-from tsotsallm.evaluation.cache import cache_root
 from tsotsallm.lab.graph import gold_files, world_tables, world_turtle
+from tsotsallm.machine import cache_root
 from tsotsallm.version import __version__
 
 TABLES, SEED = 60, 0
