@@ -25,6 +25,7 @@ from tsotsallm.stages.costs import (
     layer_weights,
 )
 from tsotsallm.streaming.hidden import BATCH_TOKENS
+from tsotsallm.streaming.sweep import FEW
 from tsotsallm.units import human_bytes
 
 FILE_BYTES = 64 << 10
@@ -137,6 +138,10 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     if any(sweep.needs.gram for sweep in planned) and windows * window < widest:
         warnings.append(f"{windows * window} calibration tokens are fewer than the {widest} inputs of the widest linear: "
                         "its Gram has not full rank, damping covers it; more windows are better")
+    if any(sweep.needs.held_out for sweep in planned) and windows * window < FEW * widest:
+        warnings.append(f"{windows * window} calibration tokens are little for {widest} inputs: linears with more than "
+                        f"{windows * window // FEW} hold out a quarter of them, and are rounded to nearest where that has "
+                        "the smaller error there")
     # a sweep reads the result before it, and joins its parts into shards while both are on disk
     kept = [sum(results[:number] if keep_stages else results[max(number - 1, 0):number]) for number in range(len(results))]
     disk = max(before + 2 * result for before, result in zip(kept, results, strict=True))
