@@ -52,7 +52,7 @@ class Tune(Retraining):
     what: Annotated[list[Part], Field(min_length=1)] = field(default_factory=lambda: ["norms", "scales"])
     top: Count = 64
     samples: Annotated[int, Field(ge=2)] = 64
-    learning_rate: Positive = 4e-3
+    learning_rate: Positive = 2e-3
     batch: Count = 4
     steps: Count = 100
 
