@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,15 +16,14 @@ from tsotsallm.engine.library import Forced
 from tsotsallm.engine.llama import Llama
 from tsotsallm.errors import CheckpointError, CorpusError
 from tsotsallm.evaluation.cost import devices_with_room
-from tsotsallm.evaluation.perplexity import Perplexity, Protocol, kept_states, summed_up
+from tsotsallm.evaluation.perplexity import Perplexity, Protocol, by_window, kept_states, summed_up
 from tsotsallm.streaming.corpus import Corpus, evaluation_windows
-from tsotsallm.streaming.head import head_pieces
+from tsotsallm.streaming.head import HeadPiece, head_pieces
 from tsotsallm.streaming.hidden import HiddenStates
-from tsotsallm.streaming.score import Divergence
+from tsotsallm.streaming.score import Divergence, Predictions, compared
 from tsotsallm.streaming.sweep import Tick, silent
 
 ARITHMETIC = "llama.cpp, cache in f16"
-ROWS = 128
 CPU = torch.device("cpu")
 
 
@@ -41,44 +41,46 @@ def perplexity_in_llama(path: Path, text: str, source: str, *, context: int, lim
     corpus = evaluation_windows(text, engine if reference is None else reference.codec, context, source).first(limit)
     beginning = engine.rules.bos if reference is None else reference.codec.bos
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Forced(path, context) as forced:
-        compared = None
+        compared_with = None
         if reference is not None:
             if forced.vocabulary != reference.spec.vocabulary:
                 raise CheckpointError(f"{path} has {forced.vocabulary} tokens and {reference_name or reference.directory} "
                                       f"has {reference.spec.vocabulary}, so they cannot be compared token by token; "
                                       "compare bits per byte of two evaluations")
             original = View.of(reference)
-            compared = original, kept_states(original, corpus, Path(folder), CPU, tick)
-        parts = [_of_window(forced, corpus, number, compared, tick) for number in range(len(corpus.windows))]
-    divergence = Divergence(*(torch.cat(values) for values in zip(*parts, strict=True)))
+            compared_with = original, kept_states(original, corpus, Path(folder), CPU, tick)
+        parts = [_of_window(forced, corpus, number, compared_with, tick) for number in range(len(corpus.windows))]
+    sums, tail = by_window(corpus, _joined(parts))
     protocol = Protocol("windows", context, int(corpus.windows[0][0]) == beginning, source, corpus.fingerprint(),
-                        len(divergence.losses), ARITHMETIC)
-    return summed_up(name or str(path), corpus, protocol, divergence if reference is not None else divergence.losses,
-                     reference_name or (str(reference.directory) if reference is not None else None),
-                     devices_with_room(sum(part.path.stat().st_size for part in open_parts(path)),
-                                       context * engine.cache_bytes_per_token), ())
+                        int(sums["tokens"].sum()), ARITHMETIC)
+    fitting = devices_with_room(sum(part.path.stat().st_size for part in open_parts(path)),
+                                context * engine.cache_bytes_per_token)
+    against = None if reference is None else reference_name or str(reference.directory)
+    return summed_up(name or str(path), corpus, protocol, sums, tail, against, fitting, ())
 
 
-def _of_window(forced: Forced, corpus: Corpus, number: int, compared: tuple[View, HiddenStates] | None,
-               tick: Tick) -> tuple[Tensor, ...]:
-    """The fields of a Divergence for one window; without a reference only the losses are filled."""
-    window = corpus.windows[number]
-    log_q = forced.log_probabilities(window.tolist())[:-1]
-    targets = window[1:, None]
-    losses = -log_q.gather(1, targets)[:, 0].double()
+def _of_window(forced: Forced, corpus: Corpus, number: int, compared_with: tuple[View, HiddenStates] | None,
+               tick: Tick) -> Tensor | Divergence:
+    """The losses of one window, or its divergence from a reference, given with its final states of all windows."""
+    window = corpus.take([number])
+    predictions = Predictions(window)
+    log_q = forced.log_probabilities(window.windows[0].tolist())
     tick("scoring in llama.cpp", (number + 1) / len(corpus.windows))
-    if compared is None:
-        empty = torch.zeros(len(losses), dtype=torch.float64)
-        return losses, empty, empty, empty.bool(), empty
-    view, states = compared
-    final = states.read([number])[0][:-1]
-    kept: list[tuple[Tensor, ...]] = []
-    for first in range(0, len(final), ROWS):
-        rows = slice(first, first + ROWS)
-        logits = torch.cat([piece.logits(final[rows]) for piece in head_pieces(view, CPU)], -1)
-        log_p, q = logits.log_softmax(-1), log_q[rows]
-        kl = (log_p.exp() * (log_p - q)).sum(-1).double().clamp(min=0)
-        top = log_p.argmax(-1, keepdim=True)
-        difference = (log_p.gather(1, top).exp() - q.gather(1, top).exp())[:, 0].double()
-        kept.append((-log_p.gather(1, targets[rows])[:, 0].double(), kl, top[:, 0] == q.argmax(-1), difference))
-    return losses, *(torch.cat(values) for values in zip(*kept, strict=True))
+    if compared_with is None:
+        return -log_q[predictions.rows].gather(1, predictions.targets[:, None])[:, 0].double()
+    view, states = compared_with
+
+    def of_model(piece: HeadPiece) -> Callable[[Tensor], Tensor]:
+        return lambda rows: log_q[rows, piece.first:piece.first + len(piece)]
+
+    pieces = ((piece, of_model(piece)) for piece in head_pieces(view, CPU))
+    return compared(predictions, pieces, states.read([number])[0].__getitem__)
+
+
+def _joined(parts: Sequence[Tensor | Divergence]) -> Tensor | Divergence:
+    """The same of all windows, one after another."""
+    losses = [one for one in parts if isinstance(one, Tensor)]
+    if losses:
+        return torch.cat(losses)
+    found = [vars(one) for one in parts]
+    return Divergence(**{name: torch.cat([one[name] for one in found]) for name in found[0]})

@@ -126,10 +126,10 @@ def window_features(view: View, corpus: Corpus, reference: tuple[View, HiddenSta
     else:
         found = divergence(view, states, *reference, corpus, device)
     states.remove()
-    return _by_window(corpus, found)
+    return by_window(corpus, found)
 
 
-def _by_window(corpus: Corpus, scored: Tensor | Divergence) -> tuple[dict[str, Tensor], Tail | None]:
+def by_window(corpus: Corpus, scored: Tensor | Divergence) -> tuple[dict[str, Tensor], Tail | None]:
     """What every window adds to the measures, and the tail, from the losses of all predicted tokens or a divergence."""
     tokens, tail = [len(window) - 1 for window in corpus.windows], None
     if isinstance(scored, Tensor):
@@ -145,14 +145,9 @@ def _by_window(corpus: Corpus, scored: Tensor | Divergence) -> tuple[dict[str, T
     return sums, tail
 
 
-def summed_up(name: str, corpus: Corpus, protocol: Protocol, scored: Tensor | Divergence, reference: str | None,
-              fitting: dict[str, bool], notes: tuple[str, ...]) -> Perplexity:
-    """The measures of a model from the losses of all predicted tokens, (tokens,) float64, or from a divergence."""
-    return _summed_up(name, corpus, protocol, *_by_window(corpus, scored), reference, fitting, notes)
-
-
-def _summed_up(name: str, corpus: Corpus, protocol: Protocol, sums: dict[str, Tensor], tail: Tail | None,
-               reference: str | None, fitting: dict[str, bool], notes: tuple[str, ...]) -> Perplexity:
+def summed_up(name: str, corpus: Corpus, protocol: Protocol, sums: dict[str, Tensor], tail: Tail | None,
+              reference: str | None, fitting: dict[str, bool], notes: tuple[str, ...]) -> Perplexity:
+    """The measures of a model from what every window adds to them, and the tail of its divergence from a reference."""
     def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
         """Σ feature / Σ per over windows, with its standard error if windows are independent."""
         items = torch.stack([sums[feature], sums[per]], -1).numpy()
@@ -229,8 +224,8 @@ def evaluate_perplexity(checkpoint: Checkpoint, text: str, *, source: str, refer
     bos = int(corpus.windows[0][0]) == codec.bos
     protocol = Protocol(kind, context, bos, source, corpus.fingerprint(), int(sums["tokens"].sum()))
     against = None if reference is None else reference_name or str(reference.directory)
-    return _summed_up(name or str(checkpoint.directory), corpus, protocol, sums, tail, against, fits(checkpoint),
-                      _notes(checkpoint, reference))
+    return summed_up(name or str(checkpoint.directory), corpus, protocol, sums, tail, against, fits(checkpoint),
+                     _notes(checkpoint, reference))
 
 
 def _notes(checkpoint: Checkpoint, reference: Checkpoint | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tsotsallm.errors import CheckpointError, NumericsError
 from tsotsallm.machine import release_memory
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import Frame, Load, load_final_norm
-from tsotsallm.streaming.head import head_pieces
+from tsotsallm.streaming.head import HeadPiece, head_pieces
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.sweep import Tick, embed_corpus, silent
 from tsotsallm.timing import counted
@@ -165,17 +165,34 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
         raise CheckpointError(f"{view.checkpoint.directory} has {view.spec.vocabulary} tokens and "
                               f"{reference.checkpoint.directory} {reference.spec.vocabulary}: their divergence is not "
                               "defined; compare bits per byte instead")
-    predictions = Predictions(corpus)
+    def of_model(piece: HeadPiece) -> Callable[[Tensor], Tensor]:
+        return lambda rows: piece.logits(read_rows(states, rows).to(device))
+
+    pieces = ((own, of_model(piece)) for piece, own in zip(head_pieces(view, device), head_pieces(reference, device),
+                                                          strict=True))
+    found = compared(Predictions(corpus), pieces, lambda rows: read_rows(reference_states, rows).to(device))
+    require_finite(found.losses, view)
+    require_finite(found.reference_losses, reference)
+    return found
+
+
+@torch.no_grad()
+def compared(predictions: Predictions, pieces: Iterable[tuple[HeadPiece, Callable[[Tensor], Tensor]]],
+             read: Callable[[Tensor], Tensor]) -> Divergence:
+    """The divergence of a model from a reference, piece by piece of the reference's head; see `divergence`.
+
+    Each piece comes with what gives the model's logits of its tokens, or its log-probabilities, for some rows; `read`
+    returns rows of the reference's final states.
+    """
     count = len(predictions)
     model, original = tallies = [HeadTally(predictions.targets, top=True) for _ in range(2)]
     weighted = torch.zeros(count, dtype=torch.float64)          # Σ exp(z_p − peak)·(z_p − z_q)
     peak = torch.full((count,), -math.inf, dtype=torch.float64)
     at_top = torch.zeros(count, dtype=torch.float64)            # z_q of the reference's top token
-    for piece, reference_piece in zip(head_pieces(view, device), head_pieces(reference, device), strict=True):
+    for piece, of_model in pieces:
         for block in predictions.blocks():
             rows = predictions.rows[block]
-            z_q = piece.logits(read_rows(states, rows).to(device))
-            z_p = reference_piece.logits(read_rows(reference_states, rows).to(device))
+            z_q, z_p = of_model(rows), piece.logits(read(rows))
             for tally, logits in zip(tallies, (z_q, z_p), strict=True):
                 tally.add(block, logits, piece.first)
             value, place = z_p.max(-1)
@@ -186,8 +203,6 @@ def divergence(view: View, states: HiddenStates, reference: View, reference_stat
             weighted[block] = weighted[block] * (peak[block] - highest).exp() + here
             peak[block] = highest
     kl = weighted * (peak - original.log_normaliser).exp() - (original.log_normaliser - model.log_normaliser)
-    require_finite(model.losses, view)
-    require_finite(original.losses, reference)
     top_difference = (peak - original.log_normaliser).exp() - (at_top - model.log_normaliser).exp()
     return Divergence(model.losses, original.losses, kl.clamp(min=0), model.top == original.top, top_difference)
 
