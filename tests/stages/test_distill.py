@@ -79,6 +79,18 @@ def test_a_packed_model_learns_by_factors_beside_it(tiny: Path, text: Path, tmp_
     assert all(torch.equal(record.read(), one.records[name].read()) for name, record in other.records.items())
 
 
+def in_pieces(states: torch.Tensor, head: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of final states, and the gradient of their sum by weight, with the head in pieces of 100 tokens."""
+    def pieces() -> Any:
+        return iter([HeadPiece(first, head[first:first + 100]) for first in range(0, len(head), 100)])
+
+    read = states.detach().__getitem__
+    losses, sums = head_losses(read, pieces, targets)
+    gradient = torch.zeros(states.shape)
+    head_gradient(read, lambda rows, values: gradient.index_add_(0, rows, values), pieces, targets, sums)
+    return losses, gradient
+
+
 def test_the_loss_to_a_teacher_and_its_gradient_are_those_of_torch(tiny: Path, tmp_path: Path) -> None:
     samples = Samples(instructions((20, 9), seed=2), instructions((12,), seed=3))
     teacher = TeacherTokens(View.of(Checkpoint(tiny)), samples, 256, 2.0, tmp_path / "t.safetensors", CPU)
@@ -86,15 +98,7 @@ def test_the_loss_to_a_teacher_and_its_gradient_are_those_of_torch(tiny: Path, t
     targets = teacher.targets(batch, [1, 0], held_out=False)
     states = torch.randn(29, 64, requires_grad=True)
     head = torch.randn(256, 64)
-
-    def pieces() -> Any:
-        return iter([HeadPiece(first, head[first:first + 100]) for first in (0, 100, 200)])
-
-    losses, normaliser = head_losses(states.detach().__getitem__, pieces, targets)
-    gradient = torch.zeros(29, 64)
-    head_gradient(states.detach().__getitem__, lambda rows, values: gradient.index_add_(0, rows, values), pieces, targets,
-                  normaliser)
-
+    losses, gradient = in_pieces(states, head, targets)
     whole = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     logits, start, rows = [], 0, []
     for window, learned in zip(batch.windows, batch.learned or (), strict=True):

@@ -12,6 +12,7 @@ from torch.nn import functional
 import tsotsallm
 from tests.compressing import Stop, same_bytes, stop_after
 from tests.stages.test_adapt import curves
+from tests.stages.test_distill import in_pieces
 from tests.training.test_gradients import instructions
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
 from tsotsallm.checkpoint.view import View
@@ -19,8 +20,7 @@ from tsotsallm.engine.resident import resident
 from tsotsallm.errors import RecipeError
 from tsotsallm.numerics.grids import Quantised
 from tsotsallm.stages.tune import Tune
-from tsotsallm.streaming.head import HeadPiece
-from tsotsallm.streaming.targets import Targets, head_gradient, head_losses
+from tsotsallm.streaming.targets import Targets
 from tsotsallm.training.engines import ResidentEngine, StreamedEngine
 from tsotsallm.training.objectives import TeacherTokens
 from tsotsallm.training.samples import Samples
@@ -87,14 +87,7 @@ def test_the_loss_with_all_other_tokens_as_one_and_its_gradient_are_autograds(ti
     batch = samples.training.take([1, 0])
     targets = teacher.targets(batch, [1, 0], held_out=False)
     states, head = torch.randn(29, 64, requires_grad=True), torch.randn(256, 64)
-
-    def pieces() -> Any:
-        return iter([HeadPiece(first, head[first:first + 100]) for first in (0, 100, 200)])
-
-    losses, sums = head_losses(states.detach().__getitem__, pieces, targets)
-    gradient = torch.zeros(29, 64)
-    head_gradient(states.detach().__getitem__, lambda rows, values: gradient.index_add_(0, rows, values), pieces, targets,
-                  sums)
+    losses, gradient = in_pieces(states, head, targets)
     own = (states[targets.rows] @ head.mT).softmax(-1)
     here = own.gather(1, targets.tokens)
     shares = torch.cat([targets.shares, 1 - targets.shares.sum(-1, keepdim=True)], 1)

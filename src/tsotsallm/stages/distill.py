@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -21,8 +21,7 @@ from tsotsallm.stages.retraining import Targets
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import Engine
 from tsotsallm.training.imitation import Imitation
-from tsotsallm.training.loop import Curve, train
-from tsotsallm.training.objectives import Predicting, TeacherTokens
+from tsotsallm.training.loop import Curve
 from tsotsallm.training.samples import Samples
 from tsotsallm.training.trainee import Trainee
 from tsotsallm.validation import Count
@@ -118,12 +117,5 @@ class Distill(Adapt):
     def train(self, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick,
               original: View) -> list[Curve]:
         """Train on the teacher's tokens; continues from the files in `state`."""
-        teacher = self.teacher_of(original)
-        curves = []
-        for number, some in enumerate(samples):
-            some = replace(some, training=some.training.first(self.steps * self.batch))     # the teacher reads no others
-            kept = state / f"teacher-{number}.safetensors"
-            tokens = TeacherTokens(teacher, some, self.top, self.temperature, kept, torch.device("cpu"), tick)
-            curves.append(train(trainee.adapted.tensors(), Predicting(engine, some, tokens), self,
-                                state / f"{number}.safetensors", tick=tick))
-        return curves
+        return self.taught(self.teacher_of(original), trainee, samples, engine, state, tick, top=self.top,
+                           temperature=self.temperature)

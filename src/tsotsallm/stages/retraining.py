@@ -31,7 +31,7 @@ from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import MICRO_TOKENS, Engine
 from tsotsallm.training.imitation import Imitation
 from tsotsallm.training.loop import Curve, Schedule, train
-from tsotsallm.training.objectives import Predicting
+from tsotsallm.training.objectives import Predicting, TeacherTokens
 from tsotsallm.training.samples import MOST_HELD_OUT, Samples, read_samples, split, text_windows
 from tsotsallm.training.trainee import Trainee
 
@@ -156,6 +156,18 @@ class Retraining(Schedule, Stage):
         """Train on all samples, one after another; continues from the files in `state`. `original` began the recipe."""
         return [train(trainee.adapted.tensors(), Predicting(engine, some), self, state / f"{number}.safetensors",
                       tick=tick) for number, some in enumerate(samples)]
+
+    def taught(self, teacher: View, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick, *,
+               top: int, temperature: float = 1.0, whole: bool = False) -> list[Curve]:
+        """Train on a teacher's tokens, read once for the samples that training sees; continues from the files in `state`."""
+        curves = []
+        for number, some in enumerate(samples):
+            some = replace(some, training=some.training.first(self.steps * self.batch))
+            tokens = TeacherTokens(teacher, some, top, temperature, state / f"teacher-{number}.safetensors",
+                                   torch.device("cpu"), tick, whole=whole)
+            curves.append(train(trainee.adapted.tensors(), Predicting(engine, some, tokens), self,
+                                state / f"{number}.safetensors", tick=tick))
+        return curves
 
     def tokens_a_step(self, spec: ModelSpec) -> int:
         """Tokens in a batch."""

@@ -21,9 +21,9 @@ from tsotsallm.stages.retraining import Retraining
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.engines import Engine
 from tsotsallm.training.imitation import Imitation
-from tsotsallm.training.loop import Curve, train
-from tsotsallm.training.objectives import Predicting, TeacherTokens
+from tsotsallm.training.loop import Curve
 from tsotsallm.training.samples import Samples
+from tsotsallm.training.trainee import Trainee
 from tsotsallm.training.tuning import Tuned, TunedTrainee, factors_of, moves_of
 from tsotsallm.validation import Count, Positive
 
@@ -108,17 +108,10 @@ class Tune(Retraining):
         return Imitation(original, kept, samples.at_most(self.samples), self, directory, device, trainee=trainee,
                          sparse=sparse)
 
-    def train(self, trainee: TunedTrainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick,  # type: ignore[override]
+    def train(self, trainee: Trainee, samples: Sequence[Samples], engine: Engine, state: Path, tick: Tick,
               original: View) -> list[Curve]:
         """Train on the original's tokens; continues from the files in `state`."""
-        curves = []
-        for number, some in enumerate(samples):
-            some = replace(some, training=some.training.first(self.steps * self.batch))
-            tokens = TeacherTokens(original, some, self.top, 1.0, state / f"teacher-{number}.safetensors",
-                                   torch.device("cpu"), tick, whole=True)
-            curves.append(train(trainee.adapted.tensors(), Predicting(engine, some, tokens), self,
-                                state / f"{number}.safetensors", tick=tick))
-        return curves
+        return self.taught(original, trainee, samples, engine, state, tick, top=self.top, whole=True)
 
 
 def _small_values(spec: ModelSpec, layer: int) -> int:
