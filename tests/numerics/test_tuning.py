@@ -29,7 +29,7 @@ def stored_as(kind: str) -> Stored:
 
 def some(stored: Stored, size: float, *, codes: bool, seed: int = 5) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = scale_shapes(stored) | ({CODES: tuple(stored.codes.shape)} if codes else {})
+    shapes = scale_shapes(stored.grid, *stored.codes.shape) | ({CODES: tuple(stored.codes.shape)} if codes else {})
     return {name: (torch.randn(shape, generator=generator) * (0.7 if name == CODES else size)).requires_grad_()
             for name, shape in shapes.items()}
 
@@ -46,7 +46,7 @@ def moves(kind: str) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_trained_is_what_is_read_back(kind: str) -> None:
     stored = stored_as(kind)
-    unchanged = {name: torch.zeros(shape) for name, shape in scale_shapes(stored).items()}
+    unchanged = {name: torch.zeros(shape) for name, shape in scale_shapes(stored.grid, *stored.codes.shape).items()}
     assert torch.equal(tuned_values(stored, unchanged), stored.dequantise())
     trained = some(stored, 0.1, codes=moves(kind))
     changed = tuned(stored, trained)
@@ -66,7 +66,7 @@ def test_gradients_are_those_of_the_formula_without_rounding(kind: str) -> None:
     trained = some(stored, 0.0, codes=False)
     direction = torch.randn(6, 512, generator=torch.Generator().manual_seed(8))
     (tuned_values(stored, trained) * direction).sum().backward()
-    names = scale_shapes(stored)
+    names = scale_shapes(stored.grid, *stored.codes.shape)
 
     def wide(numbers: Tensor) -> Tensor:
         return numbers.double().repeat_interleave(512 // numbers.shape[1], 1)

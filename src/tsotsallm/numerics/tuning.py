@@ -15,15 +15,20 @@ from torch import Tensor
 
 from tsotsallm.errors import RecipeError
 from tsotsallm.numerics.ggml import Blocks, half
-from tsotsallm.numerics.grids import NormalFloatGrid, Quantised, Stored
+from tsotsallm.numerics.grids import Grid, IntegerGrid, NormalFloatGrid, Quantised, Stored
 
 CODES = "codes"
 
 
-def scale_shapes(stored: Stored) -> dict[str, tuple[int, ...]]:
-    """The shapes of a weight's stored scales and minima by name: what a factor is trained for each."""
-    names = ("scales",) if isinstance(stored, Quantised) else ("step", "low", "scales", "lows")
-    return {name: tuple(values.shape) for name in names if (values := getattr(stored, name)) is not None}
+def scale_shapes(grid: Grid, d_out: int, d_in: int) -> dict[str, tuple[int, int]]:
+    """The shapes of the stored scales and minima of a weight on a grid, by name: a factor is trained for each."""
+    if isinstance(grid, IntegerGrid):
+        return {"scales": (d_out, d_in // (grid.group or d_in))}
+    layout = grid.layout
+    of_blocks = ("step", "low") if layout.minimum else ("step",)
+    of_parts = () if layout.scales is None else ("scales", "lows") if layout.minimum else ("scales",)
+    return (dict.fromkeys(of_blocks, (d_out, d_in // layout.block))
+            | dict.fromkeys(of_parts, (d_out, d_in // layout.part)))
 
 
 def require_even(stored: Stored) -> None:
@@ -81,7 +86,7 @@ def _changed(stored: Stored, trained: Mapping[str, Tensor]) -> dict[str, Tensor]
     if CODES in trained:
         moved = (found[CODES] + trained[CODES].clamp(-1, 1)).clamp(stored.grid.lowest, stored.grid.highest)
         found[CODES] = _through(moved, moved.round())
-    for name in scale_shapes(stored):
+    for name in scale_shapes(stored.grid, *stored.codes.shape):
         values = getattr(stored, name).float()
         if name in trained:
             values = values * (1 + trained[name])

@@ -178,10 +178,10 @@ def factors_of(view: View, index: int, *, norms: bool, scales: bool) -> dict[str
         found |= {name: tuple(record.shape) for name, record in records.items()
                   if len(record.shape) == 1 and name.endswith(("norm.weight", ".bias"))}
     if scales:
-        for module in linear_shapes(view.spec, index):
-            packed = view.checkpoint.packed(prefix + module)
-            if packed is not None:
-                found |= {f"{module}.{name}": shape for name, shape in scale_shapes(packed.unpack()).items()}
+        for module, shape in linear_shapes(view.spec, index).items():
+            if view.checkpoint.is_packed(prefix + module):
+                grid = view.checkpoint.grid_of(prefix + module)
+                found |= {f"{module}.{name}": size for name, size in scale_shapes(grid, *shape).items()}
     return {name: torch.zeros(shape) for name, shape in found.items()}
 
 
