@@ -161,7 +161,7 @@ def written(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> byte
     try:
         values = rng.standard_normal((rows, columns)).astype(np.float32) * 0.1
         return bytes(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind.upper()]).tobytes())
-    except NotImplementedError:
+    except NotImplementedError:         # the library reads the type, but cannot write it
         blocks = rng.integers(0, 256, (rows * columns // weights, size), dtype=np.uint8)
         half = np.float16(0.01).tobytes()
         if kind == "iq1_m":             # its 16 bits of scale are spread over four words

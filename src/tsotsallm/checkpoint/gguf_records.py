@@ -111,7 +111,7 @@ def require_readable(kind: str, where: str) -> None:
     weights, size = BLOCKS[kind]
     try:
         found = dequantised(np.zeros((1, size), dtype=np.uint8), kind).shape == (1, weights)
-    except (NotImplementedError, KeyError):
+    except (NotImplementedError, KeyError):     # what the library raises for types that it cannot decode, or does not know
         found = False
     if not found:
         raise CheckpointError(f"{where} is stored as {kind}, a type that is not read; start from a file of another type, or "

@@ -170,13 +170,13 @@ _level = nearest_of(IQ4_LEVELS)
 
 
 def _code(value, form):
-    """The code of a form that is nearest to a value in units of the step."""
-    raise NotImplementedError
+    """The code of a form that is nearest to a value in units of the step; only compiled, from `_code_of`."""
+    raise NotImplementedError       # Python never runs it: Numba takes what `overload` gives for the form's type
 
 
 def _spans(form):
-    """The spans that are tried on a grid without a minimum."""
-    raise NotImplementedError
+    """The spans that are tried on a grid without a minimum; only compiled, from `_spans_of`."""
+    raise NotImplementedError       # as above
 
 
 @overload(_code)
