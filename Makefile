@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 
 $(BIN)/tsotsallm: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install -c constraints.txt -e .
 	touch $(BIN)/tsotsallm
 
 $(VENV)/dev-installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $(VENV)/dev-installed
 
 setup: $(BIN)/tsotsallm
@@ -29,8 +29,8 @@ test: setup-dev
 # browsers, services and damaged inputs have the machine to themselves; the rest runs in two processes
 ALONE := tests/serve tests/fuzz
 test-slow: setup-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not pages" -n 2 $(ALONE:%=--ignore=%)
-	$(BIN)/python -m pytest -m "slow and not pages" $(ALONE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not pages" -n 2 --durations=12 $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -m "slow and not pages" --durations=12 $(ALONE)
 
 # the slow commands of the pages in docs/, a quarter of an hour and more
 test-docs: setup-dev

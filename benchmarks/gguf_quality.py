@@ -27,6 +27,7 @@ from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.streaming.sweep import TwoStates, embed_corpus, sweep
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.ggml_files import Shape, type_in
 from tests import llama
 
 Importance = dict[str, torch.Tensor]
@@ -76,19 +77,12 @@ def fitting(checkpoint: Checkpoint, grid: str) -> dict[str, str | None]:
     return found
 
 
-def mixture(checkpoint: Checkpoint, name: str) -> dict[str, str | None]:
-    """Which type llama.cpp's own mixtures give each linear (llama_tensor_get_type)."""
-    layers = checkpoint.spec.layers
-    found: dict[str, str | None] = {}
-    for module in linears(checkpoint):
-        layer = int(module.split(".")[2])
-        more = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
-        if name == "q4_k_m":
-            found[module] = "q6_k" if more and module.endswith(("v_proj", "down_proj")) else "q4_k"
-        else:
-            grouped = checkpoint.spec.heads // checkpoint.spec.kv_heads >= 4
-            found[module] = "q5_k" if grouped and module.endswith("v_proj") else "iq4_xs"
-    return found
+def mixture(checkpoint: Checkpoint, file_type: str) -> dict[str, str | None]:
+    """Which type llama.cpp's own mixtures give each linear."""
+    spec = checkpoint.spec
+    shape = Shape(spec.layers, spec.heads // spec.kv_heads >= 4)
+    return {module: type_in(file_type, shape, int(module.split(".")[2]), module.rpartition(".")[2])
+            for module in linears(checkpoint)}
 
 
 def stored_bytes(checkpoint: Checkpoint, types: dict[str, str | None]) -> int:
@@ -100,7 +94,7 @@ def compare_mixtures(asked: argparse.Namespace, checkpoint: Checkpoint, importan
                      loss: Callable[[Path], tuple[float, float]]) -> None:
     weights = sum(math.prod(checkpoint.shape_of(f"{name}.weight")) for name in [*linears(checkpoint), "model.embed_tokens"])
     print("| against | bytes of all matrices | theirs | ours, mixed | ours / theirs |\n|---|---|---|---|---|")
-    for name in ("q4_k_m", "iq4_xs", "uniform q3_k", "uniform q4_k", "uniform q5_k"):
+    for name in ("Q4_K_M", "IQ4_XS", "uniform q3_k", "uniform q4_k", "uniform q5_k"):
         out = asked.work / f"mixed-{name.replace(' ', '-')}"
         for path in (out, asked.work / "uniform"):
             shutil.rmtree(path, ignore_errors=True)

@@ -14,11 +14,8 @@ four bits is a little off: `gguf_quality.py` shows the same on the embedded mode
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import tsotsallm
@@ -27,6 +24,7 @@ from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.reader import Checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import measured
 from benchmarks.gguf_quality import by_ggml, fitting, importance_matrix
 from tests.real_model import real_model
 
@@ -36,21 +34,13 @@ HALF = 24_576
 
 def command(*words: str | Path, stdin: str = "") -> str:
     """Run a verb in a process of its own and print its seconds and peak memory; raises where it fails."""
-    began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "tsotsallm", *map(str, words)], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdin.write(stdin)
-    process.stdin.close()
-    output, errors = process.stdout.read(), process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(map(str, words))} failed: {errors.strip()}")
     names = " ".join(word.name if isinstance(word, Path) else word for word in words)
-    print(f"| `{names}` | {time.monotonic() - began:.1f} s | {usage.ru_maxrss / 1000:.0f} MB |", flush=True)
-    return output
+    try:
+        found = measured.run([sys.executable, "-m", "tsotsallm", *words], stdin=stdin)
+    except measured.CommandError as error:
+        raise SystemExit(f"{' '.join(map(str, words))} failed: {error}") from None
+    print(f"| `{names}` | {found.seconds:.1f} s | {found.peak_rss_bytes / 1e6:.0f} MB |", flush=True)
+    return found.output
 
 
 def emptied(path: Path) -> Path:

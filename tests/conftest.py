@@ -73,6 +73,8 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Families beside those that every test of families runs through: tests of logits, gradients, files and export do."""
 EVERY_FAMILY = FAMILIES | MORE_FAMILIES
+CHAT_TEMPLATE = ("{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + '\n' }}{% endfor %}"
+                 "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}")
 UNLIKE = ("gemma2", "ministral3", "phi")
 """Those that treat masks, caches or positions otherwise: eager attention, positions in the scores, fused linears."""
 
@@ -109,6 +111,15 @@ def build(directory: Path, family: str, *, dtype: torch.dtype = torch.float32, s
     model.to(dtype).save_pretrained(directory, max_shard_size=shard)
     byte_tokenizer().save_pretrained(directory)
     return directory
+
+
+def build_talking(directory: Path, **changes: Any) -> Path:
+    """A random checkpoint with a chat template."""
+    path = build(directory, "llama3", num_hidden_layers=2, **changes)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ORDER = ["version", "errors", "units", "timing", "files", "validation", "records", "sandbox", "rdf", "machine", "hub",
-         "numerics", "checkpoint", "engine", "lab", "streaming", "training", "stages", "recipes", "tasks", "recipe",
-         "calibration", "planning", "journal", "store", "run", "compression", "inspection", "evaluation", "cluster",
-         "analysis", "export", "fit", "study", "tables", "report", "serve", "api", "cli", "__main__"]
+         "remote", "numerics", "checkpoint", "engine", "lab", "streaming", "training", "stages", "recipes", "tasks",
+         "recipe", "calibration", "pace", "downloads", "planning", "journal", "store", "run", "compression", "inspection",
+         "evaluation", "cluster", "analysis", "export", "fit", "study", "tables", "report", "serve", "api", "cli",
+         "__main__"]
 ROOT = Path(__file__).parents[1] / "src" / "tsotsallm"
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import tsotsallm
 from tests.conftest import build
@@ -20,9 +21,11 @@ from tsotsallm.calibration import (
     elsewhere,
     shared_out,
     sources_of,
+    window_of,
     with_self_written,
 )
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.cli import app
 from tsotsallm.engine import selftext
 from tsotsallm.engine.selftext import SelfText
 from tsotsallm.errors import CorpusError
@@ -85,7 +88,7 @@ def test_every_source_gives_its_share_of_windows_as_it_would_alone(tmp_path: Pat
 
 
 def test_a_source_that_would_give_no_window_is_refused(text: Path) -> None:
-    with pytest.raises(CorpusError, match=r"of 2 windows source 2 in .* gets none; take more --windows"):
+    with pytest.raises(CorpusError, match=r"of 2 windows source 2 in .* gets none; take more windows"):
         calibration_corpus(Checkpoint.open("embedded"), Calibration(f"{text}:0.9,{text}:0.1", 2, 32))
 
 
@@ -183,7 +186,7 @@ def test_too_little_memory_to_write_is_said_before_anything_begins(small: Path, 
     assert said.startswith("the model writes its own calibration text with all of it in memory, which takes ")
     with pytest.raises(CorpusError) as refused:
         tsotsallm.compress(small, "gptq:4:32", tmp_path / "out", calibration="self", windows=4, window=48)
-    assert str(refused.value) == said
+    assert str(refused.value) == str(CorpusError(said))
     assert not list(tmp_path.iterdir())
     assert not tsotsallm.plan(small, "rtn:4:32", calibration="self", windows=4, window=48).warnings
 
@@ -216,3 +219,16 @@ def test_the_embedded_model_is_calibrated_on_what_it_writes(tmp_path: Path) -> N
     assert 80 <= tokens < 8000
     tsotsallm.compress("embedded", "gptq:4", tmp_path / "out", calibration="self", windows=2, window=32)
     assert json.loads((tmp_path / "out" / "tsotsallm.json").read_text())["calibration"]["source"] == "self"
+
+
+def test_a_window_beyond_the_context_is_refused_at_once_by_every_command_that_has_one(tiny: Path, tmp_path: Path) -> None:
+    """Without one it is what the model knows, where that is less than usual."""
+    missing = str(tmp_path / "no such text")
+    for command in (["compress", str(tiny), "gptq:q4_0", "-o", str(tmp_path / "out")], ["plan", str(tiny), "gptq:q4_0"],
+                    ["fit", str(tiny), "--bytes", "100kB", "-o", str(tmp_path / "out")],
+                    ["export", str(tiny), "--imatrix", str(tmp_path / "out.gguf")]):
+        found = CliRunner().invoke(app, [*command, "--window", "5000", "--calibration", missing])
+        assert found.exit_code == 1
+        assert "5000 tokens is longer than the 256 positions that the model knows; choose --window 256" in found.stderr
+    checkpoint = Checkpoint.open(tiny)
+    assert (window_of(checkpoint, None), window_of(checkpoint, None, 128), window_of(checkpoint, 200)) == (256, 128, 200)

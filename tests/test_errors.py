@@ -43,3 +43,27 @@ def test_every_extra_that_is_asked_for_exists() -> None:
              and isinstance(call.args[1], ast.Constant)]
     assert len(asked) > 10
     assert set(asked) <= extras().keys()
+
+
+@pytest.mark.parametrize(("text", "read"), [
+    ("give a text with --calibration FILE or DIR", "give a text with calibration=FILE or DIR"),
+    ("--limit is 0; it takes 1 or more", "limit is 0; it takes 1 or more"),
+    ("use --device cpu, or --dense bf16", 'use device="cpu", or dense="bf16"'),
+    ("say how small, such as --bytes 4MB", 'say how small, such as size="4MB"'),
+    ("such as --bytes 1.2 GB", 'such as size="1.2 GB"'),
+    ("give it with --set questions=FILE", 'give it with given={"questions": FILE}'),
+    ("take --window 512 or less", "take window=512 or less"),
+    ("export with --no-verify and --keep-text FILE", "export with verify=False and keep_text=FILE"),
+    ("make a copy with `tsotsallm export MODEL --hf DIR`, or --quick", "make a copy with `tsotsallm export MODEL --hf DIR`, "
+                                                                       "or quick=True"),
+    ("choose another name with -o, or start again with --restart", "choose another name with out=PATH, or start again with "
+                                                                   "restart=True"),
+    ("run both together (llama.cpp: --lora)", "run both together (llama.cpp: --lora)"),
+    ("a-file--with-dashes is damaged", "a-file--with-dashes is damaged")])
+def test_errors_name_arguments_in_python_and_options_on_the_command_line(text: str, read: str) -> None:
+    error = errors.TsotsallmError(text)
+    assert str(error) == read
+    assert str(errors.TsotsallmError(f"again: {error}")) == f"again: {read}"
+    with errors.read_on_a_command_line():
+        assert str(error) == text
+    assert str(error) == read

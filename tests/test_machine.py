@@ -263,7 +263,7 @@ def test_restarted_work_takes_the_threads_of_today(tiny: Path, text: Path, tmp_p
 def test_a_fit_goes_on_with_the_threads_it_was_begun_with(tiny: Path, text: Path, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     from tsotsallm.fit import search as fit
-    from tsotsallm.fit.units import Settings
+    from tsotsallm.fit.reach import Settings
 
     monkeypatch.delenv(machine.THREADS, raising=False)
     seen = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,19 @@ def read() -> Any:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def test_it_is_kept_without_outputs() -> None:
-    assert all(not cell.outputs and cell.execution_count is None for cell in read().cells if cell.cell_type == "code")
+def kinds(notebook: Any) -> list[set[str]]:
+    """What each code cell shows: the types of its data, and `stream` for what it prints."""
+    return [{kind for output in cell.outputs for kind in (output.get("data") or {"stream": None})}
+            for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_it_is_kept_with_the_outputs_of_one_run() -> None:
+    cells = [cell for cell in read().cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(shown for cell, shown in zip(cells, kinds(read()), strict=True) if "def " not in cell.source)
+    printed = "".join(output.text for cell in cells for output in cell.outputs if output.output_type == "stream")
+    assert not re.search(r"/(tmp|root|home|work|Users)/|warning|Traceback", printed, re.IGNORECASE)
+    assert NOTEBOOK.stat().st_size < 400_000
 
 
 @pytest.mark.slow
@@ -28,6 +40,7 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     notebook = read()
     nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
                             ).execute()
+    assert kinds(notebook) == kinds(read())
     told = {number: cell for number, cell in enumerate(notebook.cells) if cell.cell_type == "code"}
     outputs = [output for cell in told.values() for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 5

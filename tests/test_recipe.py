@@ -172,3 +172,9 @@ def test_per_layer_lists_move_with_their_layers(tmp_path: Path) -> None:
 def test_an_unknown_grid_says_what_it_is() -> None:
     with pytest.raises(RecipeError, match="there is no grid 'q4_9'; did you mean"):
         Recipe.parse_text("gptq:q4_9")
+
+
+def test_a_blank_in_place_of_a_comma_is_named() -> None:
+    with pytest.raises(RecipeError, match="a comma is missing before 'gptq:4'"):
+        Recipe.parse("wanda:2:4 gptq:4")
+    assert len(Recipe.parse("wanda:2:4,gptq:4 , eora:8").stages) == 3

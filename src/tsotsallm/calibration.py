@@ -21,6 +21,7 @@ from tsotsallm.streaming.sweep import Tick, silent
 from tsotsallm.training.samples import is_instructions, read_conversations
 
 DEFAULT_TEXT = "allenai/c4"
+USUAL_WINDOW = 1024
 SELF = "self"
 """The source that stands for text which the model writes itself, where no file or directory has this name."""
 
@@ -139,14 +140,24 @@ def shared_out(count: int, shares: Sequence[float]) -> list[int]:
     return found
 
 
+def window_of(checkpoint: Checkpoint, asked: int | None, usual: int = USUAL_WINDOW) -> int:
+    """The length of windows: what is asked for; None: the usual length, or all positions that the model knows where those
+    are fewer. Raises CorpusError where more are asked for than it knows."""
+    known = checkpoint.spec.context
+    if asked is None:
+        return min(usual, known)
+    if asked > known:
+        raise CorpusError(f"a window of {asked} tokens is longer than the {known} positions that the model knows; choose "
+                          f"--window {known} or less")
+    return asked
+
+
 def check_windows(checkpoint: Checkpoint, calibration: Calibration) -> None:
     """Raise where a model cannot be calibrated with so many windows of such a length."""
     if calibration.windows < 1 or calibration.window < 2:
         raise CorpusError(f"{calibration.windows} windows of {calibration.window} tokens cannot calibrate; "
                           "take at least one window of 2 tokens")
-    if calibration.window > checkpoint.spec.context:
-        raise CorpusError(f"a window of {calibration.window} tokens is longer than the {checkpoint.spec.context} positions "
-                          f"that the model knows; choose --window {checkpoint.spec.context} or less")
+    window_of(checkpoint, calibration.window)
 
 
 def calibration_text(checkpoint: Checkpoint, calibration: Calibration, recipe: Recipe | None = None, *,
@@ -257,6 +268,12 @@ def _without_text(calibration: Calibration, recipe: Recipe | None, source: str, 
              "matter to you", f"with text that the model writes itself, some minutes: --calibration {SELF}",
              f"with {source} from the hub: {obstacle}"]
     return f"calibration text is needed, and {found}; {'; '.join(ways)}"
+
+
+def writes_its_text(checkpoint: Checkpoint) -> bool:
+    """Whether a model without a text given is best calibrated on what it writes itself: one that converses, other than the
+    embedded one, whose world is at hand."""
+    return checkpoint.codec.chat is not None and not _is_embedded(checkpoint)
 
 
 def _is_embedded(checkpoint: Checkpoint) -> bool:

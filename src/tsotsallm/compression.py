@@ -14,19 +14,24 @@ from tsotsallm.calibration import (
     read_sources,
     self_text_note,
     text_obstacle,
+    window_of,
 )
+from tsotsallm.checkpoint.hub_source import Streamed
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.checkpoint.writer import partial_path
+from tsotsallm.downloads import WHOLE
 from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.planning import Forecast, make_plan, whole_spec
 from tsotsallm.recipe import Recipe
 from tsotsallm.records import amended
-from tsotsallm.run.run import Result, run
-from tsotsallm.run.work import CompressKeywords, CompressOptions, Inputs, Progress
+from tsotsallm.remote.names import hub_name
+from tsotsallm.run.run import Result, refuse_existing, run
+from tsotsallm.run.work import CompressKeywords, CompressOptions, Inputs, Pin, Progress
 from tsotsallm.streaming import corpus as texts
 from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.samples import Samples
+from tsotsallm.units import human_bytes
 
 
 def _bytes_under(directory: Path) -> int:
@@ -35,13 +40,18 @@ def _bytes_under(directory: Path) -> int:
 
 
 def plan(model: str | Path, recipe: str | Path | Sequence[object], out: str | Path = "result", *,
-         calibration: str | Path | None = None, windows: int = 32, window: int = 1024, device: str = "cpu",
-         keep_stages: bool = False) -> Forecast:
+         calibration: str | Path | None = None, windows: int = 32, window: int | None = None, device: str = "cpu",
+         keep_stages: bool = False, cache_bytes: int | None = None) -> Forecast:
     """Forecast a run without reading a tensor; a warning says where it would lack calibration text, or where the model is to
-    write it first."""
+    write it first.
+
+    Of a model on the hub it says what either way of fetching it takes, with at most `cache_bytes` on disk where it is
+    streamed (None: what the recipe needs), and which way is chosen.
+    """
+    _check_cache(model, cache_bytes)
     checkpoint, parsed = _opened(model, recipe)
-    forecast = make_plan(checkpoint, parsed, Path(out), windows=windows, window=window, device=check_device(device),
-                         keep_stages=keep_stages)
+    forecast = make_plan(checkpoint, parsed, Path(out), windows=windows, window=window_of(checkpoint, window),
+                         device=check_device(device), keep_stages=keep_stages, cache_bytes=cache_bytes)
     asked = Calibration(None if calibration is None else str(calibration), windows, forecast.window)
     found = text_obstacle(checkpoint, asked, parsed)
     if parsed.needs_text and asked.source is not None:
@@ -53,8 +63,15 @@ def plan(model: str | Path, recipe: str | Path | Sequence[object], out: str | Pa
 def _opened(model: str | Path, recipe: str | Path | Sequence[object]) -> tuple[Checkpoint, Recipe]:
     """A checkpoint as a recipe reads it, and the recipe checked and resolved against it."""
     parsed = Recipe.parse(recipe)
-    checkpoint = with_vocabulary(Checkpoint.open(model), parsed)
+    checkpoint = with_vocabulary(Checkpoint.streamed(model), parsed)
     return checkpoint, parsed.resolved(whole_spec(checkpoint))
+
+
+def _check_cache(model: str | Path, cache_bytes: int | None) -> None:
+    """Raise TsotsallmError where a bound is given for what nothing is fetched for."""
+    if cache_bytes is not None and hub_name(model) is None:
+        raise TsotsallmError(f"--cache-bytes bounds what is fetched of a model on the hub, and {model} is on this computer; "
+                             "leave it out")
 
 
 def with_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
@@ -70,33 +87,54 @@ def compress(model: str | Path, recipe: str | Path | Sequence[object], out: str 
     """Apply a recipe to a checkpoint, one layer at a time, and write a smaller one to `out`.
 
     How is given as `options` or as keywords: calibration, windows, window, seed, device, scratch, keep_stages, force,
-    restart, store, progress (see CompressOptions). Raises a TsotsallmError where the model, the recipe, the text or the
-    machine does not allow it, before anything is written.
+    restart, store, cache_bytes, progress, say (see CompressOptions). Raises a TsotsallmError where the model, the recipe,
+    the text or the machine does not allow it, before anything is written, and HubError where the hub stops giving what is
+    needed; then finished layers are kept.
     """
     options = amended(options or CompressOptions(), keywords, compress)
-    checkpoint, parsed = _opened(model, recipe)
     out = Path(out).absolute()
     if not out.name:
         raise TsotsallmError(f"{out} cannot be a result; give the name of a new directory with -o")
+    refuse_existing(out, options)
+    _check_cache(model, options.cache_bytes)
+    pin = None if options.restart else Pin.of(model, partial_path(out))
+    checkpoint, parsed = _opened(model if pin is None else pin.pinned, recipe)
     settings = Calibration(None if options.calibration is None else str(options.calibration), options.windows,
-                           min(options.window, checkpoint.spec.context), options.seed)
+                           window_of(checkpoint, options.window), options.seed)
     if (obstacle := text_obstacle(checkpoint, settings, parsed)) is not None:
         raise CorpusError(obstacle)
-    forecast = make_plan(checkpoint, parsed, out, windows=options.windows, window=options.window,
-                         device=check_device(options.device), keep_stages=options.keep_stages)
+    forecast = make_plan(checkpoint, parsed, out, windows=options.windows, window=settings.window,
+                         device=check_device(options.device), keep_stages=options.keep_stages,
+                         cache_bytes=options.cache_bytes)
     if not options.force:
         forecast.refuse_if_too_large(out, already=_bytes_under(partial_path(out)))
+    for warning in forecast.warnings:
+        options.say(warning)
+
     def tick(step: str, share: float) -> None:
         options.progress(Progress(-1, len(forecast.sweeps), "calibration:", 0, 0, step, share))
 
+    if (download := forecast.download) is not None:
+        options.say(f"{download.model}: {human_bytes(download.bytes)} to download, {download.lines()[-1]}")
+        pin = Pin(str(hub_name(model)), download.model)
+        if download.way == WHOLE:
+            checkpoint = with_vocabulary(Checkpoint.open(download.model), parsed)
     corpus, samples = _texts_of(checkpoint, parsed, settings, tick)
-    inputs = Inputs(checkpoint, parsed, corpus, samples, result_source(model))
-    return run(inputs, out, forecast, replace(options, window=settings.window))
+    inputs = Inputs(checkpoint, parsed, corpus, samples, result_source(model), pin)
+    result = run(inputs, out, forecast, replace(options, window=settings.window))
+    if isinstance(checkpoint.source, Streamed):
+        for name in checkpoint.source.unverified():
+            options.say(f"{name}: not all of it passed in order, so its checksum was not compared; its length and its ETag "
+                        "were")
+        if options.cache_bytes is None:
+            checkpoint.source.forget()
+    return result
 
 
 def result_source(model: str | Path) -> str:
     """The name that results give the model they were made from."""
-    return Path(model).resolve().name if Path(model).exists() else str(model)
+    name = hub_name(model)
+    return name.source if name is not None else Path(model).resolve().name if Path(model).exists() else str(model)
 
 
 def _texts_of(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration,

@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+_OPTION = re.compile(r"(?<!llama\.cpp: )(?<![\w-])--([a-z][a-z-]*)"
+                     r"(?: (?:(cpu|self|b?f16|q8_0|[\d.]+ ?[kMGT]?B)|([A-Z]{2,}[.a-z]*|\d+))\b)?")
+_GIVEN = re.compile(r"--set (\w+)=(\w+)")
+_OUT = re.compile(r"(?<![\w-])-o\b")
+_OTHER_NAMES = {"bytes": "size", "task": "tasks", "folder": "studio", "no-verify": "verify=False"} | {
+    flag: f"{flag.replace('-', '_')}=True" for flag in ("restart", "force", "quick", "strict", "accept-differences")}
+"""Option of a command -> argument of a function, where they differ."""
+_readers = {"command line": 0}
+
+
+@contextmanager
+def read_on_a_command_line() -> Iterator[None]:
+    """Meanwhile errors, of all threads, name options of commands; else they name arguments of functions, as in Python."""
+    _readers["command line"] += 1
+    try:
+        yield
+    finally:
+        _readers["command line"] -= 1
 
 
 class TsotsallmError(Exception):
     """Base of every error that the user can correct; the command line prints it without a traceback."""
 
+    def __str__(self) -> str:
+        text = super().__str__()
+        if _readers["command line"]:
+            return text
+        parts = text.split("`")         # every other part is a command, which stays
+        return "`".join(part if place % 2 else _in_python(part) for place, part in enumerate(parts))
+
+
+def _in_python(text: str) -> str:
+    return _OUT.sub("out=PATH", _OPTION.sub(_as_argument, _GIVEN.sub(r'given={"\1": \2}', text)))
+
+
+def _as_argument(found: re.Match[str]) -> str:
+    name = _OTHER_NAMES.get(found[1], found[1].replace("-", "_"))
+    value = f'"{found[2]}"' if found[2] else found[3]
+    return name if value is None else f"{name}={value}"
+
 
 class CheckpointError(TsotsallmError):
     """A checkpoint is missing, damaged or unsafe, or does not match its config."""
+
+
+class HubError(TsotsallmError):
+    """The hub cannot be reached, or does not give what was asked of it; finished work is kept."""
 
 
 class RecipeError(TsotsallmError):

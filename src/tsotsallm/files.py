@@ -81,6 +81,12 @@ def regular_size(path: Path, kind: type[TsotsallmError]) -> int:
     return facts.st_size
 
 
+def require_new(path: Path, kind: type[TsotsallmError], remedy: str = "choose another name, or delete it first") -> None:
+    """Raise `kind` where an output exists already."""
+    if path.exists():
+        raise kind(f"{path} exists already; {remedy}")
+
+
 def read_bytes(path: Path, kind: type[TsotsallmError], limit: int = SIDE_FILE_BYTES) -> bytes:
     """The bytes of a regular file of at most `limit` bytes; raises `kind` otherwise, FileNotFoundError where there is none.
 

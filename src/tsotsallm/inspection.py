@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
 from tsotsallm.checkpoint.gguf_place import open_parts
+from tsotsallm.checkpoint.hub_source import hub_files
 from tsotsallm.checkpoint.provenance import Provenance
 from tsotsallm.checkpoint.reader import PACKED_NAME, Checkpoint
 from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes, work_of
 from tsotsallm.checkpoint.source import PROVENANCE
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, MOST_LAYERS
+from tsotsallm.checkpoint.stored import StoredFile
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import JsonObject
 from tsotsallm.records import Record
+from tsotsallm.remote.names import HubName
 from tsotsallm.stages.layers import Layers
 
 
@@ -237,12 +241,18 @@ def part_of_gguf(name: str) -> str:
     return "attention" if role.startswith("attn_") else "feed-forward" if role.startswith("ffn_") else "other"
 
 
-def inspect_file(path: str | Path) -> FileAnatomy:
+def inspect_remote(name: HubName) -> FileAnatomy:
+    """The anatomy of a GGUF file on the hub, of which only the header is fetched; raises HubError, CheckpointError."""
+    files = hub_files(name)
+    return inspect_file(*files) if isinstance(files, tuple) else inspect_file(files)
+
+
+def inspect_file(path: str | Path, stored: Callable[[Path], StoredFile] | None = None) -> FileAnatomy:
     """The anatomy of a GGUF file, of a split one as a whole where all parts are there, from headers alone.
 
-    Raises CheckpointError where it cannot be read.
+    `stored` gives what a file that is not on disk is read from. Raises CheckpointError where it cannot be read.
     """
-    file = _whole_file(Path(path))
+    file = _whole_file(Path(path), stored)
     parameters, sizes = dict.fromkeys((*PARTS, "other"), 0), dict.fromkeys((*PARTS, "other"), 0)
     by_type: dict[str, list[int]] = {}
     for name, tensor in file.tensors.items():
@@ -269,13 +279,13 @@ def inspect_file(path: str | Path) -> FileAnatomy:
         None if cache is None else 2 * cache, _macs(file, linears), _tokenizer(file), _made_from(file), tuple(_notes(file)))
 
 
-def _whole_file(path: Path) -> GgufFile:
+def _whole_file(path: Path, stored: Callable[[Path], StoredFile] | None) -> GgufFile:
     """A file, or all parts of a split one as if they were one file; the part alone where others are missing."""
-    file = GgufFile.open(path)
+    file = GgufFile.open(path, stored=None if stored is None else stored(path))
     if file.split[1] == 1:
         return file
     try:
-        parts = open_parts(path)
+        parts = open_parts(path, stored)
     except CheckpointError:
         return file
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}

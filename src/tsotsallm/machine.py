@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.metadata
 import os
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+
+from tsotsallm.errors import ResourceError
+from tsotsallm.units import human_bytes
 
 _Given = TypeVar("_Given")
 _Done = TypeVar("_Done")
@@ -40,12 +44,40 @@ def free_ram_bytes() -> int:
     return max(free, 0)
 
 
+def total_ram_bytes() -> int:
+    """Bytes of this computer's memory, or of its container's where that has fewer."""
+    whole = int(psutil.virtual_memory().total)
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return whole
+    return whole if text == "max" else min(whole, int(text))
+
+
 def free_disk_bytes(path: Path) -> int:
     """Free bytes on the file system that holds `path` or its nearest existing parent."""
     path = path.absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
     return int(psutil.disk_usage(str(path)).free)
+
+
+def require_disk(what: str, needed: int, folder: Path, *, already: int = 0,
+                 remedy: str = "free some space, or choose another place") -> None:
+    """Raise ResourceError where the disk of a folder lacks the bytes that `what` needs, of which `already` are on it."""
+    free = free_disk_bytes(folder)
+    if needed > free + already:
+        raise ResourceError(f"{what} needs {human_bytes(needed)} of disk at {folder} and {human_bytes(free)} are free; "
+                            f"{remedy}")
+
+
+def not_written(place: Path, needed: int | None, error: OSError) -> ResourceError:
+    """The error about an output that `place` could not take, of which nothing is left; `needed` in bytes, where known."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    size = "" if needed is None or not full else f"; it needs {human_bytes(needed)}"
+    remedy = "free some space, or choose another place" if full else "check the path and its permissions"
+    return ResourceError(f"{place} cannot be written ({error.strerror or error}){size}; {remedy}: nothing half-written is "
+                         "left")
 
 
 def cache_root() -> Path:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import input_groups, layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import EMBEDDING, ModelSpec
+from tsotsallm.downloads import STREAMED, Download, planned_download
 from tsotsallm.errors import ResourceError
-from tsotsallm.machine import free_disk_bytes, free_ram_bytes, gemm_flops_per_second, rss_bytes
+from tsotsallm.machine import (
+    chosen_by_caller,
+    free_disk_bytes,
+    free_ram_bytes,
+    gemm_flops_per_second,
+    require_disk,
+    rss_bytes,
+)
 from tsotsallm.numerics.rounding import OUTPUTS
+from tsotsallm.pace import Kind, expected
 from tsotsallm.recipe import Recipe, Sweep
 from tsotsallm.records import Record
-from tsotsallm.stages.contract import LayerFile, Model, Stage
+from tsotsallm.stages.contract import LayerFile, Model, Needs, Stage
 from tsotsallm.stages.costs import (
     Conditions,
     Cost,
@@ -30,6 +39,8 @@ from tsotsallm.units import human_bytes
 
 FILE_BYTES = 64 << 10
 """Of a result besides its tensors: headers, config, provenance."""
+ENLARGED = 1.01
+"""A file that is less than this many times as large as its source does not count as larger: norms and headers differ."""
 ARENA_BYTES = 150 << 20
 """Memory that matrix libraries and the allocator take beyond our tensors (measured: 60 to 140 MB)."""
 
@@ -38,7 +49,9 @@ ARENA_BYTES = 150 << 20
 class SweepForecast:
     """One pass: its stages, peak memory, scratch on disk, operations and the shortest time they can take here.
 
-    `engine` says how a pass that trains does so: resident or streamed.
+    engine      how a pass that trains does so: resident or streamed
+    weights     in the linears that it visits
+    expected_s  how long it is likely to take, by `runs` passes like it on this computer (none: by passes elsewhere)
     """
 
     stages: list[str]
@@ -47,14 +60,19 @@ class SweepForecast:
     scratch_bytes: int
     flops: float
     floor_s: float
-    engine: str = ""
+    engine: str
+    weights: int
+    kind: Kind
+    expected_s: float
+    runs: int
 
 
 @dataclass(frozen=True)
 class Forecast(Record):
     """What a recipe will take and give. Bytes of the result are an upper bound that is exact but for headers.
 
-    recipe  as one line, with what it left to the model's widths written out
+    recipe    as one line, with what it left to the model's widths written out
+    download  what it fetches of a model on the hub; None for a model on disk
     """
 
     recipe: str
@@ -70,6 +88,7 @@ class Forecast(Record):
     free_disk_bytes: int
     flops_per_second: float
     warnings: list[str] = field(default_factory=list)
+    download: Download | None = None
 
     @property
     def ram_bytes(self) -> int:
@@ -81,26 +100,38 @@ class Forecast(Record):
         """The shortest time that all passes can take on this machine, in seconds."""
         return sum(sweep.floor_s for sweep in self.sweeps)
 
+    @property
+    def expected_s(self) -> float:
+        """How long all passes are likely to take, in seconds."""
+        return sum(sweep.expected_s for sweep in self.sweeps)
+
+    @property
+    def runs(self) -> int:
+        """How many passes on this computer the least known pass is judged by."""
+        return min(sweep.runs for sweep in self.sweeps)
+
     def refuse_if_too_large(self, out: Path, already: int = 0) -> None:
         """Raise ResourceError when free memory or disk cannot hold the run, of which `already` bytes are on disk."""
         if self.ram_bytes > self.free_ram_bytes + rss_bytes():
             raise ResourceError(
                 f"the run needs {human_bytes(self.ram_bytes)} of memory and {human_bytes(self.free_ram_bytes)} are free; "
                 "close other programs, choose method rtn or magnitude (no Gram), or try anyway with --force")
-        if self.disk_bytes > self.free_disk_bytes + already:
-            raise ResourceError(
-                f"the run needs {human_bytes(self.disk_bytes)} of disk at {out.parent} and "
-                f"{human_bytes(self.free_disk_bytes)} are free; make room, write to another disk with -o, calibrate on "
-                "fewer windows, or try anyway with --force")
+        require_disk("the run", self.disk_bytes, out.parent, already=already,
+                     remedy="make room, write to another disk with -o, calibrate on fewer windows, or try anyway with "
+                            "--force")
 
     def plain(self) -> dict[str, object]:
         """The forecast as plain data for JSON."""
-        return super().plain() | {"ram_bytes": self.ram_bytes, "floor_s": self.floor_s}
+        return super().plain() | {"ram_bytes": self.ram_bytes, "floor_s": self.floor_s,
+                                "expected_s": self.expected_s}
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int, window: int,
-              device: str = "cpu", keep_stages: bool = False) -> Forecast:
-    """Check a recipe against a checkpoint and forecast its run on `windows` of `window` tokens (at most its context)."""
+              device: str = "cpu", keep_stages: bool = False, cache_bytes: int | None = None) -> Forecast:
+    """Check a recipe against a checkpoint and forecast its run on `windows` of `window` tokens (at most its context).
+
+    `cache_bytes` bounds what is kept on disk of a model on the hub; None: what the recipe needs.
+    """
     spec = whole_spec(checkpoint)
     window = min(window, spec.context)
     recipe.check(spec, sparse=checkpoint.is_sparse)
@@ -116,7 +147,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
               for layer, names in checkpoint.names_by_layer.items()}
     start = Model(whole_spec(checkpoint), tuple(
         LayerFile(layer, stored[layer], packed[layer]) for layer in checkpoint.spec.layer_order), ends,
-        checkpoint.storage.itemsize, checkpoint.is_sparse, spec.quantization is not None)
+        checkpoint.storage.itemsize, checkpoint.is_sparse, spec.quantization is not None,
+        from_gguf=checkpoint.source.keeps_types)
     models = recipe.models(start)
     conditions = Conditions(windows, window, free_ram_bytes() + rss_bytes() - base)
     planned = recipe.sweeps(one_stage_each=keep_stages)
@@ -124,9 +156,13 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     results: list[int] = []
     notes: list[str] = [*checkpoint.notes]
     for number, sweep in enumerate(planned, 1):
-        cost, layers = _sweep_cost(sweep, recipe.stages, models, conditions), len(models[sweep.last + 1].layers)
-        sweeps.append(SweepForecast([stage.name for stage in sweep.stages], layers, base + cost.ram_bytes,
-                                    cost.scratch_bytes, cost.flops, cost.flops / rate, cost.engine))
+        cost, model = _sweep_cost(sweep, recipe.stages, models, conditions), models[sweep.last + 1]
+        weights = sum(layer_weights(model.spec, layer) for layer in range(model.spec.layers))
+        kind = _kind_of(sweep, cost)
+        likely = expected(kind, cost.flops / rate, weights)
+        sweeps.append(SweepForecast([stage.name for stage in sweep.stages], len(model.layers), base + cost.ram_bytes,
+                                    cost.scratch_bytes, cost.flops, cost.flops / rate, cost.engine, weights, kind,
+                                    likely.seconds, likely.runs))
         notes += [note for stage in sweep.stages for note in stage.remarks(models[sweep.last + 1])]
         # a pass before the last writes repeats out
         results.append(FILE_BYTES + replace(models[sweep.last + 1],
@@ -142,13 +178,33 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
         warnings.append(f"{windows * window} calibration tokens are little for {widest} inputs: linears with more than "
                         f"{windows * window // FEW} hold out a quarter of them, and are rounded to nearest where that has "
                         "the smaller error there")
+    source_bytes = before_ends + sum(stored.values())
+    if (larger := enlarged("the result", results[-1] - FILE_BYTES, source_bytes)) is not None:
+        warnings.append(larger)
     # a sweep reads the result before it, and joins its parts into shards while both are on disk
     kept = [sum(results[:number] if keep_stages else results[max(number - 1, 0):number]) for number in range(len(results))]
     disk = max(before + 2 * result for before, result in zip(kept, results, strict=True))
+    download = planned_download(checkpoint, planned, models, cache_bytes)
+    fetched = 0 if download is None else download.cache_bytes if download.way == STREAMED else download.whole_disk_bytes
     return Forecast(
-        recipe.line(), sweeps, windows, window, _parameters(checkpoint.spec, range(checkpoint.spec.stored_layers), tokens),
-        _parameters(spec, range(len(kept_layers))), before_ends + sum(stored.values()), results[-1],
-        disk + max(sweep.scratch_bytes for sweep in sweeps), free_ram_bytes(), free_disk_bytes(out), rate, warnings)
+        recipe.line(), sweeps, windows, window, parameters_of(checkpoint.spec, range(checkpoint.spec.stored_layers), tokens),
+        parameters_of(spec, range(len(kept_layers))), source_bytes, results[-1],
+        disk + fetched + max(sweep.scratch_bytes for sweep in sweeps), free_ram_bytes(), free_disk_bytes(out), rate,
+        warnings, download)
+
+
+def _kind_of(sweep: Sweep, cost: Cost) -> Kind:
+    needs = [item.name for item in fields(Needs) if getattr(sweep.needs, item.name)]
+    return Kind(Recipe(sweep.stages).line(), " ".join([*needs, cost.engine]).strip(), chosen_by_caller(),
+                trains=bool(cost.engine))
+
+
+def enlarged(what: str, size: int, source: int) -> str | None:
+    """What to tell whoever is about to write a file that is larger than its source; None where it is not, sizes in bytes."""
+    if size <= ENLARGED * source:
+        return None
+    return (f"{what} takes {human_bytes(size)}, more than the {human_bytes(source)} of its source; for a smaller file take "
+            "a grid of GGUF (gptq:q4_k), a mixture of them (gptq:mixed:4.5), or `tsotsallm fit` with a size")
 
 
 def whole_spec(checkpoint: Checkpoint) -> ModelSpec:
@@ -157,7 +213,8 @@ def whole_spec(checkpoint: Checkpoint) -> ModelSpec:
     return ModelSpec(spec.config, spec.quantization, tuple(range(spec.layers)))
 
 
-def _parameters(spec: ModelSpec, layers: range, tokens: int | None = None) -> int:
+def parameters_of(spec: ModelSpec, layers: range, tokens: int | None = None) -> int:
+    """Numbers in embeddings, head and final norm, and in `layers` of a model; `tokens` in place of its own vocabulary."""
     ends = (tokens or spec.vocabulary) * spec.hidden * (1 if spec.tied else 2) + spec.hidden
     return ends + sum(math.prod(shape) for layer in layers for shape in layer_shapes(spec, layer).values())
 

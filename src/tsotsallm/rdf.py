@@ -16,6 +16,7 @@ from xml.parsers import expat
 
 from tsotsallm.errors import MissingExtraError, TsotsallmError
 from tsotsallm.files import one_line, quoted, regular_size
+from tsotsallm.units import human_bytes
 
 SUFFIXES = (".ttl", ".nt", ".nq", ".trig", ".rdf", ".owl", ".n3", ".xml")
 MOST_SKIPPED = 0.01
@@ -224,8 +225,8 @@ class Statements:
             size = BLOCK if taken else max(BLOCK, len(held))        # a long statement is not searched again and again
             held = held[taken:]
             if len(held) > LONGEST:
-                raise self.kind(f"{self.skipped.place(line)} begins a statement of more than {LONGEST >> 20} MiB; the file "
-                                "is damaged, or has the suffix of another format")
+                raise self.kind(f"{self.skipped.place(line)} begins a statement of more than {human_bytes(LONGEST)}; the "
+                                "file is damaged, or has the suffix of another format")
 
     def _take(self, held: bytes, line: int, *, last: bool) -> tuple[int, Iterator[Quad]]:
         """How many bytes make whole statements, and the quads in them."""

@@ -271,6 +271,9 @@ def _one_line(item: str) -> JsonObject:
         raise RecipeError(f"there is no short form {quoted(word)}{nearest(word, _SHORT)}; packaged recipes: "
                           f"{', '.join(packaged_recipes())}")
     name, short = _SHORT[word]
+    if (more := [part for part in item.split()[1:] if part.partition(":")[0] in _SHORT and ":" in part]):
+        raise RecipeError(f"a comma is missing before {quoted(more[0])} in {quoted(item.strip())}; stages are separated by "
+                          "commas")
     # a file name may hold colons
     _, *values = (part.strip() for part in item.strip().split(":", short.most if short.file_last else -1))
     if not 1 <= len(values) <= short.most or not all(values):

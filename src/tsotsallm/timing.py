@@ -11,6 +11,8 @@ from typing import ParamSpec, TypeVar
 
 PARTS = ("forward passes", "backward passes", "head and loss", "Grams", "factors", "rounding", "disk")
 """The parts in the order in which they are shown; what is left is the rest."""
+OF_OPERATIONS = PARTS[:5]
+"""The parts that grow with the operations of a pass; the others grow with its weights."""
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from tsotsallm.errors import RecipeError, TsotsallmError
+
+MOST_PLACES = 6
+"""Places after the point beyond which numbers are written with a power of ten."""
 
 
 def bytes_from_text(text: str, where: str, kind: type[TsotsallmError] = RecipeError) -> int:
@@ -35,3 +39,26 @@ def human_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {int(seconds % 60)} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def with_error(value: float, error: float | None) -> tuple[str, str]:
+    """A value and its standard error as text: two significant digits of the error, and the value to the same place.
+
+    0.03031, 0.00142 -> ("0.0303", "0.0014"); without an error, four significant digits of the value and "".
+    """
+    if error is None or not math.isfinite(value) or not math.isfinite(error):
+        return f"{value:.4g}", "" if error is None else f"{error:.2g}"
+    if error == 0:
+        return f"{value:.4g}", "0"
+    last = math.floor(math.log10(float(f"{abs(error):.1e}"))) - 1       # the power of ten of the last digit
+    if last >= -MOST_PLACES:
+        places = max(-last, 0)
+        return f"{value:.{places}f}", f"{error:.{places}f}"
+    first = math.floor(math.log10(abs(value))) if value else last
+    return f"{value:.{max(first - last, 0)}e}", f"{error:.1e}"
+
+
+def plus_minus(value: float, error: float | None) -> str:
+    """A value with its standard error, such as 0.0303 ± 0.0014."""
+    shown, deviation = with_error(value, error)
+    return f"{shown} ± {deviation}" if deviation else shown

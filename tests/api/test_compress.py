@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import tsotsallm
 from tests.compressing import SMALL, THREE_STAGES, same_bytes, tensors_of
 from tsotsallm.checkpoint.reader import Checkpoint
+from tsotsallm.errors import ResumeError
 
 
 def test_an_empty_recipe_copies_every_tensor(tiny: Path, tmp_path: Path) -> None:
@@ -62,3 +64,9 @@ def test_the_real_tiny_model_tells_its_story(stories: Path, tmp_path: Path) -> N
     told = tokenizer.decode(model.generate(ids, max_new_tokens=70, do_sample=False)[0], skip_special_tokens=True)
     assert told.startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in the "
                            "park. One day, she saw a big, red ball.")
+
+
+def test_an_output_that_exists_is_refused_before_the_model_is_read(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ResumeError, match="exists already"):
+        tsotsallm.compress(tmp_path / "no-such-model", "rtn:4", tmp_path / "out")

@@ -72,7 +72,7 @@ def test_a_text_is_continued_alike_by_sampling_and_by_keywords(tiny: Path) -> No
 def test_a_text_is_needed_where_no_model_brings_one(tiny: Path, tmp_path: Path) -> None:
     for call in (lambda: tsotsallm.evaluate(tiny), lambda: next(tsotsallm.franken(tiny)),
                  lambda: tsotsallm.analyze(tiny, None, tmp_path / "out")):
-        with pytest.raises(errors.CorpusError, match="--text FILE; only the embedded model comes with its own"):
+        with pytest.raises(errors.CorpusError, match="text=FILE; only the embedded model comes with its own"):
             call()
     with pytest.raises(errors.TsotsallmError):
         make_bundle([tmp_path / "none"], tmp_path / "bundle")

@@ -33,3 +33,25 @@ def test_a_recipe_that_does_not_fit_is_refused_without_a_run(tiny: Path, tmp_pat
         with pytest.raises(RecipeError, match=words):
             tsotsallm.plan(tiny, recipe, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_result_that_would_be_larger_than_its_source_is_announced_before_it_is_written(tiny: Path, tmp_path: Path) -> None:
+    tsotsallm.compress(tiny, "rtn:q4_0", tmp_path / "small")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        assert not (tmp_path / "out").exists()
+
+    assert not any("more than" in note for note in tsotsallm.plan(tiny, "rtn:q4_0").warnings)
+    file = tsotsallm.to_gguf(tmp_path / "small", tmp_path / "small.gguf", verify=False)["gguf"]
+    [larger] = [note for note in tsotsallm.plan(file, "rtn:8:32").warnings if "more than" in note]
+    tsotsallm.compress(file, "rtn:8:32", tmp_path / "out", say=say)
+    assert larger in said
+
+
+def test_integer_grids_for_a_gguf_file_name_the_grids_that_keep_it_small(tiny: Path, tmp_path: Path) -> None:
+    file = tsotsallm.to_gguf(tiny, tmp_path / "tiny.gguf", dense="f16", verify=False)["gguf"]
+    assert any("gptq:q4_k" in note for note in tsotsallm.plan(file, "rtn:4:32").warnings)
+    assert not any("gptq:q4_k" in note for note in tsotsallm.plan(file, "rtn:q4_0").warnings)
+    assert not any("gptq:q4_k" in note for note in tsotsallm.plan(tiny, "rtn:4:32").warnings)

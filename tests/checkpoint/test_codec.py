@@ -91,7 +91,7 @@ def test_empty_lines_of_kept_texts_stay_one_token(model: Path) -> None:
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
 def test_greedy_added_tokens_are_refused_or_accepted(model: Path, tmp_path: Path, flag: str) -> None:
     kinds.save(model, "bytes", added=(AddedToken("<|x|>", special=False, normalized=False, **{flag: True}),))
-    with pytest.raises(ExportError, match=rf"<\|x\|>.*{flag}.*--accept-differences"):
+    with pytest.raises(ExportError, match=rf"<\|x\|>.*{flag}.*accept_differences"):
         tsotsallm.to_gguf(model, tmp_path / "model.gguf")
     assert not list(tmp_path.glob("model.gguf*"))
     found = tsotsallm.to_gguf(model, tmp_path / "model.gguf", accept_differences=True)

@@ -14,7 +14,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import tsotsallm
 from tests.checkpoint.test_gguf_source import Parts, effective, logits, raw
-from tests.compressing import SMALL
 from tests.conftest import MORE_FAMILIES, build
 from tests.export.test_gguf import IDS
 from tests.fidelity import kinds
@@ -76,7 +75,7 @@ def test_layers_are_dropped_from_blocks_that_stay(family: str, tmp_path: Path) -
     wide |= {"query_pre_attn_scalar": 32} if family.startswith("gemma") else {}
     wide |= {"gemma3": {"num_hidden_layers": 12}, "olmo3": {"num_hidden_layers": 8}}.get(family, {})
     directory = build(tmp_path / "model", family, **wide)
-    tsotsallm.compress(directory, "rtn:q8_0", tmp_path / "small", **SMALL)
+    tsotsallm.compress(directory, "rtn:q8_0", tmp_path / "small")
     small = Checkpoint.open(tmp_path / "small")
     export_gguf(small, tmp_path / "model.gguf", dense="f16")
     found = Checkpoint.open(tmp_path / "model.gguf")
@@ -84,7 +83,7 @@ def test_layers_are_dropped_from_blocks_that_stay(family: str, tmp_path: Path) -
     export_gguf(found, tmp_path / "again.gguf")
     assert raw(tmp_path / "again.gguf") == raw(tmp_path / "model.gguf")
     gone = {"gemma3": "0-5", "olmo3": "0-3"}.get(family, "1")
-    tsotsallm.compress(tmp_path / "model.gguf", f"skip:{gone}", tmp_path / "cut", **SMALL)
+    tsotsallm.compress(tmp_path / "model.gguf", f"skip:{gone}", tmp_path / "cut")
     export_gguf(Checkpoint.open(tmp_path / "cut"), tmp_path / "cut.gguf", dense="f16")
     cut, whole = raw(tmp_path / "cut.gguf"), raw(tmp_path / "model.gguf")
     first, last = (int(one) for one in (gone.split("-") * 2)[:2])

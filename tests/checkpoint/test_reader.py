@@ -216,3 +216,15 @@ def test_a_relative_path_that_leads_nowhere_is_no_id_of_the_hub(tmp_path: Path, 
     with pytest.raises(CheckpointError, match=message) as caught:
         Checkpoint.open(name)
     assert "downloaded" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def asked(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("no file in the cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
+    with pytest.raises(CheckpointError, match="the hub cannot be reached; connect to the internet") as found:
+        Checkpoint.open("Some/Model")
+    assert "LocalEntryNotFoundError" not in str(found.value)

@@ -9,6 +9,7 @@ import pytest
 
 import tsotsallm
 from tests.cli.running import within
+from tsotsallm.units import plus_minus
 
 
 @pytest.fixture
@@ -27,8 +28,11 @@ def test_a_text_and_an_original_are_printed_with_the_protocol(tiny: Path, text: 
     options = ["--text", text, "--context", 48, "--limit", 4, "--reference", tiny]
     found = tsotsallm.evaluate(tmp_path / "out", text, context=48, limit=4, reference=tiny)
     shown = " ".join(within("evaluate", tmp_path / "out", *options).stdout.split())
-    for number in (found.perplexity, found.reference_perplexity, found.loss, found.kl):
+    for number in (found.perplexity, found.reference_perplexity):
         assert f"{number:.4f}" in shown
+    assert found.kl is not None
+    for number, error in ((found.loss, found.loss_standard_error), (found.kl, found.kl_standard_error)):
+        assert plus_minus(number, error) in shown
     assert f"{found.same_top_token:.1%}" in shown
     assert f"protocol: windows of 48 tokens, one BOS each, {4 * 47} predicted tokens, float32" in shown
     plain = json.loads(within("evaluate", tmp_path / "out", *options, "--json").stdout)

@@ -15,7 +15,8 @@ def test_a_file_and_its_modelfile_are_named(tiny: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     lines = within("export", tiny, "--gguf", file, "--ollama", "--dense", "f16").stdout.splitlines()
     assert lines[0].startswith(f"{file} (")
-    assert lines[1] == str(tmp_path / "Modelfile")
+    assert lines[1] == str(tmp_path / "model.Modelfile")
+    assert [f"  ollama create model -f {tmp_path / 'model.Modelfile'}", "  ollama run model"] == lines[-2:]
     assert any(line.startswith("weights: ") and "f16" in line for line in lines)
     assert any("into the same tokens, ends answers at the same tokens" in line for line in lines)
     assert file.exists()
@@ -27,6 +28,8 @@ def test_a_plain_checkpoint_is_named_and_told_as_json(tiny: Path, tmp_path: Path
     found = json.loads(within("export", tiny, "--gguf", tmp_path / "a.gguf", "--no-verify", "--json").stdout)
     assert found["bytes"] == (tmp_path / "a.gguf").stat().st_size
     assert "verified" not in found
+    assert f"tsotsallm chat {tmp_path / 'b.gguf'}" in within("export", tiny, "--gguf", tmp_path / "b.gguf",
+                                                             "--no-verify").stdout
 
 
 @pytest.mark.parametrize(("options", "words"), [

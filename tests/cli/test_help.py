@@ -97,3 +97,10 @@ def test_what_computes_takes_a_number_of_threads(arguments: list[str]) -> None:
     said = within(*arguments, "--help").stdout
     assert "--threads" in said
     assert "TSOTSALLM_THREADS" in said
+
+
+@pytest.mark.parametrize("command", [["export"], ["compress"], ["fit"], ["study", "run"], ["tables", "score"]])
+def test_help_names_values_in_words_and_only_the_side_of_a_switch_that_acts(command: list[str]) -> None:
+    shown = within(*command, "--help").stdout
+    assert not re.search(r"<(str|int|float|path|list)", shown)
+    assert not re.findall(r"--no-(?!verify)\S+", shown)

@@ -39,7 +39,7 @@ def test_options_reach_the_service(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["serve", "TINY", "--host", "0.0.0.0"], "key"), (["serve", "nowhere"], "does not exist"),
     (["serve", "TINY", "--max-body", "lots"], "--max-body is 'lots'"),
-    (["studio", "--folder", "nowhere"], "is not a folder"),
+    (["studio", "--folder", "/dev/null/nowhere"], "cannot be a folder"),
     (["serve", "TINY", "--host", "256.1.2.3", "--api-key", "a-long-enough-key"], "256.1.2.3")])
 def test_a_service_that_cannot_start_is_one_line(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                  arguments: list[str], words: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import within
+from tsotsallm.units import plus_minus
 
 SPEC = """recipes: {eight: ['rtn:8:channel'], three: ['gptq:3:channel']}
 evaluation: {context: 32, cheap: 2, full: 4}
@@ -35,8 +36,9 @@ def test_trials_are_shown_again_and_the_same_as_json(folder: Path) -> None:
     shown = within("study", "show", folder).stdout
     for trial in trials.values():
         measured = trial["measures"].get("full") or trial["measures"]["cheap"]
-        assert f"{measured['kl']:.4f}" in shown
-    assert "hypervolume" in shown
+        assert plus_minus(measured["kl"], measured["kl_error"]) in shown
+    assert "nats per token, perplexity" in shown
+    assert "|" not in shown
 
 
 @pytest.mark.usefixtures("wide")

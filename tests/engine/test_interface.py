@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -143,3 +145,34 @@ def test_prompts_end_at_line_feeds_alone(tmp_path: Path) -> None:
         with pytest.raises(CorpusError, match=message):
             read_prompts(path)
         path.touch()
+
+
+INTERRUPTED = """
+import random, signal, threading
+from tsotsallm.engine.interface import Answer, Piece, texts
+
+class Talkative:
+    def speak(self, question, heard):
+        while not heard(Piece("x", ())):
+            pass
+        return Answer("stop", 0, 0, 0, 0)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)     # in the background, shells have it ignored, which is inherited
+main, draw = threading.get_ident(), random.Random(0)
+for _ in range(500):
+    try:
+        press = threading.Timer(0.001 + 0.003 * draw.random(), signal.pthread_kill, (main, signal.SIGINT))
+        press.start()
+        for piece in texts(Talkative(), None):
+            pass
+    except KeyboardInterrupt:
+        pass
+print("still here")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signals to a thread")
+def test_ctrl_c_at_any_moment_ends_an_answer() -> None:
+    """Between two lines of a Queue's get(), within 51 presses, it had left a lock taken: the answer went on for ever."""
+    found = subprocess.run([sys.executable, "-c", INTERRUPTED], timeout=120, capture_output=True, text=True, check=False)
+    assert (found.stdout, found.returncode) == ("still here\n", 0), found.stderr

@@ -13,9 +13,11 @@ import torch
 from typer.testing import CliRunner
 
 import tsotsallm
+from tests.conftest import build
 from tsotsallm.cli import app
+from tsotsallm.engine import llama
 from tsotsallm.engine.llama import Llama
-from tsotsallm.errors import CheckpointError, ConversationError, ExportError, TsotsallmError
+from tsotsallm.errors import CheckpointError, ConversationError, ExportError, ResourceError, TsotsallmError
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_clear_errors(file: Path, stories: Path, tmp_path: Path) -> None:
     with pytest.raises(TsotsallmError, match="GGUF files"):
         tsotsallm.generate("embedded", "x", kv="q8_0")
     tsotsallm.to_gguf(stories, tmp_path / "stories.gguf", verify=False)
-    (tmp_path / "Modelfile").touch()
+    (tmp_path / "other.Modelfile").touch()
     with pytest.raises(ExportError, match="Modelfile exists"):
         tsotsallm.to_gguf(stories, tmp_path / "other.gguf", ollama=True)
     assert not (tmp_path / "other.gguf").exists()
@@ -134,3 +136,63 @@ def test_a_plain_checkpoint_is_exported(tiny: Path, text: Path, tmp_path: Path) 
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)(ids).logits
         ours = tsotsallm.load(tmp_path / "out")[0](ids).logits
     assert float((theirs - ours).abs().max()) < 0.05 * float(ours.abs().max())
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows 65,536 positions: 256 bytes of cache a token in 16 bits."""
+    folder = tmp_path_factory.mktemp("long")
+    build(folder / "model", "smollm", max_position_embeddings=65_536)
+    tsotsallm.to_gguf(folder / "model", folder / "model.gguf", verify=False, ollama=True)
+    return folder / "model.gguf"
+
+
+def test_a_context_is_what_fits_and_is_said(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Llama(long, slots=4)
+    assert (one.context, one.known, one.cache_bytes_per_token) == (8192, 65_536, 4 * 2 * 2 * 16 * 2)
+    assert [note for note in one.notes if "--context" in note] == [
+        "the context is 8192 tokens for each of 4 conversations, of 65536 that the model knows (cache: 16.8 MB of memory); "
+        "--context sets another number"]
+    whole = Llama(long, context=65_536)
+    assert whole.context == 65_536
+    assert not whole.notes
+    monkeypatch.setattr(llama, "free_ram_bytes", lambda: one.file.size + 4 * 4 * 2048 * 512)
+    assert Llama(long, slots=4).context == 2048
+    with pytest.raises(ResourceError, match=r"of 65536 tokens for each of 4 conversations takes 134 MB, but only "):
+        Llama(long, slots=4, context=65_536)
+    monkeypatch.setattr(llama, "free_ram_bytes", lambda: 0)
+    assert Llama(long, slots=4).context == 512
+
+
+def test_the_context_of_an_engine_is_chosen_where_it_runs(long: Path, file: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    shown = runner.invoke(app, ["generate", str(long), "ab", "--tokens", "2"])
+    assert "note: the context is 8192 tokens, of 65536" in shown.stderr
+    shown = runner.invoke(app, ["generate", str(long), "a" * 40, "--tokens", "2", "--context", "32"])
+    assert "the context is 32; shorten it, or choose a larger --context, at most 65536" in shown.stderr
+    for asked, words in ((["generate", str(file), "a"], "at most the 2048 that the model knows"),
+                         (["chat", str(file)], "at most the 2048"),
+                         (["serve", str(file), "--port", "0"], "at most the 2048"),
+                         (["generate", "embedded", "a"], "for GGUF files")):
+        shown = runner.invoke(app, [*asked, "--context", "9999"])
+        assert shown.exit_code == 1
+        assert words in shown.stderr
+    assert "PARAMETER num_ctx 8192\n" in long.with_suffix(".Modelfile").read_text()
+    tsotsallm.to_gguf("embedded", tmp_path / "small.gguf", verify=False, ollama=True, context=128)
+    assert "PARAMETER num_ctx 128\n" in (tmp_path / "small.Modelfile").read_text()
+    shown = runner.invoke(app, ["export", "embedded", "--gguf", str(tmp_path / "none.gguf"), "--context", "128"])
+    assert "belongs to --ollama" in shown.stderr
+
+
+def test_threads_follow_the_load_unless_they_are_chosen(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TSOTSALLM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(llama, "idle_cores", lambda: 1)
+    monkeypatch.setattr(llama, "cores", lambda: 2)
+    one = Llama(file)
+    assert one.threads == 1
+    assert any("1 of 2 cores; --threads sets" in note for note in one.notes)
+    assert "--threads" in one._options()
+    assert (Llama(file, threads=2).threads, Llama(file, threads=2).notes) == (2, ())
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert Llama(file).threads == 2

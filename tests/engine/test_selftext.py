@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tests.conftest import build, byte_tokenizer
+from tests.conftest import build, build_talking, byte_tokenizer
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine import selftext
 from tsotsallm.engine.generation import Drawn, nucleus
@@ -19,8 +19,6 @@ from tsotsallm.engine.resident import resident
 from tsotsallm.engine.selftext import SelfText, prompts, text_start
 from tsotsallm.errors import CorpusError
 
-TEMPLATE = ("{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + '\n' }}{% endfor %}"
-            "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}")
 WINDOWS, WINDOW = 4, 48
 
 
@@ -31,11 +29,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = build(tmp_path_factory.mktemp("talking") / "model", "llama3", num_hidden_layers=2)
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(path)
-    return path
+    return build_talking(tmp_path_factory.mktemp("talking") / "model")
 
 
 def written_by(path: Path, windows: int = WINDOWS, window: int = WINDOW, seed: int = 0) -> SelfText:
@@ -89,7 +83,7 @@ def test_without_temperature_it_is_what_transformers_writes(plain: Path, monkeyp
     new = resident(written.checkpoint).generate(start, attention_mask=torch.ones_like(start), max_new_tokens=written.length,
                                                 do_sample=False, pad_token_id=0, min_new_tokens=1)[0].tolist()
     ends = [place for place, token in enumerate(new) if token in codec.ends]
-    expected = selftext._clean(codec.decode(new[:ends[0]] if ends else new, special=False))
+    expected = selftext.cleaned(codec.decode(new[:ends[0]] if ends else new, special=False))
     assert set(written.text().split("\n\n")) - {""} == set(expected.split("\n\n"))
 
 
@@ -232,7 +226,7 @@ def test_a_model_that_does_not_fit_in_memory_is_refused(plain: Path, monkeypatch
     monkeypatch.setattr(selftext, "free_ram_bytes", lambda: 1000)
     monkeypatch.setattr(selftext, "resident", never)
     with pytest.raises(CorpusError, match=r"in memory, which takes .*, and 1 kB are free; close other programs, or give a "
-                                          r"text of your own with --calibration FILE or DIR"):
+                                          r"text of your own with calibration=FILE or DIR"):
         written_by(plain).text()
 
 
@@ -259,7 +253,7 @@ def test_a_packed_model_stays_packed_where_memory_is_short(plain: Path, tmp_path
 
 
 def test_a_model_that_says_nothing_is_refused(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftext, "_clean", lambda _text: "")
+    monkeypatch.setattr(selftext, "cleaned", lambda _text: "")
     monkeypatch.setattr(selftext, "TRIES", 0)
     with pytest.raises(CorpusError, match=r"the model wrote 0 tokens in \d+ documents, fewer than the 240 that are needed; "
                                           r"give a text of your own"):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tsotsallm
 from tests.conftest import build
+from tsotsallm.api.evaluate import gguf_speeds
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import TsotsallmError
@@ -219,6 +220,8 @@ def test_speed_and_energy_are_measured_in_a_process_of_their_own(tiny: Path) -> 
     assert query == pytest.approx(0.1 * energy.prefill_wh_per_1000_tokens + 0.3 * energy.decode_wh_per_1000_tokens)
     assert energy.query_co2_g["100 in, 300 out"] == pytest.approx(query / 1000 * energy.carbon_g_per_kwh)
     assert 250 < energy.carbon_g_per_kwh < 350       # Cameroon: mostly hydropower and gas
+    assert energy.year_kwh == pytest.approx(36.5 * query)
+    assert energy.year_co2_kg == {"CMR": pytest.approx(energy.year_kwh * energy.carbon_g_per_kwh / 1000)}
     with pytest.raises(TsotsallmError, match="three letters"):
         tsotsallm.examine([tiny], ["world-open"], limit=3, country="Cameroon")
 
@@ -230,3 +233,17 @@ def test_a_view_is_examined_without_being_written(tiny: Path, tmp_path: Path, qu
     [(_, seen)] = Examinee(view, "view", tmp_path).likelihoods(asked)
     [(_, written)] = open_examinee(tmp_path / "written", tmp_path).likelihoods(asked)
     assert [one.total for one in seen] == pytest.approx([one.total for one in written], rel=1e-6)
+
+
+def test_the_energy_of_a_gguf_file_is_that_of_llama_cpp(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("codecarbon", reason="the energy extra is not installed")
+    pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
+    tsotsallm.to_gguf("embedded", tmp_path / "model.gguf", verify=False)
+    [speed] = gguf_speeds([tmp_path / "model.gguf"], country="CMR,FRA").values()
+    energy = speed.energy
+    assert energy is not None
+    assert energy.decode_wh_per_1000_tokens == pytest.approx(energy.power_w / 3.6 / speed.decode_tokens_per_s)
+    assert list(energy.year_co2_kg) == ["CMR", "FRA"]
+    assert energy.year_co2_kg["CMR"] > 3 * energy.year_co2_kg["FRA"]         # mostly nuclear
+    with pytest.raises(TsotsallmError, match="three letters"):
+        gguf_speeds([tmp_path / "model.gguf"], country="CMR,France")

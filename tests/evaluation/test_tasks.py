@@ -210,10 +210,10 @@ def test_unknown_names_and_missing_files_say_what_to_do(tmp_path: Path) -> None:
                                 ("piqa", tmp_path, "holds nothing for task piqa")]:
         with pytest.raises(TsotsallmError, match=message):
             tsotsallm.examine([tmp_path / "no-such-model"], [task], data=data)
-    assert len(packaged_tasks()) == 23
+    assert len(packaged_tasks()) == 25
 
 
 def test_without_network_or_file_a_task_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(TsotsallmError, match="--data FILE"):
+    with pytest.raises(TsotsallmError, match="data=FILE"):
         tsotsallm.examine([tmp_path / "no-such-model"], ["piqa"])

@@ -13,7 +13,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.fit.files import Files
 from tsotsallm.fit.plans import Measured
-from tsotsallm.fit.units import Settings
+from tsotsallm.fit.reach import Settings
 from tsotsallm.planning import whole_spec
 from tsotsallm.stages.allocation import candidates
 

@@ -16,7 +16,8 @@ from tests.fit.parts import settings
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.fit import units as measuring
-from tsotsallm.fit.units import Settings
+from tsotsallm.fit.plans import HOPELESS, Measured
+from tsotsallm.fit.reach import Settings
 from tsotsallm.lab.texts import world_text
 
 
@@ -86,3 +87,30 @@ def test_a_smaller_vocabulary_costs_what_the_text_costs_more(tmp_path: Path) -> 
         nats.append(one.loss * one.protocol.predicted_tokens)
     tokens = bench.original(bench.most).tokens
     assert list(found.values()) == pytest.approx([(one - nats[0]) / tokens for one in nats], rel=1e-4)
+
+
+def test_cuts_are_measured_as_far_as_a_budget_may_need_them(text: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bits alone lose next to nothing, one layer and one share of neurons are enough; a smaller budget measures the
+    rest, and takes over what is known of grids."""
+    monkeypatch.setenv("TSOTSALLM_CACHE", str(tmp_path / "cache"))
+    larger = build(tmp_path / "larger", "llama3", dtype=torch.bfloat16, num_hidden_layers=4, intermediate_size=128)
+    lines: list[str] = []
+
+    def measured(name: str, budget: int | None) -> Measured:
+        (tmp_path / name).mkdir()
+        bench = measuring.Bench(str(larger), settings(text), tmp_path / name, lines.append, budget=budget)
+        return bench.measure(speed=False)[0]
+
+    roomy = measured("roomy", 10 ** 9)
+    assert (len(roomy.depth), len(roomy.width)) == (2, 2)
+    assert roomy.until < min(roomy.depth[1], max(roomy.width.values()))
+    monkeypatch.setattr(measuring.Bench, "_grids", lambda _bench: pytest.fail("grids are known"))
+    tight = measured("tight", None)
+    assert tight.until == HOPELESS
+    assert len(tight.depth) > 2
+    assert len(tight.width) > 2
+    assert (tight.grids, tight.depth[:2]) == (roomy.grids, roomy.depth)
+    assert not [line for line in lines if "taking over" in line]
+    assert measured("roomy again", 10 ** 9) == tight
+    assert "taking over what was measured before" in lines

@@ -172,9 +172,14 @@ def listing(folder: Path) -> Listing:
     return found
 
 
+BESIDE = re.compile(r"note\b.*|(?!tsotsallm: ).+ \d+(%|/\d+)")
+"""Lines on standard error beside an answer or an error: notes, and progress where it goes to a file."""
+
+
 def judged(ended: Ended, errors: str, before: Listing, after: Listing, memory: int, *, refused: bool) -> list[str]:
     """What is wrong with how a case ended."""
     problems = []
+    errors = "\n".join(line for line in errors.split("\n") if not BESIDE.fullmatch(line))
     lines = [line for line in errors.split("\n") if line.strip()]
     told = [line for line in lines if line.startswith("tsotsallm: ")]
     code = ended.code

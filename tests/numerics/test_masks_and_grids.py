@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tsotsallm.errors import RecipeError
-from tsotsallm.numerics.grids import IntegerGrid, NormalFloatGrid, grid_from
+from tsotsallm.numerics.grids import NARROWER, IntegerGrid, NormalFloatGrid, Quantised, grid_from
 from tsotsallm.numerics.masks import keep_all_but, keep_fraction, wanda_saliency
 
 
@@ -88,3 +88,33 @@ def test_normal_float_levels_are_those_of_the_paper_and_rounding_finds_the_neare
             assert abs(values[row, column] - wanted) <= abs(nearest - wanted) + 1e-6
     assert (values[~keep] == 0).all()
     assert grid_from(grid.plain()) == grid
+
+
+@pytest.mark.parametrize("grid", [IntegerGrid(4, 8), IntegerGrid(2, 8), IntegerGrid(3, None), NormalFloatGrid(4, 8),
+                                  IntegerGrid(3, 8, symmetric=False)], ids=["int4", "int2", "rows", "nf4", "asymmetric"])
+def test_searched_scales_leave_the_least_error_of_all_that_are_tried(grid: IntegerGrid) -> None:
+    """Against a loop over the shares of every group's range by itself."""
+    generator = torch.Generator().manual_seed(2)
+    weight, importance = torch.randn(5, 24, generator=generator) ** 3, torch.rand(24, generator=generator)
+    weight[1, :8] = 0
+    found = grid.searched(weight, torch.float32, importance)
+    width = grid.group or 24
+    for row in range(5):
+        for first in range(0, 24, width):
+            part, weights = weight[row:row + 1, first:first + width], importance[first:first + width]
+
+            def error(scales: torch.Tensor, points: torch.Tensor | None, part: torch.Tensor = part,
+                      weights: torch.Tensor = weights) -> float:
+                alone = Quantised(grid.encode(part, scales, points), scales, points, grid)
+                return float(((alone.dequantise() - part).square() * weights).sum())
+
+            tried = []
+            for share in (1.0, *NARROWER):
+                scales, points = grid.fit(part * share, torch.float32)
+                tried.append(error(scales, points))
+            group = first // width
+            points = None if found[1] is None else found[1][row:row + 1, group:group + 1]
+            assert error(found[0][row:row + 1, group:group + 1], points) == pytest.approx(min(tried), rel=1e-5, abs=1e-9)
+    whole, _ = grid.fit(weight, torch.float32)
+    assert (found[0] <= whole * (1 + 1e-6)).all()
+    assert (found[0] < whole).any()

@@ -10,6 +10,7 @@ import pytest
 import tsotsallm
 from tests.study.test_study import spec_of
 from tsotsallm.study.study import open_study, run_study
+from tsotsallm.study.verdict import names_of
 
 pytestmark = pytest.mark.slow
 
@@ -49,11 +50,12 @@ def test_a_page_opens_without_a_word(browser: Any, pages: dict[str, Path], name:
 def test_what_a_point_is_can_be_read_by_key_and_by_pointer(browser: Any, pages: dict[str, Path]) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(f"file://{pages['study']}")
-    trial = open_study(pages["folder"] / "study").front[0]
+    found = open_study(pages["folder"] / "study")
+    trial = found.front[0]
     mark = page.locator(f'#front-description ~ * .tip[aria-label^="{trial.number}: "]').first
     mark.scroll_into_view_if_needed()
     page.evaluate("mark => mark.focus()", mark.element_handle())
-    assert page.locator("#tip").inner_text().startswith(f"{trial.number}: {trial.name}, kl")
+    assert page.locator("#tip").inner_text().startswith(f"{trial.number}: {names_of(found.trials)[trial.number]}, kl")
     page.keyboard.press("Escape")
     assert page.locator("#tip").is_hidden()
     mark.hover(force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -15,10 +16,13 @@ import pytest
 import tsotsallm
 from tests.study.test_study import spec_of
 from tsotsallm.checkpoint.reader import Checkpoint
-from tsotsallm.errors import ReportError
+from tsotsallm.errors import CorpusError, MissingExtraError, ReportError
 from tsotsallm.evaluation.examination import text_task
 from tsotsallm.inspection import layer_map
+from tsotsallm.report import result as report_result
+from tsotsallm.report.document import Number
 from tsotsallm.study.study import open_study, run_study
+from tsotsallm.study.verdict import names_of, recipe_in_words
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra [report]")
 
@@ -88,14 +92,18 @@ def test_a_study_s_page_tells_the_ledger(tiny: Path, text: Path, tmp_path: Path)
     written = tsotsallm.write_report([tmp_path / "study"], tmp_path / "page.html")
     page = Page(written[0])
     check_page(page, written)
+    names = names_of(found.trials)
+    assert set(names.values()) == {"3 bits by rounding", "8 bits by rounding", "1 layer fewer + 3 bits by rounding",
+                                   "1 layer fewer + 8 bits by rounding"}
     for trial in found.trials:
-        row = page.row(f"{trial.number}: {trial.name}") if trial not in found.front else [
-            row for row in page.rows if row and row[0][0].startswith(f"{trial.number}: {trial.name}")][-1]
+        name = f"{trial.number}: {names[trial.number]}"
+        row = page.row(name) if trial not in found.front else [
+            row for row in page.rows if row and row[0][0].startswith(name)][-1]
         values = [value for _, value in row if value is not None]
         assert values[:2] == [trial.measure("kl"), trial.measure("perplexity")]
         assert values[2:] == [trial.measure("bytes"), trial.facts["seconds"]]
     for trial in found.front:
-        row = page.row(f"{trial.number}: {trial.name}")
+        row = page.row(f"{trial.number}: {names[trial.number]}")
         assert [value for _, value in row if value is not None] == [
             trial.measure(name) for name in ("kl", "perplexity", "bytes", "nonzero_parameters")]
         assert (tmp_path / "page-pictures" / f"layers-{trial.number}.svg").exists()
@@ -107,7 +115,7 @@ def test_a_study_s_page_tells_the_ledger(tiny: Path, text: Path, tmp_path: Path)
     full = [trial for trial in found.trials if trial.level == "full"]
     assert svg.count('class="tip"') == len(full)
     for trial in full:
-        assert f"{trial.number}: {trial.name}" in svg
+        assert f"{trial.number}: {names[trial.number]}" in svg
 
 
 def test_results_side_by_side(tiny: Path, text: Path, tmp_path: Path) -> None:
@@ -139,6 +147,75 @@ def test_results_side_by_side(tiny: Path, text: Path, tmp_path: Path) -> None:
     assert page.text.count('<article class="sample">') == 4
 
 
+def test_the_headline_has_the_loss_and_the_recipe_stands_once(tiny: Path, text: Path, tmp_path: Path) -> None:
+    tsotsallm.compress(tiny, ["rtn:4:channel"], tmp_path / "small")
+    [page, *_] = tsotsallm.write_report([tmp_path / "small"], tmp_path / "page.html", reference=tiny, text=text, limit=3,
+                                        tokens=2)
+    shown = page.read_text("utf-8").partition('<script type="application/json"')[0]
+    glance = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", shown))
+    assert list(glance) == ["What it is", "How small", "What was lost", "How to run it"]
+    assert "made smaller: 4 bits by rounding." in glance["What it is"]
+    assert "of the original&#39;s bytes" in glance["How small"]
+    assert "KL divergence from the original" in glance["What was lost"]
+    assert "±" in glance["What was lost"]
+    assert f"tsotsallm chat {tmp_path / 'small'}" in glance["How to run it"]
+    assert shown.count("method: rtn") == 1
+    assert not re.search(r"0\.0+ ± 0\.0+\b", shown)
+
+
+@pytest.mark.parametrize(("recipe", "words"), [
+    ([{"depth": {"remove": 2}}, {"quantize": {"grid": "q4_k"}}], "2 layers fewer + q4_k"),
+    ([{"depth": {"remove": 0}}, {"quantize": {"grid": "q3_k"}}], "q3_k"),
+    ([{"layers": {"skip": [3]}}, {"sparsity": {"prune": 1, "group": 4}}, {"quantize": {"grid": "int", "bits": 4}}],
+     "1 layer fewer + 1 of 4 weights zero + 4 bits"),
+    ([{"quantize": {"grid": "q4_0", "method": "rtn"}}, {"compensate": {"rank": 8}}],
+     "q4_0 by rounding + correction of rank 8"),
+    ([{"something": {"new": 1}}], "something"), ([], "as it is")])
+def test_recipes_have_readable_names(recipe: list[dict[str, Any]], words: str) -> None:
+    assert recipe_in_words(recipe) == words
+
+
+@pytest.mark.parametrize(("number", "shown"), [
+    (Number.share(0.5, 0.012), "50.0 % ± 1.2"), (Number.share(0.99987, 0.00004), "99.9870 % ± 0.0040"),
+    (Number.share(0.5, None), "50.0 %"), (Number.share(0.0, 0.0), "0 % ± 0"),
+    (Number.difference(-0.0312, -0.05, -0.012), "-0.031 [-0.050, -0.012]"),
+    (Number.difference(0.00002, -0.00001, 0.00005, mark="≈ "), "≈ +0.000020 [-0.000010, 0.000050]"),
+    (Number.difference(0.012, 0.001, 0.023, scale=100.0), "+1.2 [0.1, 2.3]"),
+    (Number.difference(0.0, 0.0, 0.0), "+0 [0, 0]")])
+def test_numbers_have_significant_digits(number: Number, shown: str) -> None:
+    assert number.shown + number.error == shown
+
+
+def test_many_models_have_a_row_each(tiny: Path, text: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        tsotsallm.compress(tiny, ["rtn:8:channel"], tmp_path / name)
+    names = ["one", "two", "three"]
+    [path, *_] = tsotsallm.write_report([tmp_path / name for name in names], tmp_path / "page.html", reference=tiny,
+                                        text=text, limit=3, tokens=2)
+    page = Page(path)
+    scored = [row for row in page.rows if row and row[0][0].endswith(": perplexity")]
+    assert [row[1][0] for row in scored] == [tiny.name, *names]
+    assert max(map(len, page.rows)) <= 10
+    assert page.row("three")[1][1] is not None
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_evaluated(
+        tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise MissingExtraError("matplotlib", "report", "drawing pictures")
+
+    with pytest.raises(ReportError, match=r"does not end in \.html"):
+        tsotsallm.write_report([tmp_path / "no-such-model"], tmp_path / "page.txt")
+    monkeypatch.setattr("tsotsallm.report.page.pyplot", missing)
+    with pytest.raises(MissingExtraError, match="matplotlib"):
+        tsotsallm.write_report([tmp_path / "no-such-model"], tmp_path / "page.html")
+
+
+def test_a_missing_text_is_named_with_its_option(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"text \S*nowhere\.txt does not exist"):
+        tsotsallm.write_report([tiny], tmp_path / "page.html", text=tmp_path / "nowhere.txt")
+
+
 def _header(model: Path) -> int:
     """Bytes of the shards that are no tensors."""
     return sum(8 + int.from_bytes(path.read_bytes()[:8], "little") for path in model.glob("*.safetensors"))
@@ -165,3 +242,28 @@ def test_what_cannot_be_reported(tmp_path: Path, change: dict[str, Any], message
         given["tokens"] = 1
     with pytest.raises(ReportError, match=message):
         tsotsallm.write_report(given.pop("paths"), tmp_path / given.pop("out"), **given)
+
+
+def test_answers_to_instructions_stand_side_by_side(tmp_path: Path) -> None:
+    """What is wrong with an answer stands under it; the shares are those of the examination."""
+    tsotsallm.compress("embedded", "rtn:2:64", tmp_path / "two")
+    tsotsallm.write_report([tmp_path / "two"], tmp_path / "page.html", reference="embedded", tasks=["instructions"], limit=4)
+    page = html.unescape((tmp_path / "page.html").read_text("utf-8"))
+    found = tsotsallm.examine(["embedded", tmp_path / "two"], ["instructions"], limit=4).results[0]
+    for result in found:
+        for one in result.exchanges:
+            assert f"“{one.prompt}”" in page
+            assert f"<p>{one.reply}</p>" in page
+    wrong = sum(not one.features["stops"] or one.features["repeats"] or not one.features["follows"]
+                for result in found for one in result.exchanges)
+    assert page.count('class="wrong"') == page.count('class="remark"') == wrong > 0
+
+
+def test_a_long_recipe_is_folded(tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tsotsallm.compress(tiny, "rtn:4:32", tmp_path / "small", calibration=text)
+    for most, folded in ((30, False), (0, True)):
+        monkeypatch.setattr(report_result, "LONG_RECIPE", most)
+        tsotsallm.write_report([tmp_path / "small"], tmp_path / f"{most}.html", text=text, limit=2, tokens=2)
+        page = (tmp_path / f"{most}.html").read_text("utf-8")
+        assert page.count("The recipe of small, as recipe.yaml") == 1
+        assert ("<details><summary>The recipe of small, as recipe.yaml" in page) == folded

@@ -29,7 +29,7 @@ def test_unfinished_work_of_another_recipe_is_not_taken_over(tiny: Path, text: P
     with pytest.raises(Stop):
         tsotsallm.compress(tiny, "gptq:4:32", tmp_path / "out", calibration=text, progress=stop_after(1), **SMALL)
     for recipe, more, message in (
-            ("gptq:3:32", {}, r"recipe: gptq:4:32 then, gptq:3:32 now\); finish it with those, or .* --restart"),
+            ("gptq:3:32", {}, r"recipe: gptq:4:32 then, gptq:3:32 now\); finish it with those, or .* restart=True"),
             ("gptq:4:32", {"windows": 4}, r"corpus: 6 windows of 64 tokens from .*words.txt, seed 0 then, 4 windows"),
             ("gptq:4:32", {"seed": 3}, r"\(corpus: .*, seed 0 then, .*, seed 3 now\)"),
             ("gptq:4:32", {"keep_stages": True}, "keep_stages: no then, yes now"),

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -230,11 +231,12 @@ def test_a_service_that_ends_ends_its_answers(one: Scripted) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_what_cannot_be_served(tmp_path: Any) -> None:
-    for given, message in (({"models": []}, "name a model"), ({"host": "0.0.0.0"}, "--api-key"),
-                           ({"host": "0.0.0.0", "key": "short"}, "8 or more"), ({"max_body": "much"}, "--max-body"),
+def test_what_cannot_be_served() -> None:
+    for given, message in (({"models": []}, "name a model"), ({"host": "0.0.0.0"}, "api_key=KEY"),
+                           ({"host": "0.0.0.0", "key": "short"}, "8 or more"), ({"max_body": "much"}, "max_body"),
                            ({"models": ["a b=embedded"]}, "cannot be a model's name"), ({"port": 99999}, "cannot listen"),
-                           ({"models": ["nowhere.gguf"]}, "nowhere.gguf"), ({"studio": tmp_path / "no"}, "not a folder")):
+                           ({"models": ["nowhere.gguf"]}, "nowhere.gguf"),
+                           ({"studio": Path(__file__)}, "cannot be a folder")):
         with pytest.raises(ServeError if "max_body" in given else TsotsallmError, match=message):
             serve(**({"models": ["embedded"], "port": 0} | given))      # type: ignore[arg-type]
     with socket.socket() as taken:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tsotsallm
 from tests.conftest import build
@@ -16,7 +17,9 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.errors import ExportError, RecipeError
 from tsotsallm.export.gguf import export_gguf
-from tsotsallm.stages.allocation import allocate, candidates
+from tsotsallm.numerics.ggml import GgmlGrid
+from tsotsallm.stages.allocation import ACTIVATIONS, activation_error, allocate, candidates
+from tsotsallm.streaming.statistics import Gram
 
 SMALL: dict[str, Any] = {"windows": 4, "window": 64}
 
@@ -169,3 +172,40 @@ def test_a_model_that_no_gguf_file_can_hold_has_no_budget_of_bytes(text: Path, t
         tsotsallm.compress(model, [{"quantize": {"file_bytes": "200kB"}}], tmp_path / "out", calibration=text,
                            progress=steps.append, **SMALL)
     assert not any("editing" in one.step for one in steps)
+
+
+@pytest.mark.parametrize("grid", ["q8_0", "q6_k"])
+def test_rounding_of_inputs_costs_what_rounding_them_does(grid: str) -> None:
+    """Against inputs that are really rounded to whole numbers of −127 to 127, with the largest of each block at an end."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(1500, 512, generator=generator)
+    inputs[:, 300] *= 40                        # an outlier spoils the block that it is in
+    weights, matrix = torch.rand(1500, generator=generator), torch.randn(24, 512, generator=generator)
+    gram, block = Gram(512, torch.device("cpu"), peaks=True), GgmlGrid(grid).layout.block
+    for part in range(0, 1500, 500):
+        gram.add(inputs[part:part + 500], weights[part:part + 500])
+    rounded = inputs.clone()
+    for first in range(0, 512, block):
+        scale = inputs[:, first:first + block].abs().amax(1, keepdim=True) / 127
+        rounded[:, first:first + block] = (inputs[:, first:first + block] / scale).round() * scale
+    expected = (weights[:, None] * ((rounded - inputs) @ matrix.mT).square()).sum(0)
+    found = activation_error(matrix, gram, GgmlGrid(grid))
+    assert float((found / expected).mean()) == pytest.approx(1, abs=0.03)
+    assert float((found / expected - 1).abs().max()) < 0.35
+
+
+def test_a_mixture_counts_what_the_engine_rounds(tiny: Path, text: Path, tmp_path: Path) -> None:
+    """The prediction stays that of float32; grids are chosen by the sum."""
+    recipe = [{"quantize": {"bits_per_weight": 6.0, "passes": 0}}]
+    tsotsallm.compress(tiny, recipe, tmp_path / "out", calibration=text, **SMALL)
+    decision = json.loads((tmp_path / "out" / "decision-1-quantize.json").read_text())
+    losses, inputs = decision["losses"], decision["losses_of_activations"]
+    assert {key: list(of) for key, of in losses.items()} == {key: list(of) for key, of in inputs.items()}
+    assert all(0 < value < 0.01 for of in inputs.values() for value in of.values())
+    for name, table in (("predicted_loss", losses), ("predicted_loss_of_activations", inputs)):
+        assert decision[name] == pytest.approx(sum(
+            0.0 if grid == "f16" else table[key][grid] for key, grid in decision["grids"].items()))
+    shapes = {f"{layer}.{name}": shape for layer in range(4) for name, shape in linear_shapes(Checkpoint.open(tiny).spec,
+                                                                                                layer).items()}
+    assert shapes.keys() <= losses.keys()
+    assert not any(key.endswith(ACTIVATIONS) for key in losses)

@@ -50,7 +50,9 @@ CONFIGURATIONS: dict[str, list[list[dict[str, Any]]]] = {
                    [Q4, {"compensate": {"rank": "auto", "budget": "12kB", "method": "svd"}}]],
     "tune": [[Q4, {"tune": {"steps": 2, "batch": 2, "window": 48, "top": 8}}],
              [{"quantize": {"grid": "q4_0", "passes": 1}},
-              {"tune": {"what": ["codes", "norms"], "steps": 2, "batch": 2, "window": 48, "samples": 6}}]],
+              {"tune": {"what": ["codes", "norms"], "steps": 2, "batch": 2, "window": 48, "samples": 6}}],
+             [{"quantize": {"grid": "tq2_0", "passes": 1}},
+              {"tune": {"what": ["scales", "norms"], "steps": 2, "batch": 2, "window": 48, "top": 8}}]],
 }
 """Stage -> small recipes that end with it; TEXT stands for a file of text."""
 WRONG: dict[str, dict[str, Any]] = {

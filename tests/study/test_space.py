@@ -10,6 +10,7 @@ import pytest
 from tsotsallm.errors import RecipeError, StudyError
 from tsotsallm.study.space import Space
 from tsotsallm.study.spec import packaged_specs, read_spec, spec_from
+from tsotsallm.study.strategies import All
 
 STAGES = [{"depth": {"remove": {"one_of": [0, 1, 2]}, "importance": "magnitude"}},
           {"one_of": [{"sparsity": {"prune": 2, "group": {"one_of": [4, 8]}}}, "none"]},
@@ -76,7 +77,7 @@ def test_draws_are_those_of_their_seed_and_stay_inside() -> None:
     ({"stages": [{"one_of": [7]}]}, "stage 1 is 7"),
     ({"stages": ["gptq:4"], "order": {"one_of": ["quantize"]}}, "lists of stages by name"),
     ({"stages": ["gptq:4"], "order": {}}, "take numbers"),
-    ({"stages": ["gptq:4"], "needs": {"questions": "a file"}}, "--set questions=FILE"),
+    ({"stages": ["gptq:4"], "needs": {"questions": "a file"}}, r"given=\{.questions.: FILE\}"),
 ])
 def test_what_makes_no_study_is_refused(content: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError, match=message):
@@ -93,12 +94,36 @@ def test_every_recipe_of_a_space_is_read_before_a_study_begins() -> None:
 
 
 @pytest.mark.parametrize(("name", "recipes"), [("reference-pruning", 43), ("reference-pipeline", 120),
-                                               ("reference-order", 38), ("franken", 25), ("quick", 8)])
+                                               ("reference-order", 38), ("franken", 25), ("quick", 8),
+                                               ("approaches", 50)])
 def test_packaged_studies(name: str, recipes: int) -> None:
     given = {"questions": "some.jsonl"} if name in ("reference-pipeline", "reference-order") else {}
     spec = read_spec(name, layers=16, given=given)
     assert spec.space.size == recipes
     assert name in packaged_specs()
+
+
+def test_recipes_that_need_a_value_are_left_out_where_it_is_optional() -> None:
+    spec = read_spec("approaches", layers=30)
+    assert "vocabulary, vocabulary+mixture-4.5 left out" in spec.notes[0]
+    assert "--set texts=PATH" in spec.notes[0]
+    whole = read_spec("approaches", layers=30, given={"texts": "texts/"})
+    assert (whole.space.size, whole.notes) == (52, ())
+    assert whole.space.recipe({"recipe": "vocabulary"}).stages[0].fields()["keep"] == ["texts/"]
+    with pytest.raises(StudyError, match=r"does not need 'text'; did you mean 'texts'"):
+        read_spec("approaches", layers=30, given={"text": "texts/"})
+
+
+@pytest.mark.parametrize("layers", [14, 16, 30])
+def test_every_packaged_recipe_can_be_read(layers: int) -> None:
+    for name in packaged_specs():
+        given = {"questions": "some.jsonl"} if name in ("reference-pipeline", "reference-order") else {}
+        space = read_spec(name, layers=layers, given=given).space
+        strategy = All(space, ("kl", "bytes"), 0)
+        for number in range(space.size):
+            proposal = strategy.propose(number, [])
+            assert proposal is not None
+            assert space.recipe(proposal.values).stages
 
 
 def test_layers_are_rescaled_to_the_model() -> None:
@@ -110,3 +135,10 @@ def test_layers_are_rescaled_to_the_model() -> None:
     assert read_spec("reference-pruning", layers=4).space.recipe({"recipe": "depth-2"}).stages[0].fields()["remove"] == 1
     orders = read_spec("franken", layers=16).space.recipe({"recipe": "0-7"}).stages[0].fields()["order"]
     assert orders == [0, 1, 2, 3]
+
+
+def test_a_trial_is_named_by_what_is_open() -> None:
+    space = Space.read({"stages": [{"depth": {"remove": {"one_of": [0, 2]}, "importance": "cosine"}},
+                                   {"quantize": {"grid": {"one_of": ["q4_0", "q4_k"]}, "damp": {"one_of": [0.01, 0.1]}}}]})
+    assert space.name({"depth.remove": 2, "quantize.grid": "q4_k", "quantize.damp": 0.1}) == (
+        "depth 2, quantize.grid q4_k, quantize.damp 0.1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 import psutil
 import pytest
 
+from tsotsallm.api.study import StudyOptions
+from tsotsallm.compression import plan
 from tsotsallm.errors import ResumeError, StudyError
+from tsotsallm.evaluation.examination import examine
 from tsotsallm.recipe import Recipe
 from tsotsallm.store import key_of
 from tsotsallm.study import trial as trials
-from tsotsallm.study.ledger import Ledger
+from tsotsallm.study.forecast import forecast_study
+from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.spec import Spec, spec_from
 from tsotsallm.study.study import Found, ledger_json, open_study, run_study
 from tsotsallm.study.trial import may_reach_the_front
-from tsotsallm.study.verdict import approach_of, verdict_markdown, verdicts
+from tsotsallm.study.verdict import approach_of, verdict_lines, verdicts
 
 SPACE = {"stages": [{"depth": {"remove": {"one_of": [0, 1]}, "importance": "cosine", "protect": {}}},
                     {"quantize": {"method": "rtn", "bits": {"one_of": [3, 8]}, "group": "channel"}}]}
@@ -56,6 +61,24 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(tiny: Path, text: Path,
     found = run_study(spec, str(tiny), tmp_path / "study")
     assert [trial.status for trial in found.trials] == ["failed", "done"]
     assert "depth removes 9" in found.trials[0].error
+
+
+def test_tasks_are_compared_with_the_original_on_the_same_items(tiny: Path, text: Path, tmp_path: Path) -> None:
+    task, items = tmp_path / "shops.yaml", tmp_path / "items.csv"
+    task.write_text("kind: choices\nlayouts: [{prompt: '{{question}}', choices: '[right, wrong]', answer: 0}]\n")
+    words = sorted(set(re.findall(r"[a-z]{3,9}", text.read_text())))[:40]
+    items.write_text("question,right,wrong\n" + "".join(
+        f"What comes after {one}?, {two}, {three}\n" for one, two, three in zip(words, words[7:], words[19:], strict=False)))
+    content = {"recipes": {"coarse": ["rtn:2:channel"]},
+               "calibration": {"windows": 2, "window": 32}, "evaluation": {"context": 32, "cheap": None, "full": 6}}
+    options = StudyOptions(text=text, calibration=text, tasks=[str(task)], data=items, limit=18)
+    found = run_study(spec_from("test", options.amend(content), layers=3), str(tiny), tmp_path / "study")
+    full = found.trials[0].measures["full"]
+    [[original]] = examine([tiny], [str(task)], data=items, limit=18).results
+    assert full[f"{task}_difference"] == pytest.approx(full[str(task)] - original.scores[0].value)
+    assert full[f"{task}_low"] <= full[f"{task}_difference"] <= full[f"{task}_high"]
+    assert full[f"{task}_low"] < full[f"{task}_high"]
+    assert 0 < full["kl_median"] <= full["kl_99"] <= full["kl_999"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -201,4 +224,45 @@ def test_the_verdict_names_the_best_of_a_size_and_how_sure_that_is(tiny: Path, t
     for one in best:
         same = [trial for trial in found.trials if one.smallest <= trial.measures["model"]["bytes"] <= one.largest]
         assert one.trial.measures["full"]["kl"] == min(trial.measures["full"]["kl"] for trial in same)
-    assert verdict_markdown(found.trials).count("\n") == len(best) + 1
+    lines = verdict_lines(found.trials)
+    assert sum(not line.startswith(" ") for line in lines) == len(best)
+    assert not any("|" in line for line in lines)
+
+
+def trial_of(number: int, bits: int, size: float, kl: float) -> Trial:
+    return Trial(number, str(number), f"t{number}", [{"quantize": {"method": "rtn", "grid": "int", "bits": bits}}], {}, "",
+                 status="done", measures={"model": {"bytes": size},
+                                          "full": {"kl": kl, "kl_error": kl / 100, "perplexity": 3.0}})
+
+
+def test_no_recipe_is_best_where_a_smaller_one_loses_less() -> None:
+    trials = [trial_of(0, 4, 1e6, 0.0095), trial_of(1, 5, 2e6, 0.049), trial_of(2, 6, 3e6, 0.06), trial_of(3, 8, 5e6, 0.001)]
+    best = verdicts(trials)
+    assert [one.trial.number for one in best] == [0, 3]
+    assert (best[0].smallest, best[0].largest) == (1e6, 3e6)
+    assert best[0].rival == trials[1]
+
+
+def test_a_forecast_counts_common_passes_once(tiny: Path, text: Path, tmp_path: Path) -> None:
+    """By hand: the two trainings are each made once, the four roundings after them once each."""
+    learned = {rank: [{"adapt": {"rank": rank, "steps": 2, "batch": 2, "window": 32}}] for rank in (2, 4)}
+    recipes: dict[str, Any] = {f"{rank}-{bits}": [*learned[rank], f"rtn:{bits}:channel"]
+                               for rank in learned for bits in (4, 8)}
+    content = {"recipes": recipes | {"too deep": [{"depth": {"remove": 9}}]},
+               "calibration": {"source": str(text), "windows": 2, "window": 32},
+               "evaluation": {"text": str(text), "context": 32, "cheap": None, "full": 6}}
+    found = forecast_study(spec_from("test", content, layers=3), str(tiny), tmp_path / "study")
+    alone = {name: plan(tiny, recipe, calibration=text, windows=2, window=32) for name, recipe in recipes.items()}
+    apart = sum(one.expected_s for one in alone.values())
+    assert {len(one.sweeps) for one in alone.values()} == {2}
+    twice = sum(alone[f"{rank}-4"].sweeps[0].expected_s for rank in learned)
+    assert found.recipes == 4
+    assert found.apart_s == pytest.approx(apart, rel=0.01)
+    assert found.made_s == pytest.approx(apart - twice, rel=0.01)
+    assert found.longest[1] == pytest.approx(max(one.expected_s for one in alone.values()), rel=0.01)
+    assert found.ram_bytes >= max(one.ram_bytes for one in alone.values()) * 0.9
+    assert found.evaluated_s > 0
+    assert found.tasks_s == 0
+    assert "depth removes 9" in found.impossible["too deep"]
+    with pytest.raises(StudyError, match="draws recipes one after another"):
+        forecast_study(spec_from("test", content | {"strategy": "random", "trials": 2}, layers=3), str(tiny), tmp_path)

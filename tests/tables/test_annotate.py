@@ -271,7 +271,7 @@ def test_the_command_line(done: dict[str, Path], tmp_path: Path) -> None:
     shown = run("tables", "score", str(tmp_path / "out"), str(done["model"]), "--gold", str(source / "gold"), "--tasks",
                 "cea")
     assert "CEA" in shown.stdout
-    assert "2 - 1" in shown.stdout
+    assert "model − out" in shown.stdout
     bad = run(*asked, str(tmp_path / "o2"), "--tasks", "cells")
     assert bad.returncode == 1
     assert "Traceback" not in bad.stderr

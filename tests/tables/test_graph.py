@@ -168,7 +168,7 @@ def test_strict_refuses_the_first_bad_statement(tmp_path: Path, loaded_before: b
     (tmp_path / "dump.nt").write_text(dump(1000, "<http://x/a> oops ."), "utf-8")
     if loaded_before:
         open_graph([tmp_path / "dump.nt"], tmp_path / "graphs").close()
-    with pytest.raises(TablesError, match=r"line 5.*leave out --strict"):
+    with pytest.raises(TablesError, match=r"line 5.*leave out strict"):
         open_graph([tmp_path / "dump.nt"], tmp_path / "graphs", strict=True)
 
 

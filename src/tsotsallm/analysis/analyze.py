@@ -13,7 +13,7 @@ import torch
 
 from tsotsallm.analysis import pictures
 from tsotsallm.analysis.attention import Inside, attention_spectrum, look_inside, state_spectrum
-from tsotsallm.analysis.layers import importances, outliers
+from tsotsallm.analysis.layers import importances, outliers, perplexity_of
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.evaluation.options import RunOptions
@@ -62,6 +62,7 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
     inside = {name: look_inside(view, ids, chosen[name], device) for name, view in models.items()}
     with tempfile.TemporaryDirectory(dir=run.scratch, ignore_cleanup_errors=True) as folder:
         measured = importances(first, corpus, Path(folder), device, run.tick)
+        original = perplexity_of(first, corpus, Path(folder), device)
         peaks = outliers(first, corpus, Path(folder), device, run.tick)
     of_attention = {f"{name}, layer {layer}": attention_spectrum(maps.mean(0))
                     for name, inner in inside.items() for layer, maps in inner.attention.items()}
@@ -71,6 +72,7 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
         "models": {name: str(view.checkpoint.directory) for name, view in models.items()}, "tokens": len(ids),
         "layers": chosen, "heads": shown, "attention": _attention_numbers(inside),
         "attention_spectra": _curves(of_attention), "state_spectra": _curves(of_states), "importance": measured,
+        "perplexity": original,
         "outliers": [inner.plain() for inner in peaks],
         "corpus": {"source": corpus.source, "windows": len(corpus.windows), "tokens": corpus.tokens}}
     def file(name: str) -> Path:
@@ -82,7 +84,7 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
                          file("attention-spectra")),
         pictures.spectra(_lists(of_states), "Fourier transform of hidden states along the tokens, mean over channels",
                          file("state-spectra")),
-        pictures.importance(measured, file("importance")), pictures.outliers(peaks, file("outliers"))]
+        pictures.importance(measured, file("importance"), original=original), pictures.outliers(peaks, file("outliers"))]
     path = out / "analysis.json"
     path.write_text(json.dumps(numbers, indent=1), "utf-8")
     return Analysis((*files, path), numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tsotsallm.records import Record
 from tsotsallm.stages.contract import Workplace
 from tsotsallm.stages.depth import IMPORTANCES
 from tsotsallm.streaming.corpus import Corpus
+from tsotsallm.streaming.score import leave_one_out_losses
 from tsotsallm.streaming.sweep import Tick, TwoStates, embed_corpus, silent, sweep
 
 
@@ -25,6 +27,12 @@ def importances(view: View, corpus: Corpus, scratch: Path, device: torch.device,
         scores = dict(measure(view, layers, Workplace(corpus, scratch / metric, device, tick), {}))
         found[metric] = [scores[layer] for layer in layers]
     return found
+
+
+def perplexity_of(view: View, corpus: Corpus, scratch: Path, device: torch.device) -> float:
+    """The perplexity of a model with all its layers, which its perplexity without a layer compares with."""
+    loss, _ = leave_one_out_losses(view, corpus, [], scratch / "original", device)
+    return math.exp(loss)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,8 @@ def outliers(view: View, corpus: Corpus, scratch: Path, device: torch.device, ti
     states = TwoStates(scratch, [len(window) for window in corpus.windows], view.spec.hidden)
     embed_corpus(view, corpus, states.inputs_of(0))
     peaks = []
-    for visit in sweep(view, states, observe=True, device=device, tick=tick):
+    for visit in sweep(view, states, observe=True, device=device):
+        tick("finding outliers", visit.index / view.spec.layers)
         for group in input_groups(visit.names):
             norms = visit.gram_of(group[0]).norms
             peak = float(norms.max() / norms.median().clamp(min=torch.finfo(torch.float32).tiny))

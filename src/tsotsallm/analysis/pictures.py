@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tsotsallm.errors import MissingExtraError
 from tsotsallm.files import Json
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
     from tsotsallm.analysis.layers import Outliers
 
-COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8e6c8a")
+COLOURS = ("#1b6ca8", "#c8553d", "#d9a441", "#8e6c8a")
+"""No green: some people see it as the red."""
+DISTINCT = ("#0072b2", "#e69f00", "#56b4e9", "#cc79a7", "#000000", "#d55e00", "#999999")
+"""Colours that people who see red and green alike tell apart (Okabe and Ito, without green)."""
+MARKERS = "os^Dv<>"
 MOST_HEADS = 8
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130}
 Given = ParamSpec("Given")
@@ -56,12 +61,72 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _plain_ticks(axis: Axes) -> None:
+def plain_ticks(axis: Axes) -> None:
     """Label a logarithmic axis with numbers such as 0.3 instead of 3·10⁻¹."""
     from matplotlib.ticker import FuncFormatter
 
+    if axis.get_yscale() != "log":
+        return
     for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        which(FuncFormatter(lambda value, _place: f"{value:g}" if f"{value:.0e}"[0] in "1235" else ""))
+        which(FuncFormatter(lambda value, _place: f"{value:g}" if f"{value:.0e}"[0] in "125" else ""))
+
+
+def values_by_place(axis: Axes, values: Sequence[float], colours: Sequence[str], baseline: float | None = None) -> list[Any]:
+    """Draw one value per place, and return the marks: bars from zero; points where the axis has no zero.
+
+    It has none where it is logarithmic (positive values that span more than a factor of 30), where all values are of
+    similar size, and where there is a `baseline`, which is drawn as a line.
+    """
+    least, most = min(values), max(values)
+    wide = least > 0 and most > 30 * least
+    if not wide and baseline is None and not 0 < most < 2 * least:
+        return list(axis.bar(range(len(values)), values, color=list(colours)))
+    if wide:
+        axis.set_yscale("log")
+        plain_ticks(axis)
+    marks = [axis.plot(place, value, marker="o", markersize=5, color=colour, linestyle="")[0]
+             for place, (value, colour) in enumerate(zip(values, colours, strict=True))]
+    if baseline is not None:
+        axis.axhline(baseline, color="#777777", linewidth=0.9, linestyle="--", zorder=0)
+        axis.annotate("original", (1.0, baseline), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                      textcoords="offset points", va="center", color="#555555", fontsize=8)
+    return marks
+
+
+BITS = (1.5, 2.625, 3.4375, 4.25, 4.5, 5.5, 6.5625, 8.5, 16.0, 32.0)
+"""Bits per weight of the grids in use, whose colours are equally far apart."""
+ALIKE = 1.03
+"""Grids whose bits differ by a smaller factor share a colour and a name: integer grids have scales beside their codes."""
+
+
+def classes_of_bits(values: Iterable[float]) -> list[tuple[float, str]]:
+    """(bits per weight, name) of every grid among the values, from the smallest: 4.5, 5.5, 6.56, or a range of two."""
+    found: list[list[float]] = []
+    for value in sorted(set(values)):
+        if found and value <= ALIKE * found[-1][0]:
+            found[-1].append(value)
+        else:
+            found.append([value])
+    names = [(f"{some[0]:.3g}", f"{some[-1]:.3g}") for some in found]
+    return [(some[0], low if low == high else f"{low} to {high}") for some, (low, high) in zip(found, names, strict=True)]
+
+
+def colour_of_bits(bits: float) -> Any:
+    """The colour that stands for bits per weight in every picture."""
+    place = sum(bits >= known for known in BITS) - 1
+    if not 0 <= place < len(BITS) - 1:
+        return pyplot().get_cmap("viridis")(0.0 if place < 0 else 1.0)
+    low, high = BITS[place:place + 2]
+    return pyplot().get_cmap("viridis")((place + (bits - low) / (high - low)) / (len(BITS) - 1))
+
+
+def legend_of_bits(axis: Axes, classes: Sequence[tuple[float, str]], title: str = "bits per weight") -> None:
+    """Name every colour beside the picture."""
+    from matplotlib.patches import Patch
+
+    axis.legend([Patch(facecolor=colour_of_bits(bits), label=name) for bits, name in classes],
+                [name for _, name in classes], title=title, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5),
+                handlelength=1.0, handleheight=1.0, alignment="left")
 
 
 @styled
@@ -99,23 +164,25 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title
         axis.plot(frequencies, magnitudes, label=name, linewidth=1.4, color=COLOURS[number % len(COLOURS)],
                   linestyle="-" if number < len(COLOURS) else "--")
     axis.set(xlabel="frequency along the sequence, cycles per token", ylabel="magnitude", title=title, yscale="log")
-    _plain_ticks(axis)
-    axis.legend(frameon=False)
+    plain_ticks(axis)
+    figure.legend(loc="outside right center", frameon=False)
     return _save(figure, path)
 
 
+IMPORTANCE = {"perplexity": "perplexity without the layer", "taylor": "Σ|w·∂loss/∂w|, nats per token",
+              "magnitude": "Σ|w|", "cosine": "1 − cosine of input and output"}
+"""Metric of a layer's importance -> what it is, with its unit."""
+
+
 @styled
-def importance(metrics: Mapping[str, Sequence[float]], path: Path) -> Path:
-    """Draw one panel for each metric, with a bar for each layer."""
+def importance(metrics: Mapping[str, Sequence[float]], path: Path, *, original: float | None = None) -> Path:
+    """Draw one panel for each metric, with a value for each layer; `original` is the perplexity of all layers together."""
     plot = pyplot()
-    figure, axes = plot.subplots(2, 2, figsize=(8, 5), layout="constrained")
-    for axis, (metric, values), colour in zip(axes.flat, metrics.items(), COLOURS, strict=True):
-        axis.bar(range(len(values)), values, color=colour)
-        axis.set(title=metric, xlabel="layer", ylabel="importance")
+    figure, axes = plot.subplots(2, 2, figsize=(8.6, 5.4), layout="constrained")
+    for axis, (metric, values) in zip(axes.flat, metrics.items(), strict=True):
+        values_by_place(axis, values, [COLOURS[0]] * len(values), original if metric == "perplexity" else None)
+        axis.set(title=metric, xlabel="layer", ylabel=IMPORTANCE[metric])
         axis.xaxis.get_major_locator().set_params(integer=True)
-        if min(values) > 0 and max(values) > 20 * min(values):
-            axis.set_yscale("log")
-            _plain_ticks(axis)
     return _save(figure, path)
 
 
@@ -125,12 +192,12 @@ def outliers(items: Sequence[Outliers], path: Path) -> Path:
     plot = pyplot()
     figure, axes = plot.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     names = list(dict.fromkeys(item.linear for item in items))
-    colours = plot.get_cmap("tab10")
     for number, name in enumerate(names):
         mine = [item for item in items if item.linear == name]
         layers = [item.layer for item in mine]
         label = name.rpartition(".")[2]
-        look: dict[str, object] = {"marker": "o", "markersize": 3, "color": colours(number)}
+        look: dict[str, object] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4,
+                                   "color": DISTINCT[number % len(DISTINCT)]}
         axes[0].plot(layers, [item.weight_peak for item in mine], label=label, **look)
         if label not in ("k_proj", "v_proj", "up_proj"):       # their inputs are those of q_proj and gate_proj
             axes[1].plot(layers, [item.input_peak for item in mine], **look)
@@ -138,7 +205,7 @@ def outliers(items: Sequence[Outliers], path: Path) -> Path:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set(xlabel="layer", ylabel="max |w| / root mean square", title="weights")
     axes[1].set(xlabel="layer", ylabel="largest channel / median channel", title="inputs", yscale="log")
-    _plain_ticks(axes[1])
+    plain_ticks(axes[1])
     figure.legend(loc="outside right center", frameon=False)
     return _save(figure, path)
 
@@ -207,23 +274,34 @@ def ranks(decision: Mapping[str, Json], path: Path) -> Path:
 @styled
 def grids(decision: Mapping[str, Json], path: Path) -> Path:
     """Draw the bits per weight of every linear, layers to the right; those of embeddings and head are in the title."""
-    found = {key: 16.0 if kind == DENSE else GgmlGrid(kind).bits_per_weight for key, kind in decision["grids"].items()}
+    names: dict[float, set[str]] = {}
+    found: dict[str, float] = {}
+    for key, kind in decision["grids"].items():
+        found[key] = 16.0 if kind == DENSE else GgmlGrid(kind).bits_per_weight
+        names.setdefault(found[key], set()).add(kind)
     linears = {key: bits for key, bits in found.items() if key[0].isdigit()}
-    ends = ", ".join(f"{key.rpartition('.')[2]} {bits:.4g}" for key, bits in found.items() if key not in linears)
-    return _by_place(linears, "bits per weight", ends, path)
+    ends = ", ".join(f"{key.rpartition('.')[2]} {decision['grids'][key]}" for key in found if key not in linears)
+    classes = [(bits, f"{', '.join(sorted(names[bits]))} ({bits:.3g})") for bits in sorted(set(linears.values()))]
+    return _by_place(linears, "grid (bits per weight)", ends, path, classes)
 
 
-def _by_place(values: Mapping[str, float], label: str, title: str, path: Path) -> Path:
+def _by_place(values: Mapping[str, float], label: str, title: str, path: Path,
+              classes: Sequence[tuple[float, str]] = ()) -> Path:
+    """Draw a value for every linear, layers to the right: in the colours of bits where `classes` names them."""
     plot = pyplot()
     places = {(int(key.partition(".")[0]), key.partition(".")[2]): value for key, value in values.items()}
     layers = sorted({layer for layer, _ in places})
     names = list(dict.fromkeys(name for _, name in places))
     figure, axis = plot.subplots(figsize=(0.36 * len(layers) + 2.4, 0.32 * len(names) + 1.0), layout="constrained")
     table = [[places.get((layer, name), float("nan")) for layer in layers] for name in names]
-    image = axis.imshow(table, cmap="viridis", aspect="auto")
     axis.set_xticks(range(len(layers)), layers)
     axis.set_yticks(range(len(names)), [name.rpartition(".")[2] for name in names])
     axis.set_xlabel("layer")
     axis.set_title(title, fontsize=8)
-    figure.colorbar(image, label=label)
+    if classes:
+        axis.imshow([[(1.0, 1.0, 1.0, 1.0) if math.isnan(value) else colour_of_bits(value) for value in row]
+                     for row in table], aspect="auto")
+        legend_of_bits(axis, classes, label)
+    else:
+        figure.colorbar(axis.imshow(table, cmap="viridis", aspect="auto"), label=label)
     return _save(figure, path)

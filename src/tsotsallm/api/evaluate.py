@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Unpack, cast, get_args
 
 from tsotsallm.api.computers import Computers
-from tsotsallm.checkpoint.gguf_place import first_part, gguf_path
+from tsotsallm.checkpoint.gguf_place import first_part, gguf_path, is_gguf
 from tsotsallm.checkpoint.reader import EMBEDDED, Checkpoint
 from tsotsallm.cluster.examination import examine_on
 from tsotsallm.compression import check_device
 from tsotsallm.engine.llama import CacheType, Llama
 from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
+from tsotsallm.evaluation.energy import carbon_by_country
 from tsotsallm.evaluation.examination import Examination, examine
 from tsotsallm.evaluation.in_llama import perplexity_in_llama
 from tsotsallm.evaluation.kv_cache import CachePerplexity, cache_perplexities
@@ -40,7 +41,7 @@ def text_and_source(text: str | Path | None, models: Iterable[str | Path | None]
     Raises CorpusError where there is neither.
     """
     if text is not None:
-        return texts.read_text(text), Path(text).name
+        return texts.read_text(text, "--text"), Path(text).name
     if EMBEDDED not in map(str, models):
         raise CorpusError("give a text to evaluate on with --text FILE; only the embedded model comes with its own")
     return world_text(test=True, characters=characters), "the embedded world, test"
@@ -55,7 +56,8 @@ def evaluate(model: str | Path, text: str | Path | None = None, *, context: int 
     windows. Where it runs is given as `options` or as keywords: device, scratch, tick.
     """
     options = amended(options or RunOptions(), keywords, evaluate)
-    checkpoint, original = Checkpoint.open(model), Checkpoint.open(reference) if reference is not None else None
+    checkpoint = Checkpoint.streamed(model)
+    original = Checkpoint.streamed(reference) if reference is not None else None
     content, source = text_and_source(text, (model, reference))
     return evaluate_perplexity(
         checkpoint, content, source=source, reference=original,
@@ -71,14 +73,14 @@ def evaluate_gguf(models: Sequence[str | Path], text: str | Path | None = None, 
     `reference` is the checkpoint that the file was made from, if there is one: its tokenizer splits the text, else the
     file's own does.
     """
-    if len(models) != 1 or gguf_path(models[0]) is None or task is not None:
+    if len(models) != 1 or not is_gguf(models[0]) or task is not None:
         raise TsotsallmError("--kv compares caches of one GGUF file on a text in llama.cpp; give one GGUF file with --text, "
                              "or leave out --kv")
     for kind in kv:
         if kind not in get_args(CacheType):
             raise TsotsallmError(f"--kv has {kind!r}; it takes {', '.join(get_args(CacheType))}, separated by commas")
     content, source = text_and_source(text, (reference,))
-    tokens_of = None if reference is None else Checkpoint.open(reference)
+    tokens_of = None if reference is None else Checkpoint.streamed(reference)
     return cache_perplexities(_runnable(models[0]), tokens_of, content, source,
                               [cast(CacheType, kind) for kind in kv], context=context, limit=limit, tick=tick)
 
@@ -89,7 +91,7 @@ def evaluate_in_llama(model: str | Path, text: str | Path | None = None, *, refe
 
     llama.cpp rounds activations too, so that this is what the user of the file gets. The reference is streamed in float32.
     """
-    original = None if reference is None else Checkpoint.open(reference)
+    original = None if reference is None else Checkpoint.streamed(reference)
     content, source = text_and_source(text, (reference,))
     return perplexity_in_llama(_runnable(model), content, source, context=context, limit=limit, reference=original,
                                reference_name=str(reference or ""), name=str(model), tick=tick)
@@ -103,15 +105,17 @@ def _runnable(model: str | Path) -> Path:
 
 
 def gguf_speeds(models: Sequence[str | Path], *, text: str | Path | None = None, task: str | None = None,
-                kv: str = "f16", reference: str | Path | None = None) -> dict[str, Speed]:
-    """File -> its speed and memory in llama.cpp, on all cores."""
+                kv: str = "f16", reference: str | Path | None = None, country: str | None = None) -> dict[str, Speed]:
+    """File -> its speed and memory in llama.cpp, on all cores; with a country (or several, with commas) also its energy."""
     if text is not None or task is not None or kv != "f16" or reference is not None:
         raise TsotsallmError("--speed times GGUF files by themselves; leave out --text, --task, --kv and --reference")
+    if country is not None:
+        carbon_by_country(country)
     for model in models:
-        if gguf_path(model) is None:
+        if not is_gguf(model):
             raise TsotsallmError(f"{model} is no GGUF file; time GGUF files and checkpoints one kind at a time")
         Llama(_runnable(model))                 # reports what is wrong with a file before any is timed
-    return {str(model): measure_gguf_speed(_runnable(model)) for model in models}
+    return {str(model): measure_gguf_speed(_runnable(model), country=country) for model in models}
 
 
 def harness(model: str | Path, tasks: Sequence[str], *, limit: int | None = None, shots: int | None = None,

@@ -39,18 +39,18 @@ class SamplingKeywords(TypedDict, total=False):
 
 
 def generate(model: str | Path, prompt: str, *, tokens: int = 64, kv: str = "f16", adapter: str | Path | None = None,
-             say: Callable[[str], None] = lambda _note: None, sampling: Sampling | None = None,
+             context: int | None = None, say: Callable[[str], None] = lambda _note: None, sampling: Sampling | None = None,
              **keywords: Unpack[SamplingKeywords]) -> Iterator[str]:
     """The pieces of a text's continuation as they come: GGUF files in llama.cpp, checkpoints in transformers.
 
-    At most `tokens` new tokens; `kv` is the type of a GGUF file's key-value cache, `adapter` a GGUF adapter for it. How
-    tokens are chosen is given as `sampling` or as keywords (temperature, top_p, top_k, seed, ...). `say` receives notes on
-    how the model reads prompts.
+    At most `tokens` new tokens; `kv` is the type of a GGUF file's key-value cache, `adapter` a GGUF adapter for it,
+    `context` how many tokens prompt and answer can have together. How tokens are chosen is given as `sampling` or as
+    keywords (temperature, top_p, top_k, seed, ...). `say` receives notes on how the model reads prompts.
     """
     if tokens < 1:
         raise TsotsallmError(f"{tokens} new tokens cannot be written; ask for 1 or more")
     question = Question(prompt, tokens, amended(sampling or Sampling(), keywords, generate))
-    loaded = speaker(model, kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter))
+    loaded = speaker(model, kv=cast(CacheType, kv), adapter=None if adapter is None else Path(adapter), context=context)
     for note in loaded.notes:
         say(f"note: {note}")
     return texts_of(loaded, question)

@@ -21,6 +21,7 @@ from tsotsallm.lab.texts import world_text
 from tsotsallm.records import amended
 from tsotsallm.report.document import TextSamples
 from tsotsallm.report.fitted import fit_document
+from tsotsallm.report.page import check_page
 from tsotsallm.report.page import write as write_page
 from tsotsallm.report.result import result_document
 from tsotsallm.report.studied import study_document
@@ -74,6 +75,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path, *, reference: str
     Raises ReportError where files of a result are damaged.
     """
     options = amended(options or ReportOptions(), keywords, write_report)
+    check_page(Path(out))       # before minutes of evaluation
     folder = Path(paths[0])
     alone = len(paths) == 1
     if alone and any((folder / name).exists() for name in ("ledger.sqlite", "trials.jsonl")):
@@ -81,6 +83,8 @@ def write_report(paths: Sequence[str | Path], out: str | Path, *, reference: str
             raise ReportError("the report on a study is made from its ledger alone; give the folder and -o, nothing else")
         with _damage_reported(folder):
             return write_page(study_document(folder), Path(out))
+    if text is not None:
+        texts.read_text(text, "--text")
     fitted = alone and (folder / "fit.json").exists()
     models = [str(path) for path in paths]
     if fitted:

@@ -24,6 +24,7 @@ class ServiceOptions:
     timeout_s     seconds that a request may take
     max_body      bytes of a request at most, such as "1MB"
     kv            type of a GGUF file's key-value cache
+    context       tokens of each conversation with a GGUF file; None: see `engine.llama.usual_context`
     prompt_cache  keep what was read for the next prompt that begins alike
     country       ISO code (CMR, KEN, ...): report the energy of every answer
     """
@@ -34,6 +35,7 @@ class ServiceOptions:
     timeout_s: float = 300.0
     max_body: str | int = "1MB"
     kv: str = "f16"
+    context: int | None = None
     prompt_cache: bool = True
     country: str | None = None
 
@@ -47,6 +49,7 @@ class ServiceKeywords(TypedDict, total=False):
     timeout_s: float
     max_body: str | int
     kv: str
+    context: int | None
     prompt_cache: bool
     country: str | None
 
@@ -78,13 +81,17 @@ def serve(models: Sequence[str | Path], *, port: int = 8080, host: str = "127.0.
 
     if not models and studio is None:
         raise ServeError("name a model to serve, such as a GGUF file or 'embedded'")
-    if studio is not None and not Path(studio).is_dir():
-        raise ServeError(f"{studio} is not a folder; make it first, or name one with --folder")
+    if studio is not None:
+        try:
+            Path(studio).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServeError(f"{studio} cannot be a folder ({error.strerror or error}); name one with --folder") from None
     most = bytes_from_text(str(options.max_body), "--max-body", ServeError)
     rules = dataclasses.replace(check_rules(host, key), body_bytes=most)
     place = listening(host, port)
     try:
-        how = Loading(cast(CacheType, options.kv), options.slots, options.prompt_cache, options.country)
+        how = Loading(cast(CacheType, options.kv), options.slots, options.prompt_cache, options.country,
+                      options.context)
         served = Models(options.queue, options.timeout_s)
         load_all([str(model) for model in models], how, served, say)
         jobs = None if studio is None else Jobs(Path(studio).resolve())

@@ -17,8 +17,9 @@ from tsotsallm.files import JsonObject
 from tsotsallm.records import amended
 from tsotsallm.report.page import write as write_page
 from tsotsallm.report.studied import study_document
+from tsotsallm.study.forecast import StudyForecast, forecast_study
 from tsotsallm.study.ledger import Ledger, Trial
-from tsotsallm.study.spec import read_content, spec_from
+from tsotsallm.study.spec import Spec, read_content, spec_from
 from tsotsallm.study.study import Found, open_study
 from tsotsallm.study.study import run_study as try_all
 from tsotsallm.study.workers import OnCluster
@@ -30,14 +31,32 @@ class StudyOptions:
 
     text         text file to evaluate on
     calibration  text to calibrate on
+    tasks        tasks of the full evaluation, by name or file
+    data         file or folder with the tasks' items
+    limit        items of every task, at most
     trials       run at most this number of trials
     hours        hours after which no further trial is begun
     """
 
     text: str | Path | None = None
     calibration: str | Path | None = None
+    tasks: Sequence[str] = ()
+    data: str | Path | None = None
+    limit: int | None = None
     trials: int | None = None
     hours: float | None = None
+
+    def amend(self, content: JsonObject) -> JsonObject:
+        """The content of a study's file with these values in place of its own; what is not a mapping is refused later."""
+        texts = {name: None if value is None else str(value) for name, value in (("text", self.text), ("data", self.data))}
+        evaluation = texts | {"tasks": list(self.tasks) or None, "limit": self.limit}
+        source = None if self.calibration is None else str(self.calibration)
+        for part, values in (("evaluation", evaluation), ("calibration", {"source": source})):
+            given = {name: value for name, value in values.items() if value is not None}
+            if given and isinstance(content.get(part), dict | None):
+                content = content | {part: {**(content.get(part) or {}), **given}}
+        ends = {"trials": self.trials, "hours": self.hours}
+        return content | {name: value for name, value in ends.items() if value is not None}
 
 
 class StudyKeywords(TypedDict, total=False):
@@ -45,6 +64,9 @@ class StudyKeywords(TypedDict, total=False):
 
     text: str | Path | None
     calibration: str | Path | None
+    tasks: Sequence[str]
+    data: str | Path | None
+    limit: int | None
     trials: int | None
     hours: float | None
 
@@ -57,19 +79,29 @@ def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED
     `spec` is a YAML file or a packaged name, `given` the values that it leaves open. With `workers`, trials run on a
     cluster. More options are fields of StudyOptions, or keywords.
     """
-    options = amended(options or StudyOptions(), keywords, run_study)
-    content = read_content(spec)
-    for part, name, value in (("evaluation", "text", options.text), ("calibration", "source", options.calibration)):
-        if value is not None and isinstance(content.get(part), dict | None):       # else refused below
-            content[part] = {**(content.get(part) or {}), name: str(value)}
-    content |= {name: value for name, value in (("trials", options.trials), ("hours", options.hours)) if value is not None}
-    layers = Checkpoint.open(model).spec.layers
-    study = spec_from(Path(spec).stem, content, layers=layers, given=given)
+    study = _read(spec, model, given, amended(options or StudyOptions(), keywords, run_study))
+    for note in study.notes:
+        say(f"note    {note}")
     with workers.cluster(say) if workers is not None else contextlib.nullcontext() as cluster:
         tried = try_all(study, str(model), Path(out), OnCluster(cluster) if cluster is not None else None, say)
     with if_possible(say, "the report"):
         write_page(study_document(Path(out)), Path(out) / "report.html")
     return tried
+
+
+def plan_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED, given: Mapping[str, str] | None = None,
+               options: StudyOptions | None = None, **keywords: Unpack[StudyKeywords]) -> StudyForecast:
+    """Forecast a study that tries every recipe: time, memory and disk, and the recipes that the model does not allow.
+
+    Arguments are those of `run_study`. Raises StudyError for a study whose recipes are drawn one after another.
+    """
+    return forecast_study(_read(spec, model, given, amended(options or StudyOptions(), keywords, plan_study)), str(model),
+                          Path(out))
+
+
+def _read(spec: str | Path, model: str | Path, given: Mapping[str, str] | None, options: StudyOptions) -> Spec:
+    return spec_from(Path(spec).stem, options.amend(read_content(spec)), layers=Checkpoint.open(model).spec.layers,
+                     given=given)
 
 
 def trials_of(folder: str | Path, numbers: Sequence[int]) -> list[Trial]:

@@ -17,7 +17,7 @@ def model_card(provenance: Provenance, *, own_container: bool, packed: bool) -> 
     source, measures, stages = provenance.source, provenance.measures, list(provenance.recipe)
     head: dict[str, object] = {"library_name": "tsotsallm" if own_container else "transformers",
                             "tags": ["tsotsallm", "compressed"]}
-    if "/" in source:
+    if source.count("/") == 1:
         head["base_model"] = source
     if own_container:
         usage = ("The weights are stored in TSOTSALLM's own container (for grids of GGUF, NF4, 8-bit corrections, repeated "

@@ -174,6 +174,11 @@ class TextCodec:
         """The token that fills up batches; None where the tokenizer has none."""
         return self._single("pad_token_id")
 
+    @property
+    def unknown(self) -> int | None:
+        """The token that stands for what the vocabulary lacks; None where the tokenizer has none."""
+        return self._single("unk_token_id")
+
     def _single(self, name: str) -> int | None:
         found = getattr(self.tokenizer, name, None)
         return found if isinstance(found, int) and 0 <= found < self.size else None

@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tsotsallm.checkpoint.spec import MOST_LAYERS
+from tsotsallm.checkpoint.stored import StoredFile, opened
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import one_line, quoted, regular_size
+from tsotsallm.units import human_bytes
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -110,12 +112,15 @@ class GgufFile:
     types: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | Path, *, merges: bool = False) -> GgufFile:
-        """Read a header, with `merges` their texts as well; raises CheckpointError with the fault."""
+    def open(cls, path: str | Path, *, merges: bool = False, stored: StoredFile | None = None) -> GgufFile:
+        """Read a header, with `merges` their texts as well; raises CheckpointError with the fault.
+
+        `stored` is what it is read from; None: the file at `path`.
+        """
         path = Path(path)
         try:
-            size = regular_size(path, CheckpointError)
-            with path.open("rb") as file:
+            size = regular_size(path, CheckpointError) if stored is None else stored.size
+            with path.open("rb") if stored is None else opened(stored) as file:
                 return _Header(file, path, size, merges=merges).read()
         except FileNotFoundError:
             raise CheckpointError(f"{path} does not exist; give a GGUF file, such as `tsotsallm export` writes") from None
@@ -495,7 +500,7 @@ class _Header:
             raise CheckpointError(f"{self.path} ends within {what if what == HEADER else quoted(what)}: it is damaged or "
                                   "cut short; copy or download it again")
         if self.place + size > MOST_HEADER_BYTES:
-            raise self.damaged(f"has a header of more than {MOST_HEADER_BYTES >> 20} MiB")
+            raise self.damaged(f"has a header of more than {human_bytes(MOST_HEADER_BYTES)}")
         data = self.file.read(size)
         if len(data) < size:
             raise CheckpointError(f"{self.path} has become shorter while it was read; copy or download it again")

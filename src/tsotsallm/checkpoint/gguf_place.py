@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from tsotsallm.checkpoint.gguf_file import GgufFile, begins_as_gguf
+from tsotsallm.checkpoint.stored import StoredFile
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import quoted, read_json
+from tsotsallm.remote.names import PREFIX, HubName, hub_name
+from tsotsallm.remote.repository import asked, client, on_disk, say_whole
 
 OLLAMA = "ollama:"
 MODELS = "OLLAMA_MODELS"
@@ -21,14 +25,26 @@ _PART = re.compile(r"(?P<name>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf")
 
 
 def gguf_path(source: str | Path) -> Path | None:
-    """The GGUF file that a name stands for: a file, or a model in Ollama's store; None for anything else.
+    """The GGUF file that a name stands for: a file, a model in Ollama's store or on the hub; None for anything else.
 
-    Raises CheckpointError for a model that Ollama does not have.
+    A file on the hub is downloaded whole. Raises CheckpointError for a model that Ollama does not have, HubError for one
+    that the hub does not give.
     """
     if str(source).startswith(OLLAMA):
         return _in_ollama(str(source).removeprefix(OLLAMA))
+    if str(source).startswith(PREFIX):
+        name = hub_name(source)
+        return None if name is None or name.file is None else _from_hub(name)
     path = Path(source)
     return path if not path.is_dir() and (path.suffix == ".gguf" or begins_as_gguf(path)) else None
+
+
+def is_gguf(source: str | Path) -> bool:
+    """Whether a name stands for a GGUF file; nothing is downloaded."""
+    if str(source).startswith(PREFIX):
+        name = hub_name(source)
+        return name is not None and name.file is not None
+    return gguf_path(source) is not None
 
 
 def parts_at(path: Path) -> list[Path]:
@@ -46,12 +62,16 @@ def first_part(path: Path) -> Path:
     return first if first.is_file() else path
 
 
-def open_parts(path: Path) -> list[GgufFile]:
+def open_parts(path: Path, stored: Callable[[Path], StoredFile] | None = None) -> list[GgufFile]:
     """A file, or all parts of the model that it is a part of, in order.
 
-    Raises CheckpointError where a part is missing or belongs to another model.
+    `stored` gives what a part that is not on disk is read from. Raises CheckpointError where a part is missing or belongs to
+    another model.
     """
-    given = GgufFile.open(path)
+    def opened(part: Path) -> GgufFile:
+        return GgufFile.open(part, stored=None if stored is None else stored(part))
+
+    given = opened(path)
     number, count = given.split
     if count == 1:
         return [given]
@@ -61,10 +81,10 @@ def open_parts(path: Path) -> list[GgufFile]:
                               f"NAME-00001-of-{count:05d}.gguf and so on")
     files = []
     for place, part in enumerate(paths, 1):
-        if not part.exists():
+        if stored is None and not part.exists():
             raise CheckpointError(f"{part} is missing: the model is in {count} parts, which must be in one folder; download "
                                   "or copy it")
-        files.append(given if place == number else GgufFile.open(part))
+        files.append(given if place == number else opened(part))
         if files[-1].split != (place, count):
             raise CheckpointError(f"{part} says that it is part {files[-1].split[0]} of {files[-1].split[1]}; it belongs to "
                                   "another model")
@@ -75,6 +95,16 @@ def open_parts(path: Path) -> list[GgufFile]:
                               f"where {'others' if expected is None else expected} are expected; they do not belong "
                               "together")
     return files
+
+
+def _from_hub(name: HubName) -> Path:
+    """A file on the hub, with all its parts, in the cache of the hub's client."""
+    parts = [one.as_posix() for one in parts_at(Path(name.file or ""))]
+    if any(on_disk(name, one) is None for one in parts):
+        say_whole(name)
+    found = [asked(name, lambda one=one: client().hf_hub_download(  # type: ignore[misc]
+        name.repository, one, revision=name.revision)) for one in parts]
+    return Path(found[parts.index(name.file or "")])
 
 
 def _in_ollama(name: str) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.gguf_file import TYPES, GgufTensor
 from tsotsallm.checkpoint.shards import TensorRecord, byte_view
+from tsotsallm.checkpoint.stored import StoredFile
 from tsotsallm.errors import CheckpointError, MissingExtraError
 
 FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}
@@ -49,6 +50,12 @@ class DequantisedRecord(TensorRecord):
     raw: TensorRecord | None = None
     kind: str = ""
 
+    @property
+    def stored_bytes(self) -> int:
+        """Those of `raw`."""
+        assert self.raw is not None
+        return self.raw.stored_bytes
+
     def read(self, first_row: int = 0, last_row: int | None = None) -> Tensor:
         """The values, or those of rows [first_row, last_row), in 16 bits."""
         last = self.shape[0] if last_row is None else min(last_row, self.shape[0])
@@ -80,6 +87,12 @@ class ShiftedRecord(TensorRecord):
     raw: TensorRecord | None = None
     shift: float = 0.0
 
+    @property
+    def stored_bytes(self) -> int:
+        """Those of `raw`."""
+        assert self.raw is not None
+        return self.raw.stored_bytes
+
     def read(self, first_row: int = 0, last_row: int | None = None) -> Tensor:
         """The values, or those from `first_row` to before `last_row`, in float32."""
         assert self.raw is not None
@@ -92,7 +105,8 @@ class ShiftedRecord(TensorRecord):
 
 def shifted(record: TensorRecord, shift: float) -> TensorRecord:
     """A record of floating-point numbers, each less by `shift` than what is stored."""
-    return ShiftedRecord(record.path, torch.float32, record.shape, record.start, math.prod(record.shape) * 4, record, shift)
+    return ShiftedRecord(record.path, torch.float32, record.shape, record.start, math.prod(record.shape) * 4, record, shift,
+                         file=record.file)
 
 
 def dequantised(rows: Any, kind: str) -> Any:
@@ -118,23 +132,26 @@ def require_readable(kind: str, where: str) -> None:
                               "from the 16-bit checkpoint")
 
 
-def record_of(tensor: GgufTensor, path: Path, order: tuple[int, ...] | None) -> TensorRecord:
-    """The place of a tensor: floating point as it is, anything else dequantised on reading; rows in `order`, if given."""
+def record_of(tensor: GgufTensor, path: Path, order: tuple[int, ...] | None, file: StoredFile | None = None) -> TensorRecord:
+    """The place of a tensor: floating point as it is, anything else dequantised on reading; rows in `order`, if given.
+
+    It is read from `file`, if given, else from the file at `path`.
+    """
     if tensor.type in FLOATS:
-        return _stored(path, FLOATS[tensor.type], tensor.shape, tensor, order)
+        return _stored(path, FLOATS[tensor.type], tensor.shape, tensor, order, file)
     dtype = WIDE.get(tensor.type, torch.float16)
     return DequantisedRecord(path, dtype, tensor.shape, tensor.start, tensor.elements * dtype.itemsize,
-                             blocks_of(tensor, path, order), tensor.type)
+                             blocks_of(tensor, path, order, file), tensor.type, file=file)
 
 
-def blocks_of(tensor: GgufTensor, path: Path, order: tuple[int, ...] | None) -> TensorRecord:
+def blocks_of(tensor: GgufTensor, path: Path, order: tuple[int, ...] | None, file: StoredFile | None = None) -> TensorRecord:
     """The bytes of a matrix, (rows, bytes of a row) uint8."""
     rows = math.prod(tensor.shape[:-1])
-    return _stored(path, torch.uint8, (rows, tensor.size // max(rows, 1)), tensor, order)
+    return _stored(path, torch.uint8, (rows, tensor.size // max(rows, 1)), tensor, order, file)
 
 
 def _stored(path: Path, dtype: torch.dtype, shape: tuple[int, ...], tensor: GgufTensor,
-            order: tuple[int, ...] | None) -> TensorRecord:
+            order: tuple[int, ...] | None, file: StoredFile | None) -> TensorRecord:
     if order is None:
-        return TensorRecord(path, dtype, shape, tensor.start, tensor.size)
-    return ReorderedRecord(path, dtype, shape, tensor.start, tensor.size, order)
+        return TensorRecord(path, dtype, shape, tensor.start, tensor.size, file=file)
+    return ReorderedRecord(path, dtype, shape, tensor.start, tensor.size, order, file=file)

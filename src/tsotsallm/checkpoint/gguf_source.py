@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tsotsallm.checkpoint.shapes import layer_shapes
 from tsotsallm.checkpoint.shards import TensorRecord
 from tsotsallm.checkpoint.source import CONFIG, PROVENANCE
 from tsotsallm.checkpoint.spec import CONTAINER, EMBEDDING, FINAL_NORM, HEAD, ModelSpec
+from tsotsallm.checkpoint.stored import LocalFile, StoredFile, bytes_at
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import SIDE_FILE_BYTES, one_line, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
@@ -52,9 +54,9 @@ class GgufSource:
 
     keeps_types = True
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        parts = open_parts(path)
+    def __init__(self, path: Path, stored: Callable[[Path], StoredFile] | None = None) -> None:
+        self.path, self._remote = path, stored
+        parts = open_parts(path, stored)
         self._starts = {part.path: min((one.start for one in part.tensors.values()), default=part.size) for part in parts}
         self._paths = {name: part.path for part in parts for name in part.tensors}
         tensors = {name: one for part in parts for name, one in part.tensors.items()}
@@ -96,16 +98,18 @@ class GgufSource:
             raise CheckpointError(f"{where} is not part of a {config['model_type']} model; the file was made for other "
                                   "software, or for a variant that is not supported")
         path = self._paths[tensor.name]
+        file = None if self._remote is None else self._remote(path)
         if tensor.type in LAYOUTS and len(tensor.shape) == 2:
             module = name.removesuffix(".weight")
-            self.records[f"{module}.weight_blocks"], grids[module] = blocks_of(tensor, path, order), GgmlGrid(tensor.type)
+            self.records[f"{module}.weight_blocks"] = blocks_of(tensor, path, order, file)
+            grids[module] = GgmlGrid(tensor.type)
             return
         if tensor.type not in FLOATS:
             if len(tensor.shape) != 2:
                 raise CheckpointError(f"{where} is stored as {tensor.type}, where a row of numbers is expected; convert or "
                                       "download it again")
             require_readable(tensor.type, where)
-        self.records[name] = record_of(tensor, path, order)
+        self.records[name] = record_of(tensor, path, order, file)
         if family.offset and len(tensor.shape) == 1 and name.endswith("norm.weight"):
             self.records[name] = shifted(self.records[name], family.offset)
         if len(tensor.shape) == 2:
@@ -130,7 +134,8 @@ class GgufSource:
             if tensor.type not in FLOATS or len(tensor.shape) != 1 or tensor.elements > 1 << 16:
                 raise CheckpointError(f"{self.path}: {name} holds {list(tensor.shape)} of {tensor.type}, where a row of "
                                       "numbers is expected; convert or download it again")
-            found[name] = list(record_of(tensor, self._paths[name], None).read().double().tolist())
+            file = None if self._remote is None else self._remote(self._paths[name])
+            found[name] = list(record_of(tensor, self._paths[name], None, file).read().double().tolist())
         return found
 
     @staticmethod
@@ -194,7 +199,8 @@ class GgufSource:
 
     @cached_property
     def _tokens(self) -> dict[str, bytes]:
-        return token_files(GgufFile.open(self.file.path, merges=True))
+        return token_files(GgufFile.open(self.file.path, merges=True,
+                                         stored=None if self._remote is None else self._remote(self.file.path)))
 
     @cached_property
     def _made(self) -> dict[str, bytes]:
@@ -226,7 +232,13 @@ class GgufSource:
         """None: everything is in the files of the tensors."""
         return set()
 
+    def stored(self, path: Path) -> StoredFile:
+        """What a part is read from."""
+        return LocalFile(path) if self._remote is None else self._remote(path)
+
+    def release(self) -> None:
+        """Nothing is on disk only because it was read."""
+
     def header(self, path: Path) -> bytes:
         """What stands before the tensors in a part."""
-        with path.open("rb") as file:
-            return file.read(self._starts[path])
+        return bytes_at(self.stored(path), 0, self._starts[path])

@@ -140,7 +140,8 @@ def read_vocabulary(codec: TextCodec) -> Vocabulary:
         "llama" if pieces else "gpt2", pre, [tokens.get(place, f"[unused {place}]") for place in range(size)], types,
         _scores(tokens, vocabulary, merges, size) if pieces else None,
         None if pieces else [f"{left} {right}" for left, right in merges],
-        codec.bos, ends, unknown, codec.padding, add_bos, space_prefix, None if codec.chat is None else codec.chat.source,
+        codec.bos, ends, codec.unknown if unknown is None else unknown, codec.padding, add_bos, space_prefix,
+        None if codec.chat is None else codec.chat.source,
         prefix, leading_space, composed, tuple(differences), tuple(notes))
 
 

@@ -30,6 +30,8 @@ from tsotsallm.files import TOKENIZER_BYTES, one_line, quoted, regular_size
 from tsotsallm.machine import quiet_stderr
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid, IntegerGrid
+from tsotsallm.remote.names import HubName, hub_name
+from tsotsallm.remote.repository import on_disk, say_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,9 +66,9 @@ class Checkpoint:
     whole, sound checkpoint of a known family.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, source: Source | None = None) -> None:
         self.directory = directory
-        self.source = source_at(directory)
+        self.source = source_at(directory) if source is None else source
         self.spec, self.records, self.notes = self.source.spec, self.source.records, self.source.notes
         self.kept_tokens: list[int] | None = None
         self.token_files: dict[str, bytes] = {}
@@ -79,6 +81,20 @@ class Checkpoint:
         Raises CheckpointError where it cannot be found or read.
         """
         return cls(locate(source))
+
+    @classmethod
+    def streamed(cls, source: str | Path) -> Checkpoint:
+        """Open a model as `open` does, but one of the hub where it is: tensors come over the network as they are read.
+
+        Raises HubError where the hub does not give it, CheckpointError as `open` does.
+        """
+        name = hub_name(source)
+        if name is None or str(source) == EMBEDDED:
+            return cls.open(source)
+        from tsotsallm.checkpoint.hub_source import streamed
+
+        found = streamed(name)
+        return cls(found) if isinstance(found, Path) else cls(found.path, found)
 
     def restricted(self, tokens: Sequence[int], config: dict[str, Any], files: dict[str, bytes]) -> Checkpoint:
         """The same model with only the tokens `tokens` (rising old numbers), a new config and new tokenizer files."""
@@ -266,7 +282,7 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
-        return sum(path.stat().st_size for path in {record.path for record in self.records.values()})
+        return sum(self.source.stored(path).size for path in {record.path for record in self.records.values()})
 
     # -- files ------------------------------------------------------------------------------------------------
 
@@ -360,7 +376,7 @@ class Checkpoint:
         """Hashes of the config and of the ends of every shard: quick to compute, and different for another checkpoint."""
         import hashlib
 
-        shards = {path.name: {"bytes": path.stat().st_size, "sha256_of_ends": digest_of_ends(self.source, path)}
+        shards = {path.name: {"bytes": self.source.stored(path).size, "sha256_of_ends": digest_of_ends(self.source, path)}
                   for path in sorted({record.path for record in self.records.values()})}
         config = hashlib.sha256(self.source.read(CONFIG)).hexdigest()
         facts: dict[str, object] = {"config_sha256": config, "shards": shards}
@@ -529,10 +545,11 @@ def locate(source: str | Path) -> Path:
     if path.exists():
         raise CheckpointError(f"{source} is a file; give the directory that holds config.json and the shards, or a GGUF "
                               "file")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+    name = hub_name(str(source))
+    if name is None:
         raise CheckpointError(f"{source} does not exist; give a checkpoint's directory, a hub id such as "
                               f"HuggingFaceTB/SmolLM2-135M, or {EMBEDDED!r} for the embedded model")
-    return _download(str(source))
+    return _download(name)
 
 
 def embedded_directory() -> Path:
@@ -543,16 +560,25 @@ def embedded_directory() -> Path:
     return directory
 
 
-def _download(repository: str) -> Path:
+def _download(name: HubName) -> Path:
+    repository = name.repository
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    if on_disk(name, CONFIG) is None:
+        say_whole(name)
     patterns = [SINGLE, f"{adapter.FOLDER}/{adapter.WEIGHTS}", f"{MORE_TEMPLATES}/*.jinja", "*.json", "*.model", "*.jinja",
                 "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
     try:
         while True:                     # the config or an index names the files that are still missing
             directory = Path(snapshot_download(repository, allow_patterns=patterns,
-                                               ignore_patterns=["consolidated*", "original/*"]))
+                                               ignore_patterns=["consolidated*", "original/*"],
+                                               **({"revision": name.revision} if name.revision else {})))
             wanted = [glob.escape(name) for name in files_to_fetch(directory)]
             if not set(wanted) - set(patterns):
                 return directory
@@ -565,6 +591,13 @@ def _download(repository: str) -> Path:
     except RepositoryNotFoundError:
         raise CheckpointError(f"{repository} is neither a local directory nor on the hub (or it is private: run "
                               "`hf auth login`)") from None
+    except RevisionNotFoundError:
+        raise CheckpointError(f"{name} has no such revision; give a branch, a tag or a commit of it after @, or leave it "
+                              "out") from None
+    except LocalEntryNotFoundError:     # no connection, or none allowed, and nothing was downloaded before
+        raise CheckpointError(f"{repository} is not a local directory and was not downloaded before, and the hub cannot be "
+                              "reached; connect to the internet, or give a local directory, a GGUF file, or "
+                              f"{EMBEDDED!r} for the embedded model") from None
     except Exception as error:  # the client's transport raises types of its own
         raise CheckpointError(f"{repository} is not a local directory and could not be downloaded "
                               f"({type(error).__name__}); with no connection give a local directory, or "

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from tsotsallm.checkpoint.stored import LocalFile, StoredFile, opened
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import parse_json, quoted, regular_size
 from tsotsallm.timing import counted
@@ -41,13 +42,23 @@ def byte_view(tensor: Tensor) -> memoryview:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """The place of one tensor: file, bytes [start, start + size), type and shape."""
+    """The place of one tensor: file, bytes [start, start + size), type and shape.
+
+    path  the file, as messages name it
+    file  what the bytes are read from; None: the file at `path`
+    """
 
     path: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
     size: int
+    file: StoredFile | None = field(default=None, kw_only=True, compare=False, repr=False)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes in the file, which may hold it in another form."""
+        return self.size
 
     def read(self, first_row: int = 0, last_row: int | None = None) -> Tensor:
         """The tensor, or its rows [first_row, last_row), in its stored type.
@@ -62,35 +73,30 @@ class TensorRecord:
             shape = (last_row - first_row, *shape[1:])
         tensor = torch.empty(shape, dtype=self.dtype)
         if size:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(start)
-                buffer = byte_view(tensor)
-                filled = 0
-                while filled < size:
-                    got = file.readinto(buffer[filled:])
-                    if not got:
-                        raise CheckpointError(f"{self.path} ends {size - filled} bytes early; download or copy it again")
-                    filled += got
+            self._fill(start, byte_view(tensor))
         return tensor
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the stored bytes in pieces of at most 8 MiB; raises CheckpointError where the file has become shorter."""
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.start)
-            left = self.size
-            while left:
-                piece = file.read(min(left, COPY_BYTES))
-                if not piece:
-                    raise CheckpointError(f"{self.path} ends {left} bytes early; download or copy it again")
-                left -= len(piece)
-                yield piece
+        for first in range(0, self.size, COPY_BYTES):
+            piece = bytearray(min(COPY_BYTES, self.size - first))
+            self._fill(self.start + first, memoryview(piece))
+            yield bytes(piece)
+
+    def _fill(self, start: int, buffer: memoryview) -> None:
+        got = (self.file or LocalFile(self.path)).read_into(start, buffer)
+        if got < len(buffer):
+            raise CheckpointError(f"{self.path} ends {len(buffer) - got} bytes early; download or copy it again")
 
 
-def read_header(path: Path) -> dict[str, TensorRecord]:
-    """The tensors of a safetensors file by name, checked against its length; raises CheckpointError with the fault."""
+def read_header(path: Path, stored: StoredFile | None = None) -> dict[str, TensorRecord]:
+    """The tensors of a safetensors file by name, checked against its length; raises CheckpointError with the fault.
+
+    `stored` is what it is read from; None: the file at `path`.
+    """
     try:
-        length = regular_size(path, CheckpointError)
-        with path.open("rb") as file:
+        length = regular_size(path, CheckpointError) if stored is None else stored.size
+        with path.open("rb") if stored is None else opened(stored) as file:
             size = int.from_bytes(file.read(8), "little") if length >= 8 else 0
             if length < 8 or size > min(MAX_HEADER_BYTES, length - 8):
                 raise CheckpointError(f"{path} is not a safetensors file, or is cut short within its header "
@@ -108,7 +114,8 @@ def read_header(path: Path) -> dict[str, TensorRecord]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has an unreadable safetensors header: it is not a JSON object; download or copy it "
                               "again")
-    records = {name: _record(path, name, entry, 8 + size) for name, entry in header.items() if name != "__metadata__"}
+    records = {name: replace(_record(path, name, entry, 8 + size), file=stored) for name, entry in header.items()
+               if name != "__metadata__"}
     spans = sorted((record.start, record.start + record.size) for record in records.values() if record.size)
     if any(before[1] > after[0] for before, after in pairwise(spans)):
         raise CheckpointError(f"{path} has tensors that overlap; the file is damaged; download or copy it again")

@@ -7,12 +7,15 @@ made from a header.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from tsotsallm.checkpoint import adapter
 from tsotsallm.checkpoint.shards import TensorRecord
 from tsotsallm.checkpoint.spec import EMBEDDING, HEAD, ModelSpec
+from tsotsallm.checkpoint.stored import LocalFile, StoredFile, bytes_at
 from tsotsallm.checkpoint.weights import of_text, read_weights, weight_files
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import SIDE_FILE_BYTES, quoted, read_bytes, read_json
@@ -58,28 +61,44 @@ class Source(Protocol):
     def files(self) -> set[Path]:
         """The files on disk, besides those of the tensors, on which answers of the model depend."""
 
+    def stored(self, path: Path) -> StoredFile:
+        """What one of the files that hold tensors is read from."""
+
     def header(self, path: Path) -> bytes:
         """What stands before the tensors in one of the files that hold them."""
+
+    def release(self) -> None:
+        """Delete what is on disk only because it was read; it is fetched again where it is read again."""
 
 
 def digest_of_ends(source: Source, path: Path) -> str:
     """SHA-256 of the header and of the last 64 KiB of one of the files that hold tensors."""
-    with path.open("rb") as file:
-        file.seek(-min(HASHED_BYTES, path.stat().st_size), 2)
-        return hashlib.sha256(source.header(path) + file.read()).hexdigest()
+    file = source.stored(path)
+    ends = source.header(path) + bytes_at(file, max(0, file.size - HASHED_BYTES), HASHED_BYTES)
+    return hashlib.sha256(ends).hexdigest()
 
 
 class DirectorySource:
-    """A directory with config.json and safetensors files, ours or another's."""
+    """A directory with config.json and safetensors files, ours or another's.
+
+    folder  where the files beside the weights are
+    """
 
     keeps_types = False
     lossy = ""
 
     def __init__(self, directory: Path) -> None:
-        self.path, self.title = directory, directory.resolve().name
+        self.folder, self.title = directory, directory.resolve().name
+        self._read(directory, None)
+
+    def _read(self, shown: Path, listed: Collection[str] | None) -> None:
+        """Read config and headers; `shown` is the directory as messages name it, `listed` the names of all its files."""
+        directory, self.path = self.folder, shown
         self.spec = ModelSpec.read(directory)
-        files = weight_files(directory)
-        self.records = read_weights(files)
+        files = weight_files(directory, listed)
+        if listed is not None:
+            files = replace(files, files=tuple(shown / path.name for path in files.files))
+        self.records = read_weights(files, None if listed is None else self.stored)
         pictures: tuple[str, ...] = ()
         if self.spec.whole:
             stored, self.records = len(self.records), of_text(self.records)
@@ -89,7 +108,7 @@ class DirectorySource:
             self.records[EMBEDDING] = self.records.pop(HEAD)    # transformers ties both to whichever is stored
         for name in self.records:
             if name.endswith(adapter.PEFT):
-                raise CheckpointError(f"{directory}: {quoted(name)} is stored among the weights of its base, where "
+                raise CheckpointError(f"{shown}: {quoted(name)} is stored among the weights of its base, where "
                                       "transformers ignores it; merge it into the base with PEFT first")
         corrections, notes = adapter.read_adapter(directory, ours=(directory / PROVENANCE).exists())
         self.records |= corrections
@@ -97,24 +116,31 @@ class DirectorySource:
 
     def names(self) -> list[str]:
         """Names of the files in the directory, and of the chat templates below it."""
-        more = self.path / MORE_TEMPLATES
-        return sorted(path.relative_to(self.path).as_posix() for path in (
-            *self.path.iterdir(), *(more.glob("*.jinja") if more.is_dir() else ())) if not path.is_dir())
+        more = self.folder / MORE_TEMPLATES
+        return sorted(path.relative_to(self.folder).as_posix() for path in (
+            *self.folder.iterdir(), *(more.glob("*.jinja") if more.is_dir() else ())) if not path.is_dir())
 
     def read(self, name: str, limit: int = SIDE_FILE_BYTES) -> bytes:
         """A file of the directory."""
-        return read_bytes(self.path / name, CheckpointError, limit)
+        return read_bytes(self.folder / name, CheckpointError, limit)
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the directory."""
-        return read_json(self.path / name, CheckpointError)
+        return read_json(self.folder / name, CheckpointError)
 
     def files(self) -> set[Path]:
         """Config, tokenizer, templates and lists, except what says how the model was made."""
-        return {path for path in self.path.iterdir() if path.suffix in _READ_WITH
+        return {path for path in self.folder.iterdir() if path.suffix in _READ_WITH
                 and not path.name.startswith("tsotsallm") and path.is_file()}
+
+    def stored(self, path: Path) -> StoredFile:
+        """A file of the directory."""
+        return LocalFile(path)
+
+    def release(self) -> None:
+        """Nothing is on disk only because it was read."""
 
     def header(self, path: Path) -> bytes:
         """The header of a safetensors file, with its length."""
-        with path.open("rb") as file:
-            return file.read(8 + int.from_bytes(file.read(8), "little"))
+        file = self.stored(path)
+        return bytes_at(file, 0, 8 + int.from_bytes(bytes_at(file, 0, 8), "little"))

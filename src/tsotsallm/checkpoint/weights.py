@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tsotsallm.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from tsotsallm.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from tsotsallm.checkpoint.shards import TensorRecord, read_header
+from tsotsallm.checkpoint.stored import StoredFile
 from tsotsallm.errors import CheckpointError
 from tsotsallm.files import quoted, read_json
 
@@ -62,20 +63,21 @@ class WeightFiles:
         return tuple(notes)
 
 
-def weight_files(directory: Path) -> WeightFiles:
+def weight_files(directory: Path, listed: Collection[str] | None = None) -> WeightFiles:
     """The files from which transformers would read a directory's weights; raises CheckpointError where there are none.
 
-    Its order is: the file that config.json names outright, model.safetensors, model.safetensors.index.json.
+    Its order is: the file that config.json names outright, model.safetensors, model.safetensors.index.json. `listed` are the
+    names of all files where the directory holds only some of them; None: those that are there.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist")
-    names = sorted(path.name for path in directory.iterdir())
+    names = sorted(path.name for path in directory.iterdir()) if listed is None else sorted(listed)
     if distributed := [name for name in names if _DISTRIBUTED.fullmatch(name)]:
         raise CheckpointError(f"{directory} holds a checkpoint in the pieces of several processes ({distributed[0]}), which "
                               "transformers would load before any other and which is not read; load it and save it with "
                               "save_pretrained")
     named = _named_outright(directory)
-    present = [directory / name for name in (SINGLE, INDEX) if (directory / name).exists()]
+    present = [directory / name for name in (SINGLE, INDEX) if (directory / name).exists() or (listed and name in listed)]
     if named is None and not present:
         raise _nothing(directory, names)
     used = present[0] if named is None else directory / named
@@ -98,9 +100,9 @@ def files_to_fetch(directory: Path) -> list[str]:
     return [path.name for path in weight_files(directory).files if not path.exists()]
 
 
-def read_weights(files: WeightFiles) -> dict[str, TensorRecord]:
-    """Every tensor, by the name under which transformers knows it."""
-    headers = {path.name: read_header(path) for path in files.files}
+def read_weights(files: WeightFiles, opened: Callable[[Path], StoredFile] | None = None) -> dict[str, TensorRecord]:
+    """Every tensor, by the name under which transformers knows it; `opened` gives what files elsewhere are read from."""
+    headers = {path.name: read_header(path, None if opened is None else opened(path)) for path in files.files}
     if files.index is not None:
         _require_index(files.index, headers)
     stored = {name: record for header in headers.values() for name, record in header.items()}

@@ -10,7 +10,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from tsotsallm.cli import (
     analyze,
@@ -39,8 +39,8 @@ from tsotsallm.cli import (
 from tsotsallm.cli.common import answers, close_output
 from tsotsallm.machine import wait_passively
 
-FIRST = ("tsotsallm inspect embedded", "tsotsallm compress embedded gptq:4:64 -o small --windows 16 --window 256",
-         "tsotsallm evaluate small --reference embedded --limit 20")
+FIRST = ("tsotsallm inspect embedded", "tsotsallm compress embedded gptq:mixed:4.5 -o tiny --windows 16 --window 256",
+         "tsotsallm evaluate tiny --reference embedded --limit 20")
 """What to try first."""
 SECTIONS: dict[str, tuple[Any, ...]] = {
     "Reduce": (compress.compress, plan.plan, recipes.recipes),
@@ -65,6 +65,28 @@ class Sections(TyperGroup):
                                         for name in map(name_of, commands)])
 
 
+class Command(TyperCommand):
+    """A command whose help names values in words instead of Python's types, and of a switch only the side that acts."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        shown: list[Any] = self.params
+        for option in shown:
+            if option.param_type_name == "argument":
+                option.metavar = option.metavar or str(option.name).upper() + "..." * (option.nargs == -1)
+                option.display_type = lambda ctx: ""        # newer versions of typer put the type behind the name
+            elif not getattr(option, "is_flag", False):
+                option.metavar = option.metavar or value_in_words(option)
+            elif option.secondary_opts and not option.default:
+                option.secondary_opts, option.show_default = [], False
+
+
+def value_in_words(option: Any) -> str:
+    """What stands for an option's value in its help."""
+    kind = str(getattr(getattr(option, "type_descriptor", None), "annotation", getattr(option, "type", ""))).lower()
+    return "PATH" if "path" in kind else "NUMBER" if "int" in kind or "float" in kind else "TEXT"
+
+
 def name_of(command: Any) -> str:
     """What a user types for a command or a group of commands."""
     return str(command.info.name if isinstance(command, typer.Typer) else command.__name__)
@@ -76,6 +98,9 @@ for command in (one for commands in SECTIONS.values() for one in commands):
         app.add_typer(command)
     else:
         app.command()(command)
+for one in (app, *(group.typer_instance for group in app.registered_groups)):
+    for info in one.registered_commands if one is not None else ():
+        info.cls = Command
 
 
 def _show_version(asked: bool) -> None:

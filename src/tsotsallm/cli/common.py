@@ -40,13 +40,15 @@ Model = Annotated[str, typer.Argument(help="Model to read: a checkpoint director
 GgufOrCheckpoint = Annotated[str, typer.Argument(help="Model to run: a GGUF file, a model of Ollama (ollama:NAME), a "
                                                       "checkpoint directory, a hub id (NAME/MODEL), or 'embedded'.")]
 RecipeText = Annotated[str, typer.Argument(help="Recipe to follow: a YAML file, the name of a packaged recipe, inline YAML, "
-                                                "or one line such as 'depth:2, wanda:2:4, gptq:4'.")]
+                                                "or one line such as 'depth:2, gptq:mixed:4.5'.")]
 Calibration = Annotated[str | None, typer.Option(help="Text to calibrate on: a text file, a directory of texts, a .jsonl "
                                                       "file of conversations, a data set on the hub, 'self' for text "
                                                       "that the model writes itself first, or several with their "
                                                       "shares (novels/:0.5,self:0.5).")]
 Windows = Annotated[int, typer.Option(help="Number of calibration windows.")]
-Window = Annotated[int, typer.Option(help="Length of a calibration window in tokens, at most the model's context.")]
+Window = Annotated[int | None, typer.Option(help="Length of a calibration window in tokens, at most the model's context "
+                                                 "(default: 1024, for fit and --imatrix 512, or the context where that is "
+                                                 "shorter).")]
 WindowsSeed = Annotated[int, typer.Option(help="Random seed that selects the calibration windows.")]
 Adapter = Annotated[Path | None, typer.Option(help="GGUF adapter to apply to a GGUF file.")]
 
@@ -57,13 +59,16 @@ Data = Annotated[Path | None, typer.Option(help="File with the data of one task,
 Items = Annotated[int | None, typer.Option(help="Evaluate at most this number of items of every task.")]
 ItemsSeed = Annotated[int, typer.Option(help="Random seed that selects the items.")]
 EvaluationCountry = Annotated[str | None, typer.Option(help="Report energy and CO₂ for a country, given by its ISO code "
-                                                            "(CMR, KEN, ...).")]
+                                                            "(CMR, KEN, ...), or for several, separated by commas.")]
 Speed = Annotated[bool, typer.Option(help="Measure speed and memory as well.")]
 
 # -- generation -------------------------------------------------------------------------------------------------------
 
 Tokens = Annotated[int, typer.Option(help="Write at most this number of new tokens.")]
 Kv = Annotated[str, typer.Option(help="Number type of a GGUF file's key-value cache: f32, f16, q8_0 or q4_0.")]
+Context = Annotated[int | None, typer.Option(min=2, help="Context of a GGUF file in tokens (default: as many as the model "
+                                                         "knows, at most 8192 and what a quarter of the free memory "
+                                                         "holds).")]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")]
 TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens whose probabilities add up to this value, at "
                                           "most 1.")]
@@ -75,6 +80,9 @@ Country = Annotated[str | None, typer.Option(help="Report the energy of every an
 # -- how a command runs -----------------------------------------------------------------------------------------------
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+CacheBytes = Annotated[str | None, typer.Option(help="Disk that a model on the hub may take while it is fetched layer by "
+                                                     "layer, such as 2GB; what is there stays for the next command "
+                                                     "(default: what the recipe needs, deleted at the end).")]
 Device = Annotated[str, typer.Option(help="Device to compute on: cpu, or cuda where there is a GPU.")]
 Scratch = Annotated[Path | None, typer.Option(help="Directory for hidden states (default: the system's temporary one).")]
 Restart = Annotated[bool, typer.Option("--restart", help="Delete unfinished work of an earlier attempt and start again.")]
@@ -108,6 +116,13 @@ ServingThreads = Annotated[int | None, typer.Option("--threads", min=1, max=MOST
 @contextmanager
 def answers(as_json: bool = False) -> Iterator[None]:
     """Turn whatever goes wrong into one line on stderr and an exit code: 1, 2 for a wrong option, 130 for Ctrl-C."""
+    from tsotsallm.errors import read_on_a_command_line
+
+    with read_on_a_command_line():
+        yield from _ended(as_json)
+
+
+def _ended(as_json: bool) -> Iterator[None]:
     from tsotsallm.errors import TsotsallmError
 
     _quiet_libraries()
@@ -189,6 +204,14 @@ def computers_from(workers: str | None, ca: str | None, cert: str | None, key: s
     if workers is None and (ca or cert or key):
         raise ClusterError("--tls-ca, --tls-cert and --tls-key belong to --workers, which is not given")
     return None if workers is None else Computers(workers, ca, cert, key)
+
+
+def bytes_or_none(text: str | None, option: str) -> int | None:
+    """The bytes that an option names; None where it is not given."""
+    from tsotsallm.errors import TsotsallmError
+    from tsotsallm.units import bytes_from_text
+
+    return None if text is None else bytes_from_text(text, option, TsotsallmError)
 
 
 def names_in(text: str | None) -> list[str]:

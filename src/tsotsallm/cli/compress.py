@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from tsotsallm.cli.common import (
     AsJson,
+    CacheBytes,
     Calibration,
     Data,
     Device,
@@ -21,6 +23,7 @@ from tsotsallm.cli.common import (
     Windows,
     WindowsSeed,
     answers,
+    bytes_or_none,
     names_in,
     print_json,
 )
@@ -32,13 +35,13 @@ if TYPE_CHECKING:
 
 def compress(model: Model, recipe: RecipeText,
              out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write the result to; must not exist.")],
-             calibration: Calibration = None, windows: Windows = 32, window: Window = 1024, seed: WindowsSeed = 0,
+             calibration: Calibration = None, windows: Windows = 32, window: Window = None, seed: WindowsSeed = 0,
              device: Device = "cpu",
              scratch: Annotated[Path | None, typer.Option(help="Directory for hidden states (default: beside the "
                                                                "result).")] = None,
              keep_stages: Annotated[bool, typer.Option(help="Keep the model after every stage, in OUT-stages.")] = False,
              force: Annotated[bool, typer.Option(help="Start although memory or disk seem too small.")] = False,
-             restart: Restart = False,
+             restart: Restart = False, cache_bytes: CacheBytes = None,
              timings: Annotated[bool, typer.Option(help="Print how many seconds each part of the work took.")] = False,
              task: Annotated[str | None, typer.Option(help="Tasks to evaluate the original and every stage's model on, "
                                                            "separated by commas.")] = None,
@@ -47,7 +50,7 @@ def compress(model: Model, recipe: RecipeText,
     with answers(as_json):
         from tsotsallm.api.compress import compress
         from tsotsallm.api.evaluate import examine_stages
-        from tsotsallm.cli.lines import progress_bar, step_bar
+        from tsotsallm.cli.lines import print_notes, progress_bar, step_bar
         from tsotsallm.errors import TsotsallmError
         from tsotsallm.evaluation.examination import check_tasks
 
@@ -57,12 +60,19 @@ def compress(model: Model, recipe: RecipeText,
         elif data is not None or limit is not None:
             raise TsotsallmError("--data and --limit belong to --task, which is not given")
         bar, show = progress_bar(as_json)
+        said: list[str] = []
+
+        def say(line: str) -> None:
+            said.append(line)
+            print_notes([line])
+
         with bar:
             result = compress(model, recipe, out, calibration=calibration, windows=windows, window=window, seed=seed,
                               device=device, scratch=scratch, keep_stages=keep_stages or bool(tasks), force=force,
-                              restart=restart, progress=show)
+                              restart=restart, cache_bytes=bytes_or_none(cache_bytes, "--cache-bytes"),
+                              progress=show, say=said.append if as_json else say)
         if not as_json:
-            print_result(result)
+            print_result(result, said)
             if timings:
                 print_timings(result)
         scores = None
@@ -76,8 +86,11 @@ def compress(model: Model, recipe: RecipeText,
             print_json(result.plain() | ({"examination": scores.plain()} if scores is not None else {}))
 
 
-def print_result(result: Result) -> None:
-    """Print what became smaller, what trainings learned, how long it took, and where the result is."""
+def print_result(result: Result, said: Sequence[str] = ()) -> None:
+    """Print what became smaller, what trainings learned, how long it took, where the result is, and what to do next.
+
+    Notes that were `said` before are not repeated.
+    """
     from tsotsallm.cli.lines import table
     from tsotsallm.units import human_bytes, human_seconds
 
@@ -92,10 +105,12 @@ def print_result(result: Result) -> None:
             print(f"{training.stage:8}{where}: held-out loss {one.held_out_loss_before:.4f} -> {one.held_out_loss:.4f} in "
                   f"{one.steps} steps, {human_seconds(one.elapsed_s or 0)} ({training.engine}{'; ' * bool(one.stopped)}"
                   f"{one.stopped})")
-    print(f"took {human_seconds(result.elapsed_s)} (floor {human_seconds(result.floor_s)}), "
+    print(f"took {human_seconds(result.elapsed_s)} (forecast {human_seconds(result.expected_s)}, floor "
+          f"{human_seconds(result.floor_s)}), "
           f"peak memory {human_bytes(result.peak_rss_bytes)}")
     for note in result.notes:
-        print(f"note    {note}")
+        if note not in said:
+            print(f"note    {note}")
     for stage in result.stages:
         print(f"stage   {stage}")
     print(f"model   {result.path}")

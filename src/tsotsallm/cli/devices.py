@@ -12,7 +12,7 @@ def devices(as_json: AsJson = False) -> None:
         from tsotsallm.evaluation import cost
         from tsotsallm.units import human_bytes
 
-        known = cost.devices()
+        known = cost.devices_here()
         if as_json:
             print_json(known)
             return

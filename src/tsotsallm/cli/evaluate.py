@@ -32,6 +32,7 @@ from tsotsallm.files import Json, JsonObject
 if TYPE_CHECKING:
     from tsotsallm.evaluation.cost import Cost
     from tsotsallm.evaluation.cost import Speed as MeasuredSpeed
+    from tsotsallm.evaluation.energy import Energy
     from tsotsallm.evaluation.examination import Examination
     from tsotsallm.evaluation.forecast import TaskForecast
     from tsotsallm.evaluation.kv_cache import CachePerplexity
@@ -128,10 +129,10 @@ class Request:
 
         Tasks, comparisons, rows and `--stream` read them layer by layer, as does everything where there is no llama.cpp.
         """
-        from tsotsallm.checkpoint.gguf_place import gguf_path
+        from tsotsallm.checkpoint.gguf_place import is_gguf
         from tsotsallm.engine.llama import installed
 
-        if all(gguf_path(model) is None for model in self.models):
+        if all(not is_gguf(model) for model in self.models):
             return False
         streams = self.stream or self.task is not None or len(self.models) > 1 or self.protocol != "windows" or (
             not installed())
@@ -204,9 +205,9 @@ def _on_cluster(request: Request, computers: Any) -> None:
 def _check_gguf(request: Request) -> None:
     from tsotsallm.errors import TsotsallmError
 
-    if request.country or request.plan_only or request.by_sweeps or request.protocol != "windows":
-        raise TsotsallmError("--country, --plan, --by-sweeps and --protocol do not reach GGUF files in llama.cpp, which "
-                             "scores windows; leave them out, or add --stream")
+    if (request.country and not request.speed) or request.plan_only or request.by_sweeps or request.protocol != "windows":
+        raise TsotsallmError("--country without --speed, --plan, --by-sweeps and --protocol do not reach GGUF files in "
+                             "llama.cpp, which scores windows; leave them out, or add --stream")
 
 
 def _gguf_speeds(request: Request) -> None:
@@ -214,7 +215,8 @@ def _gguf_speeds(request: Request) -> None:
     from tsotsallm.api.evaluate import gguf_speeds
 
     _check_gguf(request)
-    speeds = gguf_speeds(request.models, text=request.text, task=request.task, kv=request.kv, reference=request.reference)
+    speeds = gguf_speeds(request.models, text=request.text, task=request.task, kv=request.kv, reference=request.reference,
+                         country=request.country)
     request.output({model: asdict(one) for model, one in speeds.items()}, lambda: print_speeds(speeds))
 
 
@@ -291,14 +293,39 @@ def print_speeds(speeds: dict[str, MeasuredSpeed]) -> None:
     table("Speed in llama.cpp", ["file", "new tokens per second", "prompt tokens per second", "memory taken", "threads"],
           [[name, f"{one.decode_tokens_per_s:.1f}", f"{one.prefill_tokens_per_s:.1f}", human_bytes(one.grown_bytes),
             str(one.threads)] for name, one in speeds.items()])
+    energies = {name: one.energy for name, one in speeds.items() if one.energy is not None}
+    if energies:
+        table("Energy", ["", *energies], energy_rows(list(energies.values())))
+        print(energy_note(next(iter(energies.values()))))
+
+
+def energy_rows(energies: list[Energy]) -> list[list[str]]:
+    """Power, watt-hours of tokens and queries, and a year of answers, a column for each model."""
+    from tsotsallm.evaluation.energy import ANSWERS_A_DAY
+
+    rows = [["power", *(f"{one.power_w:.1f} W" for one in energies)],
+            ["Wh, 1000 prompt tokens", *(f"{one.prefill_wh_per_1000_tokens:.3g}" for one in energies)],
+            ["Wh, 1000 new tokens", *(f"{one.decode_wh_per_1000_tokens:.3g}" for one in energies)]]
+    rows += [[f"query of {query}", *(f"{one.query_wh[query]:.3g} Wh, {one.query_co2_g[query]:.3g} g CO₂, "
+                                     f"{one.query_water_ml[query]:.3g} ml water" for one in energies)]
+             for query in energies[0].query_wh]
+    return [*rows, [f"a year, {ANSWERS_A_DAY} a day", *(f"{one.year_kwh:.3g} kWh; kg CO₂: " + ", ".join(
+        f"{country} {kg:.3g}" for country, kg in one.year_co2_kg.items()) for one in energies)]]
+
+
+def energy_note(energy: Energy) -> str:
+    """How the energy is known, and by what CO₂ and water follow from it."""
+    return (f"energy {energy.label}; {energy.country}: {energy.carbon_g_per_kwh:.0f} g CO₂ per kWh; water "
+            f"{energy.water_litres_per_kwh} litres per kWh; a year is of queries of {next(iter(energy.query_wh))}")
 
 
 def print_caches(caches: list[CachePerplexity]) -> None:
     """Print one row per type of cache."""
     from tsotsallm.cli.lines import table
+    from tsotsallm.units import human_bytes
 
     rows = [[one.kv, f"{one.perplexity:.4f}", f"{one.late:.4f}", f"{one.bytes_per_token:,.0f} B",
-             f"{one.bytes_per_token * one.context / 2**20:.1f} MiB"] for one in caches]
+             human_bytes(one.bytes_per_token * one.context)] for one in caches]
     table(f"key-value caches on {caches[0].source}, windows of {caches[0].context} tokens",
           ["cache", "perplexity", "second half", "per token", "per window"], rows)
 
@@ -306,21 +333,21 @@ def print_caches(caches: list[CachePerplexity]) -> None:
 def print_perplexity(score: Perplexity) -> None:
     """Print the measures of one model on a text, its protocol, and the devices that it fits."""
     from tsotsallm.cli.lines import print_notes, table
-
-    def plus_minus(error: float | None) -> str:
-        return "" if error is None else f" ± {error:.4f}"
+    from tsotsallm.units import plus_minus
 
     rows = [["perplexity", f"{score.perplexity:.4f}",
              "" if score.reference_perplexity is None else f"{score.reference_perplexity:.4f}"],
-            ["nats per token", f"{score.loss:.4f}{plus_minus(score.loss_standard_error)}", ""]]
+            ["nats per token", plus_minus(score.loss, score.loss_standard_error), ""]]
     if score.bits_per_byte is not None:
         rows.append(["bits per byte", f"{score.bits_per_byte:.4f}", ""])
     if score.kl is not None:
-        rows.append(["KL from original", f"{score.kl:.4f}{plus_minus(score.kl_standard_error)}", ""])
+        rows.append(["KL from original", plus_minus(score.kl, score.kl_standard_error), ""])
         rows.append(["same top token", f"{score.same_top_token:.1%}", ""])
     if (tail := score.tail) is not None:
-        rows.append(["KL of tokens: median, 99%, 99.9%", f"{tail.kl_median:.4f}, {tail.kl_99:.3g}, {tail.kl_999:.3g}", ""])
-        rows.append(["top token's probability differs by", f"{tail.top_probability_rms:.1%} (root mean square)", ""])
+        rows.append(["KL of tokens: median", f"{tail.kl_median:.3g}", ""])
+        rows += [[f"  {share} of the tokens below", f"{value:.3g}", ""]
+                 for share, value in (("99%", tail.kl_99), ("99.9%", tail.kl_999))]
+        rows.append(["top token's probability, RMS change", f"{tail.top_probability_rms:.1%}", ""])
     protocol = score.protocol
     table(f"{score.model} on {protocol.text}", ["", "model", "original"], rows)
     print(f"protocol: {protocol.kind} of {protocol.context} tokens{', one BOS each' if protocol.bos else ''}, "
@@ -334,17 +361,18 @@ def print_examination(scores: Examination, *, groups: bool) -> None:
 
     Scores have their standard errors, differences to the first model their intervals.
     """
-    from tsotsallm.cli.lines import table
+    from tsotsallm.cli.lines import short_names, table
 
     shown = [one for one in scores.comparisons if groups or not one.group]
     several = len(scores.models) > 1
-    header = ["task", "measure", "items", *(f"{number}" for number, _ in enumerate(scores.models, 1))]
-    header += [f"{number} - 1" for number, _ in enumerate(scores.models, 1) if number > 1]
+    names = short_names(scores.models)
+    header = ["task", "measure", "items", *names, *(f"{name} − {names[0]}" for name in names[1:])]
     rows = [[one.task + (f" ({one.group})" if one.group else ""), one.measure.replace("of which", "·"), str(one.items),
              *score_cells(one), *_differences(one)] for one in shown]
     table("Scores", header, rows)
-    for number, model in enumerate(scores.models, 1):
-        print(f"{number}  {model}")
+    for name, model in zip(names, scores.models, strict=True):
+        if name != model:
+            print(f"{name}: {model}")
     print("± is one standard error" + ("; differences with their paired 95% interval, ≈ where they are within noise, "
                                        "p of McNemar's test for right-or-wrong items" if several else ""))
     for row in scores.results:
@@ -361,9 +389,13 @@ def _number(value: float, share: bool, *, sign: bool = False) -> str:
 
 def score_cells(one: Comparison) -> list[str]:
     """What a table shows of the models' scores: value and standard error."""
-    unit = " %" if one.share else ""
-    return [_number(score.value, one.share) + unit if score.standard_error is None else
-            f"{_number(score.value, one.share)} ± {_number(score.standard_error, one.share)}{unit}" for score in one.scores]
+    from tsotsallm.units import plus_minus
+
+    unit = " %"
+    if one.share:
+        return [_number(score.value, True) + unit if score.standard_error is None else
+                f"{_number(score.value, True)} ± {_number(score.standard_error, True)}{unit}" for score in one.scores]
+    return [plus_minus(score.value, score.standard_error) for score in one.scores]
 
 
 def _differences(one: Comparison) -> list[str]:
@@ -379,7 +411,7 @@ def _differences(one: Comparison) -> list[str]:
 
 def print_costs(costs: tuple[Cost, ...]) -> None:
     """Print one column per model: bytes, work, and what was measured of speed and energy."""
-    from tsotsallm.cli.lines import table
+    from tsotsallm.cli.lines import short_names, table
     from tsotsallm.units import human_bytes
 
     parts = [part for part in costs[0].disk_bytes_by_part if any(cost.disk_bytes_by_part[part] for cost in costs)]
@@ -399,19 +431,12 @@ def print_costs(costs: tuple[Cost, ...]) -> None:
                  ["time to first token", *(f"{speed.first_token_s:.3f} s of {speed.prompt_tokens}" for speed in speeds)],
                  ["peak memory", *(human_bytes(speed.peak_rss_bytes) for speed in speeds)]]
         energies = [speed.energy for speed in speeds if speed.energy]
-        if energies:
-            rows += [["power", *(f"{one.power_w:.1f} W" for one in energies)],
-                     ["Wh, 1000 prompt tokens", *(f"{one.prefill_wh_per_1000_tokens:.3g}" for one in energies)],
-                     ["Wh, 1000 new tokens", *(f"{one.decode_wh_per_1000_tokens:.3g}" for one in energies)]]
-            for query in energies[0].query_wh:
-                rows.append([f"query of {query}", *(f"{one.query_wh[query]:.3g} Wh, {one.query_co2_g[query]:.3g} g CO₂, "
-                                                    f"{one.query_water_ml[query]:.3g} ml water" for one in energies)])
+        rows += energy_rows(energies) if energies else []
     fits = [", ".join(name for name, holds in cost.fits.items() if holds) or "none" for cost in costs]
     rows.append(["fits", *fits])
-    table("Cost", ["", *(str(number) for number, _ in enumerate(costs, 1))], rows)
+    table("Cost", ["", *short_names([cost.model for cost in costs])], rows)
     for energy in [cost.speed.energy for cost in costs if cost.speed and cost.speed.energy][:1]:
-        print(f"energy {energy.label}; {energy.country}: {energy.carbon_g_per_kwh:.0f} g CO₂ per kWh; water "
-              f"{energy.water_litres_per_kwh} litres per kWh")
+        print(energy_note(energy))
 
 
 def print_forecasts(forecasts: list[TaskForecast]) -> None:
@@ -431,6 +456,7 @@ def print_forecasts(forecasts: list[TaskForecast]) -> None:
 def print_harness(scored: dict[str, JsonObject]) -> None:
     """Print one row per task and metric, as lm-evaluation-harness names them."""
     from tsotsallm.cli.lines import table
+    from tsotsallm.units import plus_minus
 
     names = [(task, metric) for found in list(scored.values())[:1] for task, values in found["results"].items()
              for metric, value in values.items() if isinstance(value, float) and "_stderr" not in metric]
@@ -438,7 +464,7 @@ def print_harness(scored: dict[str, JsonObject]) -> None:
     def cell(found: JsonObject, task: str, metric: str) -> str:
         values = found["results"].get(task, {})
         error = values.get(metric.replace(",", "_stderr,"))
-        return f"{values[metric]:.4f}" + (f" ± {error:.4f}" if isinstance(error, float) else "") if metric in values else ""
+        return plus_minus(values[metric], error if isinstance(error, float) else None) if metric in values else ""
 
     table("lm-evaluation-harness", ["task", "metric", *scored],
           [[task, metric.partition(",")[0], *(cell(found, task, metric) for found in scored.values())]

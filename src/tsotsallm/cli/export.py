@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,12 @@ def export(model: Model,
                                                         "directory.")] = None,
            imatrix: Annotated[Path | None, typer.Option(help="Write the model's importance matrix to this GGUF file, for "
                                                              "llama.cpp's own quantiser.")] = None,
-           calibration: Calibration = None, windows: Windows = 64, window: Window = 512,
+           calibration: Calibration = None, windows: Windows = 64, window: Window = None,
            dense: Annotated[str | None, typer.Option(help="Number type (f16, bf16 or f32) for weights that are on no grid "
                                                           "of GGUF.")] = None,
            ollama: Annotated[bool, typer.Option(help="Write a Modelfile for Ollama as well.")] = False,
+           context: Annotated[int | None, typer.Option(min=2, help="Context that the Modelfile sets, in tokens (default: as "
+                                                                   "many as the model knows, at most 8192).")] = None,
            verify: Annotated[bool, typer.Option(help="Read the file back, and compare it with llama.cpp where that is "
                                                      "installed.")] = True,
            accept_differences: Annotated[bool, typer.Option(
@@ -32,7 +35,7 @@ def export(model: Model,
     """
     with answers(as_json):
         from tsotsallm.api.export import to_gguf, to_huggingface, to_imatrix
-        from tsotsallm.cli.lines import step_bar
+        from tsotsallm.cli.lines import print_notes, step_bar
         from tsotsallm.errors import ExportError
 
         if [gguf, hf, imatrix].count(None) != 2:
@@ -41,20 +44,32 @@ def export(model: Model,
             raise ExportError("--calibration belongs to --imatrix")
         if gguf is None and (dense or ollama or accept_differences):
             raise ExportError("--dense, --ollama and --accept-differences belong to --gguf")
+        if context is not None and not ollama:
+            raise ExportError("--context belongs to --ollama, whose Modelfile sets it")
         bar, show = step_bar(as_json)
+        said: list[str] = []
+
+        def say(line: str) -> None:
+            said.append(line)
+            if not as_json:
+                print_notes([line])
+
         with bar:
             if imatrix is not None:
                 written = to_imatrix(model, imatrix, calibration=calibration, windows=windows, window=window, tick=show)
             elif hf is not None:
-                written = to_huggingface(model, hf, tick=show)
+                written = to_huggingface(model, hf, tick=show, say=say)
             else:
                 written = to_gguf(model, str(gguf), dense=dense, ollama=ollama, verify=verify,
-                                  accept_differences=accept_differences, tick=show)
-        print_json(written) if as_json else print_export(written)
+                                  accept_differences=accept_differences, context=context, tick=show, say=say)
+        if as_json:
+            print_json(written)
+            return
+        print_export(written | {"notes": [note for note in written["notes"] if note not in said]})
 
 
 def print_export(written: JsonObject) -> None:
-    """Print what was written, its size, how it compares with llama.cpp, and notes for its reader."""
+    """Print what was written, its size, how it compares with llama.cpp, notes for its reader, and how to run it."""
     from tsotsallm.units import human_bytes
 
     for name in ("gguf", "imatrix", "adapter", "modelfile", "hf"):
@@ -74,3 +89,19 @@ def print_export(written: JsonObject) -> None:
               f"({verified['largest']:.2g} at most)")
     for note in written["notes"]:
         print(f"note: {note}")
+    for line in _next_commands(written):
+        print(line)
+
+
+def _next_commands(written: JsonObject) -> list[str]:
+    """The commands that run what was written."""
+    from tsotsallm.export.publish import ollama_name
+
+    if written.get("modelfile"):
+        name = ollama_name(Path(written["gguf"]))
+        return ["run it with Ollama:", f"  ollama create {name} -f {shlex.quote(written['modelfile'])}",
+                f"  ollama run {name}"]
+    if written.get("gguf"):
+        adapter = f" --adapter {shlex.quote(written['adapter'])}" if written.get("adapter") else ""
+        return [f"run it: tsotsallm chat {shlex.quote(written['gguf'])}{adapter}"]
+    return []

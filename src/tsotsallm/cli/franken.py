@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsotsallm.cli.common import AsJson, Device, ItemsSeed, Model, Scratch, Threads, answers, print_json
+from tsotsallm.cli.common import AsJson, Device, ItemsSeed, Model, Scratch, Threads, answers, print_json, to_stderr
 
 if TYPE_CHECKING:
     from tsotsallm.evaluation.franken import OrderResult
@@ -35,7 +35,7 @@ def franken(model: Model,
                                   scratch=scratch, tick=show):
                 results.append(result)
                 if not as_json:
-                    bar.console.print(f"{result.name}: {result.completion!r}", markup=False, highlight=False)
+                    to_stderr(f"{result.name}: {result.completion!r}")
         print_json([one.plain() for one in results]) if as_json else print_orders(results)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from tsotsallm.cli.common import (
     Adapter,
+    Context,
     GgufOrCheckpoint,
     Kv,
     Seed,
@@ -38,7 +39,7 @@ def generate(model: GgufOrCheckpoint,
                                                                           "lines.")] = None,
              workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
              tokens: Tokens = 64, temperature: Temperature = 0.0, top_p: TopP = 1.0, top_k: TopK = 0, seed: Seed = 0,
-             kv: Kv = "f16", adapter: Adapter = None, threads: Threads = None) -> None:
+             kv: Kv = "f16", context: Context = None, adapter: Adapter = None, threads: Threads = None) -> None:
     """Continue a text, or every line of a file.
 
     GGUF files run in llama.cpp, checkpoints in transformers.
@@ -50,8 +51,8 @@ def generate(model: GgufOrCheckpoint,
 
         computers = computers_from(workers, tls_ca, tls_cert, tls_key)
         if prompts is not None:
-            if prompt is not None or out is None or kv != "f16" or adapter is not None:
-                raise TsotsallmError("--prompts FILE needs -o OUT, and excludes a prompt, --kv and --adapter")
+            if prompt is not None or out is None or kv != "f16" or adapter is not None or context:
+                raise TsotsallmError("--prompts FILE needs -o OUT, and excludes a prompt, --kv, --context and --adapter")
             count = generate_many(model, prompts, out, tokens=tokens, workers=computers, say=progress(workers),
                                   sampling=Sampling(temperature, top_p, top_k, seed))
             print(f"{count} answers in {out}")
@@ -59,8 +60,8 @@ def generate(model: GgufOrCheckpoint,
         if prompt is None or out is not None or computers is not None:
             raise TsotsallmError("give a text to continue; -o and --workers are for several, given by --prompts FILE")
         notes: list[str] = []
-        pieces = generate(model, prompt, tokens=tokens, kv=kv, adapter=adapter, say=notes.append, temperature=temperature,
-                          top_p=top_p, top_k=top_k, seed=seed)
+        pieces = generate(model, prompt, tokens=tokens, kv=kv, adapter=adapter, context=context, say=notes.append,
+                          temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         print_pieces(pieces, notes, prompt)
 
 

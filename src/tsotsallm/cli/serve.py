@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tsotsallm.cli.common import Country, Kv, ServingThreads, answers
+from tsotsallm.cli.common import Context, Country, Kv, ServingThreads, answers
 
 Port = Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")]
 Slots = Annotated[int, typer.Option(help="Number of answers that a GGUF file writes at the same time.", min=1, max=64)]
@@ -26,7 +26,7 @@ def serve(models: Annotated[list[str], typer.Argument(help="Models to serve: GGU
           max_tokens: MaxTokens = 1024,
           timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", min=1)] = 300.0,
           max_body: Annotated[str, typer.Option(help="Largest size of a request in bytes, such as 1MB.")] = "1MB",
-          kv: Kv = "f16",
+          kv: Kv = "f16", context: Context = None,
           prompt_cache: Annotated[bool, typer.Option(help="Keep what was read for the next prompt that begins alike; "
                                                           "without it, and in one slot, the same seed gives the same "
                                                           "text.")] = True,
@@ -39,4 +39,4 @@ def serve(models: Annotated[list[str], typer.Argument(help="Models to serve: GGU
         from tsotsallm.api.serve import serve
 
         serve(models, port=port, host=host, key=api_key, slots=slots, queue=queue, max_tokens=max_tokens, timeout_s=timeout,
-              max_body=max_body, kv=kv, prompt_cache=prompt_cache, country=country)
+              max_body=max_body, kv=kv, context=context, prompt_cache=prompt_cache, country=country)

@@ -9,6 +9,8 @@ import typer
 
 from tsotsallm.cli.common import (
     AsJson,
+    Data,
+    Items,
     Threads,
     TlsCa,
     TlsCert,
@@ -23,6 +25,7 @@ from tsotsallm.cli.common import (
 from tsotsallm.files import JsonObject
 
 if TYPE_CHECKING:
+    from tsotsallm.study.forecast import StudyForecast
     from tsotsallm.study.ledger import Trial
     from tsotsallm.study.study import Found
 
@@ -49,17 +52,26 @@ def run(spec: Annotated[str, typer.Argument(help="Study to run: a YAML file, or 
                                                                        "given several times.")] = None,
         text: Annotated[Path | None, typer.Option(help="Text file to evaluate on.")] = None,
         calibration: Annotated[str | None, typer.Option(help="Text to calibrate on.")] = None,
+        task: Annotated[str | None, typer.Option(help="Tasks to evaluate on besides the text, separated by commas, in place "
+                                                      "of the study's own.")] = None,
+        data: Data = None,
+        limit: Items = None,
         trials: Annotated[int | None, typer.Option(help="Run at most this number of trials.")] = None,
         hours: Annotated[float | None, typer.Option(help="Hours after which no further trial is begun.")] = None,
+        plan_only: Annotated[bool, typer.Option("--plan", help="Only forecast time, memory and disk.")] = False,
         workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
         threads: Threads = None, as_json: AsJson = False) -> None:
     """Run a study, or resume it."""
     with answers(as_json):
-        from tsotsallm.api.study import run_study
+        from tsotsallm.api.study import StudyOptions, plan_study, run_study
 
-        result = run_study(spec, out, model=model, given=_values(values or []), text=text, calibration=calibration,
-                           trials=trials, hours=hours, workers=computers_from(workers, tls_ca, tls_cert, tls_key),
-                           say=to_stderr if as_json else print)
+        options = StudyOptions(text, calibration, [] if task is None else task.split(","), data, limit, trials, hours)
+        if plan_only:
+            found = plan_study(spec, out, model=model, given=_values(values or []), options=options)
+            print_json(found.plain()) if as_json else print_forecast(found)
+            return
+        result = run_study(spec, out, model=model, given=_values(values or []), options=options,
+                           workers=computers_from(workers, tls_ca, tls_cert, tls_key), say=to_stderr if as_json else print)
         print_json(result.plain()) if as_json else print_study(result)
 
 
@@ -109,23 +121,50 @@ def _values(pairs: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
+def print_forecast(found: StudyForecast) -> None:
+    """Print how long a study is likely to take, and for what, then memory and disk."""
+    from tsotsallm.units import human_bytes, human_seconds
+
+    shared = "" if found.apart_s < 1.01 * found.made_s else (
+        f" ({human_seconds(found.apart_s)} without what recipes have in common)")
+    tasks = f", and {human_seconds(found.tasks_s)} or more for the tasks" if found.tasks_s else ""
+    name, seconds = found.longest
+    print(f"recipes   {found.recipes}\n"
+          f"time      {human_seconds(found.seconds)}: {human_seconds(found.made_s)} to make the models{shared}, "
+          f"{human_seconds(found.evaluated_s)} for the text{tasks}\n"
+          f"longest   {name}, {human_seconds(seconds)} to make\n"
+          f"memory    {human_bytes(found.ram_bytes)} ({human_bytes(found.free_ram_bytes)} are free)\n"
+          f"disk      {human_bytes(found.disk_bytes)}, and at most {human_bytes(found.store_bytes)} for what recipes have "
+          f"in common ({human_bytes(found.free_disk_bytes)} are free)")
+    if not found.runs:
+        print("note      some passes never ran on this computer; their time is by passes elsewhere")
+    if found.finished:
+        print(f"note      {found.finished} more recipes are finished already")
+    if found.hours is not None:
+        print(f"note      no recipe begins after {found.hours:g} hours")
+    for note in found.notes:
+        print(f"note      {note}")
+    for name, why in found.impossible.items():
+        print(f"note      {name} cannot be applied: {why}")
+
+
 def print_study(result: Found) -> None:
-    """Print one row per trial, then the hypervolume, the verdict, and where ledger and report are."""
+    """Print one row per trial, then the verdict, and where ledger and report are."""
     from tsotsallm.cli.lines import table
-    from tsotsallm.study.verdict import size_of, verdict_markdown
-    from tsotsallm.units import human_bytes
+    from tsotsallm.study.verdict import size_of, verdict_lines
+    from tsotsallm.units import human_bytes, plus_minus
 
     best = {trial.number for trial in result.front}
     rows = []
     for trial in result.trials:
         measured = trial.measures.get(trial.level, {})
         rows.append([f"{trial.number:3} {trial.name}{' *' if trial.number in best else ''}", trial.status,
-                     f"{measured['kl']:.4f} ± {measured['kl_error']:.4f}" if measured else trial.error,
-                     f"{measured['perplexity']:.3f}" if measured else "",
+                     plus_minus(measured["kl"], measured["kl_error"]) if measured else trial.error,
+                     f"{measured['perplexity']:.4g}" if measured else "",
                      human_bytes(trial.measures["model"]["bytes"]) if "model" in trial.measures else "", trial.level])
     table("Trials (* on the front)", ["trial", "status", "KL", "perplexity", "bytes", "evaluation"], rows)
-    print(f"hypervolume {result.hypervolume:.6g} up to {', '.join(f'{one:.4g}' for one in result.reference)}")
-    print(verdict_markdown(result.trials, size_of(result.objectives)))
+    if found := verdict_lines(result.trials, size_of(result.objectives)):
+        print("\nThe best recipe at each size", *found, "", sep="\n")
     print(f"ledger  {result.folder}")
     if (report := result.folder / "report.html").exists():
         print(f"report  {report}")

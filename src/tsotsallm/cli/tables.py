@@ -49,7 +49,7 @@ def world(out: Annotated[Path, typer.Option("-o", "--out", help="Directory to wr
 
 def print_table_scores(folders: list[str], scores: list[AnnotationScore]) -> None:
     """Print one row per task, measure and domain; differences to the first submission with their paired intervals."""
-    from tsotsallm.cli.lines import table
+    from tsotsallm.cli.lines import short_names, table
 
     rows = []
     for one in scores:
@@ -58,9 +58,7 @@ def print_table_scores(folders: list[str], scores: list[AnnotationScore]) -> Non
         cells += [f"{'≈ ' if other.within_noise else ''}{100 * other.value:+.1f} [{100 * other.low:+.1f}, "
                   f"{100 * other.high:+.1f}]" for other in one.differences if other is not None]
         rows.append([one.task.upper() + (f" ({one.domain})" if one.domain else ""), one.measure, str(one.targets), *cells])
-    table("Scores, %", ["task", "measure", "targets", *map(str, range(1, len(folders) + 1)),
-                        *(f"{number} - 1" for number in range(2, len(folders) + 1))], rows)
-    for number, folder in enumerate(folders, 1):
-        print(f"{number}  {folder}")
+    names = short_names(folders)
+    table("Scores, %", ["task", "measure", "targets", *names, *(f"{name} − {names[0]}" for name in names[1:])], rows)
     print("CTA is the approximate score (types above and below the right one count partly); ± is one standard error, "
           "intervals are 95%, over whole tables")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tsotsallm.errors import TsotsallmError
+
+WAIT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,17 @@ class Speaker(Protocol):
         ...
 
 
-def require_prompt(ids: Sequence[int], context: int) -> None:
-    """Raise TsotsallmError where a prompt has no token, or leaves no room for an answer."""
+def require_prompt(ids: Sequence[int], context: int, known: int = 0) -> None:
+    """Raise TsotsallmError where a prompt has no token, or leaves no room for an answer in the context.
+
+    `known` is how many positions the model knows, where the context can have more.
+    """
     if not ids:
         raise TsotsallmError("the prompt is empty, and this model cannot begin a text by itself; give it a beginning")
     if len(ids) >= context:
+        if known > context:
+            raise TsotsallmError(f"the prompt has {len(ids)} tokens, but the context is {context}; shorten it, or choose a "
+                                 f"larger --context, at most {known}")
         raise TsotsallmError(f"the prompt has {len(ids)} tokens, but the model knows {context} positions; shorten it")
 
 
@@ -180,7 +189,8 @@ def said(speaker: Speaker, question: Question) -> str:
 
 def texts(speaker: Speaker, question: Question) -> Iterator[str]:
     """Yield the text of an answer as it arrives; errors are raised here, and closing the iterator ends the answer."""
-    heard: queue.Queue[str | BaseException | None] = queue.Queue()
+    # not a Queue: Ctrl-C between the lines of its get() would leave its lock taken, and the speaker waiting for ever
+    heard: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
     gone = threading.Event()
 
     def take(piece: Piece) -> bool:
@@ -195,11 +205,22 @@ def texts(speaker: Speaker, question: Question) -> Iterator[str]:
         except BaseException as error:
             heard.put(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    # not a daemon: one that calls back from native code while the interpreter ends is cut off there, and the process aborts
+    thread = threading.Thread(target=work)
     try:
-        while (piece := heard.get()) is not None:
+        thread.start()
+        while (piece := _next(heard)) is not None:
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
     finally:
         gone.set()
+        if thread.ident is not None:
+            thread.join()
+
+
+def _next(heard: queue.SimpleQueue[str | BaseException | None]) -> str | BaseException | None:
+    """Wait for what comes next; in steps, because Ctrl-C does not end a wait without limit on Windows."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return heard.get(timeout=WAIT_S)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tsotsallm.errors import CheckpointError, MissingExtraError, TsotsallmError
-from tsotsallm.machine import chosen_threads
+from tsotsallm.machine import chosen_threads, idle_cores
 
 DEFAULTS = (512, 2048, 512, 1)
 """The first parameters of a context, as llama.cpp sets them: tokens, tokens a batch, tokens at a time, conversations."""
@@ -88,8 +88,8 @@ class Forced:
         if not self._context or library.llama_n_ctx(ctypes.c_void_p(self._context)) < context:
             self.close()
             raise CheckpointError(f"llama.cpp cannot run {path} with {context} tokens; choose a shorter --context")
-        self._threads = chosen_threads()
-        library.llama_set_n_threads(ctypes.c_void_p(self._context), self._threads, self._threads)
+        threads = chosen_threads() or idle_cores()
+        library.llama_set_n_threads(ctypes.c_void_p(self._context), threads, threads)
         self.vocabulary = int(library.llama_vocab_n_tokens(
             ctypes.c_void_p(library.llama_model_get_vocab(ctypes.c_void_p(self._model)))))
         self._batch = library.llama_batch_init(context, 0, 1)

@@ -17,9 +17,10 @@ from tsotsallm.checkpoint.gguf_file import GgufFile
 from tsotsallm.checkpoint.textrules import TextRules
 from tsotsallm.engine.interface import Alternative, Answer, Heard, Piece, Question, Sampling, Token, require_prompt
 from tsotsallm.engine.server import HttpServer, ask
-from tsotsallm.errors import CheckpointError, ConversationError, MissingExtraError, TsotsallmError
+from tsotsallm.errors import CheckpointError, ConversationError, MissingExtraError, ResourceError, TsotsallmError
 from tsotsallm.files import Json, JsonObject
-from tsotsallm.machine import chosen_threads
+from tsotsallm.machine import chosen_threads, cores, free_ram_bytes, idle_cores
+from tsotsallm.units import human_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 CacheType = Literal["f32", "f16", "q8_0", "q4_0"]
 CACHE_BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 MOST_FORCED = 1e6
+USUAL_CONTEXT = 8192
+"""Tokens of a conversation at most, unless more are asked for: llama.cpp takes the memory of the whole cache at once."""
+LEAST_CONTEXT = 512
+CACHE_SHARE = 0.25
+"""Share of the memory that is free beside the weights; the caches of all conversations take no more, unless asked for."""
 
 
 def installed() -> bool:
@@ -39,18 +45,33 @@ def in_process() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
+def most_context(known: int) -> int:
+    """Tokens of a conversation at most where nobody asks for more, of those that a model knows."""
+    return min(known, USUAL_CONTEXT)
+
+
+def usual_context(known: int, slots: int, cache_bytes_per_token: float, free_bytes: int) -> int:
+    """Tokens of each of `slots` conversations: at most 8192 of those that a model knows, and fewer where their caches would
+    take more than a quarter of the free memory, but not fewer than 512."""
+    most = most_context(known)
+    if cache_bytes_per_token == 0:
+        return most
+    room = int(CACHE_SHARE * free_bytes / (slots * cache_bytes_per_token)) // 256 * 256      # llama.cpp pads to 256
+    return min(most, max(LEAST_CONTEXT, room))
+
+
 class Llama:
     """One GGUF file, ready to run; raises MissingExtraError without llama.cpp, CheckpointError for a file that cannot run.
 
     kv           type of the key-value cache, f32 for comparisons
     adapter      GGUF file of low-rank corrections to run with it
-    context      tokens of each conversation (0: as many as the model knows)
-    threads      threads of the engine (None: the number that the environment sets)
+    context      tokens of each conversation (None: see `usual_context`)
+    threads      threads of the engine (None: the number that the environment sets, else one for each idle core)
     slots        conversations at a time, batched together
     keep_prompt  whether a slot reuses the tokens that it has processed for the next question that begins alike
     """
 
-    def __init__(self, path: Path, *, kv: CacheType = "f16", adapter: Path | None = None, context: int = 0,
+    def __init__(self, path: Path, *, kv: CacheType = "f16", adapter: Path | None = None, context: int | None = None,
                  threads: int | None = None, slots: int = 1, keep_prompt: bool = True) -> None:
         self._program = None if in_process() else shutil.which("llama-server")
         if not installed():
@@ -62,16 +83,44 @@ class Llama:
         if adapter is not None:
             GgufFile.open(adapter).require_adapter_of(file)
         self.path, self.kv, self.slots, self.tokens = path, kv, slots, file.tokens
-        self.context = context or file.context or 0
         self.rules = TextRules.read(file)
         self.chat = self.rules.chat
         self.converses = self.chat is not None
-        self.notes: tuple[str, ...] = ()
         self.no_chat = "has no chat template"
         self.file = file
         self.cache_bytes_per_token = (file.cache_elements_per_token or 0) * CACHE_BITS[kv] / 8
-        self._adapter, self._threads, self._keep_prompt = adapter, threads or chosen_threads(), keep_prompt
+        self._adapter, self._keep_prompt = adapter, keep_prompt
+        self.threads = threads or chosen_threads() or idle_cores()
+        self.known = file.context or 0
+        self.context = self._fitting(context)
+        self.notes = self._notes(of_context=context is None, of_threads=not (threads or chosen_threads()))
         self._key = secrets.token_urlsafe(24)       # llama.cpp listens on a port, and answers only who has the key
+
+    def _fitting(self, asked: int | None) -> int:
+        """The tokens of a conversation, given how many are asked for; ResourceError where those do not fit in memory."""
+        free = free_ram_bytes()
+        if asked is None:
+            return usual_context(self.known, self.slots, self.cache_bytes_per_token, max(free - self.file.size, 0))
+        if (taken := self._cache_bytes(asked)) > free:
+            raise ResourceError(f"the key-value cache of {asked} tokens{_each(self.slots)} takes {human_bytes(taken)}, but "
+                                f"only {human_bytes(free)} of memory are free; choose fewer tokens with --context, or a "
+                                "smaller type of cache with --kv q8_0")
+        return asked
+
+    def _cache_bytes(self, context: int) -> int:
+        return int(self.slots * context * self.cache_bytes_per_token)
+
+    def _notes(self, *, of_context: bool, of_threads: bool) -> tuple[str, ...]:
+        """What was chosen for the user: a shorter context, fewer threads."""
+        notes = []
+        if of_context and self.context < self.known:
+            taken = self._cache_bytes(self.context)
+            notes.append(f"the context is {self.context} tokens{_each(self.slots)}, of {self.known} that the model knows"
+                         f"{f' (cache: {human_bytes(taken)} of memory)' if taken else ''}; --context sets another number")
+        if of_threads and self.threads < cores():
+            notes.append(f"other programs are busy: llama.cpp computes with {self.threads} of {cores()} cores; --threads "
+                         "sets another number")
+        return tuple(notes)
 
     @cached_property
     def _server(self) -> Any:
@@ -93,8 +142,7 @@ class Llama:
         attention = xllamacpp.llama_flash_attn_type
         asked.flash_attn_type = (attention.LLAMA_FLASH_ATTN_TYPE_ENABLED if self.kv.startswith("q") else
                                  attention.LLAMA_FLASH_ATTN_TYPE_DISABLED)
-        if self._threads is not None:
-            asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = self._threads
+        asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = self.threads
         if self._adapter is not None:
             asked.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(self._adapter), 1.0)]
         try:
@@ -103,15 +151,14 @@ class Llama:
             return server
         except RuntimeError as error:
             raise CheckpointError(f"llama.cpp cannot load {self.path} ({error}); is the file whole, its architecture known, "
-                                  f"and {self.path.stat().st_size >> 20} MiB of memory free?") from None
+                                  f"and {human_bytes(self.path.stat().st_size)} of memory free?") from None
 
     def _options(self) -> list[str]:
         """The command line of llama-server, with the same settings as for xllamacpp."""
         options = ["--model", str(self.path), "--ctx-size", str(self.context * self.slots), "--parallel", str(self.slots),
-                   "--no-warmup", "--cache-ram", "0",
+                   "--threads", str(self.threads), "--no-warmup", "--cache-ram", "0",
                    "--cache-type-k", self.kv, "--cache-type-v", self.kv, "--flash-attn",
                    "on" if self.kv.startswith("q") else "off"]
-        options += ["--threads", str(self._threads)] if self._threads is not None else []
         return options + (["--lora", str(self._adapter)] if self._adapter is not None else [])
 
     def speak(self, question: Question, heard: Heard) -> Answer:
@@ -120,7 +167,7 @@ class Llama:
             "max_tokens": question.tokens, "stream": True, "stream_options": {"include_usage": True},
             "cache_prompt": self._keep_prompt} | ({"stop": list(question.stop)} if question.stop else {})
         ids = self._ids(question)
-        require_prompt(ids, self.context)
+        require_prompt(ids, self.context, self.known)
         asked["prompt"] = ids
         if question.likeliest is not None:
             asked["logprobs"] = max(1, question.likeliest)      # with 0 no token would be reported
@@ -250,6 +297,10 @@ class Llama:
         for candidate in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
             log_shares[candidate["id"]] = candidate["logprob"]
         return log_shares
+
+
+def _each(slots: int) -> str:
+    return f" for each of {slots} conversations" if slots > 1 else ""
 
 
 def _sampling_fields(sampling: Sampling, vocabulary: int) -> dict[str, object]:

@@ -69,6 +69,31 @@ def prompts() -> tuple[str, ...]:
     return tuple(prompt for of_language in found.values() for prompt in of_language)
 
 
+def requests(codec: TextCodec, room: int, seed: int) -> list[str]:
+    """The packaged requests in the order that a seed gives them; none where the model does not converse.
+
+    Those longer than `room` tokens in the chat template, and those in a script that the model hardly knows, are left out.
+    """
+    if codec.chat is None:
+        return []
+    try:
+        codec.render(as_messages("a", "b"), answer=False)
+        cost = {prompt: len(codec.encode(prompt, prefix=False)) / len(prompt) for prompt in prompts()}
+        most = max(MOST_TOKENS, MOST_RATIO * min(cost.values()))
+        found = [prompt for prompt in prompts() if cost[prompt] <= most
+                 and len(codec.conversation(as_messages(prompt))) <= room]
+    except ConversationError:
+        return []
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def as_messages(prompt: str, answer: str | None = None) -> list[Message]:
+    """A request, and its answer where there is one, as a conversation."""
+    asked: list[Message] = [{"role": "user", "content": prompt}]
+    return asked if answer is None else [*asked, {"role": "assistant", "content": answer}]
+
+
 def text_start(codec: TextCodec) -> tuple[int, ...]:
     """The tokens that a text of its own begins after; none where the tokenizer has no such token.
 
@@ -121,19 +146,19 @@ class SelfText:
     @property
     def kept(self) -> bool:
         """Whether the text was written before, and is whole."""
-        return _read(self.path) is not None
+        return kept_documents(self.path) is not None
 
     def text(self, tick: Tick = lambda _step, _share: None) -> str:
         """The text: read where it was written before, else written by the model, which takes minutes.
 
         Raises CorpusError where the model does not fit in memory, or writes next to nothing.
         """
-        found = _read(self.path)
+        found = kept_documents(self.path)
         if found is None:
             if (obstacle := self.obstacle()) is not None:
                 raise CorpusError(obstacle)
             found = self._documents(tick)
-            _keep(self.path, found)
+            keep_documents(self.path, found)
             shutil.rmtree(self.path.with_suffix(""), ignore_errors=True)
         return "".join(found)
 
@@ -194,7 +219,7 @@ class SelfText:
 
     def _parts(self) -> list[_Part]:
         codec, start = self.checkpoint.codec, text_start(self.checkpoint.codec)
-        asked = self._asked()
+        asked = requests(codec, self.checkpoint.spec.context - self.length // 2, self.seed)
         wanted = self.tokens if not asked else math.ceil(self.tokens / 2)
 
         def beginnings(number: int, count: int) -> list[list[int]]:
@@ -203,37 +228,18 @@ class SelfText:
             return [list(start) or [chance.randrange(known)] for _ in range(count)]
 
         def text(_number: int, prompt: Sequence[int], new: Sequence[int]) -> str:
-            return f"{whole}\n\n" if (whole := _clean(codec.decode([*prompt, *new], special=False))) else ""
+            return f"{whole}\n\n" if (whole := cleaned(codec.decode([*prompt, *new], special=False))) else ""
 
-        def requests(number: int, count: int) -> list[list[int]]:
-            return [codec.conversation(_messages(asked[(number + place) % len(asked)])) for place in range(count)]
+        def questions(number: int, count: int) -> list[list[int]]:
+            return [codec.conversation(as_messages(asked[(number + place) % len(asked)])) for place in range(count)]
 
         def answer(number: int, _prompt: Sequence[int], new: Sequence[int]) -> str:
-            said = _clean(codec.continuation(list(new)))
-            return codec.render(_messages(asked[number % len(asked)], said), answer=False) if said else ""
+            said = cleaned(codec.continuation(list(new)))
+            return codec.render(as_messages(asked[number % len(asked)], said), answer=False) if said else ""
 
         found = [_Part("text", wanted, self.length, beginnings, text, TEXT)]
         if asked:
-            found.append(_Part("answers", wanted, min(self.length, 200), requests, answer, ANSWERS))
-        return found
-
-    def _asked(self) -> list[str]:
-        """The requests in the order that the seed gives them, without those that leave no room for an answer or are in a
-        script that the model hardly knows; none where it does not converse.
-        """
-        codec = self.checkpoint.codec
-        if codec.chat is None:
-            return []
-        try:
-            codec.render(_messages("a", "b"), answer=False)
-            room = self.checkpoint.spec.context - self.length // 2
-            cost = {prompt: len(codec.encode(prompt, prefix=False)) / len(prompt) for prompt in prompts()}
-            most = max(MOST_TOKENS, MOST_RATIO * min(cost.values()))
-            found = [prompt for prompt in prompts() if cost[prompt] <= most
-                     and len(codec.conversation(_messages(prompt))) <= room]
-        except ConversationError:
-            return []
-        random.Random(self.seed).shuffle(found)
+            found.append(_Part("answers", wanted, min(self.length, 200), questions, answer, ANSWERS))
         return found
 
     def _part(self, part: _Part, share: Callable[[float], None]) -> list[str]:
@@ -248,11 +254,11 @@ class SelfText:
             usual = tokens / tried if tokens else part.usual
             count = max(min(4, self.batch), min(self.batch, math.ceil((part.wanted - tokens) / usual)))
             path = self.path.with_suffix("") / f"{part.name}-{batch}.json"
-            if (found := _read(path)) is None:
+            if (found := kept_documents(path)) is None:
                 done = tokens
                 found = self._batch(part, batch, tried, count, lambda now, done=done, count=count: share(    # type: ignore
                     min(1.0, (done + now * count * part.usual) / part.wanted)))
-                _keep(path, found)
+                keep_documents(path, found)
             documents += [one for one in found if one]
             tokens += sum(len(codec.encode(one, prefix=False)) for one in found)
             tried, batch = tried + count, batch + 1
@@ -276,17 +282,12 @@ class SelfText:
                 for place in range(count)]
 
 
-def _messages(prompt: str, answer: str | None = None) -> list[Message]:
-    asked: list[Message] = [{"role": "user", "content": prompt}]
-    return asked if answer is None else [*asked, {"role": "assistant", "content": answer}]
-
-
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
     """A text as a file of it would be read again, without half a character at its end."""
     return text.replace("\r\n", "\n").replace("\r", "\n").strip().rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
 
 
-def _keep(path: Path, documents: Sequence[str]) -> None:
+def keep_documents(path: Path, documents: Sequence[str]) -> None:
     """Write documents with their hash, so that they are never seen half written."""
     _through_draft(path, json.dumps({"sha256": _digest(documents), "documents": list(documents)}, ensure_ascii=False,
                                     indent=1))
@@ -299,7 +300,7 @@ def _through_draft(path: Path, content: str) -> None:
     draft.replace(path)
 
 
-def _read(path: Path) -> list[str] | None:
+def kept_documents(path: Path) -> list[str] | None:
     """Documents that were kept; None where there are none, or they are damaged or empty."""
     try:
         content = read_json(path, TsotsallmError, DATA_BYTES)

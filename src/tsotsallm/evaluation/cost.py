@@ -18,9 +18,9 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.shapes import layer_shapes, work_of
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError, TsotsallmError
-from tsotsallm.evaluation.energy import Energy, Power, check_country, energy_of
+from tsotsallm.evaluation.energy import Energy, Power, carbon_by_country, energy_of
 from tsotsallm.inspection import end_shapes, inspect_checkpoint
-from tsotsallm.machine import chosen_threads, cores, free_ram_bytes
+from tsotsallm.machine import chosen_threads, cores, free_ram_bytes, total_ram_bytes
 from tsotsallm.records import Record
 from tsotsallm.units import human_bytes
 
@@ -95,6 +95,19 @@ def devices() -> dict[str, Device]:
     return listed
 
 
+THIS_COMPUTER = "this-computer"
+OWN_SHARE = 0.5
+"""Share of this computer's memory for a model; its system and other programs have the rest."""
+
+
+def devices_here() -> dict[str, Device]:
+    """The same, and before them the computer that this runs on."""
+    memory = total_ram_bytes()
+    own = Device(about=f"this computer, with half of its {human_bytes(memory)} of memory", source="measured",
+                 weight_bytes=int(OWN_SHARE * memory))
+    return {THIS_COMPUTER: own} | devices()
+
+
 def count_nonzero(checkpoint: Checkpoint) -> int:
     """Parameters that are not zero, every stored layer counted once; reads every tensor, one at a time."""
     spec = checkpoint.spec
@@ -146,27 +159,30 @@ def check_fits(model: str | Path, device: str = "cpu") -> None:
 def measure_speed(model: str | Path, *, device: str = "cpu", country: str | None = None) -> Speed:
     """Load a model in a process of its own, run a prompt and decode; medians of three rounds.
 
-    With a country's three-letter code, energy is estimated as well. Raises ResourceError where the model does not fit in
-    memory, TsotsallmError where the process fails.
+    With a country's three-letter code (or several, with commas), energy is estimated as well. Raises ResourceError where the
+    model does not fit in memory, TsotsallmError where the process fails.
     """
     check_fits(model, device)
-    speed, power = _measured(model, [str(model), device, *([check_country(country)] if country else [])])
-    if power is None:
-        return speed
-    return replace(speed, energy=energy_of(power, speed.prefill_tokens_per_s, speed.decode_tokens_per_s))
+    return _measured(model, [str(model), device], country)
 
 
-def measure_gguf_speed(file: str | Path, *, threads: int | None = None) -> Speed:
-    """Speed of a GGUF file in llama.cpp on `threads` threads, by default the chosen number, else one per core."""
-    return _measured(file, [str(file), str(threads or chosen_threads() or cores())])[0]
+def measure_gguf_speed(file: str | Path, *, threads: int | None = None, country: str | None = None) -> Speed:
+    """Speed of a GGUF file in llama.cpp on `threads` threads, by default the chosen number, else one per core.
+
+    With a country's code (or several, with commas), energy is estimated as well.
+    """
+    return _measured(file, [str(file), str(threads or chosen_threads() or cores())], country)
 
 
-def _measured(model: str | Path, arguments: list[str]) -> tuple[Speed, Power | None]:
-    """What `evaluation.speed` measured in a process of its own: the speed, and the power where a country was named."""
+def _measured(model: str | Path, arguments: list[str], countries: str | None) -> Speed:
+    """What `evaluation.speed` measures in a process of its own: the speed, and energy where countries are named."""
+    carbon = None if countries is None else carbon_by_country(countries)
+    arguments += [] if carbon is None else [next(iter(carbon))]
     process = subprocess.run([sys.executable, "-m", "tsotsallm.evaluation.speed", *arguments], capture_output=True,
                              text=True, check=False)
     if process.returncode:
         raise TsotsallmError(f"the speed of {model} could not be measured: {process.stderr.strip().splitlines()[-1:]}")
     measured = json.loads(process.stdout.splitlines()[-1])
-    power = measured.pop("power")
-    return Speed(**measured), Power(**power) if power else None
+    power, speed = measured.pop("power"), Speed(**measured)
+    return speed if power is None else replace(speed, energy=energy_of(
+        Power(**power), speed.prefill_tokens_per_s, speed.decode_tokens_per_s, carbon=carbon))

@@ -11,7 +11,7 @@ from typing import Unpack
 from tsotsallm.compression import check_device
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.evaluation.cost import Cost, check_fits, cost_of, measure_speed
-from tsotsallm.evaluation.energy import check_country
+from tsotsallm.evaluation.energy import carbon_by_country
 from tsotsallm.evaluation.forecast import TaskForecast, forecast
 from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.perplexity import Kind
@@ -42,7 +42,8 @@ class ExaminationOptions(RunOptions):
     """How an evaluation on tasks runs, and what it measures besides the scores.
 
     speed      measure speed and memory as well
-    country    ISO code of the country (CMR, KEN, ...) whose electricity the energy is converted with; implies `speed`
+    country    ISO code of the country (CMR, KEN, ...) whose electricity the energy is converted with, or several with
+               commas, of which the first counts for single queries; implies `speed`
     by_sweeps  True generates by sweeps although the model fits in memory; None decides by the memory that is free
     """
 
@@ -72,12 +73,13 @@ def examine(models: Sequence[str | Path], tasks: Sequence[str | Path | Task], *,
     speed, country = options.speed, options.country
     prepared = _prepared(models, tasks, data, limit, seed)
     if country is not None:
-        check_country(country)
+        carbon_by_country(country)
     where = check_device(options.device)
     with tempfile.TemporaryDirectory(dir=options.scratch, ignore_cleanup_errors=True) as folder:
         compared = open_examinee(reference, Path(folder), device=where) if reference is not None else None
         examinees = [open_examinee(model, Path(folder), device=where, by_sweeps=options.by_sweeps, tick=options.tick)
                      for model in models]
+        prepared = [task.answered_by(compared or examinees[0]) for task in prepared]
         protocols = [[protocol_of(examinee, task, compared) for task in prepared] for examinee in examinees]
         for others in protocols[1:]:
             for task, first, other in zip(prepared, protocols[0], others, strict=True):

@@ -60,9 +60,12 @@ class Examinee:
         """SHA-256 of all weights, their order, config and tokenizer: all that a score depends on besides the protocol."""
         paths = {record.path for record in self.checkpoint.records.values()} | self.checkpoint.source.files()
         digest = hashlib.sha256(repr(self.view.order).encode())
-        for path in sorted(paths):
-            status = path.stat()
-            digest.update(path.name.encode() + _file_sha256(path, status.st_size, status.st_mtime_ns))
+        for path in sorted(paths, key=lambda path: path.name):
+            known = self.checkpoint.source.stored(path).known_sha256
+            if known is None:
+                status = path.stat()
+                known = _file_sha256(path, status.st_size, status.st_mtime_ns).hex()
+            digest.update(path.name.encode() + bytes.fromhex(known))
         return digest.hexdigest()
 
     @cached_property
@@ -222,13 +225,35 @@ class Examinee:
         room = self.context - max_new_tokens
         if room < 1:
             raise TaskError(f"{max_new_tokens} new tokens do not fit in the {self.context} positions that {self.name} knows")
-        encoded = []
-        for prompt in prompts:
-            encoded.append((self.encode(prompt) or [self.start_token])[-room:])
+        encoded = [(self.encode(prompt) or [self.start_token])[-room:] for prompt in prompts]
+        for index, text, _ in self._continued(encoded, max_new_tokens, stop):
+            sink(index, text)
+
+    def request(self, text: str) -> list[int]:
+        """Tokens of a request in the chat template; raises TaskError where the model has none."""
+        if self.codec.chat is None:
+            raise TaskError(f"{self.name} {self.codec.no_chat}, so it answers no instructions; evaluate it on other tasks")
+        return self.codec.conversation([{"role": "user", "content": text}])
+
+    def answer(self, requests: Sequence[str], max_new_tokens: int, sink: Callable[[int, str, bool], None]) -> None:
+        """Answer every request greedily in the chat template; `sink` receives (index, text, whether the model ended it).
+
+        Raises TaskError where the model has no chat template, or where a request leaves no room for the answer.
+        """
+        encoded = [self.request(text) for text in requests]
+        longest = max(map(len, encoded), default=0) + max_new_tokens
+        if longest > self.context:
+            raise TaskError(f"an instruction and its answer take {longest} tokens, but {self.name} knows {self.context} "
+                            "positions; give shorter ones")
+        for found in self._continued(encoded, max_new_tokens, ()):
+            sink(*found)
+
+    def _continued(self, encoded: Sequence[Sequence[int]], max_new_tokens: int,
+                   stop: Sequence[str]) -> Iterator[tuple[int, str, bool]]:
+        """Yield (index, text before the first stop, whether there was one) for tokenised prompts, continued greedily."""
         ends = set(self.codec.ends)
 
         def text_of(tokens: Sequence[int]) -> tuple[str, bool]:
-            """The text of generated tokens before the first stop, and whether there was one."""
             kept = list(tokens)
             ended = next((place for place, token in enumerate(kept) if token in ends), None)
             text = self.codec.decode(kept[:ended], special=False)
@@ -245,7 +270,7 @@ class Examinee:
 
             results = generate_resident(self.model, encoded, max_new_tokens, lambda tokens: text_of(tokens)[1], self.tick)
         for index, tokens in results:
-            sink(index, text_of(tokens)[0])
+            yield index, *text_of(tokens)
 
     def forget_model(self) -> None:
         """Free the memory of a resident model."""

@@ -13,6 +13,7 @@ from tsotsallm.machine import gemm_flops_per_second
 from tsotsallm.records import Record
 from tsotsallm.streaming.generate import turns
 from tsotsallm.streaming.likelihood import CHUNK_BYTES, Tree, chunks
+from tsotsallm.training.samples import instruction_windows
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,18 @@ def forecast(examinee: Examinee, prepared: Sequence[PreparedTask]) -> list[TaskF
             room = CHUNK_BYTES // (4 * spec.hidden)
             tokens, passes = sum(lengths), sum(-(-length // room) for length in lengths)
             how, items = "streamed", len(lengths)
+        elif task.kind == "conversations":
+            windows = instruction_windows(ready.answered_by(examinee).conversations, examinee.codec, examinee.context,
+                                          task.name)
+            tokens, passes, how, items = windows.tokens, 1, "streamed", len(windows.windows)
         elif task.kind in ("choices", "bias"):
             trees = [_tree(examinee, item.prompt, [task.delimiter + choice for choice in item.choices])
                      for item in ready.items]
             tokens, passes = sum(tree.tokens for tree in trees), len(chunks(trees, spec.hidden))
             how, items = "streamed", len(trees)
         else:
-            prompts = [examinee.encode(item.prompt) for item in ready.items]
+            prompts = [examinee.request(item.prompt) if task.kind == "instructions" else examinee.encode(item.prompt)
+                       for item in ready.items]
             tokens, items = sum(map(len, prompts)) + len(prompts) * task.max_new_tokens, len(prompts)
             by_sweeps = examinee.generates_by_sweeps
             how = "sweeps" if by_sweeps else "resident"

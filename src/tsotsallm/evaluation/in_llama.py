@@ -36,8 +36,9 @@ def perplexity_in_llama(path: Path, text: str, source: str, *, context: int, lim
     model, CheckpointError where the two have other vocabularies, MissingExtraError without xllamacpp.
     """
     engine = Llama(path, context=context)
-    if not 2 <= context <= (known := engine.file.context or context):
-        raise CorpusError(f"--context is {context}; it takes at least 2 tokens and at most the {known} that the model knows")
+    if not 2 <= context <= engine.known:
+        raise CorpusError(f"--context is {context}; it takes at least 2 tokens and at most the {engine.known} that the "
+                          "model knows")
     corpus = evaluation_windows(text, engine if reference is None else reference.codec, context, source).first(limit)
     beginning = engine.rules.bos if reference is None else reference.codec.bos
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Forced(path, context) as forced:

@@ -36,7 +36,7 @@ def cache_perplexities(path: Path, tokens_of: Checkpoint | None, text: str, sour
     `tokens_of` is the checkpoint that the file was made from: its tokenizer splits the text. Without one, the file's own
     does. Raises CorpusError where `context` does not suit the model, NumericsError where a token costs absurdly many nats.
     """
-    known = Llama(path).context if tokens_of is None else tokens_of.spec.context
+    known = Llama(path).known if tokens_of is None else tokens_of.spec.context
     if context > known or context < 4:
         raise CorpusError(f"--context is {context}; it takes at least 4 tokens and at most the {known} that the model knows")
     corpus = evaluation_windows(text, Llama(path, context=context) if tokens_of is None else tokens_of.codec, context,

@@ -6,6 +6,7 @@ import hashlib
 import math
 import tempfile
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Unpack
@@ -130,37 +131,47 @@ def window_features(view: View, corpus: Corpus, reference: tuple[View, HiddenSta
 
 
 def by_window(corpus: Corpus, scored: Tensor | Divergence) -> tuple[dict[str, Tensor], Tail | None]:
-    """What every window adds to the measures, and the tail, from the losses of all predicted tokens or a divergence."""
+    """What every window adds to the measures, and the tail, from the losses of all predicted tokens or a divergence.
+
+    Of windows with marks only the marked tokens count.
+    """
     tokens, tail = [len(window) - 1 for window in corpus.windows], None
     if isinstance(scored, Tensor):
         per_token = {"loss": scored}
     else:
         per_token = {"loss": scored.losses, "reference_loss": scored.reference_losses, "kl": scored.kl,
-                     "same_top": scored.same_top.double()}
-        tail = Tail.of(scored.kl, scored.top_difference)
+                     "same_top": scored.same_top.double(), "top_difference": scored.top_difference}
+    per_token["tokens"] = torch.ones(sum(tokens), dtype=torch.float64)
+    if corpus.learned is not None:
+        counts = torch.cat([marks[1:] for marks in corpus.learned])
+        per_token = {name: values[counts] for name, values in per_token.items()}
+        tokens = [int(marks[1:].sum()) for marks in corpus.learned]
+    if (differences := per_token.pop("top_difference", None)) is not None:
+        tail = Tail.of(per_token["kl"], differences)
     sums = {name: torch.stack([part.sum() for part in torch.split(values, tokens)]) for name, values in per_token.items()}
-    sums["tokens"] = torch.tensor(tokens, dtype=torch.float64)
     if corpus.bytes_scored is not None:
         sums["bytes"] = torch.tensor(corpus.bytes_scored, dtype=torch.float64)
     return sums, tail
 
 
+def mean_over_windows(sums: Mapping[str, Tensor], feature: str, per: str = "tokens") -> tuple[float, float | None]:
+    """Σ feature / Σ per over windows, with its standard error if windows are independent."""
+    items = torch.stack([sums[feature], sums[per]], -1).numpy()
+    measure = Measure(feature, (feature, per), ratio)
+    return measure.of(items), standard_error(measure, items)
+
+
 def summed_up(name: str, corpus: Corpus, protocol: Protocol, sums: dict[str, Tensor], tail: Tail | None,
               reference: str | None, fitting: dict[str, bool], notes: tuple[str, ...]) -> Perplexity:
     """The measures of a model from what every window adds to them, and the tail of its divergence from a reference."""
-    def mean(feature: str, per: str = "tokens") -> tuple[float, float | None]:
-        """Σ feature / Σ per over windows, with its standard error if windows are independent."""
-        items = torch.stack([sums[feature], sums[per]], -1).numpy()
-        measure = Measure(feature, (feature, per), ratio)
-        return measure.of(items), standard_error(measure, items)
-
-    loss, loss_error = mean("loss")
+    loss, loss_error = mean_over_windows(sums, "loss")
     against: JsonObject = {}
     if tail is not None:
-        kl, kl_error = mean("kl")
-        against = {"reference": reference, "reference_perplexity": math.exp(mean("reference_loss")[0]), "kl": kl,
-                   "kl_standard_error": kl_error, "same_top_token": mean("same_top")[0], "tail": tail}
-    bits = mean("loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
+        kl, kl_error = mean_over_windows(sums, "kl")
+        against = {"reference": reference, "kl": kl, "kl_standard_error": kl_error, "tail": tail,
+                   "reference_perplexity": math.exp(mean_over_windows(sums, "reference_loss")[0]),
+                   "same_top_token": mean_over_windows(sums, "same_top")[0]}
+    bits = mean_over_windows(sums, "loss", "bytes")[0] / math.log(2) if "bytes" in sums else None
     return Perplexity(name, protocol, len(corpus.windows), math.exp(loss), loss, loss_error, bits, **against, fits=fitting,
                       notes=notes)
 
@@ -168,7 +179,11 @@ def summed_up(name: str, corpus: Corpus, protocol: Protocol, sums: dict[str, Ten
 def same_segmentation(checkpoint: Checkpoint, reference: Checkpoint, text: str, corpus: Corpus, context: int,
                       kind: Kind) -> None:
     """Raise CheckpointError unless the reference splits a text into the same tokens."""
-    other = evaluation_corpus(text, reference.codec, context, kind, corpus.source)
+    same_tokens(checkpoint, reference, corpus, evaluation_corpus(text, reference.codec, context, kind, corpus.source))
+
+
+def same_tokens(checkpoint: Checkpoint, reference: Checkpoint, corpus: Corpus, other: Corpus) -> None:
+    """Raise CheckpointError unless a corpus, as a checkpoint's tokenizer splits it, is that of the reference, `other`."""
     if reference.kept_tokens is not None:           # by the numbers that both have in the original
         numbers = torch.tensor(reference.kept_tokens)
         corpus = replace(corpus, windows=tuple(numbers[window] for window in corpus.windows))

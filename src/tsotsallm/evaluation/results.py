@@ -31,6 +31,16 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """An instruction, what a model answered, and what that added to the measures."""
+
+    group: str
+    prompt: str
+    reply: str
+    features: Mapping[str, float | list[float]]
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """What one model scored on one task; `features` holds one number per item, in the order of `ids`."""
 
@@ -43,6 +53,7 @@ class TaskResult:
     groups: tuple[str, ...]
     features: dict[str, Array] = field(repr=False)
     notes: tuple[str, ...] = ()
+    exchanges: tuple[Exchange, ...] = field(default=(), repr=False)
 
     def items_of(self, measure: Measure, group: str = "") -> Array:
         """The rows of a measure's features, (items, features)."""
@@ -62,8 +73,9 @@ class TaskResult:
 
     def plain(self) -> dict[str, object]:
         """Task, protocol, scores and notes as plain data for JSON; features of single items are left out."""
-        return {"task": self.task, "kind": self.kind, "model": self.model, "protocol": self.protocol,
-                "scores": [score.plain() for score in self.scores], "notes": list(self.notes)}
+        found = {"task": self.task, "kind": self.kind, "model": self.model, "protocol": self.protocol,
+                 "scores": [score.plain() for score in self.scores], "notes": list(self.notes)}
+        return found | ({"answers": [dict(one.__dict__) for one in self.exchanges]} if self.exchanges else {})
 
 
 @dataclass(frozen=True)

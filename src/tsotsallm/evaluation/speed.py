@@ -68,8 +68,11 @@ def median_times(one_round: Callable[[], tuple[float, float]], rounds: int = ROU
     return statistics.median(first), statistics.median(rest)
 
 
-def gguf_speed(path: Path, threads: int) -> dict[str, object]:
-    """Speed of llama.cpp on a prompt of random tokens and the tokens after it, by its own clock; medians of three rounds."""
+def gguf_speed(path: Path, threads: int, country: str | None = None) -> dict[str, object]:
+    """Speed of llama.cpp on a prompt of random tokens and the tokens after it, by its own clock; medians of three rounds.
+
+    With a country, also the power that it takes.
+    """
     from tsotsallm.engine.llama import Llama
 
     before = rss_bytes()
@@ -82,16 +85,24 @@ def gguf_speed(path: Path, threads: int) -> dict[str, object]:
     load_s = time.perf_counter() - began
     first_s, rest_s = median_times(lambda: engine.timed(prompt, new))
     peak = peak_rss_bytes()
+    power = None if country is None else power_of(country, lambda: engine.timed(prompt, new))
     return {"prompt_tokens": size, "new_tokens": new, "load_s": round(load_s, 3), "first_token_s": first_s,
             "prefill_tokens_per_s": size / first_s, "decode_tokens_per_s": new / rest_s, "peak_rss_bytes": peak,
-            "grown_bytes": peak - before, "device": "llama.cpp", "threads": threads, "power": None}
+            "grown_bytes": peak - before, "device": "llama.cpp", "threads": threads, "power": power}
+
+
+def power_of(country: str, one_round: Callable[[], object]) -> dict[str, object]:
+    """The power that a round takes, as the fields of `energy.Power`."""
+    from tsotsallm.evaluation.energy import measure_power
+
+    return asdict(measure_power(country, one_round))
 
 
 def main() -> None:
     """Measure the model that the command line names and print the fields of `cost.Speed` as JSON."""
-    name, device, country = sys.argv[1], sys.argv[2], sys.argv[3:]
+    name, device, country = sys.argv[1], sys.argv[2], next(iter(sys.argv[3:]), None)
     if device.isdigit():           # threads of llama.cpp
-        print(json.dumps(gguf_speed(Path(name), int(device))))
+        print(json.dumps(gguf_speed(Path(name), int(device), country)))
         return
     before = rss_bytes()
     checkpoint = Checkpoint.open(name)
@@ -101,11 +112,7 @@ def main() -> None:
     one_round = round_of(model, checkpoint.spec, device)
     first_s, rest_s = median_times(one_round)
     peak = peak_rss_bytes()
-    power = None
-    if country:
-        from tsotsallm.evaluation.energy import measure_power
-
-        power = asdict(measure_power(country[0], one_round))
+    power = None if country is None else power_of(country, one_round)
     prompt_tokens, new_tokens = lengths(checkpoint.spec)
     print(json.dumps({
         "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "load_s": round(load_s, 3), "first_token_s": first_s,

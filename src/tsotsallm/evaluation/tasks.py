@@ -38,10 +38,11 @@ from tsotsallm.sandbox import Environment, bounded
 from tsotsallm.streaming.corpus import read_text
 from tsotsallm.validation import HIDDEN, RULES, Count, checked
 
-Kind = Literal["perplexity", "choices", "answers", "bias", "summary"]
+Kind = Literal["perplexity", "conversations", "choices", "answers", "bias", "summary", "instructions"]
 NEEDS: dict[str, tuple[str, ...]] = {
-    "perplexity": ("text",), "choices": ("prompt", "choices", "answer"), "answers": ("prompt", "answers"),
-    "bias": ("prompt", "choices", "answer"), "summary": ("prompt", "answers")}
+    "perplexity": ("text",), "conversations": (), "choices": ("prompt", "choices", "answer"),
+    "answers": ("prompt", "answers"), "bias": ("prompt", "choices", "answer"),
+    "summary": ("prompt", "answers"), "instructions": ("prompt", "form")}
 """The parts that a layout of each kind needs: templates and expressions over an item's columns."""
 TEMPLATES = ("prompt", "text")
 _NOT_MADE = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, SyntaxError,
@@ -85,11 +86,13 @@ class HubData:
 class Task:
     """A task as its file defines it; the first of `layouts` that fits the columns of the data is used.
 
-    kind            perplexity of texts; choices among answers; free answers; bias, as BBQ has it; or summary
+    kind            perplexity of texts, or of the answers in conversations; choices among answers; free answers; bias, as
+                    BBQ has it; summary; or instructions
     about           what it is, in a sentence
     layouts         how an item becomes a prompt: {prompt: template, choices: expression, answer: expression} over columns
     files           patterns of its files below the folder that --data gives
     hub             the data set of the hub that it comes from
+    packaged        name of a file with its items that the package brings, where --data gives none
     world           closed_book, open_book or text: items of the embedded model's world
     columns         names of a CSV file's columns where it has no header
     delimiter       between a prompt and each of its choices
@@ -107,6 +110,7 @@ class Task:
     layouts: tuple[dict[str, Template], ...] = ()
     files: tuple[str, ...] = ()
     hub: HubData | None = None
+    packaged: str | None = None
     world: Literal["closed_book", "open_book", "text"] | None = None
     columns: tuple[str, ...] = ()
     delimiter: str = " "
@@ -152,7 +156,7 @@ def read_task(source: str | Path) -> Task:
 
 def _task(name: str, content: object) -> Task:
     task = replace(checked(Task, content, f"task {name}", TaskError), name=name)
-    if not task.layouts and not task.world:
+    if not task.layouts and not task.world and task.kind != "conversations":
         raise TaskError(f"task {name} has no layouts: give at least one, which says how an item becomes a prompt")
     for layout in task.layouts:
         missing = [part for part in NEEDS[task.kind] if part not in layout]
@@ -279,7 +283,7 @@ def read_texts(task: Task, data: str | Path | None = None) -> list[TaskText]:
 def _made(task: Task, layout: Mapping[str, str], name: str, row: Mapping[str, object], where: str) -> Any:
     """A part of a layout, made from the columns of a row; raises TaskError where the columns do not fit.
 
-    `choices` and `answers` are lists of texts, `answer` is any value, all else is text.
+    `choices` and `answers` are lists of texts, `answer` and `form` are any values, all else is text.
     """
     try:
         with bounded(sum(len(str(value)) for value in row.values())):
@@ -288,7 +292,7 @@ def _made(task: Task, layout: Mapping[str, str], name: str, row: Mapping[str, ob
                 value = [answer for answer in (value if isinstance(value, (list, tuple)) else [value]) if answer is not None]
             if name in ("choices", "answers"):
                 return [str(text) for text in value]
-            return value if name == "answer" and not isinstance(value, Undefined) else str(value)
+            return value if name in ("answer", "form") and not isinstance(value, Undefined) else str(value)
     except _NOT_MADE as error:
         raise TaskError(f"{where}: {name} cannot be made from {quoted(layout[name])} ({one_line(error)}); correct the item "
                         "or the task's layout") from None
@@ -314,7 +318,7 @@ def _item(task: Task, layout: Mapping[str, str], row: Mapping[str, object], numb
         if not answers:
             raise TaskError(f"{where}, item {number}: it has no answer; correct the item")
     group = part("group") if "group" in layout else ""
-    kept = dict(row) if task.kind == "bias" else {}         # its judge reads more columns
+    kept = dict(row) if task.kind == "bias" else {"form": part("form")} if task.kind == "instructions" else {}
     digest = hashlib.sha256(json.dumps([prompt, choices, gold, answers, group, kept], default=str).encode()).hexdigest()[:16]
     return Item(digest, prompt, tuple(choices), gold, tuple(answers), group, kept)
 
@@ -325,6 +329,8 @@ def _rows(task: Task, data: str | Path | None) -> Iterator[Mapping[str, object]]
     elif data is not None:
         for path in data_files(task, Path(data)):
             yield from _file_rows(path, task.columns)
+    elif task.packaged is not None:
+        yield from _packaged_rows(task.packaged)
     else:
         yield from _hub_rows(task)
 
@@ -386,6 +392,15 @@ def _json_rows(path: Path, text: str) -> Iterator[object]:
         lists = [value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         content = lists[0] if len(lists) == 1 else [content]
     yield from content if isinstance(content, list) else [content]
+
+
+def _packaged_rows(name: str) -> Iterator[JsonObject]:
+    """The items in a file that the package brings beside its tasks."""
+    file = resources.files("tsotsallm").joinpath("tasks", name)
+    if name not in {one.name for one in resources.files("tsotsallm").joinpath("tasks").iterdir()}:
+        raise TaskError(f"packaged is {quoted(name)}, but the package has no such file; leave it out, and give a file with "
+                        "--data")
+    yield from (value for _, value in json_lines(file.read_text("utf-8"), name, TaskError))
 
 
 def _world_rows(part: str, count: int = 500) -> Iterator[dict[str, str]]:

@@ -30,11 +30,13 @@ from tsotsallm.checkpoint.gguf_terms import LONG_FACTORS, ROPE_FACTORS, rope_fac
 from tsotsallm.checkpoint.gguf_vocabulary import read_vocabulary
 from tsotsallm.checkpoint.packing import unpack_rows
 from tsotsallm.checkpoint.reader import Checkpoint, layer_prefix
-from tsotsallm.errors import ExportError, ResourceError
+from tsotsallm.errors import ExportError
 from tsotsallm.export.blocks import Packing, blocks_of, held, not_held, packing_of
-from tsotsallm.files import quoted
+from tsotsallm.files import quoted, require_new
+from tsotsallm.machine import not_written, require_disk
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, encode
 from tsotsallm.numerics.grids import IntegerGrid, Quantised
+from tsotsallm.planning import enlarged
 from tsotsallm.units import human_bytes
 
 OWN: dict[torch.dtype, Dense] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -96,21 +98,21 @@ class _Piece:
 
 def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None, name: str = "",
                 accept_differences: bool = True, check: Check | None = None,
-                tick: Tick = lambda _what, _share: None) -> Exported:
+                tick: Tick = lambda _what, _share: None, say: Callable[[str], None] = lambda _line: None) -> Exported:
     """Write a checkpoint, ours or another, as GGUF; low-rank corrections go into an adapter file beside it.
 
     Weights on ggml's grids are copied, those on integer grids packed where a type of GGUF can hold them. All others are
     written as `dense` (by default in the types of the GGUF file that is the source, else f32 where they are stored so, else
     f16); without `dense`, a file that would therefore be
     larger than the checkpoint is refused. One tensor at a time is in memory. The file gets its name once it is complete
-    and `check`, which receives it under a temporary name in the same folder, has raised nothing.
+    and `check`, which receives it under a temporary name in the same folder, has raised nothing. `say` is called before a
+    file that is larger than the checkpoint is written.
 
     Where GGUF cannot express how the tokenizer treats some texts, a note says so, or without `accept_differences` the
     export is refused. Raises ExportError for a model that cannot be exported, ResourceError where the disk is full.
     """
     spec = checkpoint.spec
-    if out.exists():
-        raise ExportError(f"{out} exists already; choose another name, or delete it first")
+    require_new(out, ExportError)
     kind: Dense = dense or ("f32" if checkpoint.storage == torch.float32 else "f16")
     notes: list[str] = []
     _require_known(checkpoint)
@@ -137,8 +139,11 @@ def export_gguf(checkpoint: Checkpoint, out: Path, *, dense: Dense | None = None
     for info in layout.tensors:
         by_type[info.type] = by_type.get(info.type, 0) + info.bytes
     final = out.with_name(f"{out.stem}-adapter.gguf")
-    if final.exists() and _has_corrections(checkpoint):
-        raise ExportError(f"{final} exists already; choose another name, or delete it first")
+    if _has_corrections(checkpoint):
+        require_new(final, ExportError)
+    if (larger := enlarged(out.name, sum(by_type.values()), checkpoint.weight_bytes)) is not None:
+        say(larger)
+        notes.append(larger)
     partial_adapter: Path | None = final.with_name(final.name + ".partial")
     try:
         write_layout(layout, partial, [piece.read for piece in pieces], tick)
@@ -244,9 +249,11 @@ def write_layout(layout: Layout, path: Path, reads: Sequence[Callable[[], Array]
                  ) -> None:
     """Write a file's header, then what `reads` give for its tensors, one after another.
 
-    Nothing is left behind where it fails; raises ResourceError where the disk is full.
+    Its folder is made. Nothing is left behind where it fails; raises ResourceError where the disk has too little room.
     """
+    require_disk(path.name.removesuffix(".partial"), layout.total_bytes, path.parent)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             file.write(layout.head)
             for number, (info, read) in enumerate(zip(layout.tensors, reads, strict=True)):
@@ -257,9 +264,7 @@ def write_layout(layout: Layout, path: Path, reads: Sequence[Callable[[], Array]
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise ResourceError(f"{path.parent} could not take the file ({error.strerror or error}); it needs "
-                                f"{layout.total_bytes >> 20} MiB; free some space, or choose another "
-                                "place: nothing half-written is left") from None
+            raise not_written(path.parent, layout.total_bytes, error) from None
         raise
 
 

@@ -15,6 +15,7 @@ from tsotsallm.checkpoint.shapes import layer_shapes
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ExportError
 from tsotsallm.export.gguf import write_layout
+from tsotsallm.files import require_new
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import InputsSeen
 from tsotsallm.streaming.sweep import Tick, TwoStates, Visit, embed_corpus, silent, sweep
@@ -28,15 +29,15 @@ def export_imatrix(view: View, corpus: Corpus, out: Path, scratch: Path, device:
     llama.cpp's own `llama-imatrix` does. Returns the number of bytes. Raises ExportError where `out` exists or the model
     has no form in GGUF, ResourceError where the disk is full.
     """
-    if out.exists():
-        raise ExportError(f"{out} exists already; choose another name, or delete it first")
+    require_new(out, ExportError)
     spec = view.spec
     names = {(slot.layer, slot.source.removesuffix(".weight")): slot.name
              for slot in slots(spec, lambda index: layer_shapes(spec, index)) if slot.layer is not None}
     states = TwoStates(scratch, [len(window) for window in corpus.windows], spec.hidden)
     embed_corpus(view, corpus, states.inputs_of(0))
     sums: dict[str, Tensor] = {}
-    for visit in sweep(view, states, observe=False, device=device, tick=tick):
+    for visit in sweep(view, states, observe=False, device=device):
+        tick("observing", visit.index / spec.layers)
         sums |= {names[visit.index, name]: total for name, total in _squares(visit).items()}
     states.remove()
     infos, contents = [], []
@@ -68,5 +69,4 @@ def _squares(visit: Visit) -> dict[str, Tensor]:
 
         with suppress(InputsSeen), visit.frame.watching(visit.names, add, to_the_end=False):
             visit.frame(visit.inputs.read(batch))
-        visit.tick("observing", (batch[-1] + 1) / len(visit.inputs.lengths))
     return sums

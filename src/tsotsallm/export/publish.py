@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tsotsallm.checkpoint.weights import weight_files
@@ -9,11 +10,13 @@ from tsotsallm.errors import CheckpointError, ExportError
 
 
 def modelfile_path(gguf: Path) -> Path:
-    """The path of a GGUF file's Modelfile; raises ExportError where it exists already."""
-    path = gguf.with_name("Modelfile")
-    if path.exists():
-        raise ExportError(f"{path} exists already; delete it, or write the GGUF file to another directory")
-    return path
+    """The path of a GGUF file's Modelfile, named after it so that a folder can hold several."""
+    return gguf.with_suffix(".Modelfile")
+
+
+def ollama_name(gguf: Path) -> str:
+    """The name that Ollama can give the model of a GGUF file: lower case, and no other signs than - _ and ."""
+    return re.sub(r"[^a-z0-9_.-]+", "-", gguf.stem.lower()).strip("-.") or "model"
 
 
 def write_modelfile(path: Path, gguf: Path, adapter: Path | None, context: int) -> Path:
@@ -37,7 +40,7 @@ def push(result: Path, repository: str, *, upload: bool, public: bool) -> dict[s
                  if path.is_file() and str(path.relative_to(result)) not in unused}
     elif result.is_file():
         files = {path.name: path for path in (result, result.with_name(f"{result.stem}-adapter.gguf"),
-                                              result.with_name("Modelfile")) if path.is_file()}
+                                              modelfile_path(result)) if path.is_file()}
     else:
         raise CheckpointError(f"{result} does not exist; give a result's directory or a GGUF file")
     if repository.count("/") != 1 or not all(repository.split("/")):

@@ -19,6 +19,8 @@ BIT = 4.0
 """How many times as much is lost with a bit less, where a grid was not measured."""
 CHEAPEST, DEAREST, HALVINGS = 1e-12, 1e12, 60
 """Nats that a second may cost, and how often the range of prices is halved."""
+HOPELESS = 2.0
+"""Units are taken no further once they cost so many nats a token."""
 UNSURE = 0.3
 """How far predictions are thought to be off at most, by the logarithm."""
 
@@ -27,13 +29,16 @@ UNSURE = 0.3
 class Measured:
     """What units cost and hurt, each by itself, in nats a token (KL divergence).
 
-    order       layers, that whose removal hurts least first
-    depth       loss with the first k of them removed, for k from 0 on
-    width       share of neurons -> loss
-    grids       `layer.linear`, embeddings or head -> grid -> loss
-    vocabulary  tokens -> loss; empty where all are kept
-    alone       layer -> what the loss rises by without it alone
-    seconds     grid -> seconds that one weight takes in a new token on this machine, where speed matters
+    order        layers, that whose removal hurts least first
+    depth        loss with the first k of them removed, for k from 0 on
+    width        share of neurons -> loss
+    grids        `layer.linear`, embeddings or head -> grid -> loss
+    vocabulary   tokens -> loss; empty where all are kept
+    alone        layer -> what the loss rises by without it alone
+    seconds      grid -> seconds that one weight takes in a new token on this machine, where speed matters
+    activations  as `grids`, what the rounding of inputs adds in llama.cpp: it counts in the choice of grids, not in
+                 predictions, which are compared with losses in float32
+    until        nats up to which layers and shares of neurons were measured: dearer ones are not known
     """
 
     order: tuple[int, ...]
@@ -43,6 +48,8 @@ class Measured:
     vocabulary: dict[int, float] = field(default_factory=dict)
     alone: dict[int, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    activations: dict[str, dict[str, float]] = field(default_factory=dict)
+    until: float = HOPELESS
 
     def structure_loss(self, structure: Structure) -> float:
         """The sum of what its units cost."""
@@ -105,7 +112,8 @@ def structures(measured: Measured) -> Iterator[Structure]:
 class Choices:
     """What the matrices of a structure can take: the names of grids, and for each its bytes, its loss, its seconds.
 
-    fixed  bytes of the file beside these matrices, with the longest names of grids in its recipe
+    fixed        bytes of the file beside these matrices, with the longest names of grids in its recipe
+    activations  what the rounding of their inputs adds to the loss in llama.cpp
     """
 
     structure: Structure
@@ -114,38 +122,42 @@ class Choices:
     sizes: dict[str, list[int]]
     losses: dict[str, list[float]]
     seconds: dict[str, list[float]]
+    activations: dict[str, list[float]]
 
     @classmethod
     def of(cls, structure: Structure, files: Files, measured: Measured) -> Choices:
         """What a narrower linear loses on a grid is its share of what the whole one does."""
         spec, whole = structure.spec(files.whole), files.whole
-        known: dict[str, tuple[tuple[int, int], float, Mapping[str, float]]] = {}
+        known: dict[str, tuple[tuple[int, int], float, str]] = {}
         for layer, original in enumerate(structure.kept(whole.layers)):
             before = linear_shapes(whole, original)
-            known |= {f"{layer}.{name}": (shape, math.prod(shape) / math.prod(before[name]),
-                                          measured.grids.get(f"{original}.{name}", {}))
+            known |= {f"{layer}.{name}": (shape, math.prod(shape) / math.prod(before[name]), f"{original}.{name}")
                       for name, shape in linear_shapes(spec, layer).items()}
         for end in (EMBEDDING, HEAD)[:1 if spec.tied else 2]:
             module = end.removesuffix(".weight")
-            known[module] = (spec.vocabulary, spec.hidden), 1.0, measured.grids.get(module, {})
+            known[module] = (spec.vocabulary, spec.hidden), 1.0, module
         grids = {key: candidates(shape[1]) for key, (shape, _, _) in known.items()}
         longest = {key: max((one.type for one in some), key=len) for key, some in grids.items() if some}
         found = cls(structure, files.layout(structure, longest).bytes_beside_matrices + sum(
-            aligned(2 * math.prod(shape)) for key, (shape, _, _) in known.items() if not grids[key]), {}, {}, {}, {})
+            aligned(2 * math.prod(shape)) for key, (shape, _, _) in known.items() if not grids[key]), {}, {}, {}, {}, {})
         for key, some in grids.items():
-            shape, share, losses = known[key]
+            shape, share, original_key = known[key]
+            losses, activations = (of.get(original_key, {}) for of in (measured.grids, measured.activations))
             if some:
                 found.names[key] = [*(grid.type for grid in some), DENSE]
                 found.sizes[key] = [aligned(size) for size in (*(grid.stored_bytes(*shape) for grid in some),
                                                                2 * math.prod(shape))]
                 found.losses[key] = [*(share * on_grid(grid, losses, BIT) for grid in some), 0.0]
+                found.activations[key] = [*(share * on_grid(grid, activations, 1.0) for grid in some), 0.0]
                 found.seconds[key] = [math.prod(shape) * taken for taken in token_seconds(some, measured.seconds)]
         return found
 
-    def surveyed(self, losses: Mapping[str, Mapping[str, float]]) -> Choices:
-        """The same, with what matrices of the structure itself lose on their grids."""
-        return replace(self, losses={key: [losses[key].get(name, 0.0) for name in names]
-                                     for key, names in self.names.items()})
+    def surveyed(self, losses: Mapping[str, Mapping[str, float]],
+                 activations: Mapping[str, Mapping[str, float]]) -> Choices:
+        """The same, with what matrices of the structure itself lose on their grids, and through their inputs."""
+        own, more = ({key: [of[key].get(name, 0.0) for name in names] for key, names in self.names.items()}
+                     for of in (losses, activations))
+        return replace(self, losses=own, activations=more)
 
     @property
     def smallest(self) -> int:
@@ -153,12 +165,14 @@ class Choices:
         return self.fixed + sum(min(sizes) for sizes in self.sizes.values())
 
     def best(self, limits: Limits) -> dict[str, int] | None:
-        """The grid of every matrix, by place, that loses least within the limits; None where none is within."""
+        """The grid of every matrix, by place, that loses least in llama.cpp within the limits; None where none is within."""
         budget = limits.bytes - self.fixed
+        losses = {key: [own + more for own, more in zip(losses, self.activations[key], strict=True)]
+                  for key, losses in self.losses.items()}
         try:
             if limits.seconds is None:
-                return allocate(self.losses, self.sizes, budget)
-            return allocate_within(self.losses, self.sizes, budget, self.seconds, limits.seconds)
+                return allocate(losses, self.sizes, budget)
+            return allocate_within(losses, self.sizes, budget, self.seconds, limits.seconds)
         except RecipeError:
             return None
 

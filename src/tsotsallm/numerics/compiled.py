@@ -18,7 +18,7 @@ from numba import njit
 from numba.extending import overload
 
 from tsotsallm.numerics.ggml import IQ4_LEVELS
-from tsotsallm.numerics.rounding import LOCAL_ROUNDS, SPANS, TRIED, UNEVEN_SPANS
+from tsotsallm.numerics.rounding import LOCAL_ROUNDS, SPANS, TRIED, UNEVEN_SPANS, WIDEST_COMPILED
 from tsotsallm.numerics.vectors import (
     LANES,
     absolute,
@@ -37,7 +37,7 @@ from tsotsallm.numerics.vectors import (
 )
 
 Floats = npt.NDArray[np.float32]
-PART = 32
+PART = WIDEST_COMPILED
 """Columns of the widest part."""
 RUN = 16
 _SPANS, _UNEVEN_SPANS = (tuple(np.float32(span) for span in spans) for spans in (SPANS, UNEVEN_SPANS))

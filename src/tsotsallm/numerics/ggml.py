@@ -1,6 +1,6 @@
 """The grids of GGUF: what their codes stand for, and their bytes as ggml lays them out.
 
-A row is split into blocks of 32 or 256 columns, a block into parts of 16 or 32. The value of a code q is
+A row is split into blocks of 32 or 256 columns, a block into parts of 16 or 32 (of 256 on tq2_0). The value of a code q is
 
     step·q                      where zero is always a level (symmetric)
     step·q − low                where every part has a minimum of its own
@@ -58,7 +58,8 @@ LAYOUTS = {
     "q4_k": Layout(4, 32, 256, True, (0, 63), 144), "q5_k": Layout(5, 32, 256, True, (0, 63), 176),
     "q6_k": Layout(6, 16, 256, False, (-128, 127), 210),
     "iq4_nl": Layout(4, 32, 32, False, None, 18, IQ4_LEVELS),
-    "iq4_xs": Layout(4, 32, 256, False, (-32, 31), 136, IQ4_LEVELS)}
+    "iq4_xs": Layout(4, 32, 256, False, (-32, 31), 136, IQ4_LEVELS),
+    "tq2_0": Layout(2, 256, 256, False, None, 66)}
 
 
 def half(values: Tensor) -> Tensor:
@@ -94,7 +95,8 @@ def _nearest_of(kind: str) -> Callable[[Tensor], Tensor]:
     return _even(grid.lowest, grid.highest) if grid.layout.levels is None else _uneven(grid.layout.levels)
 
 
-_NEXT = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+_NEXT = {"tq2_0": "q4_0", "q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1",
+         "q6_k": "q8_0"}
 """The grid that replaces one whose blocks of 256 do not divide a row, as llama.cpp does."""
 _NEXT_WITH_ZEROS = _NEXT | {"q3_k": "q4_0"}
 """The same where zeros have to stay zeros: of grids that hold them, to grids that do."""
@@ -113,10 +115,12 @@ class GgmlGrid:
 
     @property
     def lowest(self) -> int:
-        """The lowest code that rounding uses; q8_0 is kept symmetric, as in ggml."""
+        """The lowest code that rounding uses; q8_0 and tq2_0 are kept symmetric, as in ggml."""
         if self.layout.levels is not None:
             return self.layout.levels[0]
-        return 0 if self.layout.minimum else -127 if self.type == "q8_0" else -(1 << (self.layout.bits - 1))
+        if self.layout.minimum:
+            return 0
+        return -self.highest if self.type in ("q8_0", "tq2_0") else -(1 << (self.layout.bits - 1))
 
     @property
     def highest(self) -> int:
@@ -265,7 +269,7 @@ def decode(data: Tensor | Bytes, grid: GgmlGrid) -> Blocks:
 
 # -- bytes of each grid: layouts of ggml-common.h ---------------------------------------------------------------------
 
-_OFFSETS = dict.fromkeys(LAYOUTS, 0) | {"q4_0": -8, "q5_0": -16, "q3_k": -4, "q6_k": -32}
+_OFFSETS = dict.fromkeys(LAYOUTS, 0) | {"q4_0": -8, "q5_0": -16, "q3_k": -4, "q6_k": -32, "tq2_0": -1}
 """What is added to a stored code to give the signed one."""
 
 _SIMPLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl")
@@ -409,11 +413,19 @@ def _decode_iq4_xs(rows: Bytes) -> _Decoded:
     return _unstack(rows[:, 8:], 32, 4), _number(rows, 0), None, scales, None
 
 
+def _encode_tq2_0(codes: Bytes, blocks: Blocks, numbers: _Numbers, _integers: _Integers) -> list[Bytes]:
+    return [_stack(codes, 128, 2), numbers(blocks.step)]
+
+
+def _decode_tq2_0(rows: Bytes) -> _Decoded:
+    return _unstack(rows[:, :64], 128, 2), _number(rows, 64), None, None, None
+
+
 _ENCODERS: dict[str, _Encoder] = {
     **dict.fromkeys(_SIMPLE, _encode_simple),
     "q2_k": _encode_q2_k, "q3_k": _encode_q3_k, "q4_k": _encode_q4_k, "q5_k": _encode_q4_k, "q6_k": _encode_q6_k,
-    "iq4_xs": _encode_iq4_xs}
+    "iq4_xs": _encode_iq4_xs, "tq2_0": _encode_tq2_0}
 _DECODERS: dict[str, _Decoder] = {
     **{name: _decode_simple(LAYOUTS[name]) for name in _SIMPLE},
     "q2_k": _decode_q2_k, "q3_k": _decode_q3_k, "q4_k": _decode_q4_k(LAYOUTS["q4_k"]),
-    "q5_k": _decode_q4_k(LAYOUTS["q5_k"]), "q6_k": _decode_q6_k, "iq4_xs": _decode_iq4_xs}
+    "q5_k": _decode_q4_k(LAYOUTS["q5_k"]), "q6_k": _decode_q6_k, "iq4_xs": _decode_iq4_xs, "tq2_0": _decode_tq2_0}

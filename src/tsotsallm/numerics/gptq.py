@@ -108,16 +108,23 @@ def _sweep_columns(values: Tensor, factor: Tensor, settle: Callable[[int, Tensor
 
 @counted("rounding")
 def gptq(weight: Tensor, factor: Tensor, order: Tensor, grid: IntegerGrid, storage: torch.dtype,
-         keep: Tensor | None = None) -> Quantised:
+         keep: Tensor | None = None, *, searched: bool = False) -> Quantised:
     """Quantise with error compensation (arXiv:2210.17323, algorithm 1), scales fixed in the stored column order.
 
-    weight (d_out, d_in); factor from `reversed_factor` with the same order; keep (d_out, d_in) bool holds the pruned
-    weights at exactly zero while the others compensate for them.
+    With `searched`, scales cover the share of each group's range that leaves the least error, a column counting by what
+    columns after it cannot compensate: R[r, r]². weight (d_out, d_in); factor from `reversed_factor` with the same order;
+    keep (d_out, d_in) bool holds the pruned weights at exactly zero while the others compensate for them.
     """
     d_out, d_in = weight.shape
-    scales, zero_points = grid.fit(weight if keep is None else weight * keep, storage)
+    backwards, kept_weight = order.flip(0), weight if keep is None else weight * keep
+    if searched:
+        importance = torch.empty_like(factor.diagonal())
+        importance[backwards] = factor.diagonal().square()
+        scales, zero_points = grid.searched(kept_weight, storage, importance)
+    else:
+        scales, zero_points = grid.fit(kept_weight, storage)
+    del kept_weight
     width = grid.group or d_in
-    backwards = order.flip(0)
     columns = backwards.tolist()
     values = weight.mT[backwards]                       # (d_in, d_out), reversed visiting order
     scale_rows = scales.mT.to(weight.dtype).contiguous()      # (groups, d_out)

@@ -14,6 +14,8 @@ from tsotsallm.numerics.ggml import LAYOUTS, Blocks, GgmlGrid
 from tsotsallm.timing import counted
 
 OFF_THE_TIE = 1 - 2.0 ** -12
+NARROWER = tuple(1 - step / 40 for step in range(1, 21))
+"""Shares of a group's range that `IntegerGrid.searched` tries besides all of it."""
 
 
 def require_divisible(widths: dict[str, int], group: int, otherwise: str = "") -> None:
@@ -87,13 +89,37 @@ class IntegerGrid:
         largest weight would be exactly halfway between two codes, and rounding noise would decide. Asymmetric: scale =
         (max − min) / (2^bits − 1), the range widened to include zero. A group of zeros gets scale 1.
         """
+        return self._covering(weight, storage, 1.0)
+
+    def searched(self, weight: Tensor, storage: torch.dtype, importance: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same, but each group covers the share of its range, 0.5 to 1, with which rounding to nearest leaves the least
+        Σ importance · error²; importance (d_in,). Weights beyond the range get the code at its end."""
+        weights = importance.view(-1, self.group or weight.shape[1])
+        best = self._covering(weight, storage, 1.0)
+        least = self._errors(weight, weights, best)
+        for share in NARROWER:
+            tried = self._covering(weight, storage, share)
+            errors = self._errors(weight, weights, tried)
+            better = errors < least
+            least = torch.where(better, errors, least)
+            points = None if best[1] is None or tried[1] is None else torch.where(better, tried[1], best[1])
+            best = torch.where(better, tried[0], best[0]), points
+        return best
+
+    def _errors(self, weight: Tensor, importance: Tensor, found: tuple[Tensor, Tensor | None]) -> Tensor:
+        """Σ importance · error² of every group, (d_out, groups), where a weight is rounded to nearest."""
+        rounded = Quantised(self.encode(weight, *found), *found, self).dequantise()
+        return (rounded.sub_(weight).square_().view(len(weight), *importance.shape) * importance).sum(-1)
+
+    def _covering(self, weight: Tensor, storage: torch.dtype, share: float) -> tuple[Tensor, Tensor | None]:
+        """Scales and zero points that cover a share of each group's range."""
         d_out, d_in = weight.shape
         parts = weight.view(d_out, -1, self.group or d_in)
         steps = (1 << self.bits) - 1
         if self.symmetric:
-            scales = parts.abs().amax(-1) * (2 * OFF_THE_TIE / steps)
+            scales = parts.abs().amax(-1) * (share * 2 * OFF_THE_TIE / steps)
         else:
-            low, high = parts.amin(-1).clamp(max=0), parts.amax(-1).clamp(min=0)
+            low, high = share * parts.amin(-1).clamp(max=0), share * parts.amax(-1).clamp(min=0)
             scales = (high - low) / steps
         scales = torch.where(scales > 0, scales, torch.ones_like(scales)).to(storage)
         tiny = torch.finfo(storage).tiny
@@ -145,11 +171,16 @@ class IntegerGrid:
         return d_out * 4 * -(-d_in * self.bits // 32) + d_out * groups * scale_bytes + zero_points + 16
 
     @counted("rounding")
-    def round(self, weight: Tensor, storage: torch.dtype, keep: Tensor | None = None) -> Quantised:
-        """Round a weight (d_out, d_in) to nearest; where `keep` (d_out, d_in) is False the value becomes exactly zero."""
+    def round(self, weight: Tensor, storage: torch.dtype, keep: Tensor | None = None,
+              importance: Tensor | None = None) -> Quantised:
+        """Round a weight (d_out, d_in) to nearest; where `keep` (d_out, d_in) is False the value becomes exactly zero.
+
+        With the `importance` of columns, (d_in,), scales are `searched`.
+        """
         if keep is not None:
             weight = weight * keep          # zero is a level of every grid
-        scales, zero_points = self.fit(weight, storage)
+        scales, zero_points = (self.fit(weight, storage) if importance is None
+                               else self.searched(weight, storage, importance))
         return Quantised(self.encode(weight, scales, zero_points), scales, zero_points, self)
 
 
@@ -170,9 +201,9 @@ class NormalFloatGrid(IntegerGrid):
     group: int | None = 64
     symmetric: bool = True
 
-    def fit(self, weight: Tensor, storage: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Scales (d_out, groups): the largest |w| of every group; 1 where all are zero."""
-        scales = weight.view(len(weight), -1, self.group or weight.shape[1]).abs().amax(-1)
+    def _covering(self, weight: Tensor, storage: torch.dtype, share: float) -> tuple[Tensor, Tensor | None]:
+        """Scales (d_out, groups): a share of the largest |w| of every group; 1 where all are zero."""
+        scales = share * weight.view(len(weight), -1, self.group or weight.shape[1]).abs().amax(-1)
         scales = torch.where(scales > 0, scales, torch.ones_like(scales)).to(storage)
         return scales.clamp(min=torch.finfo(storage).tiny), None
 

@@ -33,7 +33,11 @@ AT_ONCE = 2
 GROUPS = 8
 SPANS = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06)
 UNEVEN_SPANS = (0.9, 0.95, 1.0, 1.05, 1.1, 1.16, 1.22)
-"""Shares of a part's range that its levels may cover, and those of uneven levels, the outermost of which lie far apart."""
+TERNARY_SPANS = (0.3, 0.37, 0.44, 0.51, 0.6, 0.75, 1.0)
+"""Shares of a part's range that its levels may cover, those of uneven levels, the outermost of which lie far apart, and
+those of three levels for 256 columns."""
+WIDEST_COMPILED = 32
+"""Columns of the widest part that compiled loops round; torch rounds the parts of tq2_0."""
 TRIED = 4
 LOCAL_ROUNDS = 2
 
@@ -77,16 +81,17 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
         return blocks.rows_at(visit.argsort())
 
     firsts = range(0, len(target), OUTPUTS)
-    return _joined(side_by_side(rounded, firsts, AT_ONCE) if _compiles(factor) else list(map(rounded, firsts)))
+    return _joined(side_by_side(rounded, firsts, AT_ONCE) if _compiles(factor, grid) else list(map(rounded, firsts)))
 
 
-def _compiles(factor: Tensor) -> bool:
-    return compiler() is not None and factor.device.type == "cpu" and factor.dtype == torch.float32
+def _compiles(factor: Tensor, grid: GgmlGrid) -> bool:
+    return (compiler() is not None and grid.layout.part <= WIDEST_COMPILED and factor.device.type == "cpu"
+            and factor.dtype == torch.float32)
 
 
 def _solver(factor: Tensor, order: Tensor, grid: GgmlGrid, passes: int) -> Callable[..., Blocks]:
     """What rounds (target, keep, coupling) of at most OUTPUTS rows: compiled where a compiler is installed, else torch."""
-    if _compiles(factor):
+    if _compiles(factor, grid):
         try:
             from tsotsallm.numerics.compiled_rounding import Solver
         except ImportError as error:
@@ -479,7 +484,8 @@ def _ranges(aim: Tensor, importance: Tensor, grid: GgmlGrid) -> tuple[Tensor, Te
     weights = importance[None, :, None]
     if not layout.minimum:
         most = aim.gather(0, aim.abs().argmax(0, keepdim=True))
-        spans = aim.new_tensor(SPANS if layout.levels is None else UNEVEN_SPANS)[:, None]
+        shares = UNEVEN_SPANS if layout.levels is not None else TERNARY_SPANS if grid.highest == 1 else SPANS
+        spans = aim.new_tensor(shares)[:, None]
         step = torch.cat([most * spans / code for code in grid.outermost])
         codes = grid.nearest(aim[None] * _inverse(step)[:, None])
         weighted = codes * weights

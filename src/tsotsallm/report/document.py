@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tsotsallm.units import with_error
+
 
 @dataclass(frozen=True)
 class Number:
@@ -16,10 +18,30 @@ class Number:
 
     @classmethod
     def of(cls, value: float | None, spec: str = ".4g", *, error: float | None = None, unit: str = "") -> Number | str:
-        """A number in the format `spec`, with its standard error; an empty cell where there is none."""
+        """A number in the format `spec`, or to the place that its standard error allows; an empty cell for None."""
         if value is None:
             return ""
-        return cls(float(value), format(value, spec) + unit, "" if error is None else f" ± {format(error, spec)}{unit}")
+        if error is None:
+            return cls(float(value), format(value, spec) + unit)
+        shown, deviation = with_error(float(value), float(error))
+        return cls(float(value), shown + unit, f" ± {deviation}{unit}")
+
+    @classmethod
+    def share(cls, value: float, error: float | None) -> Number:
+        """A share in per cent, to the place that its standard error allows, or to a tenth."""
+        if error is None:
+            return cls(value, f"{100 * value:.1f} %")
+        shown, deviation = with_error(100 * value, 100 * error)
+        return cls(value, f"{shown} %", f" ± {deviation}")
+
+    @classmethod
+    def difference(cls, value: float, low: float, high: float, *, scale: float = 1.0, mark: str = "") -> Number:
+        """A difference with its interval, to two significant digits of half the interval."""
+        half = scale * (high - low) / 2
+        if half == 0:
+            return cls(value, f"{mark}{scale * value:+.3g}", f" [{scale * low:.3g}, {scale * high:.3g}]")
+        shown, below, above = (with_error(scale * number, half)[0] for number in (value, low, high))
+        return cls(value, f"{mark}{shown if shown.startswith('-') else '+' + shown}", f" [{below}, {above}]")
 
 
 Cell = Number | str
@@ -69,10 +91,11 @@ class Code:
 
 @dataclass(frozen=True)
 class TextSamples:
-    """Continuations of several prompts, by model."""
+    """Continuations of several prompts, by model; `remarks` says of each what is wrong with it, in a few words or none."""
 
     prompts: Sequence[str]
     answers: dict[str, Sequence[str]]
+    remarks: dict[str, Sequence[str]] = field(default_factory=dict)
     kind: str = "samples"
 
 
@@ -93,11 +116,21 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Glance:
+    """The first screen of every report: what it is about, how small that is, what was lost, and how to run it."""
+
+    what: str
+    small: str
+    lost: str
+    run: str
+
+
+@dataclass(frozen=True)
 class Document:
-    """A report: its title, a summary, its sections, and the numbers behind it."""
+    """A report: its title, its first screen, its sections, and the numbers behind it."""
 
     title: str
-    lead: str
+    glance: Glance
     sections: Sequence[Section]
     data: dict[str, object] = field(default_factory=dict)
 

@@ -6,11 +6,19 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 from xml.sax.saxutils import escape
 
-from tsotsallm.analysis.pictures import COLOURS, STYLE, pyplot
+from tsotsallm.analysis.pictures import (
+    COLOURS,
+    STYLE,
+    classes_of_bits,
+    colour_of_bits,
+    legend_of_bits,
+    plain_ticks,
+    pyplot,
+    values_by_place,
+)
 from tsotsallm.files import JsonObject
 from tsotsallm.inspection import LayerMap
 from tsotsallm.report.document import Figure
@@ -20,11 +28,8 @@ Plot = Any
 """matplotlib.pyplot, which has no types here."""
 Drawn = tuple[Any, dict[str, str]]
 """A matplotlib figure, and what its elements with a gid stand for."""
-BITS = (1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 8.6, 12.0, 16.1, 32.1)
-"""Bounds of the classes of bits per weight that colours stand for."""
-BIT_NAMES = ("2", "3", "4", "5", "6", "8", "9-12", "16", "32")
 PART_COLOURS = {"embeddings": "#8e6c8a", "attention": "#1b6ca8", "feed-forward": "#c8553d", "norms": "#999999",
-                "head": "#588157", "adapter": "#d9a441"}
+                "head": "#2f4858", "adapter": "#d9a441"}
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,8 @@ def layers(name: str, plan: LayerMap, caption: str) -> Figure:
         "Bits per weight: " + ", ".join(f"{part} {bits:.3g}" for part, bits in _mean_bits(plan).items()) + "."))
 
     def draw(plot: Plot) -> Drawn:
-        from matplotlib.colors import BoundaryNorm
         from matplotlib.patches import Rectangle
 
-        shades = plot.get_cmap("viridis", len(BITS) - 1)
-        norm = BoundaryNorm(BITS, shades.N)
         figure, axis = plot.subplots(figsize=(max(5.2, 0.36 * plan.layers + 2.6), 0.34 * (len(linears) + 1) + 1.1))
         tips = {}
         for layer in range(plan.layers):
@@ -101,7 +103,7 @@ def layers(name: str, plan: LayerMap, caption: str) -> Figure:
                     tips[key] = f"layer {layer} is removed"
                 else:
                     bits = plan.bits[places[0]][linear]
-                    patch = Rectangle((layer - 0.45, row - 0.45), 0.9, 0.9, facecolor=shades(norm(min(bits, 32))),
+                    patch = Rectangle((layer - 0.45, row - 0.45), 0.9, 0.9, facecolor=colour_of_bits(bits),
                                       edgecolor="none")
                     tips[key] = f"layer {layer}, {linear}: {bits:.3g} bits per weight"
                 patch.set_gid(key)
@@ -116,10 +118,8 @@ def layers(name: str, plan: LayerMap, caption: str) -> Figure:
         axis.tick_params(length=0)
         for side in ("left", "bottom"):
             axis.spines[side].set_visible(False)
-        bar = figure.colorbar(plot.cm.ScalarMappable(norm, shades), ax=axis, label="bits per weight", pad=0.02,
-                              spacing="uniform")
-        bar.set_ticks([(low + high) / 2 for low, high in pairwise(BITS)], labels=BIT_NAMES)
-        bar.ax.tick_params(length=0)
+        legend_of_bits(axis, classes_of_bits(plan.bits[place][linear] for place in range(len(plan.runs))
+                                             for linear in linears))
         return figure, tips
 
     return _figure(name, caption, description, draw)
@@ -190,7 +190,7 @@ def plane(name: str, points: Sequence[Point], x: str, y: str, caption: str, *, l
         axis.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear")
         if log_y and all(point.y > 0 for point in points):
             axis.set_yscale("log")
-        _plain_ticks(axis)
+        plain_ticks(axis)
         if len(kinds) > 1 or kinds[0]:
             marks = [plot.Line2D([], [], marker="os^D"[place % 4], linestyle="", markerfacecolor="white",
                                  markeredgecolor=COLOURS[place % len(COLOURS)]) for place in range(len(kinds))]
@@ -200,35 +200,26 @@ def plane(name: str, points: Sequence[Point], x: str, y: str, caption: str, *, l
     return _figure(name, caption, description, draw)
 
 
-def _plain_ticks(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter
+def by_place(name: str, values: Mapping[str, float], x: str, y: str, caption: str, *, marked: Sequence[str] = (),
+             baseline: float | None = None) -> Figure:
+    """Draw one value per key, marked ones in another colour: bars from zero, or points where the axis has none.
 
-    if axis.get_yscale() == "log":
-        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            which(FuncFormatter(lambda value, _place: f"{value:g}" if f"{value:.0e}"[0] in "125" else ""))
-
-
-def bars(name: str, values: Mapping[str, float], x: str, y: str, caption: str, *, marked: Sequence[str] = ()) -> Figure:
-    """Draw one bar per value, marked ones in another colour; points instead where all values are of similar size."""
+    `baseline` is the value of the original.
+    """
     description = f"{y} by {x}: " + ", ".join(f"{key}: {value:.4g}" for key, value in values.items()) + (
-        f". Marked: {', '.join(marked)}" if marked else "") + "."
+        f". Marked: {', '.join(marked)}" if marked else "") + (
+        "." if baseline is None else f". The original has {baseline:.4g}.")
 
     def draw(plot: Plot) -> Drawn:
         figure, axis = plot.subplots(figsize=(max(4.8, 0.36 * len(values) + 1.6), 3.0))
+        marks = values_by_place(axis, list(values.values()), [COLOURS[1] if key in marked else COLOURS[0] for key in values],
+                                baseline)
         tips = {}
-        alike = 0 < max(values.values()) < 2 * min(values.values())
-        for place, (key, value) in enumerate(values.items()):
-            colour = COLOURS[1] if key in marked else COLOURS[0]
-            [bar] = axis.plot(place, value, marker="o", color=colour, linestyle="") if alike else axis.bar(place, value,
-                                                                                                           color=colour)
-            bar.set_gid(f"bar-{place}")
+        for place, (mark, (key, value)) in enumerate(zip(marks, values.items(), strict=True)):
+            mark.set_gid(f"bar-{place}")
             tips[f"bar-{place}"] = f"{x} {key}: {value:.4g}"
         axis.set_xticks(range(len(values)), list(values))
         axis.set(xlabel=x, ylabel=y)
-        some = [value for value in values.values() if value > 0]
-        if len(some) == len(values) and max(some) > 30 * min(some):
-            axis.set_yscale("log")
-            _plain_ticks(axis)
         return figure, tips
 
     return _figure(name, caption, description, draw)

@@ -10,9 +10,9 @@ from tsotsallm.errors import ReportError
 from tsotsallm.evaluation.examination import Examination
 from tsotsallm.files import Json, read_json
 from tsotsallm.report import drawings
-from tsotsallm.report.document import Block, Code, DataTable, Document, Number, Paragraph, Section, TextSamples
+from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Glance, Number, Paragraph, Section, TextSamples
 from tsotsallm.report.result import result_document
-from tsotsallm.units import human_bytes
+from tsotsallm.units import human_bytes, plus_minus
 
 
 def fit_document(folder: Path, examinations: Sequence[Examination], samples: TextSamples | None = None) -> Document:
@@ -22,19 +22,28 @@ def fit_document(folder: Path, examinations: Sequence[Examination], samples: Tex
     inner = result_document({str(fit["model"]): str(fit["model"]), "fitted": str(folder / "model")}, examinations, samples)
     wanted = f"{target['bytes']:,} bytes" + (f" ({target['device']})" if target["device"] else "") + (
         f", faster than {target['faster_than']} tokens per second" if target["faster_than"] else "")
-    lead = (f"The best model found for {wanted}: {best['structure']}, {human_bytes(best['bytes'])} as GGUF, KL divergence "
-            f"{best['measured']:.4f} ± {best['error']:.4f} nats per token.")
+    measured = fit["evaluation"]
+    glance = Glance(
+        f"The best model found for {wanted}: {fit['model']} with {best['structure']}.",
+        f"{human_bytes(best['bytes'])} as a GGUF file" + (
+            f", {speed:.0f} new tokens per second." if (speed := best.get("decode_tokens_per_s")) else "."),
+        f"KL divergence from the original {plus_minus(best['measured'], best['error'])} nats per token; perplexity "
+        f"{measured['reference_perplexity']:.4g} before and {measured['perplexity']:.4g} after.",
+        shlex.join(["tsotsallm", "chat", str(folder / "model.gguf")]))
+    on_answers = [Section("On answers", [_answered(fit["answered"])])] if fit.get("answered") else []
     sections = [inner.sections[0], Section("Predicted and measured", _rounds(fit)),
-                Section("On held-out text", [_held_out(fit["evaluation"])]), *inner.sections[1:-1],
+                Section("On held-out text", [_held_out(fit["evaluation"], fit.get("in_llama"))]),
+                *on_answers, *inner.sections[1:-1],
                 Section("What layers, neurons and grids cost", _units(fit["measured"])),
                 Section("How to reproduce it", [_command(fit)])]
-    return Document(f"{fit['model']} for {target['device'] or human_bytes(target['bytes'])}", lead, sections,
+    return Document(f"{fit['model']} for {target['device'] or human_bytes(target['bytes'])}", glance, sections,
                     {"fit": fit, **inner.data})
 
 
 def _rounds(fit: Mapping[str, Json]) -> list[Block]:
     rounds, best = fit["rounds"], fit["best"]["number"]
-    rows = [[f"{candidate['number']}: {candidate['structure']}", Number.of(candidate["windows"], ".0f"),
+    rows = [[f"{candidate['number']}: {candidate['structure']}" + ", tuned" * bool(candidate.get("tuned")),
+             Number.of(candidate["windows"], ".0f"),
              Number.of(candidate["predicted"]), Number.of(candidate["measured"], error=candidate["error"]),
              Number.of(candidate["measured_structure"]), Number.of(candidate["bytes"], ",.0f"),
              Number.of(candidate["predicted_tokens_per_s"], ".1f"), Number.of(candidate["decode_tokens_per_s"], ".1f"),
@@ -53,23 +62,41 @@ def _rounds(fit: Mapping[str, Json]) -> list[Block]:
                       f"{'holds' if fit['holds'] else 'does not hold'} within 15%.")]
 
 
-def _held_out(evaluation: Mapping[str, Json]) -> DataTable:
+def _held_out(evaluation: Mapping[str, Json], in_llama: Mapping[str, Json] | None) -> DataTable:
     """The best candidate beside the original, on all the text that candidates were compared on."""
     protocol = evaluation["protocol"]
-    rows = [["perplexity", Number.of(evaluation["perplexity"]), Number.of(evaluation["reference_perplexity"])],
+    rows: list[list[Cell]] = [
+            ["perplexity", Number.of(evaluation["perplexity"]), Number.of(evaluation["reference_perplexity"])],
             ["nats per token", Number.of(evaluation["loss"], error=evaluation["loss_standard_error"]), ""],
             ["bits per byte", Number.of(evaluation["bits_per_byte"]), ""],
             ["KL divergence from the original", Number.of(evaluation["kl"], error=evaluation["kl_standard_error"]), ""],
             ["same likeliest token", Number.of(evaluation["same_top_token"], ".1%"), ""]]
-    if tail := evaluation.get("tail"):
-        rows += [["KL divergence of a token, median", Number.of(tail["kl_median"]), ""],
-                 ["exceeded by 1% of the tokens", Number.of(tail["kl_99"]), ""],
-                 ["exceeded by 0.1%", Number.of(tail["kl_999"]), ""],
-                 ["probability of the original's likeliest token differs by (root mean square)",
-                  Number.of(tail["top_probability_rms"], ".1%"), ""]]
+    if in_llama:
+        rows.append(["KL divergence in llama.cpp, which rounds activations too",
+                     Number.of(in_llama["kl"], error=in_llama["kl_standard_error"]), ""])
+    rows += [[*row, ""] for row in _tail(evaluation.get("tail"))]
     return DataTable(f"{protocol['kind']} of {protocol['context']} tokens, {protocol['predicted_tokens']} predicted; "
                      "nothing was calibrated on this text, but candidates were chosen by it", ["", "fitted", "original"],
                      rows)
+
+
+def _tail(tail: Mapping[str, Json] | None) -> list[list[Cell]]:
+    if tail is None:
+        return []
+    return [["KL divergence of a token, median", Number.of(tail["kl_median"])],
+            ["exceeded by 1% of the tokens", Number.of(tail["kl_99"])],
+            ["exceeded by 0.1%", Number.of(tail["kl_999"])],
+            ["probability of the original's likeliest token differs by (root mean square)",
+             Number.of(tail["top_probability_rms"], ".1%")]]
+
+
+def _answered(answered: Mapping[str, Json]) -> DataTable:
+    """The best candidate where the original answers packaged requests."""
+    rows = [["KL divergence from the original", Number.of(answered["kl"], error=answered["kl_standard_error"])],
+            ["same likeliest token", Number.of(answered["same_top_token"], ".1%")], *_tail(answered["tail"])]
+    return DataTable(f"{answered['conversations']} packaged requests with the original's own answers, {answered['tokens']} "
+                     "tokens; candidates were chosen by their divergence here and on the held-out text, half and half",
+                     ["", "fitted"], rows)
 
 
 def _units(measured: Mapping[str, Json]) -> list[Block]:
@@ -77,9 +104,9 @@ def _units(measured: Mapping[str, Json]) -> list[Block]:
     blocks: list[Block] = []
     if measured["alone"]:
         alone = {layer: measured["alone"][layer] for layer in sorted(measured["alone"], key=int)}
-        blocks.append(drawings.bars("alone", alone, "layer", "nats per token",
-                                    "Rise of the loss without each single layer; marked: the layers that are removed first.",
-                                    marked=gone))
+        blocks.append(drawings.by_place("alone", alone, "layer", "nats per token",
+                                        "Rise of the loss without each single layer; marked: the layers that are removed "
+                                        "first.", marked=gone))
     blocks.append(drawings.curve("depth", list(enumerate(measured["depth"])), "layers removed", "nats per token",
                                  f"Loss with layers removed, in the order {', '.join(gone)}."))
     if len(measured["width"]) > 1:
@@ -93,11 +120,13 @@ def _units(measured: Mapping[str, Json]) -> list[Block]:
     for losses in measured["grids"].values():
         for name, loss in losses.items():
             grids[name] = grids.get(name, 0.0) + loss
-    blocks.append(drawings.bars("grids", dict(sorted(grids.items(), key=lambda item: -item[1])), "grid", "nats per token",
-                                "Predicted loss with every matrix that can take a grid quantised to it."))
+    blocks.append(drawings.by_place("grids", dict(sorted(grids.items(), key=lambda item: -item[1])), "grid",
+                                    "nats per token", "Predicted loss with every matrix that can take a grid quantised to "
+                                    "it."))
     if measured["seconds"]:
-        blocks.append(drawings.bars("seconds", {name: 1e9 * value for name, value in measured["seconds"].items()}, "grid",
-                                    "ns per weight", "Time that one weight takes per new token on this machine."))
+        times = {name: 1e9 * value for name, value in measured["seconds"].items()}
+        blocks.append(drawings.by_place("seconds", times, "grid", "ns per weight",
+                                        "Time that one weight takes per new token on this machine."))
     return blocks
 
 
@@ -111,5 +140,6 @@ def _command(fit: Mapping[str, Json]) -> Code:
     words += ["--calibration", asked["calibration"]] if asked["calibration"] else []
     words += [part for name in ("windows", "window", "minutes", "seed") for part in (f"--{name}", str(asked[name]))]
     words += ["--recover"] if asked["recover"] else []
+    words += ["--tune"] if asked.get("tune") else []
     words += ["--quick"] if asked["quick"] else []
     return Code("The command", shlex.join(words))

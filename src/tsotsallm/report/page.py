@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from tsotsallm.analysis.pictures import pyplot
 from tsotsallm.errors import ReportError
 from tsotsallm.report.document import Document, Number
 from tsotsallm.version import __version__
@@ -30,16 +31,22 @@ def render(document: Document) -> str:
         svg=Markup, data=Markup(json.dumps(document.data, default=str).replace("<", "\\u003c")))
 
 
+def check_page(out: Path) -> None:
+    """Raise ReportError where a page's name does not end in .html, MissingExtraError where its pictures cannot be drawn."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ReportError(f"{out} does not end in .html; give the name of a page, such as report.html")
+    pyplot()
+
+
 def write(document: Document, out: Path) -> list[Path]:
     """Write OUT (.html) and a folder OUT-pictures with every picture as SVG and PNG; returns the files written.
 
     Raises ReportError where the name does not end in .html, or where a file cannot be written.
     """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ReportError(f"{out} does not end in .html; give the name of a page, such as report.html")
+    check_page(out)
     text = render(document)
     if len(text.encode()) > MOST_BYTES:
-        text = render(Document(document.title, document.lead, document.sections, {}))
+        text = render(Document(document.title, document.glance, document.sections, {}))
     folder = out.with_name(f"{out.stem}-pictures")
     written = [out]
     try:

@@ -7,19 +7,30 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from tsotsallm.analysis.pictures import IMPORTANCE
 from tsotsallm.checkpoint.provenance import Provenance, Stages
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.evaluation.cost import Cost
+from tsotsallm.evaluation.energy import ANSWERS_A_DAY
 from tsotsallm.evaluation.examination import Examination
+from tsotsallm.evaluation.results import Comparison, Exchange
 from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
 from tsotsallm.report import drawings
-from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Number, Paragraph, Section, TextSamples
-from tsotsallm.units import human_bytes
+from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Glance, Number, Paragraph, Section, TextSamples
+from tsotsallm.study.verdict import recipe_in_words
+from tsotsallm.units import human_bytes, plus_minus
 
 PROTOCOL = {"protocol": "text in", "context": "tokens per window", "shots": "examples before each question",
             "max_new_tokens": "new tokens up to", "limit": "limit", "seed": "seed", "data_sha256": "data",
             "reference": "against"}
 """Keys of a task's protocol that the report shows -> their names."""
+LOSSES = ("KL from reference", "perplexity")
+"""Measures of the headline."""
+NOT_MEASURED = "Not measured here; `tsotsallm report` with --reference and --text measures it."
+LONG_RECIPE = 30
+"""Lines of a recipe above which it is folded."""
+SIDE_BY_SIDE = 3
+"""Most models that have a column each; of more, every model has a row for each measure."""
 
 
 def result_document(models: Mapping[str, str], examinations: Sequence[Examination],
@@ -27,16 +38,11 @@ def result_document(models: Mapping[str, str], examinations: Sequence[Examinatio
     """A report on models by the names to show; where there are several, differences are from the first."""
     checkpoints = {name: Checkpoint.open(model) for name, model in models.items()}
     results = {name: checkpoint for name, checkpoint in checkpoints.items() if checkpoint.provenance is not None}
-    last = list(checkpoints.values())[-1]
-    first = inspect_checkpoint(next(iter(checkpoints.values())))
-    anatomy = inspect_checkpoint(last)
-    lead = (f"{human_bytes(anatomy.bytes)} of weights, {anatomy.parameters / 1e6:.1f} million parameters, {anatomy.layers} "
-            "layers" + (f"; {anatomy.bytes / first.bytes:.0%} of the original's bytes." if len(models) > 1 else "."))
-    if len(models) > 2:
-        lead = f"{len(models)} models side by side; differences are from {next(iter(models))}."
+    glance = _glance(models, checkpoints, examinations)
     sections = [Section("What was done", _done(results))]
     if examinations:
         sections.append(Section("What was lost", lost_blocks(list(models), examinations)))
+        sections += answered_sections(list(models), examinations)
     costs = examinations[0].costs if examinations else ()
     sections.append(Section("What it costs", _costs(checkpoints, costs)))
     if shown := _importance(results):
@@ -47,9 +53,52 @@ def result_document(models: Mapping[str, str], examinations: Sequence[Examinatio
                                                     for command in _commands(name, result.provenance)]
                             or [Paragraph("None of these models is the result of a recipe.")]))
     title = " and ".join(results or models) if len(results or models) < 3 else f"{len(models)} models compared"
-    return Document(title, lead, sections, {"examinations": [examination.plain() for examination in examinations],
+    return Document(title, glance, sections, {"examinations": [examination.plain() for examination in examinations],
                                             "provenance": {
         name: result.provenance.plain() for name, result in results.items() if result.provenance is not None}})
+
+
+def _glance(models: Mapping[str, str], checkpoints: Mapping[str, Checkpoint], examinations: Sequence[Examination]) -> Glance:
+    """The first screen: of one model, of one beside its original, or of several."""
+    sizes = [inspect_checkpoint(checkpoint) for checkpoint in checkpoints.values()]
+    first, last = sizes[0], sizes[-1]
+    small = (f"{human_bytes(last.bytes)} of weights, {last.parameters / 1e6:.1f} million parameters, {last.layers} layers"
+             + (f"; {last.bytes / first.bytes:.0%} of the original's bytes." if len(models) == 2 else "."))
+    if len(models) > 2:
+        least, most = min(one.bytes for one in sizes), max(one.bytes for one in sizes)
+        return Glance(f"{len(models)} models side by side: {', '.join(models)}. Differences are from {next(iter(models))}.",
+                      f"From {human_bytes(least)} to {human_bytes(most)} of weights.",
+                      _losses_in_words(list(models), examinations) or NOT_MEASURED,
+                      shlex.join(["tsotsallm", "serve", *models.values()]))
+    *_, (name, path) = models.items()
+    made = checkpoints[name].provenance
+    what = "An original checkpoint; no recipe was applied." if made is None else (
+        f"{made.source}, made smaller: {recipe_in_words(made.recipe)}.")
+    return Glance(what, small, (_loss_in_words(examinations) if len(models) == 2 else "") or NOT_MEASURED,
+                  shlex.join(["tsotsallm", "chat", path]))
+
+
+def _losses_in_words(models: Sequence[str], examinations: Sequence[Examination]) -> str:
+    """KL divergence of every model from the first; empty where it was not measured."""
+    scores = next((comparison.scores for examination in examinations for comparison in examination.comparisons
+                   if not comparison.group and comparison.measure == "KL from reference"), ())
+    shown = [f"{name} {plus_minus(score.value, score.standard_error)}" for name, score in zip(models, scores, strict=False)
+             if score.value]
+    return f"KL divergence from {models[0]}, nats per token: {'; '.join(shown)}." if shown else ""
+
+
+def _loss_in_words(examinations: Sequence[Examination]) -> str:
+    """What the last model lost against the first on a text; empty where no text was evaluated."""
+    found = {comparison.measure: comparison.scores for examination in examinations
+             for comparison in examination.comparisons if not comparison.group and comparison.measure in LOSSES}
+    words = []
+    if "KL from reference" in found:
+        score = found["KL from reference"][-1]
+        words.append(f"KL divergence from the original {plus_minus(score.value, score.standard_error)} nats per token")
+    if "perplexity" in found:
+        first, last = found["perplexity"][0], found["perplexity"][-1]
+        words.append(f"perplexity {first.value:.4g} before and {last.value:.4g} after")
+    return f"Measured loss: {'; '.join(words)}." if words else ""
 
 
 def _done(results: Mapping[str, Checkpoint]) -> list[Block]:
@@ -58,7 +107,8 @@ def _done(results: Mapping[str, Checkpoint]) -> list[Block]:
         blocks.append(drawings.layers(f"layers-{number}", layer_map(result), f"The layers of {name}: colours show the bits "
                                       "per weight; × is removed, 2× runs twice."))
         if (provenance := result.provenance) is not None:
-            blocks.append(Code(f"The recipe of {name}", _as_yaml(provenance.recipe)))
+            recipe = _as_yaml(provenance.recipe)
+            blocks.append(Code(f"The recipe of {name}, as recipe.yaml", recipe, long=recipe.count("\n") > LONG_RECIPE))
             blocks += [Paragraph(note) for note in provenance.notes]
     return blocks or [Paragraph("These are original checkpoints; no recipe was applied.")]
 
@@ -71,23 +121,21 @@ def lost_blocks(models: Sequence[str], examinations: Sequence[Examination]) -> l
     """Scores of every model with their errors, and differences from the first with their paired 95% intervals."""
     blocks: list[Block] = []
     shown = [comparison for examination in examinations for comparison in examination.comparisons if not comparison.group]
+    wide = len(models) <= SIDE_BY_SIDE
     rows: list[list[Cell]] = []
     for comparison in shown:
-        scale, unit = (100.0, " %") if comparison.share else (1.0, "")
-        spec = ".1f" if comparison.share else ".4g"
         row: list[Cell] = [f"{comparison.task}: {comparison.measure}", str(comparison.items)]
-        for score, difference in zip(comparison.scores, comparison.differences, strict=True):
-            error = None if score.standard_error is None else scale * score.standard_error
-            row.append(Number(score.value, f"{scale * score.value:{spec}}{unit}",
-                              "" if error is None else f" ± {error:{spec}}"))
-            if difference is not None:
-                mark = "≈ " if difference.within_noise else ""
-                row.append(Number(difference.value, f"{mark}{scale * difference.value:+{spec}}",
-                                  f" [{scale * difference.low:{spec}}, {scale * difference.high:{spec}}]"))
-        rows.append(row)
+        for name, (score, difference) in zip(models, _score_cells(comparison), strict=True):
+            if not wide:
+                rows.append([row[0], name, score, difference])
+            row += [score, *([difference] if name != models[0] else [])]
+        if wide:
+            rows.append(row)
     header = ["measure", "items", models[0]]
     for name in models[1:]:
         header += [name, f"{name} − {models[0]}"]
+    if not wide:
+        header = ["measure", "model", "score", f"difference from {models[0]}"]
     blocks.append(DataTable("Scores with standard errors; differences with paired 95% intervals, ≈ where within noise",
                             header, rows))
     for examination in examinations:
@@ -96,6 +144,49 @@ def lost_blocks(models: Sequence[str], examinations: Sequence[Examination]) -> l
             listed = ", ".join(f"{name} {protocol[key]}" for key, name in PROTOCOL.items() if protocol.get(key) is not None)
             blocks.append(Paragraph(f"Protocol of {row_of_task[0].task}: {listed}."))
     return blocks
+
+
+def answered_sections(models: Sequence[str], examinations: Sequence[Examination]) -> list[Section]:
+    """What every model answered to instructions, side by side: how often it went wrong, by kind, then every answer."""
+    sections = []
+    for row in (row for examination in examinations for row in examination.results if row[0].exchanges):
+        by_model = dict(zip(models, row, strict=True))
+        kinds = list(dict.fromkeys(row[0].groups)) if len(set(row[0].groups)) > 1 else []
+        header = ["kind of instruction", *(f"{model}: {measure.name}" for measure in row[0].measures if measure.share
+                                           for model in models)]
+        rows: list[list[Cell]] = []
+        for kind in ("", *kinds):
+            scores = [{score.measure: score for score in result.scores if score.group == kind} for result in row]
+            rows.append([kind or "all", *(Number.share(of[measure.name].value, of[measure.name].standard_error) if of else ""
+                                          for measure in row[0].measures if measure.share for of in scores)])
+        samples = TextSamples([one.prompt for one in row[0].exchanges],
+                              {model: [one.reply for one in result.exchanges] for model, result in by_model.items()},
+                              {model: [_remark(one) for one in result.exchanges] for model, result in by_model.items()})
+        sections.append(Section(f"What they answer: {row[0].task}", [
+            Paragraph("Greedy answers in the chat template, each cut off where it had not ended by itself. Whether an "
+                      "answer is true is not judged."),
+            DataTable("Share of the answers, by kind", header, rows, marks=frozenset({0})), samples]))
+    return sections
+
+
+def _remark(exchange: Exchange) -> str:
+    """What is wrong with an answer, in a few words."""
+    found = [words for name, wrong, words in (("stops", 0.0, "does not end"), ("repeats", 1.0, "repeats itself"),
+                                              ("follows", 0.0, "not the form that was asked for"))
+             if exchange.features[name] == wrong]
+    return ", ".join(found)
+
+
+def _score_cells(comparison: Comparison) -> list[tuple[Cell, Cell]]:
+    """Of every model: its score with its error, and its difference from the first with its interval."""
+    cells: list[tuple[Cell, Cell]] = []
+    for score, difference in zip(comparison.scores, comparison.differences, strict=True):
+        shown: Cell = Number.share(score.value, score.standard_error) if comparison.share else Number.of(
+            score.value, error=score.standard_error)
+        cells.append((shown, "" if difference is None else Number.difference(
+            difference.value, difference.low, difference.high, scale=100.0 if comparison.share else 1.0,
+            mark="≈ " if difference.within_noise else "")))
+    return cells
 
 
 def _costs(checkpoints: Mapping[str, Checkpoint], costs: Sequence[Cost]) -> list[Block]:
@@ -124,13 +215,18 @@ def _costs(checkpoints: Mapping[str, Checkpoint], costs: Sequence[Cost]) -> list
     if any(energies):
         rows += [line("Wh, 1000 prompt tokens", [energy.prefill_wh_per_1000_tokens if energy else None
                                                  for energy in energies]),
-                 line("Wh, 1000 new tokens", [energy.decode_wh_per_1000_tokens if energy else None for energy in energies])]
+                 line("Wh, 1000 new tokens", [energy.decode_wh_per_1000_tokens if energy else None for energy in energies]),
+                 line(f"kWh, a year of {ANSWERS_A_DAY} answers a day", [energy.year_kwh if energy else None
+                                                                        for energy in energies])]
     rows.append(["fits", *(", ".join(name for name, holds in cost.fits.items() if holds) or "none of the target devices"
                            for cost in costs)])
-    blocks.append(DataTable("What each costs", ["", *checkpoints], rows))
+    header = ["", *checkpoints]
+    if len(checkpoints) > SIDE_BY_SIDE:
+        header, *rows = [list(column) for column in zip(*([header, *rows]), strict=True)]
+    blocks.append(DataTable("What each costs", [str(name) for name in header], rows))
     if (known := next((energy for energy in energies if energy is not None), None)) is not None:
         blocks.append(Paragraph(f"Energy is {known.label}; electricity of {known.country}: "
-                                f"{known.carbon_g_per_kwh:.0f} g CO₂ per kWh."))
+                                f"{known.carbon_g_per_kwh:.0f} g CO₂ per kWh. An answer is {next(iter(known.query_wh))}."))
     return blocks
 
 
@@ -139,7 +235,7 @@ def _importance(results: Mapping[str, Checkpoint]) -> list[Block]:
     for number, (name, result) in enumerate(results.items()):
         gone = set(range(layer_map(result).layers)) - set(layer_map(result).runs)
         for metric, values in importance_in(result.provenance).items():
-            blocks.append(drawings.bars(f"importance-{number}-{metric}", values, "layer", metric,
+            blocks.append(drawings.by_place(f"importance-{number}-{metric}", values, "layer", IMPORTANCE[metric],
                                         f"Importance of the layers of {name} that may be removed, by {metric}; marked: "
                                         "removed.", marked=[str(layer) for layer in sorted(gone)]))
     return blocks
@@ -155,5 +251,4 @@ def _commands(name: str, provenance: Provenance | None) -> list[Code]:
         words += ["--calibration", text.given] if text.given else []
     on_machine = ", ".join(f"{key} {value}" for key, value in provenance.inputs.machine.items())
     digest = ", ".join(f"{name} ({shard.sha256_of_ends[:12]})" for name, shard in provenance.inputs.source.shards.items())
-    return [Code(f"{name}: recipe.yaml", _as_yaml(provenance.recipe)),
-            Code(f"{name}: with the weights {digest}; {on_machine}", shlex.join(words))]
+    return [Code(f"{name}: with recipe.yaml from above and the weights {digest}; {on_machine}", shlex.join(words))]

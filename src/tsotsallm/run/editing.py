@@ -123,7 +123,7 @@ class Editing(Copying):
 
         if self.current < layers:
             for visit in self.visits(states, observe=True, options=SweepOptions(
-                    settled=settled, weights=weights, originals=originals, beyond=True)):
+                    settled=settled, weights=weights, originals=originals, beyond=True, peaks=edit.needs.peaks)):
                 self.edit_layer((*before, probe), visit)
         # what attention adds to the residual is what embeddings begin it with
         squares = corpus.tokens * float(weights(0).get("self_attn.o_proj.square", 0.0))

@@ -118,6 +118,7 @@ class Output:
                 named[module] = view.checkpoint.grid_of(module)
         written.update(ends)
         self.writer.write_ends(written, layers)
+        source.source.release()
         unique = [index for index in range(layers) if first_visit[index] == index]
         place = {index: number for number, index in enumerate(unique)}
         named |= {layer_prefix(place[index]) + name: grid for index in unique for name, grid in self.grids[index].items()}

@@ -14,6 +14,7 @@ from tsotsallm.checkpoint.provenance import Identity, Source, TrainingSummary
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.writer import partial_path, publish, write_json
 from tsotsallm.errors import CheckpointError, CorpusError, NumericsError, RecipeError, ResumeError
+from tsotsallm.files import require_new
 from tsotsallm.journal import (
     PUBLISHED,
     Kind,
@@ -25,14 +26,15 @@ from tsotsallm.journal import (
     scratch_path,
 )
 from tsotsallm.machine import fingerprint, peak_rss_bytes
-from tsotsallm.planning import Forecast
+from tsotsallm.pace import Measured, remember
+from tsotsallm.planning import Forecast, SweepForecast
 from tsotsallm.recipe import Sweep
 from tsotsallm.records import Record
 from tsotsallm.run.editing import Copying, Editing
 from tsotsallm.run.passes import Lineage, Pass
 from tsotsallm.run.retraining import Imitating, Retrained
 from tsotsallm.run.rewriting import Rewriting
-from tsotsallm.run.work import CompressOptions, Inputs, Work
+from tsotsallm.run.work import PIN, CompressOptions, Inputs, Work
 from tsotsallm.store import link_tree
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.timing import Stopwatch
@@ -40,7 +42,7 @@ from tsotsallm.training.loop import Training
 from tsotsallm.version import __version__
 
 UNFINISHED = Kind("compress", frozenset({"source", "recipe", "corpus"}),
-                  ("journal.jsonl", "result", "scratch", "[0-9]*-*", "weights-*", "training-*"))
+                  ("journal.jsonl", "result", "scratch", "[0-9]*-*", "weights-*", "training-*", PIN))
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Result(Record):
     elapsed_s: float
     peak_rss_bytes: int
     floor_s: float
+    expected_s: float
     stages: list[str]
     training: list[TrainingSummary]
     notes: list[str]
@@ -76,11 +79,7 @@ def run(inputs: Inputs, out: Path, forecast: Forecast, options: CompressOptions)
     or unfinished work that was started with other inputs.
     """
     partial, scratch = partial_path(out), scratch_path(out, options.scratch)
-    stages_directory = out.with_name(out.name + "-stages")
-    if out.exists() and (options.restart or not (partial / PUBLISHED).exists()):
-        raise ResumeError(f"{out} exists already; choose another name with -o, or delete it first")
-    if options.keep_stages and stages_directory.exists() and not partial.exists():
-        raise ResumeError(f"{stages_directory} exists already; delete or rename it first: the stages go there")
+    refuse_existing(out, options)
     identity = _identity(inputs, options, None if options.restart else begun_threads(partial))
     words = {"source": inputs.name or inputs.checkpoint.directory.name, "recipe": inputs.recipe.line(),
              "corpus": _in_words(inputs.corpus, options.seed),
@@ -90,6 +89,8 @@ def run(inputs: Inputs, out: Path, forecast: Forecast, options: CompressOptions)
           held_work(partial, identity.plain(), UNFINISHED, words, restart=options.restart)):
         if options.restart:
             shutil.rmtree(scratch, ignore_errors=True)
+        if inputs.pin is not None:
+            write_json(partial / PIN, inputs.pin.plain())
         work = Work(inputs, out, forecast, options, identity)
         if not out.exists():
             _execute(work)
@@ -99,13 +100,27 @@ def run(inputs: Inputs, out: Path, forecast: Forecast, options: CompressOptions)
             shutil.rmtree(scratch, ignore_errors=True)
             (partial / PUBLISHED).touch()
             publish(work.result, out)
-        stages = _publish_stages(work, stages_directory)
+        stages = _publish_stages(work, _stages_path(out))
     remove_work(partial)
     written = Checkpoint(out)
     assert written.provenance is not None
     return Result(out, forecast.parameters, forecast.result_parameters, inputs.checkpoint.weight_bytes, written.weight_bytes,
-                  round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, stages,
+                  round(time.monotonic() - began, 1), peak_rss_bytes(), forecast.floor_s, forecast.expected_s, stages,
                   _trained(out, len(written.provenance.training)), list(written.provenance.notes), watch.seconds())
+
+
+def refuse_existing(out: Path, options: CompressOptions) -> None:
+    """Raise ResumeError where a result, or the models of its stages, would replace what is there."""
+    partial, stages = partial_path(out), _stages_path(out)
+    if options.restart or not (partial / PUBLISHED).exists():
+        require_new(out, ResumeError, "choose another name with -o, or delete it first")
+    if options.keep_stages and not partial.exists():
+        require_new(stages, ResumeError, "delete or rename it first: the stages go there")
+
+
+def _stages_path(out: Path) -> Path:
+    """Where the models after every stage are kept."""
+    return out.with_name(out.name + "-stages")
 
 
 def _identity(inputs: Inputs, options: CompressOptions, threads: int | None) -> Identity:
@@ -152,14 +167,22 @@ def _execute(work: Work) -> None:
         _take_from_store(work)
     lineage = Lineage.of(work.checkpoint)
     for number, sweep in enumerate(work.sweeps):
-        one = _pass_of(sweep)(work, number, lineage)
+        one, watch = _pass_of(sweep)(work, number, lineage), Stopwatch()
         lineage = one.run()
         if not one.finished:
             _keep_in_store(work, number, lineage)
+            if not work.resumed and not (work.store and work.store.found):      # the whole pass was done now
+                _remember_pace(work.forecast.sweeps[number], watch)
         for old in range(number):
             if old != lineage.retrained and not work.options.keep_stages and work.directory(old).exists():
                 shutil.rmtree(work.directory(old))
     Checkpoint(work.result)
+
+
+def _remember_pace(forecast: SweepForecast, watch: Stopwatch) -> None:
+    """Let later forecasts know what a pass took."""
+    if measured := Measured.of(forecast.kind, forecast.floor_s, forecast.weights, watch.seconds()):
+        remember(measured)
 
 
 def _take_from_store(work: Work) -> None:

@@ -12,9 +12,13 @@ import torch
 from tsotsallm.checkpoint.provenance import Identity
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.writer import partial_path
+from tsotsallm.errors import HubError, ResumeError
+from tsotsallm.files import read_json
 from tsotsallm.journal import Decided, Journal, scratch_path
 from tsotsallm.planning import Forecast
 from tsotsallm.recipe import Recipe, Sweep
+from tsotsallm.records import Record
+from tsotsallm.remote.names import hub_name
 from tsotsallm.stages.contract import Stage
 from tsotsallm.store import Store, key_of
 from tsotsallm.streaming.corpus import Corpus
@@ -43,27 +47,33 @@ class CompressOptions:
 
     calibration      text file, directory of texts, .jsonl of conversations, hub data set, `self` (what the model writes),
                      or several with shares; None: the embedded world's, or the hub's C4
-    windows, window  number of calibration windows, and their length in tokens (at most the model's context), drawn by `seed`
+    windows, window  number of calibration windows, and their length in tokens, drawn by `seed`; None: 1024, or the model's
+                     context where that is shorter
     device           "cpu", or "cuda" where there is a GPU
     scratch          directory for hidden states; None: with the unfinished work
     keep_stages      keep the model after every stage, in OUT-stages
     force            start although memory or disk seem too small
     restart          delete the unfinished work of an earlier attempt instead of continuing it
+    cache_bytes      bound of what is on disk of a model on the hub while it is streamed; None: what the recipe needs,
+                     deleted at the end
     store            work that recipes have in common is taken from there; the result is the same, byte for byte
     progress         called with what the run is doing
+    say              called, before anything is written, with what the user should know of the result
     """
 
     calibration: str | Path | None = None
     windows: int = 32
-    window: int = 1024
+    window: int | None = None
     seed: int = 0
     device: str = "cpu"
     scratch: str | Path | None = None
     keep_stages: bool = False
     force: bool = False
     restart: bool = False
+    cache_bytes: int | None = None
     store: Store | None = None
     progress: Callable[[Progress], None] = lambda _progress: None
+    say: Callable[[str], None] = lambda _line: None
 
 
 class CompressKeywords(TypedDict, total=False):
@@ -71,15 +81,45 @@ class CompressKeywords(TypedDict, total=False):
 
     calibration: str | Path | None
     windows: int
-    window: int
+    window: int | None
     seed: int
     device: str
     scratch: str | Path | None
     keep_stages: bool
     force: bool
     restart: bool
+    cache_bytes: int | None
     store: Store | None
     progress: Callable[[Progress], None]
+    say: Callable[[str], None]
+
+
+PIN = "hub.json"
+
+
+@dataclass(frozen=True)
+class Pin(Record):
+    """The commit at which a model on the hub was begun, so that a resumed run reads the same.
+
+    given   its name as the user gave it
+    pinned  with the commit
+    """
+
+    given: str
+    pinned: str
+
+    @classmethod
+    def of(cls, model: str | Path, partial: Path) -> Pin | None:
+        """What unfinished work of the same model in a directory noted; None where there is none."""
+        name = hub_name(model)
+        try:
+            found = read_json(partial / PIN, ResumeError) if name is not None else None
+            pin = None if found is None else cls.parsed(found)
+            if pin is not None:
+                hub_name(pin.pinned)
+        except (OSError, HubError, ResumeError, ValueError):    # nothing there, or damaged: hashes then tell what differs
+            return None
+        return pin if pin is not None and pin.given == str(name) else None
 
 
 @dataclass(frozen=True)
@@ -90,6 +130,7 @@ class Inputs:
     corpus   the calibration text; None where no stage needs any
     samples  those of every stage that trains, in order
     name     what the user calls the model
+    pin      of a model on the hub
     """
 
     checkpoint: Checkpoint
@@ -97,6 +138,7 @@ class Inputs:
     corpus: Corpus | None
     samples: Sequence[Sequence[Samples]]
     name: str
+    pin: Pin | None = None
 
 
 class Work:

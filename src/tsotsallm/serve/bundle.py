@@ -243,11 +243,13 @@ The models are in `models` (GGUF files, which llama.cpp and Ollama run too), wit
 To check that everything arrived intact: sha256sum -c {SUMS}, or {NAME} bundle verify FOLDER where it is installed.
 
 
-Pour {platform or "un ordinateur du même type que celui où ce dossier a été préparé"}, avec Python {version} déjà installé.
-Aucune connexion n'est nécessaire.
+Pour {f"un ordinateur de type {platform}" if platform else "un ordinateur semblable à celui où ce dossier a été préparé"}, où
+Python {version} est installé. Aucune connexion n’est nécessaire.
 
   Linux, macOS    sh install.sh      puis    sh start.sh
   Windows         install.bat        puis    start.bat
 
-Le programme affiche une adresse : ouvrez-la dans un navigateur. Ce que vous écrivez ne quitte pas cet ordinateur.
+Le programme affiche une adresse : ouvrez-la dans un navigateur. Ce que vous y écrivez ne quitte pas cet ordinateur.
+Les modèles sont dans `models` (des fichiers GGUF, que llama.cpp et Ollama savent aussi exécuter), avec leurs rapports s’il
+y en a. Pour vérifier que tout est arrivé intact : sha256sum -c {SUMS}, ou {NAME} bundle verify DOSSIER s’il est installé.
 """, "utf-8", newline="\n")

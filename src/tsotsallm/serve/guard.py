@@ -17,6 +17,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/health", "/page/state", "/openapi.json")
 """Paths that need no key; without it, /page/state says only that one is needed."""
+LARGE = {"/studio/texts": 20 << 20}
+"""Paths whose requests may have larger bodies than all others, and how many bytes."""
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -61,6 +63,9 @@ class Guard:
     def __init__(self, app: App, rules: Rules) -> None:
         self.app, self.rules = app, rules
 
+    def _most(self, scope: Scope) -> int:
+        return max(LARGE.get(scope["path"], 0), self.rules.body_bytes)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -89,10 +94,10 @@ class Guard:
             message = await receive()
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
-                if read > self.rules.body_bytes:
+                if read > self._most(scope):
                     if not refused:
                         refused = True
-                        await _refuse(answer, *self._too_large())
+                        await _refuse(answer, *_too_large(self._most(scope)))
                     return {"type": "http.disconnect"}
             return message
 
@@ -110,12 +115,13 @@ class Guard:
         if not (path in OPEN or path.startswith("/page/")) and not self.rules.knows(headers):
             return 401, "the key is missing or wrong; give it as Authorization: Bearer KEY", "invalid_api_key"
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.rules.body_bytes:
-            return self._too_large()
+        if not length.isdigit() or int(length) > self._most(scope):
+            return _too_large(self._most(scope))
         return None
 
-    def _too_large(self) -> tuple[int, str, str]:
-        return 413, f"the request is larger than {self.rules.body_bytes} bytes; send less", "too_large"
+
+def _too_large(most: int) -> tuple[int, str, str]:
+    return 413, f"the request is larger than {most} bytes; send less", "too_large"
 
 
 def _host(given: bytes) -> str:

@@ -17,10 +17,11 @@ from typing import TypedDict
 
 from tsotsallm.checkpoint.writer import write_json
 from tsotsallm.errors import ServeError, TsotsallmError
+from tsotsallm.files import JsonObject
 from tsotsallm.machine import PROGRESS
 
-LINES = 400
-"""Lines of a job's output that are kept."""
+LINES, CANDIDATES = 400, 200
+"""Lines of a job's output, and candidates of its search, that are kept."""
 RECORD = "studio.json"
 PATIENCE_S = 15.0
 """Seconds that a job has to end by itself when it is stopped."""
@@ -39,7 +40,12 @@ class StudioJob:
 
     out    the folder that it writes
     state  waiting, running, done, stopped or failed
+    began  when its process started, by time.monotonic(); None while it does not run. `seconds` are those before
     share  how much is done, 0 to 1; None where it is not known
+    source      the model that is made smaller, as the command names it; `before` its bytes
+    limit_s     seconds of a run after which its search stops; None: it takes as long as its recipe does
+    candidates  what its search found so far: number, name, bytes and KL divergence with its error
+    result      what came out: bytes, and what was lost as far as the command measures it
     """
 
     id: str
@@ -53,6 +59,18 @@ class StudioJob:
     seconds: float = 0.0
     error: str | None = None
     served: str | None = None
+    began: float | None = None
+    source: str = ""
+    before: int | None = None
+    limit_s: float | None = None
+    candidates: list[JsonObject] = field(default_factory=list)
+    result: JsonObject | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """The GGUF file that it made."""
+        path = Path(self.out) / "model.gguf"
+        return path if self.state == "done" and path.is_file() else None
 
     @property
     def command(self) -> str:
@@ -61,13 +79,21 @@ class StudioJob:
 
         return shlex.join(["tsotsallm", *(word for word in self.arguments if word != "--json")])
 
+    @property
+    def taken_s(self) -> float:
+        """Seconds that it has run for until now, resumed ones together."""
+        return round(self.seconds + (0.0 if self.began is None else time.monotonic() - self.began), 1)
+
     def plain(self) -> dict[str, object]:
         """What the page shows of the job, as plain data."""
-        shown = asdict(self)
-        for name in ("arguments", "out"):
+        shown = asdict(self) | {"seconds": self.taken_s}
+        for name in ("arguments", "out", "began", "source", "limit_s"):
             del shown[name]
+        shown["left_s"] = None if self.limit_s is None or self.began is None else max(
+            0.0, round(self.began + self.limit_s - time.monotonic(), 1))
         report = self.state == "done" and (Path(self.out) / "report.html").is_file()
-        return shown | {"command": self.command, "report": report, "can_resume": self.state in ("stopped", "failed")}
+        return shown | {"command": self.command, "report": report, "can_resume": self.state in ("stopped", "failed"),
+                        "file": self.file is not None}
 
 
 class Jobs:
@@ -91,7 +117,7 @@ class Jobs:
                     job = StudioJob(**plain)
                     if job.state in ("waiting", "running"):
                         job.state = "stopped"
-                    job.served = None
+                    job.served = job.began = None
                     self.jobs[job.id] = job
             except (ValueError, TypeError):
                 raise ServeError(f"{self.record} cannot be read; move it away, and the studio begins a new list of jobs; "
@@ -101,11 +127,12 @@ class Jobs:
         """The job with an id, or None."""
         return self.jobs.get(key)
 
-    def add(self, title: str, arguments: Sequence[str], out: Path) -> StudioJob:
+    def add(self, title: str, arguments: Sequence[str], out: Path, *, source: str = "", before: int | None = None,
+            limit_s: float | None = None) -> StudioJob:
         """Add a job; it starts as soon as no other runs."""
         with self._lock:
             number = max((int(key) for key in self.jobs), default=0) + 1
-            job = StudioJob(str(number), title, list(arguments), str(out))
+            job = StudioJob(str(number), title, list(arguments), str(out), source=source, before=before, limit_s=limit_s)
             self.jobs[job.id] = job
             self._keep()
         self._start_next()
@@ -159,7 +186,7 @@ class Jobs:
         threading.Thread(target=self._run, args=(job,), daemon=True).start()
 
     def _run(self, job: StudioJob) -> None:
-        began, before = time.monotonic(), job.seconds
+        job.began = time.monotonic()
         extra: _OwnSession = {"start_new_session": True} if os.name != "nt" else {
             "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
         process = self._process = subprocess.Popen(
@@ -170,14 +197,14 @@ class Jobs:
         reader.start()
         assert process.stderr is not None
         for line in process.stderr:
-            job.seconds = round(before + time.monotonic() - began, 1)
             self._hear(job, line.rstrip())
         code = process.wait()
         reader.join()
-        job.seconds = round(before + time.monotonic() - began, 1)
+        job.seconds, job.began = job.taken_s, None
         with self._lock:
             if code == 0:
                 job.state, job.share, job.step = "done", 1.0, ""
+                job.result = _result_in("".join(answer))
             elif job.id in self._stopped or code in (130, -signal.SIGINT, -signal.SIGTERM):
                 job.state = "stopped"
             else:
@@ -187,11 +214,15 @@ class Jobs:
         self._start_next()
 
     def _hear(self, job: StudioJob, line: str) -> None:
-        """Note a line of output: progress as JSON, or a line to show."""
-        if line.startswith('{"step"'):
+        """Note a line of output: progress or a candidate as JSON, or a line to show."""
+        if line.startswith(('{"step"', '{"candidate"')):
             with contextlib.suppress(ValueError):
-                progress = json.loads(line)
-                job.step, job.share = str(progress["step"]), float(progress["share"])
+                heard = json.loads(line)
+                if "candidate" in heard:
+                    found = [one for one in job.candidates if one["number"] != heard["candidate"]["number"]]
+                    job.candidates = [*found, heard["candidate"]][-CANDIDATES:]
+                else:
+                    job.step, job.share = str(heard["step"]), float(heard["share"])
                 return
         if line:
             job.lines = [*job.lines, line][-LINES:]
@@ -214,6 +245,20 @@ def _interrupt(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(OSError):
         process.send_signal(signal.SIGINT if os.name != "nt" else getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
     threading.Thread(target=later, daemon=True).start()
+
+
+def _result_in(answer: str) -> JsonObject | None:
+    """What the answer of `fit` or `compress` says of the result; None where it says something else."""
+    try:
+        found = json.loads(answer)
+        if "best" not in found:
+            return {"bytes": int(found["result_bytes"])}
+        evaluation, best = found["evaluation"], found["best"]
+        return {"bytes": int(best["bytes"]), "kl": float(best["measured"]), "kl_error": float(best["error"]),
+                "same_top_token": float(evaluation["same_top_token"]), "perplexity": float(evaluation["perplexity"]),
+                "reference_perplexity": float(evaluation["reference_perplexity"]), "tokens_per_s": found["tokens_per_s"]}
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _error_in(answer: str) -> str | None:

@@ -21,7 +21,7 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.engine.factory import speaker
 from tsotsallm.engine.interface import Answer, Piece, Question, Sampling, Speaker, Token, texts
-from tsotsallm.engine.llama import CacheType, Llama
+from tsotsallm.engine.llama import CacheType, Llama, in_process
 from tsotsallm.engine.llama import installed as llama_installed
 from tsotsallm.errors import ResourceError, ServeError
 from tsotsallm.evaluation.cost import check_fits, parameters_of
@@ -37,12 +37,14 @@ USUAL = {"model", "adapter"}
 
 @dataclass(frozen=True)
 class Loading:
-    """How models are loaded: type of the key-value cache, conversations at a time, country whose electricity is counted."""
+    """How models are loaded: type of the key-value cache, conversations at a time, country whose electricity is counted,
+    tokens of each conversation with a GGUF file."""
 
     kv: CacheType = "f16"
     slots: int = 4
     keep_prompt: bool = True
     country: str | None = None
+    context: int | None = None
 
 
 @dataclass
@@ -50,7 +52,8 @@ class Served:
     """A model in memory.
 
     original      the model that it was made from, as its own record says: a name or a path
-    memory_bytes  memory of this process that loading it and a first token took; None where it cannot be measured
+    memory_bytes  memory of this process that loading it and a first token took, less the caches of all conversations but
+                  one, so that models with different numbers of slots compare; None where it cannot be measured
     """
 
     name: str
@@ -93,8 +96,12 @@ def load(path: str, name: str, how: Loading) -> Served:
     if how.country is not None:
         check_country(how.country)
     _check_fits(path)
+    in_llama = gguf_path(path) is not None       # other models are served beside them
+    if in_llama and in_process():
+        import xllamacpp  # noqa: F401    # else the first model's memory would include the library
     before = rss_bytes()
-    loaded = speaker(path, kv=how.kv if gguf_path(path) is not None else "f16", slots=how.slots, keep_prompt=how.keep_prompt)
+    loaded = speaker(path, kv=how.kv if in_llama else "f16", slots=how.slots, keep_prompt=how.keep_prompt,
+                     context=how.context if in_llama else None)
 
     def speak(tokens: int) -> None:
         for _ in texts(loaded, Question([0, 1], tokens)):       # in a thread, so that Ctrl-C is heard meanwhile
@@ -102,6 +109,8 @@ def load(path: str, name: str, how: Loading) -> Served:
 
     speak(2)
     grown = rss_bytes() - before
+    if isinstance(loaded, Llama):
+        grown -= int((loaded.slots - 1) * loaded.context * loaded.cache_bytes_per_token)
     power = None if how.country is None else measure_power(how.country, lambda: speak(32), 4.0)
     facts = _facts_of_file(loaded.file) if isinstance(loaded, Llama) else _facts_of_checkpoint(path)
     return Served(name, path, facts.kind, loaded, facts.bytes, facts.parameters, facts.recipe, facts.original, facts.report,
@@ -206,6 +215,8 @@ def load_all(paths: Sequence[str], how: Loading, models: Models, say: Callable[[
             raise ServeError(f"two models are named {name}; give each a name of its own, as NAME=PATH")
         served = models.add(load(path, models.free_name(name or name_of(path)), how))
         say(f"{served.name}: {path}")
+        for note in served.speaker.notes:
+            say(f"note: {note}")
 
 
 class Busy(Exception):

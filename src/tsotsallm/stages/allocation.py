@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
+from torch import Tensor
+
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.errors import RecipeError
 from tsotsallm.numerics.ggml import GgmlGrid
@@ -21,6 +23,8 @@ from tsotsallm.units import human_bytes
 MIXED = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")
 DENSE = "f16"
 """What a matrix on no grid takes in a GGUF file: 16 bits, and nothing is lost."""
+ACTIVATIONS = ":activations"
+"""Ends the key of a note about what the rounding of a matrix's inputs costs."""
 MIXED_WITH_ZEROS = ("q3_k", "q4_0", "q5_0", "q6_k", "q8_0")
 
 
@@ -36,7 +40,8 @@ class Probe(LinearEdit):
     """Notes for every linear what the loss is expected to rise by on each grid that it can take, in nats a token.
 
     ½·g²·tr(Δ·H·Δᵀ)·tokens with g² the mean square of the mean loss's gradient by an output of the linear: its second-order
-    change where the gradient stands for the Fisher information and outputs for one another.
+    change where the gradient stands for the Fisher information and outputs for one another. Under the linear's key with
+    ACTIVATIONS stands what the loss rises by in llama.cpp besides, which rounds the inputs (see `activation_error`).
     """
 
     name: ClassVar[str] = "probe"
@@ -47,7 +52,8 @@ class Probe(LinearEdit):
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
         """Note the expected rise of the loss on each grid; the linear stays as it is."""
         assert gram is not None
-        losses = []
+        losses, rounded_inputs = [], []
+        per_square = 0.5 * gram.squares[linear.name] * gram.tokens
         for grid in candidates(linear.d_in, zeros=self.zeros):
             layout = grid.layout
             factor = gram.factor(self.damp, f"blocks of {layout.block} in parts of {layout.part}",
@@ -55,8 +61,22 @@ class Probe(LinearEdit):
             keep = linear.mask if grid.holds_zeros else None
             rounded = round_to_blocks(linear.dense, factor.upper, factor.order, grid, passes=0, keep=keep)
             errors = linear.dense - rounded.dequantise()
-            losses.append(0.5 * gram.squares[linear.name] * gram.tokens * float((gram.times(errors.mT).mT * errors).sum()))
-        self.notes[f"{layer}.{linear.name}"] = losses
+            losses.append(per_square * float((gram.times(errors.mT).mT * errors).sum()))
+            rounded_inputs.append(per_square * float(activation_error(linear.dense, gram, grid).sum()))
+        self.notes.update({f"{layer}.{linear.name}": losses, f"{layer}.{linear.name}{ACTIVATIONS}": rounded_inputs})
+
+
+def activation_error(weight: Tensor, gram: Gram, grid: GgmlGrid) -> Tensor:
+    """The sum over tokens, each with its weight, of the squared error of every output of a matrix, (d_out,), that comes of
+    rounding its inputs.
+
+    llama.cpp's kernels for a grid round what they multiply by it to whole numbers of −127 to 127, with a scale for each
+    block of the grid's columns: the largest |x| / 127, which itself is exact. Other errors are thought to be uniform, s²/12,
+    and independent.
+    """
+    block = grid.layout.block
+    squares = weight.reshape(len(weight), -1, block).square().sum(-1)              # (d_out, d_in / block)
+    return (squares @ gram.peaks[block]).mul_((1 - 1 / block) / (12 * 127 ** 2))
 
 
 def allocate(losses: Mapping[str, Sequence[float]], sizes: Mapping[str, Sequence[int]], budget: int) -> dict[str, int]:

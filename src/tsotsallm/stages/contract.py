@@ -82,6 +82,7 @@ class Needs:
     original_inputs     the inputs that the model before this pass gives each linear
     second_observation  o_proj and down_proj observed again after the linears before them were edited
     held_out            where text is scarce, some inputs that no Gram has seen, to judge by
+    peaks               the largest inputs of blocks of columns, to know what an engine's rounding of them costs
     gradients           gradients of an objective: the stage trains
     training_text       the calibration text as training data
     """
@@ -94,6 +95,7 @@ class Needs:
     original_inputs: bool = False
     second_observation: bool = False
     held_out: bool = False
+    peaks: bool = False
     gradients: bool = False
     training_text: bool = False
 
@@ -129,6 +131,7 @@ class Model:
     regridded       whether one of these put the linears on a grid
     beside          whether one of these left a correction beside the linears, which later edits would not see
     most_bytes      what all weights take at most, where an edit keeps to a budget
+    from_gguf       whether the source is a GGUF file
     """
 
     spec: ModelSpec
@@ -146,6 +149,7 @@ class Model:
     regridded: bool = False
     beside: bool = False
     most_bytes: int | None = None
+    from_gguf: bool = False
 
     @classmethod
     def of(cls, spec: ModelSpec, *, sparse: bool = False, shares_repeats: bool = False) -> Model:
@@ -247,6 +251,10 @@ class Stage:
     def surveys(self) -> bool:
         """Whether the stage must see the whole model before it decides."""
         return False
+
+    def visits(self, model: Model) -> int:
+        """How often it reads every layer of the model before it, besides the pass that it is done in."""
+        return int(self.surveys)
 
     @property
     def measured_by(self) -> list[Json]:

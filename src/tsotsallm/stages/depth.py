@@ -108,6 +108,11 @@ class Depth(LayerChoice):
         flops = sum(cost * (1 + count) for cost, count in zip(forward, branches, strict=True))
         return Cost(ram, (2 + len(candidates)) * state_bytes, rounds * (flops + (1 + len(candidates)) * head_flops))
 
+    def visits(self, model: Model) -> int:
+        """One sweep for every round, or one forward and one back."""
+        rounds = 0 if self.remove == 0 else self.remove if self.iterative else 1
+        return rounds * (2 if self.importance == "taylor" else 1)
+
     def choose(self, view: View, workplace: Workplace) -> Choice:
         """The layers that stay, with the importance of every candidate in every round."""
         kept = list(range(view.spec.layers))
@@ -168,8 +173,9 @@ def _cosine(view: View, candidates: list[int], work: Workplace, known: dict[int,
     if start == 0:
         embed_corpus(view, corpus, states.inputs_of(0))
     measured: dict[int, float] = {}
-    for visit in sweep(view, states, observe=False, device=work.device, start=start, tick=work.tick):
+    for visit in sweep(view, states, observe=False, device=work.device, start=start):
         yield from measured.items()     # the layer before this one: its outputs are on disk now
+        work.tick("measuring", visit.index / view.spec.layers)
         inputs = visit.inputs
         assert inputs is not None
         total = torch.zeros((), dtype=torch.float64)

@@ -11,13 +11,16 @@ from tsotsallm.checkpoint.spec import EMBEDDING, HEAD
 from tsotsallm.checkpoint.view import View
 from tsotsallm.numerics.ggml import Blocks, GgmlGrid, encode
 from tsotsallm.numerics.rounding import block_order, round_plainly, round_to_blocks
+from tsotsallm.stages.allocation import ACTIVATIONS, activation_error
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.frame import load_final_norm
+from tsotsallm.streaming.head import head_pieces
 from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import Tick
 
 ROWS_AT_ONCE = 4096
+VARIANCE_TOKENS = 2048
 DAMP = 0.1
 """Raises the head's Gram by more than a linear's: tied embeddings are looked up too, where every column counts alike."""
 
@@ -31,10 +34,27 @@ def end_modules(view: View) -> list[str]:
 @torch.no_grad()
 def head_gram(view: View, states: HiddenStates, device: torch.device) -> Gram:
     """The Gram of what the head reads, from the outputs of the last layer."""
-    norm, gram = load_final_norm(view, device), Gram(view.spec.hidden, device)
+    norm, gram = load_final_norm(view, device), Gram(view.spec.hidden, device, peaks=True)
     for batch in states.batches():
         gram.add(norm(states.read(batch).to(device)))
     return gram
+
+
+@torch.no_grad()
+def token_variances(view: View, states: HiddenStates, device: torch.device) -> Tensor:
+    """The mean of p·(1 − p) for every token of the vocabulary, (vocabulary,), p as the model says it, over at most
+    VARIANCE_TOKENS places of the corpus."""
+    norm, every = load_final_norm(view, device), max(1, states.tokens // VARIANCE_TOKENS)
+    rows = torch.cat([norm(states.read(batch).to(device)).reshape(-1, view.spec.hidden)[::every]
+                      for batch in states.batches()])
+    whole = torch.full((len(rows),), float("-inf"), device=device)
+    for piece in head_pieces(view, device):
+        whole = torch.logaddexp(whole, piece.logits(rows).logsumexp(-1))
+    found = torch.empty(view.spec.vocabulary)
+    for piece in head_pieces(view, device):
+        shares = (piece.logits(rows) - whole[:, None]).exp()
+        found[piece.first:piece.first + len(piece)] = (shares * (1 - shares)).mean(0).cpu()
+    return found
 
 
 def _reads_head(view: View, module: str) -> bool:
@@ -65,12 +85,12 @@ def packed_ends(view: View, grids: Mapping[str, GgmlGrid], gram: Gram | None, pa
     return found
 
 
-def end_losses(view: View, corpus: Corpus, gram: Gram, candidates: Mapping[str, list[GgmlGrid]],
+def end_losses(view: View, corpus: Corpus, states: HiddenStates, candidates: Mapping[str, list[GgmlGrid]],
                squares: float) -> dict[str, list[float]]:
-    """What the loss is expected to rise by, in nats a token, with each candidate grid of each matrix.
+    """What the loss is expected to rise by, in nats a token, with each candidate grid of each matrix, as notes of a probe.
 
-    A wrong logit of a token costs ½·p·(1 − p) of its square (the second derivative of the loss); p is taken as the
-    token's share of the corpus, one added to each count. A wrong embedding costs ½·squares of its square for every time
+    A wrong logit of a token costs ½·p·(1 − p) of its square (the second derivative of the loss); `states` are the outputs of
+    the last layer. A wrong embedding costs ½·squares of its square for every time
     that it is looked up; `squares` is the mean square of the loss's gradient by a number of the first layer's inputs,
     times the tokens. Both follow the family's scaling of embeddings and logits; a cap of logits is not counted.
     """
@@ -78,9 +98,10 @@ def end_losses(view: View, corpus: Corpus, gram: Gram, candidates: Mapping[str, 
     squares, per_logit = squares * spec.embedding_scale ** 2, 0.5 / spec.logit_divisor ** 2
     vocabulary, tokens = view.spec.vocabulary, corpus.tokens
     counts = torch.bincount(torch.cat(corpus.windows), minlength=vocabulary).float()
-    shares = (counts + 1) / (tokens + vocabulary)
+    gram, variances = head_gram(view, states, torch.device("cpu")), token_variances(view, states, torch.device("cpu"))
     metric = gram.matrix / tokens
-    losses: dict[str, list[float]] = {module: [0.0] * len(grids) for module, grids in candidates.items()}
+    losses: dict[str, list[float]] = {f"{module}{kind}": [0.0] * len(grids) for module, grids in candidates.items()
+                                      for kind in ("", ACTIVATIONS)}
     for module, grids in candidates.items():
         for first in range(0, vocabulary, ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, vocabulary)
@@ -89,8 +110,10 @@ def end_losses(view: View, corpus: Corpus, gram: Gram, candidates: Mapping[str, 
                 errors = rows - rounded(view, module, first, last, grid, gram, 0).dequantise()
                 cost = torch.zeros(())
                 if _reads_head(view, module):
-                    part = shares[first:last]
-                    cost = cost + per_logit * ((errors @ metric * errors).sum(1) * part * (1 - part)).sum()
+                    of_logits = per_logit * variances[first:last]
+                    cost = cost + ((errors @ metric * errors).sum(1) * of_logits).sum()
+                    inputs = activation_error(rows, gram, grid) / tokens
+                    losses[f"{module}{ACTIVATIONS}"][place] += float((inputs * of_logits).sum())
                 if f"{module}.weight" == EMBEDDING:
                     cost = cost + 0.5 * squares * (errors.square().sum(1) * counts[first:last]).sum()
                 losses[module][place] += float(cost)

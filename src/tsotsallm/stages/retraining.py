@@ -65,6 +65,10 @@ class Retraining(Schedule, Stage):
         """Whether layers are trained one after another, each by itself."""
         return False
 
+    def visits(self, model: Model) -> int:
+        """At least once to train on; streamed engines read every layer again in every step."""
+        return 1 if self.layerwise else 2
+
     @property
     def samples_seen(self) -> int:
         """How many windows are kept on disk where layers are trained one after another."""

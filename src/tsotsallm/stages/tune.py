@@ -54,7 +54,8 @@ class Tune(Retraining):
     samples: Annotated[int, Field(ge=2)] = 64
     learning_rate: Positive = 2e-3
     batch: Count = 4
-    steps: Count = 100
+    steps: Count = 60
+    window: Annotated[int, Field(ge=2)] = 256
 
     @property
     def layerwise(self) -> bool:

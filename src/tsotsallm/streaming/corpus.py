@@ -73,26 +73,27 @@ class Corpus:
         return digest.hexdigest()
 
 
-def read_text(source: str | Path) -> str:
+def read_text(source: str | Path, option: str = "") -> str:
     """The text of a file, or of all text files in a directory in the order of their names.
 
-    Raises CorpusError where there is none, or it is empty or not UTF-8.
+    Raises CorpusError where there is none, or it is empty or not UTF-8; the message names the `option` that gave it.
     """
     path = Path(source)
+    given = f"{option} {source}".strip()
     try:
         files = [path]
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES
                            and file.name != "SOURCE.txt")
             if not files:
-                raise CorpusError(f"{source} holds no text file ({', '.join(TEXT_SUFFIXES)})")
+                raise CorpusError(f"{given} holds no text file ({', '.join(TEXT_SUFFIXES)})")
         text = "\n\n".join(read_utf8(file, CorpusError, DATA_BYTES) for file in files)
     except FileNotFoundError:
-        raise CorpusError(f"{source} does not exist; give a UTF-8 text file or a directory of .txt files") from None
+        raise CorpusError(f"{given} does not exist; give a UTF-8 text file or a directory of .txt files") from None
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
-        raise CorpusError(f"{source} is empty; give a text of at least one window")
+        raise CorpusError(f"{given} is empty; give a text of at least one window")
     return text
 
 

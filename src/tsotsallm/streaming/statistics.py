@@ -11,6 +11,8 @@ from torch import Tensor
 from tsotsallm.numerics.gptq import reversed_factor
 from tsotsallm.timing import counted
 
+PEAK_BLOCKS = (32, 256)
+"""The blocks of columns in which llama.cpp rounds what a linear reads to 8 bits: beside grids of 32, and of 256."""
 HELD_OUT = 512
 """Tokens whose inputs are held out at most."""
 
@@ -51,12 +53,14 @@ class Gram:
     factor may take the matrix's memory, and the matrix's products are then worked out from the factor.
     """
 
-    def __init__(self, width: int, device: torch.device, *, follows: bool = False) -> None:
+    def __init__(self, width: int, device: torch.device, *, follows: bool = False, peaks: bool = False) -> None:
         self._matrix: Tensor | None = torch.zeros(width, width, device=device)
         self.lag: Tensor | None = torch.zeros(width, width, device=device) if follows else None
         self.tokens = 0
         self.squares: dict[str, float] = {}     # linear -> mean square of the loss's gradient by its outputs
         self.outputs: dict[str, Tensor] = {}    # linear -> the metric of its outputs (see `sensitivity.weights_of`)
+        self.peaks = {block: torch.zeros(width // block, device=device) for block in PEAK_BLOCKS
+                      if peaks and width % block == 0}     # block -> Σ (its largest |x|)², each token with its weight
         self.held_out: Tensor | None = None     # (rows, d_in) inputs that the Gram has not seen, each times √ its weight
         self._diagonal: Tensor | None = None
         self._factors: dict[tuple[float, str], Factor] = {}
@@ -67,6 +71,9 @@ class Gram:
         rows = inputs.reshape(-1, inputs.shape[-1])
         weighted = rows if weights is None else rows * weights.to(rows)[:, None]
         self.matrix.addmm_(weighted.mT, rows)
+        for block, sums in self.peaks.items():
+            largest = rows.reshape(len(rows), -1, block).abs().amax(-1).square()
+            sums.add_(largest.sum(0) if weights is None else weights.to(rows) @ largest)
         if self.lag is not None:
             assert original is not None
             self.lag.addmm_((original.reshape(rows.shape) - rows).mT, weighted)

@@ -71,6 +71,7 @@ class Visit:
     originals  its inputs in the model as it was before this sweep, and the file for its outputs there
     weights    linear -> weight of each token, (tokens,)
     judges     whether inputs are held out where there are few tokens for a Gram
+    peaks      whether Grams know the largest inputs of blocks of columns
     """
 
     index: int
@@ -82,6 +83,7 @@ class Visit:
     weights: dict[str, Tensor] = field(default_factory=dict)
     tick: Tick = silent
     judges: bool = False
+    peaks: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -122,7 +124,8 @@ class Visit:
                     grams.setdefault(name, shared[0][1])
                     return
                 if name not in grams:
-                    grams[name] = Gram(inputs.shape[-1], self.frame.device, follows=self.originals is not None)
+                    grams[name] = Gram(inputs.shape[-1], self.frame.device, follows=self.originals is not None,
+                                       peaks=self.peaks)
                 weights = self.weights.get(name)
                 self._divide(grams[name], inputs, tokens, None if weights is None else weights[tokens], original.get(name))
                 shared[:] = [(inputs, grams[name])]
@@ -177,6 +180,7 @@ class SweepOptions:
     originals  inputs of the first layer for the model as it was: the corpus also runs through the unedited layers
     beyond     propagate through the last layer too
     judges     hold out some inputs where there are few tokens; see `Visit.observe`
+    peaks      note the largest inputs of blocks of columns; see `Gram`
     """
 
     load: Callable[[int], dict[str, Tensor]] | None = None
@@ -185,6 +189,7 @@ class SweepOptions:
     originals: TwoStates | None = None
     beyond: bool = False
     judges: bool = False
+    peaks: bool = False
 
 
 PLAIN = SweepOptions()
@@ -207,7 +212,7 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
         frame.load(index, load(index))
         inputs = states.inputs_of(index) if states is not None else None
         visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, weights=options.weights(index), tick=tick,
-                      judges=options.judges)
+                      judges=options.judges, peaks=options.peaks)
         if originals is not None:
             after = originals.inputs_of(index + 1) if index + 1 < view.spec.layers else None
             visit.originals = originals.inputs_of(index), after

@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -193,10 +194,13 @@ class Space:
         return Recipe.parse(stages)
 
     def name(self, values: Assignment) -> str:
-        """A short name for an assignment."""
+        """A short name for an assignment; a stage with one open option is named alone: depth 2, not depth.remove 2."""
         if self.named:
             return str(values["recipe"])
-        return ", ".join(f"{name} {_short(value)}" for name, value in values.items()) or "the only recipe"
+        open_options = Counter(name.partition(".")[0] for name in values)
+        stages = {name: name.partition(".")[0] for name in values}
+        return ", ".join(f"{stages[name] if open_options[stages[name]] == 1 else name} {_short(value)}"
+                         for name, value in values.items()) or "the only recipe"
 
     def _require_some(self) -> None:
         """Raise where no recipe is left or one is wrong: checks all recipes of a small space, some of a large one."""

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.errors import StudyError, nearest
 from tsotsallm.files import Json, JsonObject, parse_yaml, quoted, read_utf8
 from tsotsallm.recipe import recipe_schema
@@ -18,6 +19,9 @@ from tsotsallm.study.space import Space
 from tsotsallm.study.trial import Setup
 from tsotsallm.units import bytes_from_text
 from tsotsallm.validation import RULES, Count, Positive, checked, schema_of
+
+STORE_BYTES, STORED_MODELS = 4 << 30, 6
+"""Bytes, and models of the original's size: what recipes have in common takes at most the larger of both on disk."""
 
 Objective = Literal["kl", "perplexity", "loss", "bytes", "parameters", "nonzero_parameters", "decode"]
 
@@ -76,6 +80,7 @@ class StudyFile:
 
     about        what it is to find out, in a sentence
     needs        NAME: what it is; `$NAME` stands for a value that whoever runs the study gives with --set
+    optional     NAME: what it is; without a value for it, recipes that have `$NAME` are left out
     layers       of the model that its numbers of layers are for; for another model they are rescaled
     stages       stages with open values: {one_of: [...]} or {from:, to:, step: or log:}
     order        the orders that the stages may have: {one_of: [[depth, quantize], [quantize, depth]]}
@@ -97,6 +102,7 @@ class StudyFile:
     __pydantic_config__ = RULES
     about: str | int | float = ""
     needs: JsonObject = field(default_factory=dict)
+    optional: JsonObject = field(default_factory=dict)
     layers: Count | None = None
     stages: list[Json] | None = None
     order: JsonObject | None = None
@@ -143,6 +149,7 @@ class Spec:
     size_limit  in bytes
     setup       what `Setup` takes besides the model
     content     the spec as given, for the ledger
+    notes       which recipes were left out, and why
     """
 
     name: str
@@ -157,10 +164,12 @@ class Spec:
     cycle: int = 8
     setup: JsonObject = field(default_factory=dict)
     content: dict[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def setup_for(self, model: str) -> Setup:
         """What all trials have in common when the study runs on `model`."""
-        return Setup(model=model, **self.setup)
+        return Setup(model=model, store_bytes=max(STORE_BYTES, STORED_MODELS * Checkpoint.open(model).weight_bytes),
+                     **self.setup)
 
 
 def packaged_specs() -> dict[str, Traversable]:
@@ -199,8 +208,9 @@ def spec_from(name: str, content: JsonObject, *, layers: int, given: Mapping[str
     Raises StudyError where a key, a value or their combination is wrong.
     """
     content = _without_empty(content)
-    needs = content.get("needs")
-    content = _with_given(content, needs if isinstance(needs, Mapping) else {}, given or {})
+    needs, optional = (value if isinstance(value := content.get(key), Mapping) else {} for key in ("needs", "optional"))
+    content, notes = _without_missing(content, optional, given or {})
+    content = _with_given(content, needs, optional, given or {})
     file = checked(StudyFile, content, name, StudyError)
     as_given: dict[str, object] = dict(content)
     if file.layers not in (None, layers):
@@ -208,7 +218,7 @@ def spec_from(name: str, content: JsonObject, *, layers: int, given: Mapping[str
     space = Space.of_recipes(content["recipes"]) if "recipes" in content else Space.read(content)
     limit = None if file.size_limit is None else bytes_from_text(str(file.size_limit), "size_limit", StudyError)
     return Spec(name, str(file.about), space, file.strategy, tuple(file.objectives), file.trials, file.hours, file.seed,
-                limit, file.cycle, file.setup(), as_given)
+                limit, file.cycle, file.setup(), as_given, notes)
 
 
 def study_schema() -> JsonObject:
@@ -239,13 +249,33 @@ def _without_empty(content: JsonObject) -> JsonObject:
             for key, value in content.items() if value is not None}
 
 
-def _with_given(content: JsonObject, needs: Mapping[str, object], given: Mapping[str, str]) -> JsonObject:
+def _without_missing(content: JsonObject, optional: Mapping[str, Json], given: Mapping[str, str]
+                     ) -> tuple[JsonObject, tuple[str, ...]]:
+    """A file's content without the recipes that need a value which was not given, and a note on each such value."""
+    recipes, notes = content.get("recipes"), []
+    for name, about in optional.items():
+        if name not in given and isinstance(recipes, Mapping):
+            left_out = [recipe for recipe, stages in recipes.items() if _has(stages, f"${name}")]
+            recipes = {recipe: stages for recipe, stages in recipes.items() if recipe not in left_out}
+            if left_out:
+                notes.append(f"{', '.join(map(str, left_out))} left out: give {about} with --set {name}=PATH to try them")
+    return content | ({} if recipes is None else {"recipes": recipes}), tuple(notes)
+
+
+def _has(value: Json, wanted: str) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has(part, wanted) for part in value.values())
+    return any(_has(part, wanted) for part in value) if isinstance(value, list) else value == wanted
+
+
+def _with_given(content: JsonObject, needs: Mapping[str, object], optional: Mapping[str, object],
+                given: Mapping[str, str]) -> JsonObject:
     for name, about in needs.items():
         if name not in given:
             raise StudyError(f"this study needs {name}: {about}; give it with --set {name}=FILE")
     for name in given:
-        if name not in needs:
-            raise StudyError(f"this study does not need {quoted(name)}{nearest(name, needs)}")
+        if name not in {*needs, *optional}:
+            raise StudyError(f"this study does not need {quoted(name)}{nearest(name, {*needs, *optional})}")
 
     def walk(value: Json) -> Json:
         if isinstance(value, str) and value.startswith("$") and value[1:] in given:
@@ -254,7 +284,7 @@ def _with_given(content: JsonObject, needs: Mapping[str, object], given: Mapping
             return {key: walk(part) for key, part in value.items()}
         return [walk(part) for part in value] if isinstance(value, list) else value
 
-    return {key: value if key == "needs" else walk(value) for key, value in content.items()}
+    return {key: value if key in ("needs", "optional") else walk(value) for key, value in content.items()}
 
 
 def _rescaled(content: JsonObject, source: int, layers: int) -> JsonObject:

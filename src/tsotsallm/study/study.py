@@ -20,7 +20,7 @@ from tsotsallm.planning import whole_spec
 from tsotsallm.recipe import Recipe
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.pareto import front, hypervolume
-from tsotsallm.study.spec import Spec
+from tsotsallm.study.spec import STORE_BYTES, Spec
 from tsotsallm.study.strategies import All, AtRandom, BySampler, Proposal, Strategy
 from tsotsallm.study.trial import Outcome, Setup, TrialJob, values_of
 from tsotsallm.study.workers import Here, Workers
@@ -66,7 +66,7 @@ def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None,
                     "nonzero_parameters": count_nonzero(checkpoint)}
         ledger.begin({"spec": spec.content, "name": spec.name, "model": model, "original": original,
                       "source": checkpoint.fingerprint(),
-                      "setup": setup.plain(), "objectives": list(spec.objectives)})
+                      "setup": setup.plain() | {"store_bytes": STORE_BYTES}, "objectives": list(spec.objectives)})
         for trial in ledger.trials("running"):
             ledger.forget(trial.number)
         _Study(spec, setup, ledger, workers or Here(out / "work"), _strategy(spec, out), whole_spec(checkpoint), say).run()

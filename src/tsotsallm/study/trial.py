@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tsotsallm.errors import ResourceError, TsotsallmError
 from tsotsallm.evaluation.cost import count_nonzero, measure_gguf_speed
 from tsotsallm.evaluation.examination import examine
 from tsotsallm.evaluation.perplexity import evaluate_perplexity
+from tsotsallm.evaluation.results import TaskResult, compare
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.files import Json, JsonObject
 from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
@@ -131,7 +132,8 @@ def execute(setup: Setup, job: TrialJob, work: Path) -> Outcome:
 def _execute(setup: Setup, job: TrialJob, work: Path, model: Path, store: Store, outcome: Outcome) -> None:
     if not (model / "config.json").exists():
         model.parent.mkdir(parents=True, exist_ok=True)
-        compress(setup.model, job.recipe, model, calibration=setup.calibration, windows=setup.windows, window=setup.window,
+        window = min(setup.window, Checkpoint.open(setup.model).spec.context)
+        compress(setup.model, job.recipe, model, calibration=setup.calibration, windows=setup.windows, window=window,
                  seed=setup.seed, store=store)
     written = Checkpoint.open(model)
     anatomy = inspect_checkpoint(written)
@@ -162,15 +164,29 @@ def _loss(setup: Setup, model: Checkpoint, windows: int, kept: Path) -> JsonObje
                                 reference_name=setup.model)
     return {"kl": score.kl, "kl_error": score.kl_standard_error or 0.0, "perplexity": score.perplexity, "loss": score.loss,
             "loss_error": score.loss_standard_error or 0.0, "reference_perplexity": score.reference_perplexity,
-            "same_top_token": score.same_top_token, "windows": score.windows, "protocol": asdict(score.protocol)}
+            "same_top_token": score.same_top_token, "windows": score.windows, "protocol": asdict(score.protocol),
+            **({} if score.tail is None else asdict(score.tail))}
 
 
 def _answers(setup: Setup, model: Path) -> dict[str, float | None]:
-    examined = examine([model], list(setup.tasks), data=setup.data, limit=setup.limit, seed=setup.seed)
+    """Each task's first score, and its difference from the original's on the same items with the ends of its 95% interval.
+
+    The original's answers are kept, so that only the first trial takes them. There is no difference where the two do not
+    compare, as with texts that another tokenizer cuts into other windows.
+    """
+    def taken(model: str | Path) -> list[TaskResult]:
+        examined = examine([model], list(setup.tasks), data=setup.data, limit=setup.limit, seed=setup.seed)
+        return [row[0] for row in examined.results]
+
     scores: dict[str, float | None] = {}
-    for task, [result] in zip(setup.tasks, examined.results, strict=True):
+    for task, original, result in zip(setup.tasks, taken(setup.model), taken(model), strict=True):
         first = result.scores[0]
         scores |= {task: first.value, f"{task}_error": first.standard_error}
+        with suppress(TsotsallmError):
+            between = next((one.differences[1] for one in compare([original, result])
+                            if one.measure == first.measure and not one.group), None)
+            if between is not None:
+                scores |= {f"{task}_difference": between.value, f"{task}_low": between.low, f"{task}_high": between.high}
     return scores
 
 

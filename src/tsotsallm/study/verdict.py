@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tsotsallm.study.ledger import Trial
-from tsotsallm.units import human_bytes
+from tsotsallm.units import human_bytes, plus_minus
 
 SIZES = 6
 """Number of classes that the range of sizes is split into, each larger than the one before by the same factor."""
@@ -17,6 +19,9 @@ SURE = 2.0
 @dataclass(frozen=True)
 class Best:
     """The best trial of a class of sizes, and the best trial of another approach in it, if there is one.
+
+    A class in which nothing beats the best trial of a smaller one belongs to that one: whoever has room for more bytes
+    keeps the smaller model.
 
     sure   whether their difference is larger than twice its standard error
     """
@@ -52,6 +57,67 @@ def approach_of(trial: Trial) -> str:
     return " + ".join(parts) or "as it is"
 
 
+def names_of(trials: Sequence[Trial]) -> dict[int, str]:
+    """Number of a trial -> its recipe in words, such as 2 layers fewer + q4_k.
+
+    A name that the study gave to the recipe stays; where two recipes would have the same words, what was varied follows.
+    """
+    words = {trial.number: trial.name if "recipe" in trial.values else recipe_in_words(trial.recipe) for trial in trials}
+    times = Counter(words.values())
+    return {trial.number: words[trial.number] + (f" ({trial.name})" if times[words[trial.number]] > 1 else "")
+            for trial in trials}
+
+
+def recipe_in_words(recipe: Iterable[Mapping[str, Any]]) -> str:
+    """What the stages of a recipe do, in order: 2 layers fewer + q4_k."""
+    parts = [_stage_in_words(name, fields or {}) for stage in recipe for name, fields in stage.items()]
+    return " + ".join(filter(None, parts)) or "as it is"
+
+
+def _stage_in_words(name: str, fields: Mapping[str, Any]) -> str:
+    """What one stage does; empty where its options make it do nothing."""
+    match name:
+        case "depth":
+            return _fewer(fields.get("remove"), "layer")
+        case "layers":
+            return _fewer(len(skipped), "layer") if (skipped := fields.get("skip")) else "layers in another order"
+        case "replace":
+            return f"{count} layers replaced" if isinstance(count := fields.get("remove"), int) else "layers replaced"
+        case "neurons":
+            return "fewer neurons"
+        case "vocabulary":
+            return f"{size:,} tokens" if isinstance(size := fields.get("size"), int) else "fewer tokens"
+        case "sparsity":
+            return f"{fields['prune']} of {fields['group']} weights zero" if fields.get("prune") else "weights zeroed"
+        case "quantize":
+            return _grid(fields) + (" by rounding" if fields.get("method") == "rtn" else "")
+        case "compensate":
+            return f"correction of rank {rank}" if isinstance(rank := fields.get("rank"), int) else "low-rank correction"
+        case "adapt":
+            return "LoRA"
+        case "distill":
+            return "distilled"
+        case "tune":
+            return "tuned"
+    return name
+
+
+def _fewer(count: object, what: str) -> str:
+    if not isinstance(count, int):
+        return f"fewer {what}s"
+    return f"{count} {what}{'s' * (count != 1)} fewer" if count else ""
+
+
+def _grid(fields: Mapping[str, Any]) -> str:
+    if fields.get("grids"):
+        return "a mixture of grids"
+    if (grid := fields.get("grid", "int")) == "int":
+        return f"{fields.get('bits', 4)} bits"
+    if grid == "mixed":
+        return "mixed grids" + (f" of {bits} bits" if (bits := fields.get("bits") or fields.get("budget")) else "")
+    return str(grid)
+
+
 def verdicts(trials: Sequence[Trial], size: str = "bytes") -> list[Best]:
     """The best trial in each class of sizes, from the smallest; only full evaluations count."""
     known = [trial for trial in trials if trial.level == "full" and trial.measure(size)]
@@ -60,14 +126,18 @@ def verdicts(trials: Sequence[Trial], size: str = "bytes") -> list[Best]:
     low, high = (pick(float(trial.measure(size) or 0) for trial in known) for pick in (min, max))
     count = SIZES if high > low * 1.01 else 1
     edges = [low * (high / low) ** (place / count) for place in range(count + 1)]
-    best_by_size = []
+    classes: list[list[Trial]] = []
     for place in range(count):
         last = place == count - 1
         here = [trial for trial in known if edges[place] <= float(trial.measure(size) or 0) * (1 + 1e-9)
                 and (last or float(trial.measure(size) or 0) < edges[place + 1] * (1 - 1e-9))]
-        if not here:
-            continue
-        best = min(here, key=_loss)
+        if here and classes and min(map(_loss, here)) >= min(map(_loss, classes[-1])):
+            classes[-1] += here
+        elif here:
+            classes.append(here)
+    best_by_size = []
+    for here in classes:
+        best = min(here, key=lambda trial: (_loss(trial), float(trial.measure(size) or 0)))
         rivals = [trial for trial in here if approach_of(trial) != approach_of(best)]
         rival = min(rivals, key=_loss) if rivals else None
         sure = rival is not None and _loss(rival) - _loss(best) > SURE * math.hypot(_error(best), _error(rival))
@@ -77,24 +147,35 @@ def verdicts(trials: Sequence[Trial], size: str = "bytes") -> list[Best]:
     return best_by_size
 
 
-def verdict_markdown(trials: Sequence[Trial], size: str = "bytes") -> str:
-    """The verdict as a table in Markdown."""
-    show = human_bytes if size == "bytes" else (lambda count: f"{count / 1e6:.2f} million")
-    lines = [f"| {size.replace('_', ' ')} | best | KL (nats per token) | perplexity | next best approach | its KL | sure |",
-             "|---|---|---|---|---|---|---|"]
-
-    def named(trial: Trial, approach: str) -> str:
-        return f"{trial.name} ({approach}; {show(float(trial.measure(size) or 0))})"
-
+def verdict_lines(trials: Sequence[Trial], size: str = "bytes") -> list[str]:
+    """The verdict as lines for a terminal: a paragraph for each class of sizes, from the smallest."""
+    lines: list[str] = []
     for best in verdicts(trials, size):
-        span = show(best.smallest) if best.smallest == best.largest else f"{show(best.smallest)} to {show(best.largest)}"
-        rival = "none was tried" if best.rival is None else named(best.rival, best.rival_approach)
-        rival_loss = "" if best.rival is None else f"{_loss(best.rival):.3g} ± {_error(best.rival):.1g}"
-        perplexity = best.trial.measure("perplexity")
-        sure = "" if best.rival is None else "yes" if best.sure else "no"
-        lines.append(f"| {span} | {named(best.trial, best.approach)} | {_loss(best.trial):.3g} ± {_error(best.trial):.1g} | "
-                     f"{perplexity:.3f} | {rival} | {rival_loss} | {sure} |")
-    return "\n".join(lines)
+        lines += [f"{span_of(best, size)}: {_named(best.trial, best.approach, size)}",
+                  f"  KL {plus_minus(_loss(best.trial), _error(best.trial))} nats per token, perplexity "
+                  f"{best.trial.measure('perplexity'):.4g}"]
+        if best.rival is None:
+            lines.append("  no other approach was tried at this size")
+        else:
+            lines += [f"  next best approach: {_named(best.rival, best.rival_approach, size)}",
+                      f"  its KL {plus_minus(_loss(best.rival), _error(best.rival))}; the difference is "
+                      f"{'larger' if best.sure else 'not larger'} than twice its error"]
+    return lines
+
+
+def size_text(value: float, size: str) -> str:
+    """A size in its unit, such as 4.66 MB or 11.61 million."""
+    return human_bytes(value) if size == "bytes" else f"{value / 1e6:.2f} million"
+
+
+def span_of(best: Best, size: str) -> str:
+    """The sizes of a class, such as 3.55 MB to 4.66 MB."""
+    low, high = size_text(best.smallest, size), size_text(best.largest, size)
+    return low if low == high else f"{low} to {high}"
+
+
+def _named(trial: Trial, approach: str, size: str) -> str:
+    return f"{trial.name} ({approach}; {size_text(float(trial.measure(size) or 0), size)})"
 
 
 def _loss(trial: Trial) -> float:

@@ -23,6 +23,9 @@ CONVERSATIONS = ("messages", "conversations")
 MOST_HELD_OUT = 32
 HUB_ROWS = 20_000
 
+Conversation = tuple[int, list[dict[str, str]]]
+"""The line that a conversation is in, and its messages."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -67,7 +70,7 @@ def is_instructions(source: str) -> bool:
     return Path(source).suffix.lower() in (".jsonl", ".json")
 
 
-def read_conversations(source: str) -> list[tuple[int, list[dict[str, str]]]]:
+def read_conversations(source: str) -> list[Conversation]:
     """(line, messages) of every row of a .jsonl file or .json list; raises CorpusError with the line of a fault.
 
     A row has prompt and response (also instruction, question or query; output, answer or completion; with context, input
@@ -130,7 +133,7 @@ def _messages(value: object, where: str) -> list[dict[str, str]]:
     return [{"role": item["role"], "content": item["content"]} for item in value]
 
 
-def instruction_windows(conversations: Iterable[tuple[int, list[dict[str, str]]]], codec: TextCodec, context: int,
+def instruction_windows(conversations: Iterable[Conversation], codec: TextCodec, context: int,
                         source: str) -> Corpus:
     """One window for each conversation, in the tokenizer's chat template; only the assistant's words are learned.
 
@@ -190,7 +193,7 @@ def _plain(messages: Sequence[dict[str, str]], codec: TextCodec) -> tuple[list[i
     return ids, marks
 
 
-def hub_conversations(repository: str) -> list[tuple[int, list[dict[str, str]]]] | None:
+def hub_conversations(repository: str) -> list[Conversation] | None:
     """The rows of an instruction data set on the hub, at most 20,000; None where it is plain text."""
     conversations = []
     rows = hub.rows(repository, split="train", kind=CorpusError, instead="give a local file as `data`")

@@ -1,5 +1,7 @@
-// The start of the page: its texts, the key, the two tabs, and error messages.
+// The start of the page: its texts, the key, the two tabs, the panels, and error messages.
 
+import { startList } from "./list.js";
+import { closePanel, isOpen, startPanels } from "./panels.js";
 import { startShade } from "./shade.js";
 import { askJson, hasKey, useKey } from "./stream.js";
 import { openStudio, startStudio } from "./studio.js";
@@ -20,7 +22,7 @@ function noTrouble() {
 }
 
 function askForKey(wrong) {
-  $("work").hidden = true;
+  for (const id of ["work", "picker", "tabs", "talk-buttons", "talk-settings"]) { $(id).hidden = true; }
   $("key-form").hidden = false;
   if (wrong) { $("trouble").hidden = false; say($("error"), "key_wrong"); }
   $("key").focus();
@@ -44,6 +46,7 @@ async function begin() {
     if (!state) { return; }
     if (state.studio) { await openStudio(); }
     open(state.studio && (location.hash === "#studio" || !state.models.length) ? $("tab-studio") : $("tab-talk"));
+    if (!$("panel-talk").hidden) { $("prompt").focus(); }
   } catch (error) {
     if (error.status !== 401) { trouble(error.message); }
   }
@@ -55,6 +58,9 @@ function open(tab) {
     one.tabIndex = one === tab ? 0 : -1;
     $(one.getAttribute("aria-controls")).hidden = one !== tab;
   }
+  const talking = tab === $("tab-talk") && !$("talk").hidden;
+  for (const id of ["picker", "talk-buttons", "talk-settings"]) { $(id).hidden = !talking; }
+  if (!talking && isOpen("list")) { closePanel("list"); }
 }
 
 function startTabs() {
@@ -95,8 +101,10 @@ $("close-error").addEventListener("click", () => { noTrouble(); $("main").focus(
 await loadWords();
 startTabs();
 startKey();
+startPanels();
 startShade();
 startTalk();
+startList();
 startStudio(showResult);
 await begin();
 document.documentElement.dataset.ready = "true";

@@ -20,13 +20,18 @@ export function useKey(text) {
 export const hasKey = () => Boolean(key);
 
 /** GET, or POST when there is a body; gives the response or throws a Refusal. */
-export async function ask(path, body, signal) {
+export const ask = (path, body, signal) => request(path, body && JSON.stringify(body), "application/json", signal);
+
+/** POST a file as it is, and give the answer. */
+export const send = async (path, file) => (await request(path, file, "application/octet-stream")).json();
+
+async function request(path, body, kind, signal) {
   const headers = {};
   if (key) { headers.Authorization = `Bearer ${key}`; }
-  if (body) { headers["Content-Type"] = "application/json"; }
+  if (body) { headers["Content-Type"] = kind; }
   let response;
   try {
-    response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal, cache: "no-store" });
+    response = await fetch(path, { method: body ? "POST" : "GET", headers, body, signal, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") { throw error; }
     throw new Refusal(word("no_connection"));
@@ -85,19 +90,40 @@ export function reportLink(path, name, text) {
     link.rel = "noopener";
     return link;
   }
+  saveOnClick(link, path, `${name}-report.html`.replace(/[^\w.-]+/g, "-"));
+  return link;
+}
+
+/** A link that saves a file under a name. */
+export function fileLink(path, name, text) {
+  const link = document.createElement("a");
+  link.href = path;
+  link.download = name;
+  say(link, text);
+  if (key) { saveOnClick(link, path, name); }
+  return link;
+}
+
+function saveOnClick(link, path, name) {
+  let running = false;
   link.addEventListener("click", async (event) => {
     event.preventDefault();
+    if (running) { return; }
+    running = true;
+    link.setAttribute("aria-busy", "true");
     try {
       const file = document.createElement("a");
       file.href = URL.createObjectURL(await (await ask(path)).blob());
-      file.download = `${name}-report.html`.replace(/[^\w.-]+/g, "-");
+      file.download = name;
       file.click();
       setTimeout(() => URL.revokeObjectURL(file.href), 60_000);
     } catch (error) {
       document.dispatchEvent(new CustomEvent("trouble", { detail: error.message }));
+    } finally {
+      running = false;
+      link.removeAttribute("aria-busy");
     }
   });
-  return link;
 }
 
 function remembered() {

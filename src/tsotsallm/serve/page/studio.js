@@ -1,27 +1,37 @@
 // The studio: choose a model and a goal, see the plan, start, watch, and talk to the result.
 
-import { askJson, reportLink } from "./stream.js";
+import { drawCandidates } from "./chart.js";
+import { askJson, fileLink, reportLink, send } from "./stream.js";
 import { bytes, duration, known, number, say, share, unsay, word } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const BUSY = ["waiting", "running"];
-let choices = { models: [], devices: [], recipes: [] };
+const MOST_TEXT = 20 * 1024 * 1024;
+let choices = { models: [], devices: [], texts: [], recipes: [] };
+const HUB = "hub:";                 // stands for a model of the hub among the choices
+const names = new Map();            // id of an added text -> the name of its file
+let drawn = "";                     // the candidates that the chart shows
 let job = null;                     // the job on view
 let jobs = [];
 let timer = 0;
 let lost = false;                   // the server did not answer the last request
 
 export function startStudio(onResult) {
-  $("studio-form").addEventListener("submit", (event) => { event.preventDefault(); attempt(begin, $("start-job")); });
-  $("see-plan").addEventListener("click", () => { if ($("studio-form").reportValidity()) { attempt(plan, $("see-plan")); } });
+  $("studio-form").addEventListener("submit", (event) => { event.preventDefault(); attempt(begin, $("start-job"), $("studio-error")); });
+  $("see-plan").addEventListener("click", () => {
+    if ($("studio-form").reportValidity()) { attempt(plan, $("see-plan"), $("studio-error")); }
+  });
   $("studio-model").addEventListener("change", showChoice);
   $("device").addEventListener("change", showChoice);
   for (const radio of document.getElementsByName("goal")) { radio.addEventListener("change", showGoal); }
-  $("studio-form").addEventListener("input", () => { $("plan").hidden = true; });
+  $("studio-form").addEventListener("input", () => { $("plan").hidden = true; $("studio-error").hidden = true; });
+  startTexts();
   $("stop-job").addEventListener("click", () => attempt(async () => { showJob(await askJson(`/studio/jobs/${job.id}/stop`, {})); watch(); }));
   $("resume-job").addEventListener("click", () => attempt(async () => { showJob(await askJson(`/studio/jobs/${job.id}/resume`, {})); watch(); }));
   $("talk-to-result").addEventListener("click", () => attempt(async () => {
-    await onResult((await askJson(`/studio/jobs/${job.id}/serve`, {})).model);
+    const served = await askJson(`/studio/jobs/${job.id}/serve`, {});
+    await onResult(served.model);
+    if (served.why) { document.dispatchEvent(new CustomEvent("trouble", { detail: word("original_not_served", { reason: served.why }) })); }
   }, $("talk-to-result")));
   document.addEventListener("language", () => { fillChoices(); if (job) { showJob(job); } showList(); });
   showGoal();
@@ -36,13 +46,21 @@ export async function openStudio() {
   showList();
 }
 
-async function attempt(action, button) {
+/** Do something, and show why it failed: in `place`, else at the top of the page. */
+async function attempt(action, button, place) {
   document.dispatchEvent(new Event("no-trouble"));
+  if (place) { place.hidden = true; }
   if (button) { button.disabled = true; }
   try {
     await action();
   } catch (error) {
-    document.dispatchEvent(new CustomEvent("trouble", { detail: error.message }));
+    if (place && error.status !== 401) {
+      place.textContent = error.message;
+      place.hidden = false;
+      place.focus();
+    } else {
+      document.dispatchEvent(new CustomEvent("trouble", { detail: error.message }));
+    }
   } finally {
     if (button) { button.disabled = false; }
   }
@@ -51,7 +69,69 @@ async function attempt(action, button) {
 const goal = () => document.querySelector('input[name="goal"]:checked').value;
 
 function wish() {
-  return { model: $("studio-model").value, [goal()]: $(goal()).value.trim(), minutes: $("minutes").valueAsNumber, quick: $("quick").checked };
+  const kept = [...$("keep-texts").querySelectorAll("input:checked")].map((box) => box.value);
+  return { model: $("studio-model").value === HUB ? `hub:${$("hub").value.trim()}` : $("studio-model").value, quick: $("quick").checked,
+    ...(goal() !== "here" && { [goal()]: $(goal()).value.trim() }),
+    ...(!Number.isNaN($("minutes").valueAsNumber) && { minutes: $("minutes").valueAsNumber }),
+    ...($("calibration").value && { calibration: $("calibration").value }),
+    ...(goal() !== "recipe" && kept.length && { keep: kept }) };
+}
+
+/** Ask for a text to calibrate on, where the usual one is out of reach. */
+function needText() {
+  $("calibration-about").hidden = false;
+  $("calibration").value = "self";
+  $("calibration").focus();
+}
+
+function startTexts() {
+  const drop = $("drop"), file = $("text-file");
+  $("add-text").addEventListener("click", () => file.click());
+  file.addEventListener("change", () => { attempt(() => addTexts([...file.files]), $("add-text"), $("studio-error")); });
+  for (const kind of ["dragenter", "dragover"]) {
+    drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
+  }
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    attempt(() => addTexts([...event.dataTransfer.files]), $("add-text"), $("studio-error"));
+  });
+}
+
+/** Send texts to the studio's folder, and calibrate on the last of them. */
+async function addTexts(files) {
+  try {
+    for (const file of files) {
+      if (file.size > MOST_TEXT) { throw new Error(word("text_large", { name: file.name })); }
+      const { id } = await send(`/studio/texts?kind=${/\.jsonl$/i.test(file.name) ? "jsonl" : "txt"}`, file);
+      names.set(id, file.name);
+      choices.texts.push(id);
+      say($("added").appendChild(document.createElement("li")), "text_added", () => ({ name: file.name, place: id }));
+      $("said").textContent = word("text_added", { name: file.name, place: id });
+      fillTexts();
+      $("calibration").value = id;
+      $("calibration-about").hidden = true;
+    }
+  } finally {
+    $("text-file").value = "";
+  }
+}
+
+function fillTexts() {
+  const named = (id) => (names.has(id) ? `${names.get(id)} (${id})` : id);
+  refill($("calibration"), [["", word("calibration_usual")], ["self", word("calibration_self")], ...choices.texts.map((id) => [id, named(id)])]);
+  const before = new Set([...$("keep-texts").querySelectorAll("input:checked")].map((box) => box.value));
+  $("keep-texts").replaceChildren(...choices.texts.filter((id) => id.endsWith(".txt")).map((id, place) => {
+    const row = document.createElement("p"), box = document.createElement("input"), label = document.createElement("label");
+    row.className = "check";
+    Object.assign(box, { type: "checkbox", id: `keep-${place}`, value: id, checked: before.has(id) });
+    label.htmlFor = box.id;
+    label.textContent = named(id);
+    row.append(box, " ", label);
+    return row;
+  }));
+  showGoal();
 }
 
 async function plan() {
@@ -66,10 +146,13 @@ async function plan() {
   fillList($("plan-warnings"), plan.warnings, (item, text) => { item.textContent = text; });
   $("plan-command").textContent = plan.command;
   $("plan").hidden = false;
-  $("plan-title").focus();
+  $("calibration-about").hidden = true;
+  if (plan.needs_text) { needText(); } else { $("plan-title").focus(); }
+  return plan;
 }
 
 async function begin() {
+  if ((await plan()).needs_text) { return; }
   const { id } = await askJson("/studio/jobs", wish());
   $("plan").hidden = true;
   await take(await status(id));
@@ -112,7 +195,8 @@ async function refreshList() {
 }
 
 function fillChoices() {
-  refill($("studio-model"), choices.models.map((one) => [one.id, one.label]));
+  refill($("studio-model"), [...choices.models.map((one) => [one.id, one.label]), [HUB, word("from_hub")]]);
+  fillTexts();
   refill($("device"), choices.devices.map((one) => [one.name, word("device_option", { name: one.name, bytes: bytes(one.bytes) })]));
   $("folder").hidden = !choices.folder;
   say($("folder"), "folder", () => ({ folder: choices.folder }));
@@ -139,6 +223,10 @@ function refill(menu, options) {
 }
 
 function showChoice() {
+  const far = $("studio-model").value === HUB;
+  $("hub-row").hidden = !far;
+  $("hub").required = far;
+  $("hub").disabled = !far;
   const one = choices.models.find(({ id }) => id === $("studio-model").value);
   if (one) {
     say($("studio-model-about"), "studio_model_about", () => ({
@@ -152,8 +240,9 @@ function showChoice() {
 function showGoal() {
   for (const radio of document.getElementsByName("goal")) {
     radio.closest(".goal").querySelector(".field").hidden = !radio.checked;
-    $(radio.value).required = radio.checked;
+    if (radio.value !== "here") { $(radio.value).required = radio.checked; }
   }
+  $("keep").hidden = goal() === "recipe" || !$("keep-texts").childElementCount;
 }
 
 function showJob(latest) {
@@ -167,11 +256,26 @@ function showJob(latest) {
   $("job-step").textContent = BUSY.includes(job.state) ? job.step ?? "" : "";
   say($("job-seconds"), BUSY.includes(job.state) ? "elapsed" : "took", () => ({ time: duration(job.seconds) }));
   showProgress();
+  showLeft();
   $("job-error").hidden = !job.error;
-  $("job-error").textContent = job.error ?? "";
+  $("job-reason").textContent = job.error ?? "";
+  showOutcome();
+  $("chart").hidden = !job.candidates.length;
+  const candidates = JSON.stringify(job.candidates) + word("chart_best");
+  if (candidates !== drawn) {
+    drawn = candidates;
+    drawCandidates($("chart-place"), $("chart-rows"), job.candidates, word("chart_best"));
+  }
   toggle($("stop-job"), BUSY.includes(job.state));
   toggle($("resume-job"), job.can_resume && !BUSY.includes(job.state));
   toggle($("talk-to-result"), job.state === "done");
+  if (!job.file) {
+    $("file-place").replaceChildren();
+  } else if (fresh || !$("download")) {
+    const link = fileLink(`/studio/jobs/${encodeURIComponent(job.id)}/file`, `${job.title}.gguf`.replace(/[^\w.-]+/g, "-"), "download");
+    Object.assign(link, { id: "download", className: "button" });
+    $("file-place").replaceChildren(link);
+  }
   $("report-place").hidden = !job.report;
   if (job.report && (fresh || !$("open-report"))) {
     const link = reportLink(`/studio/jobs/${encodeURIComponent(job.id)}/report`, job.title, "report");
@@ -189,6 +293,39 @@ function showJob(latest) {
     log.textContent = lines;
     if (atEnd) { log.scrollTop = log.scrollHeight; }
   }
+}
+
+/** How much longer it may take: until the search ends, or by the share that is done. */
+function showLeft() {
+  const done = job.share;
+  if (job.state !== "running") {
+    unsay($("job-left"));
+  } else if (job.left_s !== null) {
+    say($("job-left"), job.left_s > 0 ? "left_most" : "left_finishing", () => ({ time: duration(job.left_s) }));
+  } else if (done > 0.05) {
+    say($("job-left"), "left_about", () => ({ time: duration(job.seconds * (1 - done) / done) }));
+  } else {
+    unsay($("job-left"));
+  }
+}
+
+/** Sizes before and after, and what was lost in words and numbers. */
+function showOutcome() {
+  const found = job.state === "done" ? job.result : null;
+  $("outcome").hidden = !found;
+  if (!found) { return; }
+  say($("size-before"), "value", () => ({ value: job.before ? bytes(job.before) : "?" }));
+  say($("size-after"), "value", () => ({ value: bytes(found.bytes) }));
+  say($("size-share"), "size_share", () => ({ share: job.before ? share(found.bytes / job.before) : "?" }));
+  if (found.kl === undefined) {
+    say($("lost"), "lost_unknown");
+    unsay($("lost-numbers"));
+    return;
+  }
+  const same = found.same_top_token;
+  say($("lost"), same >= 0.98 ? "lost_nothing" : same >= 0.93 ? "lost_little" : same >= 0.85 ? "lost_some" : "lost_much", () => ({ share: share(same) }));
+  say($("lost-numbers"), found.tokens_per_s ? "lost_numbers_speed" : "lost_numbers", () => ({ kl: found.kl.toPrecision(2),
+    before: number(found.reference_perplexity, 2), after: number(found.perplexity, 2), speed: number(found.tokens_per_s ?? 0) }));
 }
 
 function showProgress() {

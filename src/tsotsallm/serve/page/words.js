@@ -1,30 +1,37 @@
-// The texts of the page in the user's language. Every language is a key of texts.json.
+// The texts of the page in the user's language: languages.json lists the languages, languages/TAG.json has the texts of one.
 
-let texts = { en: {} };
+let texts = {};
 let language = "en";
 const fillers = new WeakMap();
 
+const json = async (name) => (await fetch(`/page/${name}.json`)).json();
+
 export async function loadWords() {
-  texts = await (await fetch("/page/texts.json")).json();
+  const names = await json("languages");
   const wanted = [remembered(), ...(navigator.languages || [navigator.language])];
-  language = wanted.flatMap((tag) => (tag ? [tag, tag.split("-")[0]] : [])).find((tag) => Object.hasOwn(texts, tag)) || "en";
+  const tag = wanted.flatMap((one) => (one ? [one, one.split("-")[0]] : [])).find((one) => Object.hasOwn(names, one)) || "en";
   const menu = document.getElementById("language");
-  for (const [tag, words] of Object.entries(texts)) {
-    const option = new Option(words.language_name, tag, false, tag === language);
-    option.lang = tag;
+  for (const [one, name] of Object.entries(names)) {
+    const option = new Option(name, one, false, one === tag);
+    option.lang = one;
     menu.add(option);
   }
-  menu.addEventListener("change", () => speak(menu.value));
-  translate();
+  menu.addEventListener("change", async () => {
+    try { localStorage.setItem("language", menu.value); } catch { /* private windows may refuse: the choice then lasts until the page is closed */ }
+    await speak(menu.value);
+    document.dispatchEvent(new Event("language"));
+  });
+  await speak(tag);
 }
 
+export const languageNow = () => language;
+
 export function word(key, filled = {}) {
-  const text = texts[language][key] ?? texts.en[key] ?? key;
-  return text.replace(/\{(\w+)\}/g, (_, name) => filled[name] ?? "");
+  return (texts[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => filled[name] ?? "");
 }
 
 export function known(key) {
-  return key in texts.en;
+  return Object.hasOwn(texts, key);
 }
 
 /** Show a text in a node, now and after every change of language; `filler` gives the values for its {blanks}. */
@@ -38,6 +45,13 @@ export function say(node, key, filler) {
 export function unsay(node) {
   delete node.dataset.text;
   node.textContent = "";
+}
+
+/** Name a node for those who cannot see it, now and after every change of language. */
+export function label(node, key) {
+  node.dataset.label = key;
+  node.setAttribute("aria-label", word(key));
+  return node;
 }
 
 export function number(value, digits = 0) {
@@ -61,22 +75,22 @@ export function duration(seconds) {
   return word("hours_minutes", { h: number(Math.floor(whole / 3600)), m: number(Math.floor(whole / 60) % 60) });
 }
 
-function speak(tag) {
+export function day(milliseconds) {
+  return new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(milliseconds);
+}
+
+async function speak(tag) {
+  texts = await json(`languages/${tag}`);
   language = tag;
-  try { localStorage.setItem("language", tag); } catch { /* private windows may refuse: the choice then lasts until the page is closed */ }
-  translate();
-  document.dispatchEvent(new Event("language"));
+  document.documentElement.lang = tag;
+  document.title = word("title");
+  document.querySelectorAll("[data-text]").forEach(show);
+  for (const node of document.querySelectorAll("[data-label]")) { node.setAttribute("aria-label", word(node.dataset.label)); }
+  for (const node of document.querySelectorAll("[data-hint]")) { node.placeholder = word(node.dataset.hint); }
 }
 
 function remembered() {
   try { return localStorage.getItem("language"); } catch { return null; }
-}
-
-function translate() {
-  document.documentElement.lang = language;
-  document.title = word("title");
-  document.querySelectorAll("[data-text]").forEach(show);
-  for (const node of document.querySelectorAll("[data-label]")) { node.setAttribute("aria-label", word(node.dataset.label)); }
 }
 
 function show(node) {

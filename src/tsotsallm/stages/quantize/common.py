@@ -29,7 +29,8 @@ from tsotsallm.streaming.sweep import Tick
 from tsotsallm.training.trainee import Place
 from tsotsallm.validation import NotNegative, Share
 
-GgufGrid = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k", "q2_k"]
+GgufGrid = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k", "q2_k",
+                   "tq2_0"]
 END_PASSES = 2
 COUPLING_DAMP = 0.5
 """Added to the metric of the outputs, whose mean diagonal is one (docs/LOG.md)."""
@@ -39,9 +40,13 @@ ROWS_JUDGED = 512
 """Rows that are judged at a time, to spare memory."""
 
 
-def _nearest(weight: Tensor, grid: Grid, storage: torch.dtype, keep: Tensor | None) -> Stored:
-    """A weight (d_out, d_in) rounded to nearest."""
-    return round_plainly(weight, grid, keep) if isinstance(grid, GgmlGrid) else grid.round(weight, storage, keep)
+def _nearest(weight: Tensor, grid: Grid, storage: torch.dtype, keep: Tensor | None,
+             importance: Tensor | None = None) -> Stored:
+    """A weight (d_out, d_in) rounded to nearest; on integers with scales for the `importance` of columns, where that is
+    known."""
+    if isinstance(grid, GgmlGrid):
+        return round_plainly(weight, grid, keep)
+    return grid.round(weight, storage, keep, importance)
 
 
 def _short(method: str, values: list[str]) -> JsonObject:
@@ -236,9 +241,9 @@ class Quantize(LinearEdit):
             stored: Stored = round_to_blocks(aim, factor.upper, factor.order, grid, passes=self.passes_over_blocks,
                                              keep=keep, outputs=self._metric(gram, linear))
         else:
-            stored = gptq(aim, factor.upper, factor.order, grid, linear.storage, keep)
+            stored = gptq(aim, factor.upper, factor.order, grid, linear.storage, keep, searched=True)
         if gram.held_out is not None and self._loses(linear, grid, keep, gram, aim, stored):
-            stored = _nearest(linear.dense, grid, linear.storage, keep)
+            stored = _nearest(linear.dense, grid, linear.storage, keep, gram.diagonal)
         linear.quantise(stored)
 
     @staticmethod
@@ -247,7 +252,7 @@ class Quantize(LinearEdit):
         more = 0.0
         for first in range(0, linear.d_out, ROWS_JUDGED):
             rows = torch.arange(first, min(first + ROWS_JUDGED, linear.d_out), device=aim.device)
-            plain = _nearest(linear.dense[rows], grid, linear.storage, None if keep is None else keep[rows])
+            plain = _nearest(linear.dense[rows], grid, linear.storage, None if keep is None else keep[rows], gram.diagonal)
             more += gram.error_held_out(stored.rows_at(rows).dequantise().sub_(aim[rows]))
             more -= gram.error_held_out(plain.dequantise().sub_(aim[rows]))
         return more > 0

@@ -148,6 +148,14 @@ class IntegerQuantize(Quantize):
             widths = {name: d_in for name, (_, d_in) in linear_shapes(model.spec, 0).items()}
             require_divisible(widths, self.levels.group, ", or channel for one scale a row, or auto")
 
+    def remarks(self, model: Model) -> list[str]:
+        """That a GGUF file, where one is the source, has grids of its own."""
+        if not model.from_gguf:
+            return []
+        return [f"the source is a GGUF file, and {self.short()} is a grid for transformers and vLLM: a GGUF file of the "
+                "result may be larger than the source. For llama.cpp and Ollama take a grid of GGUF (gptq:q4_k), a mixture "
+                "(gptq:mixed:4.5) or `tsotsallm fit`"]
+
     def flops(self, d_out: int, d_in: int) -> float:
         """One visit to every column; none for rounding to nearest."""
         return 0.0 if self.method == "rtn" else float(d_out) * d_in ** 2

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field
 
 from tsotsallm.checkpoint.gguf_layout import UNKNOWN_LABELS, aligned, layout_of, vocabulary_entries
@@ -19,9 +18,9 @@ from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.files import Json, JsonObject, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.grids import Grid
-from tsotsallm.stages.allocation import DENSE, MIXED, MIXED_WITH_ZEROS, Probe, allocate, candidates
-from tsotsallm.stages.contract import LinearEdit, Model, Workplace, decided_later
-from tsotsallm.stages.ends import end_losses, end_modules, head_gram
+from tsotsallm.stages.allocation import ACTIVATIONS, DENSE, MIXED, MIXED_WITH_ZEROS, Probe, allocate, candidates
+from tsotsallm.stages.contract import LinearEdit, Model, Needs, Workplace, decided_later
+from tsotsallm.stages.ends import end_losses, end_modules
 from tsotsallm.stages.quantize.common import GgufGrid
 from tsotsallm.stages.quantize.gguf import OWN, BlockQuantize
 from tsotsallm.stages.quantize.sizes import matrix_weights, other_values
@@ -89,8 +88,13 @@ class MixedQuantize(BlockQuantize):
     @property
     def measured_by(self) -> list[Json]:
         """The candidates, and everything but the budget and how it is spent: the losses are the same."""
-        return [self.name, [*MIXED, *MIXED_WITH_ZEROS],
+        return [self.name, [*MIXED, *MIXED_WITH_ZEROS], ACTIVATIONS,
                 self.fields() | {"bits_per_weight": None, "file_bytes": None, "passes": None}]
+
+    @property
+    def needs(self) -> Needs:
+        """What grids of GGUF's need, and the largest inputs, whose rounding counts in the choice."""
+        return super().needs | Needs(peaks=self.surveys)
 
     @property
     def surveys(self) -> bool:
@@ -180,12 +184,12 @@ class MixedQuantize(BlockQuantize):
     def probe_ends(self, view: View, corpus: Corpus, outputs: HiddenStates, notes: dict[str, list[float]],
                    squares: float) -> None:
         """Add the expected losses of embeddings and head on every grid."""
-        gram = head_gram(view, outputs, torch.device("cpu"))
         grids = {module: candidates(view.spec.hidden) for module in end_modules(view)}
-        notes |= end_losses(view, corpus, gram, grids, squares)
+        notes |= end_losses(view, corpus, outputs, grids, squares)
 
     def decide(self, notes: Mapping[str, list[float]], view: View) -> JsonObject:
-        """A grid for every matrix, the budget used as well as the measured losses allow."""
+        """A grid for every matrix, the budget used as well as the measured losses allow: what rounding it costs, and what
+        rounding its inputs adds in llama.cpp."""
         shapes, stored = _matrices(view.spec), aligned if self.file_bytes is not None else int
         zeros = {key: len(notes[key]) != len(candidates(shape[1])) for key, shape in shapes.items()}
         grids = {key: candidates(shape[1], zeros=zeros[key]) for key, shape in shapes.items()}
@@ -194,19 +198,27 @@ class MixedQuantize(BlockQuantize):
                  for key in shapes if grids[key]}
         matrices = self._matrix_bytes(view)
         losses = {key: [*notes[key], 0.0] for key in sizes}
+        inputs = {key: [*notes[f"{key}{ACTIVATIONS}"], 0.0] for key in sizes}
+        in_engine = {key: [own + more for own, more in zip(losses[key], inputs[key], strict=True)] for key in sizes}
         names = {key: [*(grid.type for grid in grids[key]), DENSE] for key in sizes}
-        chosen = allocate(losses, sizes, matrices - fixed)
+        chosen = allocate(in_engine, sizes, matrices - fixed)
         used = sum(sizes[key][choice] for key, choice in chosen.items()) + fixed
         return {"grids": {key: names[key][choice] for key, choice in chosen.items()},
                 "predicted_loss": sum(losses[key][choice] for key, choice in chosen.items()),
+                "predicted_loss_of_activations": sum(inputs[key][choice] for key, choice in chosen.items()),
                 "bits_per_weight": 8 * used / sum(math.prod(shape) for shape in shapes.values()),
                 "bytes": used, "budget_bytes": matrices,
-                "losses": {key: {grid.type: loss for grid, loss in zip(grids[key], notes[key], strict=True)}
-                           for key in sizes}}
+                "losses": _by_grid(grids, notes, sizes),
+                "losses_of_activations": _by_grid(grids, {key: notes[f"{key}{ACTIVATIONS}"] for key in sizes}, sizes)}
 
     def decided(self, decision: Mapping[str, Json]) -> Self:
         """The stage with a grid for every matrix."""
         return replace(self, assigned={key: grid for key, grid in decision["grids"].items() if grid != DENSE})
+
+
+def _by_grid(grids: Mapping[str, list[GgmlGrid]], notes: Mapping[str, list[float]],
+             keys: Iterable[str]) -> dict[str, dict[str, float]]:
+    return {key: {grid.type: loss for grid, loss in zip(grids[key], notes[key], strict=True)} for key in keys}
 
 
 def _end_names(spec: ModelSpec) -> list[str]:

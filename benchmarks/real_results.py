@@ -1,0 +1,148 @@
+"""Which approach is best at which size on a real LLaMA, SmolLM2-135M-Instruct: the study `approaches`, table and picture.
+
+    python benchmarks/real_results.py run --work DIR [--hours 2]      run or resume the study; its ledger goes to the results
+    python benchmarks/real_results.py write                           table and picture from the ledger among the results
+
+The ledger in benchmarks/results/real-smollm2 is the study's diary (trials.jsonl), from which another computer resumes, and a
+line for every trial (approaches.csv). Text: the first 20 windows of 512 tokens of WikiText-2 (raw, test). Calibration: 16
+windows of 512 tokens of prose. Tasks: ARC easy, HellaSwag and PIQA, as many items as --items says, with paired differences
+from the original. Every recipe is evaluated fully.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tsotsallm.api.export import to_huggingface
+from tsotsallm.study.spec import read_content
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import measured
+from benchmarks.peers import PROSE, SHARED
+from tests.real_model import real_model
+
+RESULTS = Path(__file__).resolve().parent / "results" / "real-smollm2"
+WINDOWS, TASKS = 20, ("arc-easy", "hellaswag", "piqa")
+Row = dict[str, str]
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Run the study where it stopped, and keep its ledger; the folder `work` holds all that can be made again."""
+    work, data = asked.work.absolute(), SHARED / "data"
+    study = work / "approaches"
+    study.mkdir(parents=True, exist_ok=True)
+    if not (work / "source").exists():
+        to_huggingface(str(real_model()), work / "source")       # dense, so that layers can learn
+    if not (work / "texts").exists():
+        (work / "texts").mkdir()
+        for name in PROSE:
+            shutil.copyfile(data / "calibration" / name, work / "texts" / name)
+        shutil.copyfile(data / "wikitext-2-raw" / "wiki.test.raw", work / "wiki.test.raw")
+    if not (study / "trials.jsonl").exists() and (RESULTS / "trials.jsonl").exists():
+        shutil.copyfile(RESULTS / "trials.jsonl", study / "trials.jsonl")
+    content = read_content("approaches")
+    content["evaluation"] = {"cheap": None, "full": WINDOWS}
+    (work / "approaches.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    words = ["-m", "tsotsallm", "study", "approaches.yaml", "-o", "approaches", "--model", "source", "--text",
+             "wiki.test.raw", "--calibration", "texts", "--task", ",".join(TASKS), "--data", str(data), "--limit",
+             str(asked.items), "--hours", str(asked.hours), "--set", "texts=texts", "--threads", str(asked.threads)]
+    try:
+        subprocess.run([sys.executable, *words], cwd=work, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    finally:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(study / "trials.jsonl", RESULTS / "trials.jsonl")
+        measured.run([sys.executable, "-m", "tsotsallm", "study", "export", study, "--csv", RESULTS / "approaches.csv"])
+
+
+def rows() -> list[Row]:
+    """The finished trials, from the largest to the smallest model."""
+    with (RESULTS / "approaches.csv").open(encoding="utf-8", newline="") as file:
+        found = [row for row in csv.DictReader(file) if row["status"] == "done" and row["full.kl"]]
+    return sorted(found, key=lambda row: -float(row["model.bytes"]))
+
+
+def on_the_front(row: Row, every: list[Row]) -> bool:
+    """Whether no model of at most this size loses less."""
+    size, loss = float(row["model.bytes"]), float(row["full.kl"])
+    return not any(float(other["model.bytes"]) <= size and float(other["full.kl"]) < loss for other in every)
+
+
+def table(every: list[Row]) -> str:
+    """Every recipe, those on the front in bold."""
+    tasks = [task for task in TASKS if every[0].get(f"full.{task}")]
+    lines = [["recipe", "MB", "KL", "99%", "perplexity", *tasks, "minutes"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in every:
+        name = f"**{row['name']}**" if on_the_front(row, every) else row["name"]
+        scores = [f"{float(row[f'full.{task}']):.1%} ({100 * float(row[f'full.{task}_low']):+.1f} to "
+                  f"{100 * float(row[f'full.{task}_high']):+.1f})" for task in tasks]
+        lines.append([name, f"{float(row['model.bytes']) / 1e6:.1f}",
+                      f"{float(row['full.kl']):.4f} ± {float(row['full.kl_error']):.4f}", f"{float(row['full.kl_99']):.2f}",
+                      f"{float(row['full.perplexity']):.2f}", *scores, f"{float(row['seconds']) / 60:.1f}"])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def draw(every: list[Row], out: Path) -> None:
+    """KL divergence over bytes, both on logarithmic scales: a colour for every approach, and the front."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(10, 6), layout="constrained")
+    kinds: dict[str, list[Row]] = {}
+    for row in every:
+        kinds.setdefault(techniques_of(yaml.safe_load(row["recipe"])), []).append(row)
+    for number, (kind, group) in enumerate(sorted(kinds.items())):
+        points: Any = [(float(row["model.bytes"]) / 1e6, float(row["full.kl"])) for row in group]
+        axis.plot(*zip(*points, strict=True), label=kind, color=f"C{number % 10}", marker="os^vDP*Xd<>"[number % 11],
+                  linestyle="-" if len(points) > 1 else "none", linewidth=0.8)
+    front: Any = [(float(row["model.bytes"]) / 1e6, float(row["full.kl"])) for row in every if on_the_front(row, every)]
+    axis.step(*zip(*front, strict=True), where="pre", color="black", linestyle=":", label="best so far at each size")
+    axis.set(xscale="log", yscale="log", xlabel="MB of the file with weights", ylabel="KL from the original, nats per token",
+             title="SmolLM2-135M-Instruct, WikiText-2")
+    axis.grid(True, which="both", alpha=0.3)
+    axis.legend(fontsize="x-small", ncols=2)
+    figure.savefig(out, dpi=130)
+    pyplot.close(figure)
+
+
+def techniques_of(recipe: list[dict[str, Any]]) -> str:
+    """The techniques of a recipe in order; quantisation by what its bits are."""
+    names = []
+    for stage in recipe:
+        [(name, fields)] = stage.items()
+        if name == "quantize":
+            name = ("mixture" if "bits_per_weight" in fields else "integers" if "bits" in fields else
+                    "rounded" if fields.get("method") == "rtn" else "one grid")
+        names.append(name)
+    return " + ".join(names)
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "write"))
+    parser.add_argument("--work", type=Path, default=Path("real-results"))
+    parser.add_argument("--hours", type=float, default=2.0, help="no recipe begins later")
+    parser.add_argument("--items", type=int, default=100, help="of every task")
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    if asked.what == "run":
+        run(asked)
+    every = rows()
+    (RESULTS / "approaches.md").write_text(table(every) + "\n", "utf-8")
+    draw(every, RESULTS / "approaches.png")
+
+
+if __name__ == "__main__":
+    main()
