@@ -235,7 +235,7 @@ def rss_bytes() -> int:
 def peak_rss_bytes() -> int:
     """Highest resident memory of this process so far, in bytes.
 
-    On Linux the kernel's own mark: `getrusage` would tell the peak of the program that started this one, where that is higher.
+    On Linux the kernel's own mark: `getrusage` tells the peak of the program that started this one where that is higher.
     """
     on_windows = getattr(psutil.Process().memory_info(), "peak_wset", None)
     if on_windows is not None:

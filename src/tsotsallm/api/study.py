@@ -27,7 +27,7 @@ from tsotsallm.study.workers import OnCluster
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What replaces values of a study's file.
+    """What replaces values of a study's file, and where it runs.
 
     text         text file to evaluate on
     calibration  text to calibrate on
@@ -36,6 +36,7 @@ class StudyOptions:
     limit        items of every task, at most
     trials       run at most this number of trials
     hours        hours after which no further trial is begun
+    device       "cpu", or "cuda" where there is a GPU; a study may go on on another
     """
 
     text: str | Path | None = None
@@ -45,6 +46,7 @@ class StudyOptions:
     limit: int | None = None
     trials: int | None = None
     hours: float | None = None
+    device: str = "cpu"
 
     def amend(self, content: JsonObject) -> JsonObject:
         """The content of a study's file with these values in place of its own; what is not a mapping is refused later."""
@@ -69,6 +71,7 @@ class StudyKeywords(TypedDict, total=False):
     limit: int | None
     trials: int | None
     hours: float | None
+    device: str
 
 
 def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED, given: Mapping[str, str] | None = None,
@@ -79,11 +82,13 @@ def run_study(spec: str | Path, out: str | Path, *, model: str | Path = EMBEDDED
     `spec` is a YAML file or a packaged name, `given` the values that it leaves open. With `workers`, trials run on a
     cluster. More options are fields of StudyOptions, or keywords.
     """
-    study = _read(spec, model, given, amended(options or StudyOptions(), keywords, run_study))
+    options = amended(options or StudyOptions(), keywords, run_study)
+    study = _read(spec, model, given, options)
     for note in study.notes:
         say(f"note    {note}")
     with workers.cluster(say) if workers is not None else contextlib.nullcontext() as cluster:
-        tried = try_all(study, str(model), Path(out), OnCluster(cluster) if cluster is not None else None, say)
+        tried = try_all(study, str(model), Path(out), OnCluster(cluster) if cluster is not None else None, say,
+                        device=options.device)
     with if_possible(say, "the report"):
         write_page(study_document(Path(out)), Path(out) / "report.html")
     return tried

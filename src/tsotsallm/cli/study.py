@@ -10,6 +10,7 @@ import typer
 from tsotsallm.cli.common import (
     AsJson,
     Data,
+    Device,
     Items,
     Threads,
     TlsCa,
@@ -58,6 +59,7 @@ def run(spec: Annotated[str, typer.Argument(help="Study to run: a YAML file, or 
         limit: Items = None,
         trials: Annotated[int | None, typer.Option(help="Run at most this number of trials.")] = None,
         hours: Annotated[float | None, typer.Option(help="Hours after which no further trial is begun.")] = None,
+        device: Device = "cpu",
         plan_only: Annotated[bool, typer.Option("--plan", help="Only forecast time, memory and disk.")] = False,
         workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
         threads: Threads = None, as_json: AsJson = False) -> None:
@@ -65,7 +67,8 @@ def run(spec: Annotated[str, typer.Argument(help="Study to run: a YAML file, or 
     with answers(as_json):
         from tsotsallm.api.study import StudyOptions, plan_study, run_study
 
-        options = StudyOptions(text, calibration, [] if task is None else task.split(","), data, limit, trials, hours)
+        options = StudyOptions(text, calibration, [] if task is None else task.split(","), data, limit, trials, hours,
+                               device)
         if plan_only:
             found = plan_study(spec, out, model=model, given=_values(values or []), options=options)
             print_json(found.plain()) if as_json else print_forecast(found)

@@ -200,6 +200,14 @@ class Blocks:
 
         return Blocks(self.codes[rows], self.step[rows], at(self.low), at(self.scales), at(self.lows), self.grid)
 
+    def to(self, device: torch.device) -> Blocks:
+        """The same blocks on a device."""
+        def there(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.to(device)
+
+        return Blocks(self.codes.to(device), self.step.to(device), there(self.low), there(self.scales), there(self.lows),
+                      self.grid)
+
     def steps(self) -> Tensor:
         """The step of every part, the value of one unit of the code, (d_out, parts) float32."""
         return self.step if self.scales is None else self._per_part(self.step) * self.scales.float()

@@ -65,7 +65,14 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
     passes   how many times every part is visited again
     keep     (d_out, d_in) bool: where False the value is exactly zero (grids with a level at zero)
     outputs  (d_out, at most OUTPUTS): the damped metric O of the outputs, its diagonal blocks stacked
+
+    What lies on a GPU is rounded by the compiled loops of the CPU where they are installed, since the many short steps take
+    much longer there; the answer lies where the target does.
     """
+    if target.device.type != "cpu" and compiler() is not None:
+        here = [None if one is None else one.cpu() for one in (keep, outputs)]
+        return round_to_blocks(target.cpu(), factor.cpu(), order.cpu(), grid, passes=passes, keep=here[0],
+                               outputs=here[1]).to(target.device)
     solve = _solver(factor, order, grid, passes)
 
     def rounded(first: int) -> Blocks:

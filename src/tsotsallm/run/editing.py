@@ -86,7 +86,7 @@ class Editing(Copying):
         ends: dict[str, Tensor] = {}
         if end_grids:
             outputs = self.states_of(corpus).inputs_of(layers) if needs.gram else None
-            gram = head_gram(self.view, outputs, self.work.device) if outputs is not None else None
+            gram = head_gram(self.view, outputs) if outputs is not None else None
             for edit in edits:
                 ends |= edit.round_ends(self.view, gram, self.layer_tick)
         self.complete(self.first_visit if self.is_last else None, ends, end_grids)

@@ -19,6 +19,7 @@ from tsotsallm.streaming.hidden import HiddenStates
 from tsotsallm.streaming.statistics import Gram
 from tsotsallm.streaming.sweep import Tick
 
+CPU = torch.device("cpu")
 ROWS_AT_ONCE = 4096
 VARIANCE_TOKENS = 2048
 DAMP = 0.1
@@ -32,28 +33,28 @@ def end_modules(view: View) -> list[str]:
 
 
 @torch.no_grad()
-def head_gram(view: View, states: HiddenStates, device: torch.device) -> Gram:
-    """The Gram of what the head reads, from the outputs of the last layer."""
-    norm, gram = load_final_norm(view, device), Gram(view.spec.hidden, device, peaks=True)
+def head_gram(view: View, states: HiddenStates) -> Gram:
+    """The Gram of what the head reads, from the outputs of the last layer; on the CPU, where the rows of the head are."""
+    norm, gram = load_final_norm(view, CPU), Gram(view.spec.hidden, CPU, peaks=True)
     for batch in states.batches():
-        gram.add(norm(states.read(batch).to(device)))
+        gram.add(norm(states.read(batch)))
     return gram
 
 
 @torch.no_grad()
-def token_variances(view: View, states: HiddenStates, device: torch.device) -> Tensor:
+def token_variances(view: View, states: HiddenStates) -> Tensor:
     """The mean of p·(1 − p) for every token of the vocabulary, (vocabulary,), p as the model says it, over at most
     VARIANCE_TOKENS places of the corpus."""
-    norm, every = load_final_norm(view, device), max(1, states.tokens // VARIANCE_TOKENS)
-    rows = torch.cat([norm(states.read(batch).to(device)).reshape(-1, view.spec.hidden)[::every]
+    norm, every = load_final_norm(view, CPU), max(1, states.tokens // VARIANCE_TOKENS)
+    rows = torch.cat([norm(states.read(batch)).reshape(-1, view.spec.hidden)[::every]
                       for batch in states.batches()])
-    whole = torch.full((len(rows),), float("-inf"), device=device)
-    for piece in head_pieces(view, device):
+    whole = torch.full((len(rows),), float("-inf"))
+    for piece in head_pieces(view, CPU):
         whole = torch.logaddexp(whole, piece.logits(rows).logsumexp(-1))
     found = torch.empty(view.spec.vocabulary)
-    for piece in head_pieces(view, device):
+    for piece in head_pieces(view, CPU):
         shares = (piece.logits(rows) - whole[:, None]).exp()
-        found[piece.first:piece.first + len(piece)] = (shares * (1 - shares)).mean(0).cpu()
+        found[piece.first:piece.first + len(piece)] = (shares * (1 - shares)).mean(0)
     return found
 
 
@@ -98,7 +99,7 @@ def end_losses(view: View, corpus: Corpus, states: HiddenStates, candidates: Map
     squares, per_logit = squares * spec.embedding_scale ** 2, 0.5 / spec.logit_divisor ** 2
     vocabulary, tokens = view.spec.vocabulary, corpus.tokens
     counts = torch.bincount(torch.cat(corpus.windows), minlength=vocabulary).float()
-    gram, variances = head_gram(view, states, torch.device("cpu")), token_variances(view, states, torch.device("cpu"))
+    gram, variances = head_gram(view, states), token_variances(view, states)
     metric = gram.matrix / tokens
     losses: dict[str, list[float]] = {f"{module}{kind}": [0.0] * len(grids) for module, grids in candidates.items()
                                       for kind in ("", ACTIVATIONS)}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.spec import ModelSpec
+from tsotsallm.compression import check_device
 from tsotsallm.errors import RecipeError, StudyError
 from tsotsallm.evaluation.cost import count_nonzero
 from tsotsallm.files import one_line
@@ -52,24 +53,30 @@ class Found:
                 "hypervolume_reference": list(self.reference)}
 
 
-def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None,
-              say: Say = lambda _line: None) -> Found:
+def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None, say: Say = lambda _line: None, *,
+              device: str = "cpu") -> Found:
     """Run a study on a model with its ledger in `out`; trials that an earlier attempt finished are not run again.
 
-    Raises StudyError where `out` holds another study, ResumeError where another process is working in it.
+    Trials compute on `device`, of this computer or of the workers. Raises StudyError where `out` holds another study,
+    ResumeError where another process is working in it.
     """
     checkpoint = Checkpoint.open(model)
+    if workers is None:
+        check_device(device)
     setup = spec.setup_for(model)
+    what = setup.plain() | {"store_bytes": STORE_BYTES}
+    del what["device"]              # the study goes on where another device computes
     with held(out), closing(Ledger(out)) as ledger:
         anatomy = inspect_checkpoint(checkpoint)
         original = {"bytes": anatomy.bytes, "parameters": anatomy.parameters,
                     "nonzero_parameters": count_nonzero(checkpoint)}
         ledger.begin({"spec": spec.content, "name": spec.name, "model": model, "original": original,
                       "source": checkpoint.fingerprint(),
-                      "setup": setup.plain() | {"store_bytes": STORE_BYTES}, "objectives": list(spec.objectives)})
+                      "setup": what, "objectives": list(spec.objectives)})
         for trial in ledger.trials("running"):
             ledger.forget(trial.number)
-        _Study(spec, setup, ledger, workers or Here(out / "work"), _strategy(spec, out), whole_spec(checkpoint), say).run()
+        _Study(spec, replace(setup, device=device), ledger, workers or Here(out / "work"), _strategy(spec, out),
+               whole_spec(checkpoint), say).run()
         return found_in(out, ledger, spec.objectives)
 
 

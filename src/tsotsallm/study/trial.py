@@ -43,6 +43,7 @@ class Setup:
     tasks    evaluated in the full evaluation
     speed    whether a GGUF file is written and timed in llama.cpp
     country  ISO code; where given, energy is measured or estimated
+    device   to compute on: "cpu", or "cuda" where there is a GPU; not part of what is studied
     """
 
     model: str
@@ -60,6 +61,7 @@ class Setup:
     speed: bool = False
     country: str | None = None
     store_bytes: int = 4 << 30
+    device: str = "cpu"
 
     def plain(self) -> dict[str, object]:
         """The fields as plain data for JSON."""
@@ -134,7 +136,7 @@ def _execute(setup: Setup, job: TrialJob, work: Path, model: Path, store: Store,
         model.parent.mkdir(parents=True, exist_ok=True)
         window = min(setup.window, Checkpoint.open(setup.model).spec.context)
         compress(setup.model, job.recipe, model, calibration=setup.calibration, windows=setup.windows, window=window,
-                 seed=setup.seed, store=store)
+                 seed=setup.seed, device=setup.device, store=store)
     written = Checkpoint.open(model)
     anatomy = inspect_checkpoint(written)
     outcome.measures["model"] = {"bytes": anatomy.bytes, "parameters": anatomy.parameters, "layers": anatomy.layers,
@@ -161,7 +163,7 @@ def _loss(setup: Setup, model: Checkpoint, windows: int, kept: Path) -> JsonObje
     source = "the embedded world, test" if setup.text is None else Path(setup.text).name
     score = evaluate_perplexity(model, text, source=source, context=setup.context, limit=windows, kept=kept,
                                 reference=Checkpoint.open(setup.model), name=str(model.directory.name),
-                                reference_name=setup.model)
+                                reference_name=setup.model, device=setup.device)
     return {"kl": score.kl, "kl_error": score.kl_standard_error or 0.0, "perplexity": score.perplexity, "loss": score.loss,
             "loss_error": score.loss_standard_error or 0.0, "reference_perplexity": score.reference_perplexity,
             "same_top_token": score.same_top_token, "windows": score.windows, "protocol": asdict(score.protocol),
@@ -175,7 +177,8 @@ def _answers(setup: Setup, model: Path) -> dict[str, float | None]:
     compare, as with texts that another tokenizer cuts into other windows.
     """
     def taken(model: str | Path) -> list[TaskResult]:
-        examined = examine([model], list(setup.tasks), data=setup.data, limit=setup.limit, seed=setup.seed)
+        examined = examine([model], list(setup.tasks), data=setup.data, limit=setup.limit, seed=setup.seed,
+                           device=setup.device)
         return [row[0] for row in examined.results]
 
     scores: dict[str, float | None] = {}

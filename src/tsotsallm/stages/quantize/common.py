@@ -285,6 +285,6 @@ class Quantize(LinearEdit):
             return None
         outputs = gram.outputs[linear.name]
         rows = torch.arange(len(outputs))
-        damped = outputs.float()
+        damped = outputs.to(linear.reference.device).float()
         damped[rows, rows % OUTPUTS] += COUPLING_DAMP
         return damped
