@@ -5,8 +5,9 @@
 
 The ledger in benchmarks/results/real-smollm2 is the study's diary (trials.jsonl), from which another computer resumes, and a
 line for every trial (approaches.csv). Text: the first 20 windows of 512 tokens of WikiText-2 (raw, test). Calibration: 16
-windows of 512 tokens of prose. Tasks: ARC easy, HellaSwag and PIQA, as many items as --items says, with paired differences
-from the original. Every recipe is evaluated fully.
+windows of 512 tokens of prose. Tasks: ARC easy, HellaSwag, PIQA, BoolQ with its passages and TriviaQA from memory, as many
+items as --items says, with paired differences from the original. Every recipe is evaluated fully; recipes that learn come
+first, since they take longest. With --workers they are tried on a Dask cluster, with --device cuda on GPUs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from benchmarks.peers import PROSE, SHARED
 from tests.real_model import real_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "real-smollm2"
-WINDOWS, TASKS = 20, ("arc-easy", "hellaswag", "piqa")
+WINDOWS, TASKS = 20, ("arc-easy", "hellaswag", "piqa", "boolq", "triviaqa")
+LEARN = {"adapt", "distill", "tune", "compensate"}
 Row = dict[str, str]
 
 
@@ -47,14 +49,18 @@ def run(asked: argparse.Namespace) -> None:
         for name in PROSE:
             shutil.copyfile(data / "calibration" / name, work / "texts" / name)
         shutil.copyfile(data / "wikitext-2-raw" / "wiki.test.raw", work / "wiki.test.raw")
+        (work / "data").symlink_to(data)                         # the ledger names no folder of this computer
     if not (study / "trials.jsonl").exists() and (RESULTS / "trials.jsonl").exists():
         shutil.copyfile(RESULTS / "trials.jsonl", study / "trials.jsonl")
     content = read_content("approaches")
     content["evaluation"] = {"cheap": None, "full": WINDOWS}
+    content["recipes"] = dict(sorted(content["recipes"].items(), key=lambda item: not any(
+        LEARN & stage.keys() for stage in item[1])))
     (work / "approaches.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
     words = ["-m", "tsotsallm", "study", "approaches.yaml", "-o", "approaches", "--model", "source", "--text",
-             "wiki.test.raw", "--calibration", "texts", "--task", ",".join(TASKS), "--data", str(data), "--limit",
-             str(asked.items), "--hours", str(asked.hours), "--set", "texts=texts", "--threads", str(asked.threads)]
+             "wiki.test.raw", "--calibration", "texts", "--task", ",".join(TASKS), "--data", "data", "--limit",
+             str(asked.items), "--hours", str(asked.hours), "--set", "texts=texts", "--threads", str(asked.threads), "--device",
+             asked.device, *(("--workers", asked.workers) if asked.workers else ())]
     try:
         subprocess.run([sys.executable, *words], cwd=work, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     finally:
@@ -134,8 +140,10 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "write"))
     parser.add_argument("--work", type=Path, default=Path("real-results"))
     parser.add_argument("--hours", type=float, default=2.0, help="no recipe begins later")
-    parser.add_argument("--items", type=int, default=100, help="of every task")
+    parser.add_argument("--items", type=int, default=300, help="of every task")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", help="address of a Dask scheduler")
     asked = parser.parse_args()
     if asked.what == "run":
         run(asked)

@@ -70,7 +70,7 @@ class LowRank:
 
     def added_to(self, base: Tensor, times: float = 1.0) -> Tensor:
         """base + times·B·A, (d_out, d_in) float32."""
-        return base.addmm(self.left.float(), self.right.float(), alpha=times)
+        return base.addmm(self.left.to(base), self.right.to(base), alpha=times)
 
     def tensors(self, module: str) -> dict[str, Tensor]:
         """The tensors that are stored for a linear, by full name."""

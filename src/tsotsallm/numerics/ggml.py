@@ -240,7 +240,7 @@ class Blocks:
 
 def encode(blocks: Blocks) -> Bytes:
     """The bytes of a weight in ggml's layout, (d_out, bytes of a row) uint8."""
-    layout = blocks.grid.layout
+    blocks, layout = blocks.to(torch.device("cpu")), blocks.grid.layout
     d_out, d_in = blocks.codes.shape
     count = d_out * d_in // layout.block
     signed = blocks.codes.numpy().reshape(count, layout.block).astype(np.int16)

@@ -48,6 +48,11 @@ class Quantised:
         points = None if self.zero_points is None else self.zero_points[rows]
         return Quantised(self.codes[rows], self.scales[rows], points, self.grid)
 
+    def to(self, device: torch.device) -> Quantised:
+        """The same weight on a device."""
+        points = None if self.zero_points is None else self.zero_points.to(device)
+        return Quantised(self.codes.to(device), self.scales.to(device), points, self.grid)
+
     @property
     def finite(self) -> bool:
         """Whether every scale is a finite number."""

@@ -168,7 +168,7 @@ class Retraining(Schedule, Stage):
         for number, some in enumerate(samples):
             some = replace(some, training=some.training.first(self.steps * self.batch))
             tokens = TeacherTokens(teacher, some, top, temperature, state / f"teacher-{number}.safetensors",
-                                   torch.device("cpu"), tick, whole=whole)
+                                   engine.device, tick, whole=whole)
             curves.append(train(trainee.adapted.tensors(), Predicting(engine, some, tokens), self,
                                 state / f"{number}.safetensors", tick=tick))
         return curves

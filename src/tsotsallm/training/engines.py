@@ -24,7 +24,9 @@ MICRO_TOKENS = 2048
 
 
 class Engine(Protocol):
-    """Computes losses of a model with trained factors, and their gradients."""
+    """Computes losses of a model with trained factors, and their gradients, on a device."""
+
+    device: torch.device
 
     def gradients(self, batch: Corpus, targets: Targets, step: int) -> float:
         """Add ∂loss/∂factors to the factors' `.grad`; returns the loss, Σ weight·loss over rows."""

@@ -69,7 +69,8 @@ class LowRankLinear(nn.Module):
     """A linear that computes with base + scale·B·A; with M ⊙ (W₀ + scale·B·A) where a base was pruned by mask M.
 
     The base is a dense weight, or stays packed and is unpacked for every product (a packed base is never masked: the
-    factors stay beside it). Factors and base are not parameters of the module, so moving it moves neither.
+    factors stay beside it). Factors and base are not parameters of the module, so moving it moves neither; factors are
+    trained on the CPU and follow the inputs to their device.
     """
 
     def __init__(self, base: nn.Module, factors: Factors, scale: float, dropout: Dropout, place: Place, *,
@@ -82,13 +83,14 @@ class LowRankLinear(nn.Module):
         """(..., d_in) -> (..., d_out)."""
         kept = self.dropout(inputs, self.place)
         base: Any = self.base
+        left, right = self.factors.left.to(inputs.device), self.factors.right.to(inputs.device)
         if self.masked:
-            change = (self.factors.left @ self.factors.right) * self.scale * (base.weight != 0)
+            change = (left @ right) * self.scale * (base.weight != 0)
             if kept is inputs:
                 return functional.linear(inputs, base.weight + change, base.bias)
             output: Tensor = base(inputs) + functional.linear(kept, change)
             return output
-        added = functional.linear(functional.linear(kept, self.factors.right), self.factors.left)
+        added = functional.linear(functional.linear(kept, right), left)
         together: Tensor = base(inputs) + self.scale * added
         return together
 

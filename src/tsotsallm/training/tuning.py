@@ -20,6 +20,7 @@ from tsotsallm.numerics.grids import Stored
 from tsotsallm.numerics.tuning import CODES, moves_towards, require_even, scale_shapes, tuned, tuned_values
 from tsotsallm.training.trainee import LayerChanges
 
+CPU = torch.device("cpu")
 WEIGHT, BIAS = "weight", "bias"
 MOVES = 5.0
 """Codes move so many times as fast as scales change: a step of one learning rate serves both."""
@@ -27,7 +28,10 @@ MOVES = 5.0
 
 @dataclass(frozen=True)
 class TunedWeight:
-    """A weight on a grid and what is trained of it; `kept` (d_out, d_in) bool marks what may move in a pruned one."""
+    """A weight on a grid and what is trained of it; `kept` (d_out, d_in) bool marks what may move in a pruned one.
+
+    What is trained stays on the CPU, and follows the weight to its device.
+    """
 
     stored: Stored
     beside: LowRank | None
@@ -37,7 +41,7 @@ class TunedWeight:
     @property
     def changes(self) -> dict[str, Tensor]:
         """What is trained, moves in codes, without those of pruned weights."""
-        changes = dict(self.trained)
+        changes = {name: tensor.to(self.stored.codes.device) for name, tensor in self.trained.items()}
         if CODES in changes:
             changes[CODES] = changes[CODES] * (MOVES if self.kept is None else MOVES * self.kept)
         return changes
@@ -83,7 +87,8 @@ class TunedLinear(nn.Module):
                            if weight.trained else functional.linear(inputs, weight.values()))
         if self.own_bias is None:
             return product
-        return product + (self.own_bias if self.bias_factor is None else self.own_bias * (1 + self.bias_factor))
+        factor = None if self.bias_factor is None else self.bias_factor.to(inputs.device)
+        return product + (self.own_bias if factor is None else self.own_bias * (1 + factor))
 
 
 class TunedNorm(nn.Module):
@@ -97,7 +102,7 @@ class TunedNorm(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
         base: Any = self.base
-        output: Tensor = base(inputs) * (1 + self.factor)
+        output: Tensor = base(inputs) * (1 + self.factor.to(inputs.device))
         return output
 
 
@@ -141,23 +146,24 @@ class Tuned:
     def again(self, index: int) -> None:
         """Nothing is random."""
 
-    def weight(self, index: int, module: str, trained: Mapping[str, Tensor]) -> TunedWeight | None:
+    def weight(self, index: int, module: str, trained: Mapping[str, Tensor],
+               device: torch.device = CPU) -> TunedWeight | None:
         """A linear's weight with what is trained of it; None for a module that is no linear on a grid."""
         checkpoint, name = self.view.checkpoint, layer_prefix(self.view.stored(index)) + module
         packed = checkpoint.packed(name)
         if packed is None:
             return None
-        stored = packed.unpack()
+        stored: Stored = packed.unpack().to(device)
         own = {numbers: tensor for numbers, tensor in trained.items() if numbers not in (WEIGHT, BIAS)}
         kept = stored.dequantise() != 0 if self.sparse and CODES in own else None
         return TunedWeight(stored, checkpoint.beside(name), own, kept)
 
     def install(self, layer: nn.Module, index: int) -> Callable[[], None]:
         """Let a layer compute with the trained numbers; returns a function that restores its modules."""
-        taken = []
+        taken, device = [], next(layer.parameters()).device
         for module, trained in self.modules(index).items():
             base: Any = layer.get_submodule(module)
-            weight = self.weight(index, module, trained)
+            weight = self.weight(index, module, trained, device)
             made = (TunedNorm(base, trained[WEIGHT]) if weight is None else
                     TunedLinear(weight, base.bias, trained.get(BIAS)))
             layer.set_submodule(module, made)
