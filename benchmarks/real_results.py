@@ -59,8 +59,8 @@ def run(asked: argparse.Namespace) -> None:
     (work / "approaches.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
     words = ["-m", "tsotsallm", "study", "approaches.yaml", "-o", "approaches", "--model", "source", "--text",
              "wiki.test.raw", "--calibration", "texts", "--task", ",".join(TASKS), "--data", "data", "--limit",
-             str(asked.items), "--hours", str(asked.hours), "--set", "texts=texts", "--threads", str(asked.threads), "--device",
-             asked.device, *(("--workers", asked.workers) if asked.workers else ())]
+             str(asked.items), "--hours", str(asked.hours), "--set", "texts=texts", "--threads", str(asked.threads),
+             "--device", asked.device, *(("--workers", asked.workers) if asked.workers else ())]
     try:
         subprocess.run([sys.executable, *words], cwd=work, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     finally:
