@@ -32,7 +32,7 @@ from benchmarks.peers import PROSE, SHARED
 from tests.real_model import real_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "real-smollm2"
-WINDOWS, TASKS = 20, ("arc-easy", "hellaswag", "piqa", "boolq", "triviaqa")
+WINDOWS, TASKS = 20, ("arc-easy", "hellaswag", "piqa", "boolq", "triviaqa-closed")
 LEARN = {"adapt", "distill", "tune", "compensate"}
 Row = dict[str, str]
 

@@ -36,4 +36,4 @@ def test_a_stage_does_on_a_gpu_what_it_does_on_the_cpu(tiny: Path, text: Path, t
     if made.spec.vocabulary == Checkpoint.open(tiny).spec.vocabulary:
         there = divergence(made.directory, tiny, text, "cuda")
         assert there == pytest.approx(divergence(made.directory, tiny, text, "cpu"), rel=1e-3, abs=1e-6)
-        assert there == pytest.approx(divergence(here.directory, tiny, text, "cpu"), rel=0.1, abs=1e-4)
+        assert there == pytest.approx(divergence(here.directory, tiny, text, "cpu"), rel=0.2, abs=1e-4)

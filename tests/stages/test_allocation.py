@@ -108,7 +108,9 @@ def test_bad_budgets(tiny: Path) -> None:
     for stage, message in (({"bits_per_weight": 0.5}, "above 1"), ({"grid": "mixed"}, "spends a budget"),
                            ({"bits_per_weight": 4, "file_bytes": "1MB"}, "one of them"),
                            ({"bits_per_weight": 4, "method": "rtn"}, "chooses all grids"),
-                           ({"file_bytes": "many"}, "file_bytes"), ({"grid": "q4_k", "bits": 3}, "its own bits"),
+                           ({"bits_per_weight": 1.5}, "the smallest grids take .*give more"),
+                           ({"file_bytes": "10kB"}, "the smallest grids take"), ({"file_bytes": "many"}, "file_bytes"),
+                           ({"grid": "q4_k", "bits": 3}, "its own bits"),
                            ({"grid": "q4_0", "follow": 2.0}, "0 to 1"), ({"grid": "q4_0", "passes": -1}, "0 or more")):
         with pytest.raises(RecipeError, match=message):
             tsotsallm.plan(tiny, [{"quantize": stage}])

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import pytest
 
 from tsotsallm.api.study import StudyOptions
 from tsotsallm.compression import plan
-from tsotsallm.errors import ResumeError, StudyError
+from tsotsallm.errors import ResumeError, StudyError, TaskError, TsotsallmError
 from tsotsallm.evaluation.examination import examine
 from tsotsallm.recipe import Recipe
 from tsotsallm.store import key_of
+from tsotsallm.study import study as studies
 from tsotsallm.study import trial as trials
+from tsotsallm.study import workers
 from tsotsallm.study.forecast import forecast_study
 from tsotsallm.study.ledger import Ledger, Trial
 from tsotsallm.study.spec import Spec, spec_from
 from tsotsallm.study.study import Found, ledger_json, open_study, run_study
-from tsotsallm.study.trial import may_reach_the_front
+from tsotsallm.study.trial import Outcome, Setup, TrialJob, execute, may_reach_the_front
 from tsotsallm.study.verdict import approach_of, verdict_lines, verdicts
 
 SPACE = {"stages": [{"depth": {"remove": {"one_of": [0, 1]}, "importance": "cosine", "protect": {}}},
@@ -61,6 +64,33 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(tiny: Path, text: Path,
     found = run_study(spec, str(tiny), tmp_path / "study")
     assert [trial.status for trial in found.trials] == ["failed", "done"]
     assert "depth removes 9" in found.trials[0].error
+
+
+def test_a_task_that_there_is_not_is_refused_before_the_first_trial(tiny: Path, text: Path, tmp_path: Path) -> None:
+    spec = spec_of(text, evaluation={"text": str(text), "context": 32, "cheap": 2, "full": 6, "tasks": ["no-such-task"]})
+    with pytest.raises(TaskError, match="no-such-task"):
+        run_study(spec, str(tiny), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_may_go_on_on_another_device_and_for_longer(tiny: Path, text: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where and how long it computes is no part of what is studied; every trial notes its device."""
+    def here(setup: Setup, job: TrialJob, work: Path) -> Outcome:
+        outcome = execute(replace(setup, device="cpu"), job, work)
+        outcome.facts["setup"] = setup.plain()
+        return outcome
+
+    monkeypatch.setattr(studies, "check_device", lambda device: device)
+    monkeypatch.setattr(workers, "execute", here)
+    assert not run_study(spec_of(text, hours=1e-9), str(tiny), tmp_path / "study").trials
+    found = run_study(spec_of(text, hours=1.0), str(tiny), tmp_path / "study", device="cuda")
+    assert [trial.facts["setup"]["device"] for trial in found.trials] == ["cuda"] * 4
+
+
+def test_a_device_that_there_is_not_is_refused(tiny: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(TsotsallmError, match="no device 'cuda:99'"):
+        run_study(spec_of(text), str(tiny), tmp_path / "study", device="cuda:99")
 
 
 def test_tasks_are_compared_with_the_original_on_the_same_items(tiny: Path, text: Path, tmp_path: Path) -> None:

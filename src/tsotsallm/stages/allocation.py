@@ -79,6 +79,13 @@ def activation_error(weight: Tensor, gram: Gram, grid: GgmlGrid) -> Tensor:
     return (squares @ gram.peaks[block]).mul_((1 - 1 / block) / (12 * 127 ** 2))
 
 
+def require_budget(budget: int, least: int) -> None:
+    """Raise RecipeError where the smallest grids of all matrices take more bytes than the budget has."""
+    if budget < least:
+        raise RecipeError(f"the budget is {human_bytes(budget)}, but the smallest grids take {human_bytes(least)}; "
+                          "give more, or remove layers, neurons or vocabulary first")
+
+
 def allocate(losses: Mapping[str, Sequence[float]], sizes: Mapping[str, Sequence[int]], budget: int) -> dict[str, int]:
     """Which choice each item takes, so that the sum of losses is small and that of sizes at most `budget`.
 
@@ -89,9 +96,7 @@ def allocate(losses: Mapping[str, Sequence[float]], sizes: Mapping[str, Sequence
     hulls = {name: _hull(sizes[name], losses[name]) for name in losses}
     chosen = {name: hull[0] for name, hull in hulls.items()}
     left = budget - sum(sizes[name][choice] for name, choice in chosen.items())
-    if left < 0:
-        raise RecipeError(f"the budget is {human_bytes(budget)}, but the smallest grids take {human_bytes(budget - left)}; "
-                          "give more, or remove layers, neurons or vocabulary first")
+    require_budget(budget, budget - left)
     heap: list[tuple[float, str, int]] = []
 
     def offer(name: str, step: int) -> None:

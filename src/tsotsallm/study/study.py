@@ -14,6 +14,7 @@ from tsotsallm.checkpoint.spec import ModelSpec
 from tsotsallm.compression import check_device
 from tsotsallm.errors import RecipeError, StudyError
 from tsotsallm.evaluation.cost import count_nonzero
+from tsotsallm.evaluation.examination import check_tasks
 from tsotsallm.files import one_line
 from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.journal import held
@@ -58,19 +59,22 @@ def run_study(spec: Spec, model: str, out: Path, workers: Workers | None = None,
     """Run a study on a model with its ledger in `out`; trials that an earlier attempt finished are not run again.
 
     Trials compute on `device`, of this computer or of the workers. Raises StudyError where `out` holds another study,
-    ResumeError where another process is working in it.
+    ResumeError where another process is working in it, TaskError for a task that cannot be taken.
     """
     checkpoint = Checkpoint.open(model)
     if workers is None:
         check_device(device)
     setup = spec.setup_for(model)
+    if setup.tasks:
+        check_tasks(setup.tasks, data=setup.data, limit=setup.limit)
     what = setup.plain() | {"store_bytes": STORE_BYTES}
-    del what["device"]              # the study goes on where another device computes
+    del what["device"]                  # where and how long it computes may change from run to run
+    content = {name: value for name, value in spec.content.items() if name != "hours"}
     with held(out), closing(Ledger(out)) as ledger:
         anatomy = inspect_checkpoint(checkpoint)
         original = {"bytes": anatomy.bytes, "parameters": anatomy.parameters,
                     "nonzero_parameters": count_nonzero(checkpoint)}
-        ledger.begin({"spec": spec.content, "name": spec.name, "model": model, "original": original,
+        ledger.begin({"spec": content, "name": spec.name, "model": model, "original": original,
                       "source": checkpoint.fingerprint(),
                       "setup": what, "objectives": list(spec.objectives)})
         for trial in ledger.trials("running"):

@@ -18,7 +18,16 @@ from tsotsallm.errors import RecipeError, nearest
 from tsotsallm.files import Json, JsonObject, quoted
 from tsotsallm.numerics.ggml import LAYOUTS, GgmlGrid
 from tsotsallm.numerics.grids import Grid
-from tsotsallm.stages.allocation import ACTIVATIONS, DENSE, MIXED, MIXED_WITH_ZEROS, Probe, allocate, candidates
+from tsotsallm.stages.allocation import (
+    ACTIVATIONS,
+    DENSE,
+    MIXED,
+    MIXED_WITH_ZEROS,
+    Probe,
+    allocate,
+    candidates,
+    require_budget,
+)
 from tsotsallm.stages.contract import LinearEdit, Model, Needs, Workplace, decided_later
 from tsotsallm.stages.ends import end_losses, end_modules
 from tsotsallm.stages.quantize.common import GgufGrid
@@ -122,6 +131,9 @@ class MixedQuantize(BlockQuantize):
         super().check(model)
         self._require_blocks(model)
         if not self.grids:
+            budget = (self._file_bytes if self.bits_per_weight is None else
+                      int(self.bits_per_weight * matrix_weights(model.spec) / 8))
+            require_budget(budget, self._least_bytes(model))
             return
         shapes = _matrices(model.spec)
         for key, grid in self.grids.items():
@@ -142,6 +154,12 @@ class MixedQuantize(BlockQuantize):
         if missing := [key for key, (_, d_in) in shapes.items() if key not in self.grids and candidates(d_in)]:
             raise RecipeError(f"quantize.grids has no grid for {', '.join(missing[:3])}"
                               f"{' and others' * (len(missing) > 3)}; name one for every matrix, or f16")
+
+    def _least_bytes(self, model: Model) -> int:
+        """What all matrices take on the smallest grids that they can have."""
+        zeros, ends = model.sparse and not self.lose_zeros, set(_end_names(model.spec))
+        return sum(min((grid.stored_bytes(*shape) for grid in candidates(shape[1], zeros=zeros and key not in ends)),
+                       default=2 * math.prod(shape)) for key, shape in _matrices(model.spec).items())
 
     def end_grids(self, view: View) -> dict[str, GgmlGrid]:
         """The grids that the survey assigned to embeddings and head."""
