@@ -69,8 +69,8 @@ def test_a_dense_file_of_every_family(family: str, tied: bool, tmp_path: Path) -
             assert layout.total_bytes == written(model, tmp_path, dense, name)
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen2", *(pytest.param(family, marks=pytest.mark.slow) for family in sorted(
-    FAMILIES) if family not in ("llama3", "qwen2"))])
+@pytest.mark.parametrize("family", ["llama3", *(pytest.param(family, marks=pytest.mark.slow) for family in sorted(
+    FAMILIES) if family != "llama3")])
 def test_grids_are_known_before_anything_is_made(family: str, tmp_path: Path) -> None:
     """All grids, embeddings on them or not, and a mixture, from the shape of the source alone."""
     model = build(tmp_path / "model", family, hidden_size=256, intermediate_size=288, num_hidden_layers=4)
@@ -96,10 +96,10 @@ def test_what_is_cut_is_known_before_it_is_made(tmp_path: Path) -> None:
     keep = tmp_path / "keep.txt"
     keep.write_text("The river that runs through the old town is wide.", "utf-8")
     source = Checkpoint.open("embedded")
-    stages: list[dict[str, Any]] = [{"vocabulary": {"keep": [str(keep)]}}, {"layers": {"order": [0, 1, 5, 13]}},
+    stages: list[dict[str, Any]] = [{"vocabulary": {"keep": [str(keep)]}}, {"layers": {"order": [0, 13]}},
                                     {"neurons": {"feed_forward": 1 / 3}}]
     cut = with_vocabulary(source, Recipe.parse(stages))
-    spec = Neurons(feed_forward=1 / 3).spec_after(whole_spec(cut).with_layers(4))
+    spec = Neurons(feed_forward=1 / 3).spec_after(whole_spec(cut).with_layers(2))
     recipe = [*stages, {"quantize": {"grid": "q4_k", "ends": "q6_k"}}]
     tsotsallm.compress("embedded", recipe, tmp_path / "out", windows=2, window=64)
     plain = Recipe.parse(recipe).resolved(whole_spec(cut)).plain()

@@ -247,9 +247,9 @@ def test_what_cannot_be_reported(tmp_path: Path, change: dict[str, Any], message
 def test_answers_to_instructions_stand_side_by_side(tmp_path: Path) -> None:
     """What is wrong with an answer stands under it; the shares are those of the examination."""
     tsotsallm.compress("embedded", "rtn:2:64", tmp_path / "two")
-    tsotsallm.write_report([tmp_path / "two"], tmp_path / "page.html", reference="embedded", tasks=["instructions"], limit=4)
+    tsotsallm.write_report([tmp_path / "two"], tmp_path / "page.html", reference="embedded", tasks=["instructions"], limit=2)
     page = html.unescape((tmp_path / "page.html").read_text("utf-8"))
-    found = tsotsallm.examine(["embedded", tmp_path / "two"], ["instructions"], limit=4).results[0]
+    found = tsotsallm.examine(["embedded", tmp_path / "two"], ["instructions"], limit=2).results[0]
     for result in found:
         for one in result.exchanges:
             assert f"“{one.prompt}”" in page

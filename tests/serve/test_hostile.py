@@ -47,7 +47,11 @@ def answer(address: str, path: str, body: bytes | dict[str, Any] | None = None, 
         with urllib.request.urlopen(request, timeout=30) as found:
             status, text, told = found.status, found.read(), dict(found.headers)
     except urllib.error.HTTPError as error:
-        status, text, told = error.code, error.read(), dict(error.headers)
+        status, told = error.code, dict(error.headers)
+        try:
+            text = error.read()
+        except ConnectionResetError:            # a service that read no further resets the connection behind its answer
+            text = b""
     return status, json.loads(text) if text[:1] == b"{" else text.decode(errors="replace"), told
 
 

@@ -153,6 +153,7 @@ def test_large_bodies_are_for_texts_alone(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_clock_of_a_job_ticks_while_it_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "PATIENCE_S", 1.0)
     silent = [sys.executable, "-c", "import time; time.sleep(60)"]
     started = running.subprocess.Popen
     monkeypatch.setattr(running.subprocess, "Popen", lambda _command, **how: started(silent, **how))

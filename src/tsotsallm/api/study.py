@@ -36,7 +36,7 @@ class StudyOptions:
     limit        items of every task, at most
     trials       run at most this number of trials
     hours        hours after which no further trial is begun
-    device       "cpu", or "cuda" where there is a GPU; a study may go on on another
+    device       "cpu", or "cuda" where there is a GPU; a study may continue on another
     """
 
     text: str | Path | None = None
