@@ -14,6 +14,7 @@ from tests.serve.browsing import ask, no_serious_fault, page_at, put, settings, 
 from tests.serve.running import Scripted, serving, until, with_scripted
 from tsotsallm.evaluation.cost import THIS_COMPUTER
 from tsotsallm.serve.guard import Rules
+from tsotsallm.serve.jobs import Jobs
 from tsotsallm.serve.served import Loading, Models, load_all
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is in the extra [llama]")
@@ -241,6 +242,26 @@ def test_the_key(browser: Any, models: Models) -> None:
         page.wait_for_selector("#prompt:visible")
         steady(page)
         assert ask(page, "Where was Ada born?")[0]
+
+
+def test_a_file_is_saved_past_the_page_where_a_key_is_needed(browser: Any, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(tmp_path)
+    monkeypatch.setattr(jobs, "_start_next", lambda: None)
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "model.gguf").write_bytes(b"GGUF" * 1000)
+    jobs.add("small", ["compress"], tmp_path / "small").state = "done"
+    jobs._keep()
+    with serving(Models(), Rules(key="a-key-of-tests"), studio=tmp_path) as address, (
+            page_at(browser, address, 1280, "/#studio", expected=1)) as page:
+        page.fill("#key", "a-key-of-tests")
+        page.press("#key", "Enter")
+        page.click("#job-list button")
+        with page.expect_download() as saved:
+            page.click("#download")
+        assert Path(saved.value.path()).read_bytes() == b"GGUF" * 1000
+        assert saved.value.suggested_filename == "small.gguf"
+        assert "proof=" in saved.value.url
 
 
 @pytest.mark.parametrize("width", [1280, 390])

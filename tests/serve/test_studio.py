@@ -21,6 +21,7 @@ from tsotsallm.errors import ServeError, StudyError, TsotsallmError
 from tsotsallm.evaluation.cost import THIS_COMPUTER
 from tsotsallm.fit.target import usual_target
 from tsotsallm.inspection import inspect_checkpoint
+from tsotsallm.serve import guard
 from tsotsallm.serve import jobs as running
 from tsotsallm.serve.answering import Refused
 from tsotsallm.serve.guard import LARGE, Rules
@@ -168,3 +169,52 @@ def test_the_clock_of_a_job_ticks_while_it_says_nothing(tmp_path: Path, monkeypa
     taken = job.plain()["seconds"]
     time.sleep(0.3)
     assert job.plain()["seconds"] == taken == Jobs(tmp_path).jobs[job.id].seconds
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of two finished jobs of the studio in tmp_path, with files."""
+    jobs = Jobs(tmp_path)
+    monkeypatch.setattr(jobs, "_start_next", lambda: None)
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.gguf").write_bytes(name.encode() * 1000)
+        made.append(jobs.add(name, ["compress"], tmp_path / name))
+        made[-1].state = "done"
+    jobs._keep()
+    return [job.id for job in made]
+
+
+def test_a_link_to_a_file_needs_no_key(tmp_path: Path, finished: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is signed: for one file, for reading, for some hours, by this service alone."""
+    key = {"Authorization": "Bearer a-key-of-tests"}
+
+    def status(path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
+        body = b"{}" if method == "POST" else None
+        request = urllib.request.Request(address + path, body, {"Content-Type": "application/json"} | headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as found:
+                return found.status, found.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    one, other = (f"/studio/jobs/{name}" for name in finished)
+    with serving(Models(), Rules(key="a-key-of-tests"), studio=tmp_path) as address:
+        assert status(f"{one}/file")[0] == 401
+        assert status(f"{one}/link", "POST")[0] == 401
+        assert status("/studio/jobs/none/link", "POST", **key)[0] == 404
+        link = json.loads(status(f"{one}/link", "POST", **key)[1])["href"]
+        assert status(link) == (200, b"one" * 1000)
+        assert status(link, Range="bytes=3-5") == (206, b"one")
+        until, proof = (part.partition("=")[2] for part in link.partition("?")[2].split("&"))
+        for wrong in (link.replace(one, other), link.replace(f"{one}/file", one), f"{one}/file?until={until}",
+                      f"{one}/file?until={int(until) + 1}&proof={proof}", f"{one}/file?until={until}&proof={'0' * 64}",
+                      f"{one}/file?until=²&proof={proof}".replace("²", "%C2%B2"), f"{one}/file?proof={proof}"):
+            assert status(wrong)[0] == 401, wrong
+        assert status(link.replace("/file", "/link"), "POST")[0] == 401
+        monkeypatch.setattr(guard.time, "time", lambda: int(until) + 1.0)
+        assert status(link)[0] == 401
+    monkeypatch.undo()
+    with serving(Models(), Rules(key="a-key-of-tests"), studio=tmp_path) as address:
+        assert status(link)[0] == 401

@@ -54,7 +54,7 @@ def create_app(models: Models, rules: Rules, *, most_tokens: int = 1024, jobs: J
     app.include_router(helm.routes(service))
     app.include_router(pages.routes(service, rules, jobs is not None))
     if jobs is not None:
-        app.include_router(studio.routes(service, jobs, how))
+        app.include_router(studio.routes(service, jobs, how, rules=rules))
 
     @app.get("/health")
     async def health() -> Health:

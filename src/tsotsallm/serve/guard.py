@@ -5,9 +5,12 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import secrets
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qs, quote
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -19,6 +22,8 @@ OPEN = ("/", "/health", "/page/state", "/openapi.json")
 """Paths that need no key; without it, /page/state says only that one is needed."""
 LARGE = {"/studio/texts": 20 << 20}
 """Paths whose requests may have larger bodies than all others, and how many bytes."""
+LINK_S = 6 * 3600
+"""Seconds for which a link to a file holds: a slow line takes hours for a large model, and may have to begin again."""
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -35,11 +40,13 @@ class Rules:
     body_bytes  most bytes of a request's body
     any_host    whether requests may call the service by any name; otherwise only by the names of this computer, so that no
                 page of another site reaches it under a name of its own
+    secret      signs links to single files, which a browser follows without the key
     """
 
     key: str | None = None
     body_bytes: int = 1 << 20
     any_host: bool = False
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     def knows(self, headers: dict[bytes, bytes]) -> bool:
         """Whether a request carries the key; the comparison takes constant time."""
@@ -47,6 +54,23 @@ class Rules:
             return True
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         return hmac.compare_digest(given.strip(), self.key.encode()) and kind.lower() == b"bearer"
+
+    def link(self, path: str) -> str:
+        """A link to what is at a path, good for LINK_S seconds without the key, and for reading alone."""
+        until = int(time.time()) + LINK_S
+        return f"{quote(path)}?until={until}&proof={self._proof(path, until)}"
+
+    def linked(self, scope: Scope) -> bool:
+        """Whether a request follows such a link."""
+        given = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        until, proof = given.get("until", [""])[0], given.get("proof", [""])[0]
+        if scope["method"] not in ("GET", "HEAD") or not until.isdecimal() or not until.isascii() or len(until) > 12:
+            return False
+        signed = self._proof(scope["path"], int(until))
+        return hmac.compare_digest(proof.encode(), signed.encode()) and time.time() < int(until)
+
+    def _proof(self, path: str, until: int) -> str:
+        return hmac.new(self.secret, f"{until} {path}".encode(), "sha256").hexdigest()
 
 
 def is_local(host: str) -> bool:
@@ -112,7 +136,7 @@ class Guard:
                 origin.partition(b"://")[2] != headers.get(b"host", b"")):
             return 403, "requests from pages of other sites are not answered; use the service's own page", "wrong_origin"
         path = scope["path"]
-        if not (path in OPEN or path.startswith("/page/")) and not self.rules.knows(headers):
+        if not (path in OPEN or path.startswith("/page/") or self.rules.knows(headers) or self.rules.linked(scope)):
             return 401, "the key is missing or wrong; give it as Authorization: Bearer KEY", "invalid_api_key"
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._most(scope):

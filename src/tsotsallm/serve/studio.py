@@ -11,14 +11,15 @@ from fastapi.responses import FileResponse, Response
 
 from tsotsallm.errors import TsotsallmError
 from tsotsallm.serve.answering import Refused, Service
+from tsotsallm.serve.guard import Rules
 from tsotsallm.serve.jobs import Jobs, StudioJob
 from tsotsallm.serve.pages import report_page
 from tsotsallm.serve.served import Loading, Served, load, name_of
 from tsotsallm.serve.wishes import Maker, Wish
 
 
-def routes(service: Service, jobs: Jobs, how: Loading | None = None) -> APIRouter:
-    """The studio's routes; `how` says how finished models are loaded to be served."""
+def routes(service: Service, jobs: Jobs, how: Loading | None = None, *, rules: Rules) -> APIRouter:
+    """The studio's routes; `how` says how finished models are loaded to be served, and `rules` sign links to their files."""
     router = APIRouter(prefix="/studio", include_in_schema=False)
     maker, loads = Maker(jobs), asyncio.Lock()
 
@@ -68,6 +69,13 @@ def routes(service: Service, jobs: Jobs, how: Loading | None = None) -> APIRoute
         if job.file is None:
             raise Refused(404, f"job {key} has no GGUF file", "not_found")
         return FileResponse(job.file, filename=f"{Path(job.out).name}.gguf", media_type="application/octet-stream")
+
+    @router.post("/jobs/{key}/link")
+    async def link(key: str) -> dict[str, object]:
+        """A link to the file that a browser follows by itself, so that it goes to the disk and not through the page."""
+        if _job(jobs, key).file is None:
+            raise Refused(404, f"job {key} has no GGUF file", "not_found")
+        return {"href": rules.link(f"/studio/jobs/{key}/file")}
 
     @router.post("/jobs/{key}/serve")
     async def serve(key: str) -> dict[str, object]:

@@ -94,17 +94,34 @@ export function reportLink(path, name, text) {
   return link;
 }
 
-/** A link that saves a file under a name. */
-export function fileLink(path, name, text) {
+/** A link that saves a file under a name. Where a key is needed the server signs a link that the browser follows by
+ *  itself: the file may be larger than the memory of this computer. */
+export function fileLink(path, signed, name, text) {
   const link = document.createElement("a");
   link.href = path;
   link.download = name;
   say(link, text);
-  if (key) { saveOnClick(link, path, name); }
+  if (key) { onClick(link, async () => clickOn((await askJson(signed, {})).href, name)); }
   return link;
 }
 
 function saveOnClick(link, path, name) {
+  onClick(link, async () => {
+    const address = URL.createObjectURL(await (await ask(path)).blob());
+    clickOn(address, name);
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  });
+}
+
+function clickOn(address, name) {
+  const file = document.createElement("a");
+  file.href = address;
+  file.download = name;
+  file.click();
+}
+
+/** Do something in place of following a link, once at a time. */
+function onClick(link, action) {
   let running = false;
   link.addEventListener("click", async (event) => {
     event.preventDefault();
@@ -112,11 +129,7 @@ function saveOnClick(link, path, name) {
     running = true;
     link.setAttribute("aria-busy", "true");
     try {
-      const file = document.createElement("a");
-      file.href = URL.createObjectURL(await (await ask(path)).blob());
-      file.download = name;
-      file.click();
-      setTimeout(() => URL.revokeObjectURL(file.href), 60_000);
+      await action();
     } catch (error) {
       document.dispatchEvent(new CustomEvent("trouble", { detail: error.message }));
     } finally {

@@ -272,7 +272,8 @@ function showJob(latest) {
   if (!job.file) {
     $("file-place").replaceChildren();
   } else if (fresh || !$("download")) {
-    const link = fileLink(`/studio/jobs/${encodeURIComponent(job.id)}/file`, `${job.title}.gguf`.replace(/[^\w.-]+/g, "-"), "download");
+    const place = `/studio/jobs/${encodeURIComponent(job.id)}`;
+    const link = fileLink(`${place}/file`, `${place}/link`, `${job.title}.gguf`.replace(/[^\w.-]+/g, "-"), "download");
     Object.assign(link, { id: "download", className: "button" });
     $("file-place").replaceChildren(link);
   }
