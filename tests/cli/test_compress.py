@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import tsotsallm, within
+from tsotsallm.machine import PROGRESS
 
 
 def test_compress_evaluate_inspect_plan_speak_json(tiny: Path, text: Path, tmp_path: Path) -> None:
@@ -57,6 +58,22 @@ def test_a_table_after_every_stage(tiny: Path, text: Path, tmp_path: Path) -> No
     refused = within("compress", tiny, recipe, "-o", tmp_path / "x", "--limit", 3, check=False)
     assert "belong to --task" in refused.stderr
     assert "adapt, resident" in within("plan", tiny, recipe).stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="shells of Windows start no jobs with Ctrl-C ignored")
+def test_a_program_that_reads_the_progress_stops_it_though_a_shell_ignores_ctrl_c(tmp_path: Path) -> None:
+    """A studio that a shell started in the background stops its jobs at once."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tsotsallm", "compress", "embedded", "gptq:q4_k", "-o", str(tmp_path / "out")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {PROGRESS: "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    assert process.stderr is not None
+    assert process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.slow

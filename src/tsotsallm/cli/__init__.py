@@ -6,6 +6,8 @@ Every verb has a file, which holds the command and its printing.
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -37,7 +39,7 @@ from tsotsallm.cli import (
     worker,
 )
 from tsotsallm.cli.common import answers, close_output
-from tsotsallm.machine import wait_passively
+from tsotsallm.machine import PROGRESS, wait_passively
 
 FIRST = ("tsotsallm inspect embedded", "tsotsallm compress embedded gptq:mixed:4.5 -o tiny --windows 16 --window 256",
          "tsotsallm evaluate tiny --reference embedded --limit 20")
@@ -125,6 +127,8 @@ def begin(context: typer.Context,
 def main() -> None:
     """Run the command line of this process, and exit."""
     wait_passively()
+    if os.environ.get(PROGRESS):        # who reads our progress stops us by Ctrl-C, which a shell's background switches off
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")        # a console that lacks a letter shows another
     try:
