@@ -1,12 +1,13 @@
 """How models of SmolLM2-135M-Instruct behave in llama.cpp: instructions, languages, energy; a table of what is lost.
 
-    python benchmarks/real_behaviour.py run original=FILE.gguf small=OTHER.gguf ...     measure what is missing
-    python benchmarks/real_behaviour.py write                                                      the table
+    python benchmarks/real_behaviour.py run original=FILE.gguf NAME=FILE.gguf ... --reference MODEL
+    python benchmarks/real_behaviour.py write
 
 The first model is the original, named so. Instructions: the hundred packaged ones, greedily, 128 tokens at most. Languages:
-bits per byte of the Universal Declaration of Human Rights, float32, --windows windows of 512 tokens in all. Energy:
-watt-hours of 1,000 tokens, estimated from the processor where it cannot be measured, and a year of 100 answers a day in the
-mixes of Cameroon, India and France. Results are kept by name and not measured again.
+bits per byte of the Universal Declaration of Human Rights and the divergence from --reference, the original as a checkpoint,
+in float32, over the first --windows windows of 512 tokens of each language. Energy: watt-hours of 1,000 tokens, estimated
+from the processor where it cannot be measured, and a year of 100 answers a day in the mixes of Cameroon, India and France.
+Results are kept by name and not measured again.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def behaviour(model: Path, asked: argparse.Namespace) -> Record:
     threads = ("--threads", str(asked.threads))
     told = evaluated(model, "--task", "instructions", *threads)
     spoken = evaluated(model, "--task", "udhr", "--data", str(SHARED / "data"), "--groups", "--limit", str(asked.windows),
-                       "--stream", *threads)
+                       "--reference", asked.reference, "--stream", *threads)
     cost = evaluated(model, "--text", str(SHARED / "data" / "wikitext-2-raw" / "wiki.test.raw"), "--limit", "1", "--speed",
                      "--country", ",".join(COUNTRIES), *threads)
     return {"bytes": model.stat().st_size, "threads": asked.threads, "instructions": scores(told),
@@ -83,8 +84,10 @@ def table() -> str:
     languages = [group for group in models[0][1]["languages"] if group]
     lines_of_languages = [["model", *languages]]
     for name, one in models:
-        bits = [one["languages"][language]["bits per byte"][0] for language in languages]
-        lines_of_languages.append([name, *(f"{value:.3f}" for value in bits)])
+        for measure, what in (("bits per byte", ""), ("KL from reference", ", divergence")):
+            if name != "original" or not what:
+                values = [one["languages"][language][measure][0] for language in languages]
+                lines_of_languages.append([f"{name}{what}", *(f"{value:.3f}" for value in values)])
     return "\n\n".join("\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
                        for head, *rows in (lines, lines_of_languages))
 
@@ -94,7 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "write"))
     parser.add_argument("models", nargs="*", metavar="NAME=FILE.gguf")
-    parser.add_argument("--windows", type=int, default=12, help="of all languages together")
+    parser.add_argument("--reference", help="the original as a checkpoint")
+    parser.add_argument("--windows", type=int, default=2, help="of each language")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     if asked.what == "run":
