@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tsotsallm.units import plus_minus
+
 Record = dict[str, Any]
 
 
@@ -59,7 +61,7 @@ def row(record: Record, texts: Sequence[str], tasks: Sequence[str]) -> list[str]
              f"{bits:.2f}"]
     for text in texts:
         found = scored["texts"][text]
-        cells += [f"{found['kl']:.4f} ± {found['kl_error']:.4f}", f"{found['perplexity']:.3f}"]
+        cells += [plus_minus(found["kl"], found["kl_error"]), f"{found['perplexity']:.3f}"]
     for task in tasks:
         if "examined" not in record:
             cells.append("")

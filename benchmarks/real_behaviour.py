@@ -50,11 +50,10 @@ def behaviour(model: Path, asked: argparse.Namespace) -> Record:
     told = evaluated(model, "--task", "instructions", *threads)
     spoken = evaluated(model, "--task", "udhr", "--data", str(SHARED / "data"), "--groups", "--limit", str(asked.windows),
                        "--reference", asked.reference, "--stream", *threads)
-    cost = evaluated(model, "--text", str(SHARED / "data" / "wikitext-2-raw" / "wiki.test.raw"), "--limit", "1", "--speed",
-                     "--country", ",".join(COUNTRIES), *threads)
+    [speed] = evaluated(model, "--speed", "--country", ",".join(COUNTRIES), *threads).values()
     return {"bytes": model.stat().st_size, "threads": asked.threads, "instructions": scores(told),
             "answers": told["results"][0][0]["answers"], "languages": scores(spoken),
-            "speed": (cost.get("costs") or [cost.get("cost")])[0]["speed"]}
+            "speed": speed}
 
 
 def run(asked: argparse.Namespace) -> None:

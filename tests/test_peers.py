@@ -59,9 +59,9 @@ def test_the_table_has_a_row_for_each_method_and_the_reason_of_what_was_skipped(
                   skipped | {"skipped": "cannot be installed: no matching distribution"}], tmp_path)
     text = (tmp_path / "peers.md").read_text("utf-8")
     assert "| original |  |  | 0 | 11.000 | 62.0% |" in text
-    assert "| a-1 | 80.00 | 4.50 | 0.1000 ± 0.0100 | 12.000 | 60.0% (-5.0 to +1.0) | 3.0 | 1.00 GB | 40.0 (llama.cpp) |" in (
+    assert "| a-1 | 80.00 | 4.50 | 0.100 ± 0.010 | 12.000 | 60.0% (-5.0 to +1.0) | 3.0 | 1.00 GB | 40.0 (llama.cpp) |" in (
         text)
-    assert "| b-1 | 80.00 | 4.50 | 0.2000 ± 0.0200 | 12.000 |  | 3.0 | 1.00 GB | 40.0 (llama.cpp) |" in text
+    assert "| b-1 | 80.00 | 4.50 | 0.200 ± 0.020 | 12.000 |  | 3.0 | 1.00 GB | 40.0 (llama.cpp) |" in text
     assert "- c-1 was skipped: cannot be installed: no matching distribution" in text
     pytest.importorskip("matplotlib")
     assert (tmp_path / "peers.png").stat().st_size > 10_000
