@@ -83,10 +83,10 @@ def table() -> str:
     languages = [group for group in models[0][1]["languages"] if group]
     lines_of_languages = [["model", *languages]]
     for name, one in models:
-        for measure, what in (("bits per byte", ""), ("KL from reference", ", divergence")):
+        for measure, what, form in (("bits per byte", "", ".3f"), ("KL from reference", ", divergence", ".2g")):
             if name != "original" or not what:
                 values = [one["languages"][language][measure][0] for language in languages]
-                lines_of_languages.append([f"{name}{what}", *(f"{value:.3f}" for value in values)])
+                lines_of_languages.append([f"{name}{what}", *(f"{value:{form}}" for value in values)])
     return "\n\n".join("\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
                        for head, *rows in (lines, lines_of_languages))
 
