@@ -49,7 +49,8 @@ def test_other_stages_with_the_same_needs_are_the_next_best() -> None:
 
 
 @pytest.mark.parametrize("other", [Kind("gptq:q4_0", KIND.needs, 1), Kind("wanda:2:4", "text gram", 2),
-                                   Kind("gptq:q4_0", KIND.needs, 2, trains=True)])
+                                   Kind("gptq:q4_0", KIND.needs, 2, trains=True),
+                                   Kind("gptq:q4_0", KIND.needs, 2, device="cuda")])
 def test_what_differs_in_kind_says_nothing(other: Kind) -> None:
     remember(measured())
     assert expected(other, 100.0, 10 ** 8).runs == 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import tsotsallm
-from tsotsallm.timing import PARTS, Stopwatch, counted, part
+from tsotsallm.timing import PARTS, Stopwatch, counted, part, shared_with_threads
 
 
 @counted("disk")
@@ -30,6 +31,32 @@ def test_a_part_has_its_seconds_without_those_inside_it() -> None:
     assert 0 < seconds["Grams"] < 0.05
     assert set(seconds) == {*PARTS, "rest"}
     assert Stopwatch().seconds()["disk"] == 0
+
+
+def test_what_threads_do_at_once_counts_once() -> None:
+    def work(seconds: float) -> None:
+        with part("rounding"):
+            time.sleep(seconds)
+        slept(seconds)
+
+    watch = Stopwatch()
+    with part("Grams"):
+        time.sleep(0.1)
+        with shared_with_threads() as measured, ThreadPoolExecutor(2) as pool:
+            list(pool.map(measured(work), [0.1, 0.1]))
+    seconds = watch.seconds()
+    assert seconds["rounding"] == pytest.approx(0.1, abs=0.05)        # two threads for 0.1 s each
+    assert seconds["disk"] == pytest.approx(0.1, abs=0.05)
+    assert seconds["Grams"] == pytest.approx(0.1, abs=0.05)           # without what is inside it
+
+
+def test_threads_without_parts_leave_the_seconds_where_they_are() -> None:
+    watch = Stopwatch()
+    with part("Grams"), shared_with_threads() as measured, ThreadPoolExecutor(2) as pool:
+        list(pool.map(measured(time.sleep), [0.05, 0.05]))
+    assert watch.seconds()["Grams"] >= 0.05
+    with shared_with_threads():
+        pass
 
 
 def test_a_part_that_no_table_shows_is_refused() -> None:

@@ -19,6 +19,7 @@ from typing import TypeVar
 import psutil
 
 from tsotsallm.errors import ResourceError
+from tsotsallm.timing import shared_with_threads
 from tsotsallm.units import human_bytes
 
 _Given = TypeVar("_Given")
@@ -204,8 +205,9 @@ def side_by_side(work: Callable[[_Given], _Done], items: Sequence[_Given], most:
     with on_threads(1):
         if workers == 1:
             return [work(item) for item in items]
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, items))
+        with (shared_with_threads() as measured,
+              ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool):
+            return list(pool.map(measured(work), items))
 
 
 # -- compiled loops ---------------------------------------------------------------------------------------------------

@@ -32,12 +32,14 @@ class Kind(Record):
     needs    what they need, in words; stages of other names with the same needs are the next best
     threads  that it computes on
     trains   whether it trains: all of its time then grows with its operations
+    device   that it computes on
     """
 
     stages: str
     needs: str
     threads: int
     trains: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def remember(measured: Measured) -> None:
 
 def expected(kind: Kind, floor_s: float, weights: int) -> Expected:
     """The time of a pass by the median of passes alike here: of the same stages, or else with the same needs."""
-    here = [one for one in _remembered() if (one.kind.threads, one.kind.trains) == (kind.threads, kind.trains)]
+    here = [one for one in _remembered() if (one.kind.threads, one.kind.trains, one.kind.device) == (
+        kind.threads, kind.trains, kind.device)]
     alike = ([one for one in here if one.kind.stages == kind.stages]
              or [one for one in here if one.kind.needs == kind.needs])
     if not alike:

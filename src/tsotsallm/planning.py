@@ -158,7 +158,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     for number, sweep in enumerate(planned, 1):
         cost, model = _sweep_cost(sweep, recipe.stages, models, conditions), models[sweep.last + 1]
         weights = sum(layer_weights(model.spec, layer) for layer in range(model.spec.layers))
-        kind = _kind_of(sweep, cost)
+        kind = _kind_of(sweep, cost, device)
         likely = expected(kind, cost.flops / rate, weights)
         sweeps.append(SweepForecast([stage.name for stage in sweep.stages], len(model.layers), base + cost.ram_bytes,
                                     cost.scratch_bytes, cost.flops, cost.flops / rate, cost.engine, weights, kind,
@@ -193,10 +193,10 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
         warnings, download)
 
 
-def _kind_of(sweep: Sweep, cost: Cost) -> Kind:
+def _kind_of(sweep: Sweep, cost: Cost, device: str) -> Kind:
     needs = [item.name for item in fields(Needs) if getattr(sweep.needs, item.name)]
     return Kind(Recipe(sweep.stages).line(), " ".join([*needs, cost.engine]).strip(), chosen_by_caller(),
-                trains=bool(cost.engine))
+                bool(cost.engine), device)
 
 
 def enlarged(what: str, size: int, source: int) -> str | None:

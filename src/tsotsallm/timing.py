@@ -16,6 +16,7 @@ OF_OPERATIONS = PARTS[:5]
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
+_One = TypeVar("_One")
 
 
 class _Running(threading.local):
@@ -56,6 +57,35 @@ def counted(name: str) -> Callable[[Callable[_Given, _Made]], Callable[_Given, _
                 return function(*args, **named)
         return within
     return of
+
+
+@contextmanager
+def shared_with_threads() -> Iterator[Callable[[Callable[[_One], _Made]], Callable[[_One], _Made]]]:
+    """Count what other threads do inside the block: each part gets the share of the block's seconds that it has of theirs.
+
+    Yields what makes work measurable: the threads call `measured(work)` instead of `work`.
+    """
+    spent: list[dict[str, float]] = []
+
+    def measured(work: Callable[[_One], _Made]) -> Callable[[_One], _Made]:
+        def within(item: _One) -> _Made:
+            watch = Stopwatch()
+            try:
+                return work(item)
+            finally:
+                spent.append(watch.seconds())
+        return within
+
+    began = time.perf_counter()
+    try:
+        yield measured
+    finally:
+        share = (time.perf_counter() - began) / max(sum(sum(one.values()) for one in spent), 1e-9)
+        for name in PARTS:
+            seconds = share * sum(one[name] for one in spent)
+            _running.seconds[name] = _running.seconds.get(name, 0.0) + seconds
+            if _running.inside:
+                _running.inside[-1][0] += seconds
 
 
 class Stopwatch:

@@ -14,6 +14,7 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.shapes import input_groups
 from tsotsallm.errors import NumericsError
 from tsotsallm.journal import Surveyed, Weighed
+from tsotsallm.machine import side_by_side
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.run.passes import Pass
 from tsotsallm.run.work import plain_stages
@@ -25,6 +26,9 @@ from tsotsallm.streaming.sweep import SweepOptions, Visit
 from tsotsallm.training.trainee import LayerChanges
 
 REOBSERVED = ("o_proj", "down_proj")
+SMALL = 1 << 20
+"""Weights of a linear up to which edits that leave Python change several at once, each on one thread; larger ones have rows
+enough for all threads."""
 
 
 class Copying(Pass):
@@ -161,17 +165,12 @@ class Editing(Copying):
         last = sum(edit.needs.factor for edit in active) <= 1
         again = [name for name in names if name.rpartition(".")[2] in REOBSERVED and any(
             edit.needs.second_observation for edit in active)]
-        observed_again = False
-        for group in sorted(input_groups(names), key=lambda group: group[0] in again):
-            if group[0] in again and not observed_again:
-                visit.observe(again)
-                observed_again = True
-            gram = visit.grams.get(group[0])
-            for name in group:
-                self.layer_tick(f"editing {name.rpartition('.')[2]}", names.index(name) / len(names))
-                linear = self.linear(visit, name)
-                for edit in active:
-                    edit.edit(linear, gram, visit.index, last=last)
+        at_once = self.work.device.type == "cpu" and any(edit.leaves_python for edit in active)
+        observed_again, waiting = False, list[str]()
+
+        def settle(*linears: Linear) -> None:
+            for linear in linears:
+                visit.grams.pop(linear.name, None)
                 if not linear.edited:
                     continue                # it is written as it is stored
                 _require_finite(linear, visit.index)
@@ -179,9 +178,32 @@ class Editing(Copying):
                 if linear.values is not None:
                     linear.values = linear.values.to(linear.storage)    # as it is written; float32 is needed no more
                 linear.reference, linear.mask = torch.empty(0), None
-                changes.merged[name] = linear
+                changes.merged[linear.name] = linear
+
+        def settle_waiting() -> None:
+            largest_first = sorted(waiting, key=lambda name: visit.linear(name).reference.numel(), reverse=True)
+            settle(*side_by_side(edited, largest_first, len(waiting)))
+            waiting.clear()
+
+        @torch.no_grad()                    # which a thread does not inherit
+        def edited(name: str) -> Linear:
+            linear = self.linear(visit, name)
+            for edit in active:
+                edit.edit(linear, visit.grams.get(name), visit.index, last=last)
+            return linear
+
+        for group in sorted(input_groups(names), key=lambda group: group[0] in again):
+            if group[0] in again and not observed_again:
+                settle_waiting()
+                visit.observe(again)
+                observed_again = True
             for name in group:
-                visit.grams.pop(name, None)
+                self.layer_tick(f"editing {name.rpartition('.')[2]}", names.index(name) / len(names))
+                if at_once and visit.linear(name).reference.numel() <= SMALL:
+                    waiting.append(name)
+                else:
+                    settle(edited(name))
+        settle_waiting()
         return changes
 
     def linear(self, visit: Visit, name: str) -> Linear:

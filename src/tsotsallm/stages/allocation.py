@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.errors import RecipeError
+from tsotsallm.machine import compiler
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.rounding import block_order, round_to_blocks
 from tsotsallm.stages.contract import LinearEdit
@@ -48,6 +49,11 @@ class Probe(LinearEdit):
     damp: float = 0.01
     zeros: bool = False
     notes: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def leaves_python(self) -> bool:
+        """Where a compiler is installed."""
+        return compiler() is not None
 
     def edit(self, linear: Linear, gram: Gram | None, layer: int, *, last: bool) -> None:
         """Note the expected rise of the loss on each grid; the linear stays as it is."""

@@ -407,6 +407,11 @@ class LinearEdit(Stage):
         """Whether it makes zeros that later stages have to keep."""
         return False
 
+    @property
+    def leaves_python(self) -> bool:
+        """Whether most of an edit is compiled code, so that threads can edit several small linears at once."""
+        return False
+
     def check(self, model: Model) -> None:
         """Raise RecipeError where a correction stands beside the linears, which the edit would not see."""
         if model.beside:

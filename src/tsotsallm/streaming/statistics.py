@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,6 +65,7 @@ class Gram:
         self.held_out: Tensor | None = None     # (rows, d_in) inputs that the Gram has not seen, each times √ its weight
         self._diagonal: Tensor | None = None
         self._factors: dict[tuple[float, str], Factor] = {}
+        self._making = threading.Lock()         # linears that share a Gram may be edited by several threads
 
     @counted("Grams")
     def add(self, inputs: Tensor, weights: Tensor | None = None, original: Tensor | None = None) -> None:
@@ -141,10 +143,11 @@ class Gram:
         matrix's memory: no other factor can be made afterwards. Raises NumericsError where it is not positive definite.
         """
         key = (damp, visit)
-        if key not in self._factors:
-            order, matrix = order_of(self.diagonal), self.matrix
-            damping = damp * float(self.diagonal.mean()) or 1.0         # as `reversed_factor` has it
-            if last:
-                self._matrix = None
-            self._factors[key] = Factor(reversed_factor(matrix, order, damp, overwrite=last), order, damping)
-        return self._factors[key]
+        with self._making:
+            if key not in self._factors:
+                order, matrix = order_of(self.diagonal), self.matrix
+                damping = damp * float(self.diagonal.mean()) or 1.0         # as `reversed_factor` has it
+                if last:
+                    self._matrix = None
+                self._factors[key] = Factor(reversed_factor(matrix, order, damp, overwrite=last), order, damping)
+            return self._factors[key]

@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 from tsotsallm.checkpoint.shapes import linear_shapes
 from tsotsallm.errors import RecipeError
 from tsotsallm.files import Json
+from tsotsallm.machine import compiler
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid
 from tsotsallm.stages.contract import Model, Needs
@@ -60,6 +61,11 @@ class BlockQuantize(Quantize):
     def passes_over_blocks(self) -> int:
         """`passes`."""
         return self.passes
+
+    @property
+    def leaves_python(self) -> bool:
+        """Where a compiler is installed and inputs are known."""
+        return self.method == "gptq" and compiler() is not None
 
     @property
     def passes_over_ends(self) -> int:
