@@ -101,8 +101,8 @@ def table(every: list[Row]) -> str:
                   f"{100 * float(row[f'full.{task}_high']):+.1f})" if row.get(f"full.{task}") else "" for task in tasks]
         lines.append([name, f"{float(row['model.bytes']) / 1e6:.1f}",
                       f"{float(row['cheap.kl']):.4f} ± {float(row['cheap.kl_error']):.4f}",
-                      f"{float(row['cheap.kl_99']):.2f}", f"{float(row['cheap.perplexity']):.2f}", *scores, f"{float(row['seconds']) / 60:.1f}",
-                      f"{float(row['energy_wh']):.2f}"])
+                      f"{float(row['cheap.kl_99']):.2f}", f"{float(row['cheap.perplexity']):.2f}", *scores,
+                      f"{float(row['seconds']) / 60:.1f}", f"{float(row['energy_wh']):.2f}"])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
