@@ -28,6 +28,8 @@ def test_it_is_kept_with_the_outputs_of_one_run() -> None:
     assert all(shown for cell, shown in zip(cells, kinds(read()), strict=True) if "def " not in cell.source)
     printed = "".join(output.text for cell in cells for output in cell.outputs if output.output_type == "stream")
     assert not re.search(r"/(tmp|root|home|work|Users)/|warning|Traceback", printed, re.IGNORECASE)
+    compared = [line.split("  ")[0] for line in printed.splitlines() if "difference from" in line]
+    assert len(compared) == len(set(compared)) > 1
     assert NOTEBOOK.stat().st_size < 400_000
 
 

@@ -33,8 +33,8 @@ from tsotsallm.stages.costs import (
     gradient_bytes_per_token,
     layer_weights,
 )
-from tsotsallm.streaming.hidden import BATCH_TOKENS
-from tsotsallm.streaming.sweep import FEW
+from tsotsallm.streaming.hidden import batch_tokens
+from tsotsallm.streaming.sweep import FEW, follows_alone
 from tsotsallm.units import human_bytes
 
 FILE_BYTES = 64 << 10
@@ -242,7 +242,8 @@ def _with_token_weights(cost: Cost, spec: ModelSpec, conditions: Conditions) -> 
     """The cost of a pass with a sweep back through the model before it, whose results stay on disk."""
     tokens, window = conditions.tokens, conditions.window
     metrics = sum(d_out * min(d_out, OUTPUTS) for d_out, _ in linear_shapes(spec, 0).values())
-    back = (int(1.25 * 4 * layer_weights(spec, 0)) + 4 * metrics + gradient_bytes_per_token(spec, window) * BATCH_TOKENS)
+    back = (int(1.25 * 4 * layer_weights(spec, 0)) + 4 * metrics + gradient_bytes_per_token(spec, window)
+            * batch_tokens(spec.hidden))
     flops = 6.0 * tokens * spec.vocabulary * spec.hidden + sum(
         4 * forward_flops(spec, layer, tokens, window) for layer in range(spec.layers))
     return Cost(max(cost.ram_bytes + 2 * metrics, back),
@@ -262,8 +263,11 @@ def _observing_flops(spec: ModelSpec, sweep: Sweep, layer: int, conditions: Cond
         widths = [shapes[group[0]][1] for group in groups]
         flops += forward - last + 2.0 * tokens * sum(width ** 2 for width in widths)
         if needs.original_inputs:       # through the layer as it was, what differs, and what each linear makes of it
-            flops += forward + 2.0 * tokens * sum(width ** 2 for width in widths) + sum(
-                4.0 * d_out * d_in ** 2 for d_out, d_in in shapes.values())
+            flops += forward + sum(2.0 * d_out * d_in ** 2 for d_out, d_in in shapes.values())
+            for group in groups:
+                outputs, width = sum(shapes[name][0] for name in group), shapes[group[0]][1]
+                flops += (4.0 * tokens * outputs * width if follows_alone([shapes[name] for name in group]) else
+                          2.0 * (tokens + outputs) * width ** 2)
         if needs.second_observation:
             flops += forward - last + 2.0 * tokens * sum(shapes[group[0]][1] ** 2 for group in groups if len(group) == 1)
         if layer + 1 < spec.layers:
@@ -277,8 +281,10 @@ def _editing_bytes(spec: ModelSpec, sweep: Sweep, layer: int, window: int) -> in
     edits, needs = sweep.edits, sweep.needs
     shapes = linear_shapes(spec, layer)
     weights = 4 * layer_weights(spec, layer)
-    grams = 4 * sum(shapes[group[0]][1] ** 2 for group in input_groups(shapes)) if needs.gram else 0
-    grams *= (2 if needs.original_inputs else 1) + (3 if any(edit.surveys for edit in edits) else 0)    # factors
+    groups = [[shapes[name] for name in group] for group in input_groups(shapes)] if needs.gram else []
+    grams = 4 * sum(group[0][1] ** 2 for group in groups) * (4 if any(edit.surveys for edit in edits) else 1)   # factors
+    if needs.original_inputs:
+        grams += 4 * sum(math.prod(group[0]) if follows_alone(group) else group[0][1] ** 2 for group in groups)
     # one factor stands in its Gram's place; with two edits that need factors the second is another matrix
     second_factor = sum(edit.needs.factor for edit in edits) > 1
     work = max(4 * d_in ** 2 * second_factor + 4 * 4 * d_out * d_in for d_out, d_in in shapes.values())

@@ -38,7 +38,7 @@ def test_no_decision_is_needed(tiny: Path, text: Path, tmp_path: Path, monkeypat
     found = within("fit", tiny, "--calibration", text, "--windows", 2, "--window", 32, "--quick").stdout
     out = Path(f"{tiny.name}-small")
     assert "4.5 bits a weight lose little" in found
-    assert re.search(r"this takes \d+ minutes at most", found)
+    assert re.search(r"the search takes \d+ minutes at most", found)
     size = (out / "model.gguf").stat().st_size
     told = json.loads((out / "fit.json").read_text("utf-8"))["target"]["bytes"]
     matrices = matrix_weights(Checkpoint.open(tiny).spec)

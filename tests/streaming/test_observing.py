@@ -12,6 +12,7 @@ from tsotsallm.calibration import Calibration, calibration_corpus
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
 from tsotsallm.numerics.gptq import visiting_order
+from tsotsallm.streaming import statistics
 from tsotsallm.streaming.corpus import Corpus
 from tsotsallm.streaming.sensitivity import token_weights, weights_of
 from tsotsallm.streaming.statistics import Gram
@@ -83,23 +84,26 @@ def test_a_weighed_and_following_sweep_is_the_naive_one(tiny: Path, text: Path, 
             gram = visit.gram_of("mlp.down_proj")
             break
     now, weighed = inputs["damaged"], inputs["damaged"] * weights.double()[:, None]
-    assert gram.lag is not None
     matrix, lag = weighed.mT @ now, (inputs["original"] - now).mT @ weighed
-    torch.testing.assert_close(gram.matrix.double(), matrix, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(gram.lag.double(), lag, rtol=1e-2, atol=1e-3)
     weight = checkpoint.layer(1)["mlp.down_proj.weight"]
+    assert gram.lag is None                     # one linear with fewer outputs than inputs: what it makes of the lag is kept
+    assert gram.moved is not None
+    torch.testing.assert_close(gram.matrix.double(), matrix, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(gram.moved.double(), weight.double() @ lag, rtol=1e-2, atol=1e-3)
     gram.factor(0.01, "as stored", lambda diagonal: visiting_order(diagonal, False))
     damped = matrix + 0.01 * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=torch.float64)
     expected = weight.double() @ lag @ torch.linalg.inv(damped)
     torch.testing.assert_close(gram.followed(weight, 0.01, "as stored").double(), expected, rtol=1e-2, atol=1e-3)
 
 
-def test_following_answers_the_least_squares_question() -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_following_answers_the_least_squares_question(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "ROWS_SOLVED", 4)
     generator = torch.Generator().manual_seed(3)
     now = torch.randn(300, 24, generator=generator)
     before = now + 0.3 * torch.randn(300, 24, generator=generator)
     weight = torch.randn(10, 24, generator=generator)
-    gram = Gram(24, CPU, follows=True)
+    gram = Gram(24, CPU, follows=True, follower=weight if alone else None)
     gram.add(now, None, before)
     gram.factor(0.0, "falling", lambda diagonal: visiting_order(diagonal, True))
     best = torch.linalg.lstsq(now, before @ weight.mT).solution.mT

@@ -117,7 +117,7 @@ def fit(model: str | Path, out: str | Path | None = None, *, device: str | None 
     minutes = options.minutes
     if minutes is None:
         minutes = usual_minutes(model, calibration, options.windows, window)
-        say(f"this takes {minutes:g} minutes at most, and can be stopped and resumed; --minutes sets another limit")
+        say(f"the search takes {minutes:g} minutes at most, and can be stopped and resumed; --minutes sets another limit")
     settings = FitSettings(calibration, tuple(map(str, options.keep_text)), options.windows, window, options.seed,
                            minutes=minutes, recover=({"distill": {"mode": "layers"}},) if options.recover else (),
                            tune={"tune": {}} if options.tune else None, quick=options.quick)

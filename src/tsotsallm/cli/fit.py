@@ -112,21 +112,21 @@ def print_fit(fitted: Fitted, scores: Examination | None) -> None:
     """Print one row per candidate, then the best one, and the scores on tasks where there are some."""
     from tsotsallm.cli.evaluate import print_examination
     from tsotsallm.cli.lines import table
-    from tsotsallm.units import human_bytes, human_seconds
+    from tsotsallm.units import human_bytes, human_seconds, plus_minus
 
     table("Rounds", ["round", "structure", "windows", "predicted KL", "measured KL", "file", "tokens/s"], [
-        [str(one.number), one.name, str(one.windows), f"{one.predicted:.4f}", f"{one.measured:.4f} ± {one.error:.4f}",
+        [str(one.number), one.name, str(one.windows), f"{one.predicted:.3g}", plus_minus(one.measured, one.error),
          human_bytes(one.bytes), "" if one.decode_tokens_per_s is None else f"{one.decode_tokens_per_s:.1f}"]
         for one in fitted.rounds])
     best = fitted.best
-    print(f"best    round {best.number}: {best.name}; KL {best.measured:.4f} ± {best.error:.4f}, perplexity "
+    print(f"best    round {best.number}: {best.name}; KL {plus_minus(best.measured, best.error)}, perplexity "
           f"{fitted.evaluation['perplexity']:.4f} (original {fitted.evaluation['reference_perplexity']:.4f}) on held-out "
           "text")
     if (engine := fitted.in_llama) is not None:
-        print(f"engine  KL {engine['kl']:.4f} ± {engine['kl_standard_error'] or 0:.4f} on the same text in llama.cpp, which "
+        print(f"engine  KL {plus_minus(engine['kl'], engine['kl_standard_error'])} on the same text in llama.cpp, which "
               "rounds activations too")
     if (answered := fitted.answered) is not None:
-        print(f"answers KL {answered.kl:.4f} ± {answered.kl_standard_error:.4f}, the same likeliest token in "
+        print(f"answers KL {plus_minus(answered.kl, answered.kl_standard_error)}, the same likeliest token in "
               f"{answered.same_top_token:.1%}, on the original's answers to {answered.conversations} requests")
     print(f"file    {human_bytes(best.bytes)} of {human_bytes(fitted.target.bytes)}; the prediction "
           f"{'holds' if fitted.holds else 'does not hold'}; took {human_seconds(fitted.seconds)}")

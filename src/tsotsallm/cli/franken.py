@@ -47,7 +47,7 @@ def print_orders(results: list[OrderResult]) -> None:
     rows = []
     for one in results:
         accuracy = "" if one.accuracy is None else f"{100 * one.accuracy:.1f} ± {100 * (one.accuracy_error or 0):.1f}"
-        rows.append([one.name, _runs(one.order), f"{one.perplexity:.4g}", f"{one.kl:.3f}", accuracy,
+        rows.append([one.name, _runs(one.order), f"{one.perplexity:.4g}", f"{one.kl:.3g}", accuracy,
                      "" if one.published_hellaswag is None else f"{100 * one.published_hellaswag:.0f}",
                      "" if one.decode_tokens_per_s is None else f"{one.decode_tokens_per_s:.1f}",
                      f"{one.macs_per_token / 1e6:.3g}", human_bytes(one.bytes)])

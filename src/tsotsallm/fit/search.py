@@ -34,7 +34,7 @@ from tsotsallm.fit.units import Bench, Say
 from tsotsallm.journal import Kind, begun_threads, held_work
 from tsotsallm.machine import fingerprint
 from tsotsallm.run.work import Progress
-from tsotsallm.units import human_bytes, human_seconds
+from tsotsallm.units import human_bytes, human_seconds, plus_minus
 
 HOLDS = 0.15
 """A prediction holds when it is no further than this share from what is measured with the text that it is for."""
@@ -230,7 +230,7 @@ class _Fit:
         self.rounds.append(one)
         self.paths.append(path)
         self.heard(one)
-        self.say(f"round {number}: {one.name}: measured {loss:.4f} ± {error:.4f} after {best.measured:.4f}, "
+        self.say(f"round {number}: {one.name}: measured {plus_minus(loss, error)} after {best.measured:.3g}, "
                  f"{human_bytes(taken)} ({one.seconds:.0f} s)")
 
     def _exported(self, path: Path, number: int) -> int:
@@ -271,8 +271,8 @@ class _Fit:
         speed = "" if one.decode_tokens_per_s is None else f", {one.decode_tokens_per_s:.1f} tokens/s" + (
             f" (predicted {one.predicted_tokens_per_s:.1f})" if one.predicted_tokens_per_s else "")
         self.heard(one)
-        self.say(f"round {one.number}: {one.structure}: predicted {one.predicted:.4f}, measured {one.measured:.4f} ± "
-                 f"{one.error:.4f}, {human_bytes(one.bytes)}{speed} ({one.seconds:.0f} s)")
+        self.say(f"round {one.number}: {one.structure}: predicted {one.predicted:.3g}, measured "
+                 f"{plus_minus(one.measured, one.error)}, {human_bytes(one.bytes)}{speed} ({one.seconds:.0f} s)")
 
     def _build(self, number: int, plan: Plan, measured: Measured, windows: int) -> tuple[Round, Path]:
         """Make a candidate and its GGUF file, and measure it."""
@@ -326,6 +326,7 @@ class _Fit:
 
     def _finish(self, best: Round, measured: Measured) -> Fitted:
         kept, file, path = self.out / "model.gguf", self._file(best.number), self.paths[best.number]
+        self.say("the search is over: the result is compared with the original and timed")
         read_back(file)
         settings = self.bench.settings
         found = evaluate_perplexity(Checkpoint.open(path), self.bench.compared_text, source="held-out text",

@@ -284,7 +284,7 @@ class Bench:
             losses.append(self.loss(view.reordered(kept), self.most)[0])
             gone.append(ranking.next.pop(0))
             self._note("depth", ranking.plain())
-            self.say(f"without layers {'+'.join(map(str, sorted(gone)))}: KL {losses[-1]:.4f}")
+            self.say(f"without layers {'+'.join(map(str, sorted(gone)))}: KL {losses[-1]:.3g}")
         return ranking.alone, tuple(gone), tuple(losses)
 
     def _enough(self, removed: int, narrower: float | None = None) -> bool:
@@ -307,7 +307,7 @@ class Bench:
         out = self.compressed([*self.vocabularies.stage(self.most), stage])
         decision = json.loads((out / "decision-1-quantize.json").read_text("utf-8"))
         loss, _ = self.loss_of(out, self.most)
-        self.say(f"every matrix on a grid of its own, 4.5 bits: KL {loss:.4f} (predicted {decision['predicted_loss']:.4f})")
+        self.say(f"every matrix on a grid of its own, 4.5 bits: KL {loss:.3g} (predicted {decision['predicted_loss']:.3g})")
         mixture = Mixture(decision["predicted_loss"], loss, round(time.monotonic() - began, 1))
         losses = {"grids": decision["losses"], "activations": decision["losses_of_activations"]}
         self._note("grids", losses | {"mixture": asdict(mixture)})
@@ -357,7 +357,7 @@ class Bench:
             found[taken], _ = self.loss_of(out, self.most)
             self._note("width", {str(share): loss for share, loss in found.items()})
             left = round(taken * self.whole.feed_forward)
-            self.say(f"{left} of {self.whole.feed_forward} neurons fewer: KL {found[taken]:.4f}")
+            self.say(f"{left} of {self.whole.feed_forward} neurons fewer: KL {found[taken]:.3g}")
             shutil.rmtree(out)
         return found
 
@@ -377,7 +377,7 @@ class Bench:
                 base = self._nats(self.most) if base is None else base
                 found[size] = max(0.0, (self._nats(size) - base) / whole.tokens)
                 self._note("vocabulary", {str(one): loss for one, loss in found.items()})
-                self.say(f"{size} of {self.most} tokens: {found[size]:.4f} nats more")
+                self.say(f"{size} of {self.most} tokens: {found[size]:.3g} nats more")
             if found[size] > HOPELESS:
                 break
         return found

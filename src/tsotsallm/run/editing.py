@@ -83,7 +83,7 @@ class Editing(Copying):
             originals = self.enter(corpus, "original") if needs.original_inputs else None
             for visit in self.visits(states, observe=needs.gram, options=SweepOptions(
                     self.load, self.output.settled, self.token_weights(), originals, beyond=bool(end_grids),
-                    judges=needs.held_out)):
+                    judges=needs.held_out, aims=self.aims)):
                 self.put(visit.index, partial(self.edit_layer, edits, visit))
             if originals is not None:
                 originals.remove()
@@ -127,7 +127,8 @@ class Editing(Copying):
 
         if self.current < layers:
             for visit in self.visits(states, observe=True, options=SweepOptions(
-                    settled=settled, weights=weights, originals=originals, beyond=True, peaks=edit.needs.peaks)):
+                    settled=settled, weights=weights, originals=originals, beyond=True, peaks=edit.needs.peaks,
+                    aims=self.aims)):
                 self.edit_layer((*before, probe), visit)
         # what attention adds to the residual is what embeddings begin it with
         squares = corpus.tokens * float(weights(0).get("self_attn.o_proj.square", 0.0))
@@ -211,10 +212,17 @@ class Editing(Copying):
         linear = visit.linear(name)
         if self.lineage.sparse:
             linear.mask = linear.reference != 0
-        if self.view.checkpoint is not self.origin.checkpoint:
+        if self.aims is not None:
             linear.values = linear.reference.clone()
-            linear.reference = self.origin.layer_tensor(visit.index, f"{name}.weight").to(self.work.device)
+            linear.reference = self.aims(visit.index)(name)
         return linear
+
+    @property
+    def aims(self) -> Callable[[int], Callable[[str], Tensor]] | None:
+        """The weights that corrections aim at, by layer and name, where passes before changed those in memory."""
+        if self.view.checkpoint is self.origin.checkpoint:
+            return None
+        return lambda index: lambda name: self.origin.layer_tensor(index, f"{name}.weight").to(self.work.device)
 
 
 def _require_finite(linear: Linear, layer: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tsotsallm.checkpoint.shapes import layer_shapes, linear_shapes
 from tsotsallm.checkpoint.spec import ModelSpec
-from tsotsallm.streaming.hidden import BATCH_TOKENS
+from tsotsallm.streaming.hidden import batch_tokens
 
 HEADER_BYTES_PER_TENSOR = 200
 """Of a safetensors header."""
@@ -63,7 +63,7 @@ def forward_flops(spec: ModelSpec, layer: int, tokens: int, window: int) -> floa
 
 def activation_bytes(spec: ModelSpec, window: int) -> int:
     """Bytes of what a layer computes for one batch."""
-    return 4 * max(BATCH_TOKENS, window) * (6 * spec.hidden + 3 * spec.feed_forward)
+    return 4 * max(batch_tokens(spec.hidden), window) * (6 * spec.hidden + 3 * spec.feed_forward)
 
 
 def gradient_bytes_per_token(spec: ModelSpec, window: int) -> int:

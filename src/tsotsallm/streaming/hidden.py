@@ -14,6 +14,13 @@ from tsotsallm.checkpoint.shards import byte_view
 from tsotsallm.timing import counted
 
 BATCH_TOKENS = 1024
+BATCH_VALUES = 1 << 21
+"""Numbers of a batch at most: what a layer computes for it is several times as large."""
+
+
+def batch_tokens(width: int) -> int:
+    """Tokens of a batch of states of this width at most, unless a single window has more."""
+    return min(BATCH_TOKENS, BATCH_VALUES // width)
 
 
 class HiddenStates:
@@ -40,10 +47,11 @@ class HiddenStates:
         return self.starts[-1]
 
     def batches(self) -> Iterator[list[int]]:
-        """Yield the indices of neighbouring windows of one length, at most 1024 tokens together."""
+        """Yield the indices of neighbouring windows of one length, at most `batch_tokens` together."""
         batch: list[int] = []
+        most = batch_tokens(self.width)
         for index, length in enumerate(self.lengths):
-            if batch and (length != self.lengths[batch[0]] or (len(batch) + 1) * length > BATCH_TOKENS):
+            if batch and (length != self.lengths[batch[0]] or (len(batch) + 1) * length > most):
                 yield batch
                 batch = []
             batch.append(index)

@@ -16,6 +16,8 @@ PEAK_BLOCKS = (32, 256)
 """The blocks of columns in which llama.cpp rounds what a linear reads to 8 bits: beside grids of 32, and of 256."""
 HELD_OUT = 512
 """Tokens whose inputs are held out at most."""
+ROWS_SOLVED = 1024
+"""Rows of a weight that follow their inputs at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,17 @@ class Gram:
     """H = Xᵀ W X over all calibration tokens, (d_in, d_in) float32; linears that read the same input share it.
 
     W weights the tokens, all alike by default. With what the original model's linear reads of the same tokens, X₀, the Gram
-    also knows the lag X₀ᵀ W X − H: how the inputs have moved since. What it answers never depends on who asked before: a
-    factor may take the matrix's memory, and the matrix's products are then worked out from the factor.
+    also knows the lag X₀ᵀ W X − H: how the inputs have moved since. A single linear of few outputs is given as `follower`,
+    its weight (d_out, d_in): of the lag only follower · lag is then kept, which is smaller. What it answers never depends on
+    who asked before: a factor may take the matrix's memory, and the matrix's products are then worked out from the factor.
     """
 
-    def __init__(self, width: int, device: torch.device, *, follows: bool = False, peaks: bool = False) -> None:
+    def __init__(self, width: int, device: torch.device, *, follows: bool = False, follower: Tensor | None = None,
+                 peaks: bool = False) -> None:
         self._matrix: Tensor | None = torch.zeros(width, width, device=device)
-        self.lag: Tensor | None = torch.zeros(width, width, device=device) if follows else None
+        self.follower = follower
+        self.lag: Tensor | None = torch.zeros(width, width, device=device) if follows and follower is None else None
+        self.moved: Tensor | None = None if follower is None else torch.zeros_like(follower)      # follower · lag
         self.tokens = 0
         self.squares: dict[str, float] = {}     # linear -> mean square of the loss's gradient by its outputs
         self.outputs: dict[str, Tensor] = {}    # linear -> the metric of its outputs (see `sensitivity.weights_of`)
@@ -79,6 +85,10 @@ class Gram:
         if self.lag is not None:
             assert original is not None
             self.lag.addmm_((original.reshape(rows.shape) - rows).mT, weighted)
+        elif self.follower is not None:
+            assert original is not None
+            assert self.moved is not None
+            self.moved.addmm_(self.follower @ (original.reshape(rows.shape) - rows).mT, weighted)
         self.tokens += len(rows)
 
     def hold_out(self, inputs: Tensor, weights: Tensor | None = None) -> None:
@@ -103,10 +113,18 @@ class Gram:
     def followed(self, weight: Tensor, damp: float, visit: str) -> Tensor:
         """What to add to a weight W, (d_out, d_in), so that its outputs on today's inputs are those on the original's.
 
-        W·(lag)·(H + damping)⁻¹: the least-squares answer (arXiv:2504.02692, eq. 5), by the factor made before.
+        W·(lag)·(H + damping)⁻¹: the least-squares answer (arXiv:2504.02692, eq. 5), by the factor made before. A few rows
+        are solved at a time, to spare memory.
         """
-        assert self.lag is not None
-        return self._factors[damp, visit].solve(weight @ self.lag)
+        answer, factor = torch.empty_like(weight), self._factors[damp, visit]
+        for first in range(0, len(weight), ROWS_SOLVED):
+            rows = slice(first, first + ROWS_SOLVED)
+            if self.moved is not None:
+                answer[rows] = factor.solve(self.moved[rows])
+            else:
+                assert self.lag is not None
+                answer[rows] = factor.solve(weight[rows] @ self.lag)
+        return answer
 
     @property
     def width(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tsotsallm.checkpoint.linear import Linear
+from tsotsallm.checkpoint.shapes import input_groups
 from tsotsallm.checkpoint.view import View
 from tsotsallm.errors import ResourceError
 from tsotsallm.machine import release_memory
@@ -29,6 +30,14 @@ def silent(_what: str, _share: float) -> None:
 
 FEW = 2
 """Tokens for each input below which a Gram says little of other text."""
+
+
+def follows_alone(shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether the linears of these shapes (d_out, d_in), which share an input, are one with fewer outputs than inputs.
+
+    What it makes of its inputs' lag is then smaller than the lag itself.
+    """
+    return len(shapes) == 1 and shapes[0][0] < shapes[0][1]
 
 
 class TwoStates:
@@ -72,6 +81,7 @@ class Visit:
     weights    linear -> weight of each token, (tokens,)
     judges     whether inputs are held out where there are few tokens for a Gram
     peaks      whether Grams know the largest inputs of blocks of columns
+    aims       linear -> the weight that it aims at; by default that in memory
     """
 
     index: int
@@ -84,6 +94,7 @@ class Visit:
     tick: Tick = silent
     judges: bool = False
     peaks: bool = False
+    aims: Callable[[str], Tensor] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -110,6 +121,7 @@ class Visit:
         assert self.inputs is not None
         grams: dict[str, Gram] = {}
         original: dict[str, Tensor] = {}
+        followers = self._followers()
         for batch in self.inputs.batches():
             if self.originals is not None:
                 with self.frame.watching(self.names, original.__setitem__, to_the_end=True):
@@ -125,7 +137,7 @@ class Visit:
                     return
                 if name not in grams:
                     grams[name] = Gram(inputs.shape[-1], self.frame.device, follows=self.originals is not None,
-                                       peaks=self.peaks)
+                                       follower=followers.get(name), peaks=self.peaks)
                 weights = self.weights.get(name)
                 self._divide(grams[name], inputs, tokens, None if weights is None else weights[tokens], original.get(name))
                 shared[:] = [(inputs, grams[name])]
@@ -137,7 +149,18 @@ class Visit:
             if (square := self.weights.get(f"{name}.square")) is not None:
                 gram.squares[name] = float(square)
                 gram.outputs[name] = self.weights[f"{name}.outputs"]
+        for gram in grams.values():
+            gram.follower = None
         self.grams |= grams
+
+    def _followers(self) -> dict[str, Tensor]:
+        """The weights of linears that follow alone, where the layer has another input than in the original."""
+        if self.originals is None:
+            return {}
+        weights = {name: self.frame.linear(name).weight.data for name in self.names}
+        aims = self.aims or weights.__getitem__
+        return {group[0]: aims(group[0]) for group in input_groups(self.names)
+                if follows_alone([weights[name].shape for name in group])}
 
     def _divide(self, gram: Gram, inputs: Tensor, tokens: slice, weights: Tensor | None, original: Tensor | None) -> None:
         """Add the inputs of tokens to a Gram, and hold out those that it should not see."""
@@ -181,6 +204,7 @@ class SweepOptions:
     beyond     propagate through the last layer too
     judges     hold out some inputs where there are few tokens; see `Visit.observe`
     peaks      note the largest inputs of blocks of columns; see `Gram`
+    aims       layer -> the weights that its linears aim at, by name; None where they are those of the view
     """
 
     load: Callable[[int], dict[str, Tensor]] | None = None
@@ -190,6 +214,7 @@ class SweepOptions:
     beyond: bool = False
     judges: bool = False
     peaks: bool = False
+    aims: Callable[[int], Callable[[str], Tensor]] | None = None
 
 
 PLAIN = SweepOptions()
@@ -212,7 +237,8 @@ def sweep(view: View, states: TwoStates | None, *, observe: bool, device: torch.
         frame.load(index, load(index))
         inputs = states.inputs_of(index) if states is not None else None
         visit = Visit(index, frame, view.checkpoint.storage, inputs=inputs, weights=options.weights(index), tick=tick,
-                      judges=options.judges, peaks=options.peaks)
+                      judges=options.judges, peaks=options.peaks,
+                      aims=None if options.aims is None else options.aims(index))
         if originals is not None:
             after = originals.inputs_of(index + 1) if index + 1 < view.spec.layers else None
             visit.originals = originals.inputs_of(index), after

@@ -26,7 +26,7 @@ from tsotsallm.study.spec import STORE_BYTES, Spec
 from tsotsallm.study.strategies import All, AtRandom, BySampler, Proposal, Strategy
 from tsotsallm.study.trial import Outcome, Setup, TrialJob, values_of
 from tsotsallm.study.workers import Here, Workers
-from tsotsallm.units import human_bytes
+from tsotsallm.units import human_bytes, plus_minus
 
 Say = Callable[[str], None]
 THIRD = 3
@@ -269,7 +269,7 @@ def _line(trial: Trial) -> str:
 
 def _measures(trial: Trial) -> str:
     loss = trial.measures.get(trial.level, {})
-    text = f"KL {loss['kl']:.4f} ± {loss['kl_error']:.4f}, perplexity {loss['perplexity']:.3f}, " if loss else ""
+    text = f"KL {plus_minus(loss['kl'], loss['kl_error'])}, perplexity {loss['perplexity']:.3f}, " if loss else ""
     return f"{text}{human_bytes(trial.measures.get('model', {}).get('bytes', 0))}, {trial.level} evaluation"
 
 

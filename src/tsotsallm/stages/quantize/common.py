@@ -236,7 +236,7 @@ class Quantize(LinearEdit):
             raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
         aim = linear.reference
         if self.follow:
-            aim = aim + self.follow * gram.followed(linear.reference, self.damp, visit)
+            aim = gram.followed(linear.reference, self.damp, visit).mul_(self.follow).add_(linear.reference)
         if isinstance(grid, GgmlGrid):
             stored: Stored = round_to_blocks(aim, factor.upper, factor.order, grid, passes=self.passes_over_blocks,
                                              keep=keep, outputs=self._metric(gram, linear))
