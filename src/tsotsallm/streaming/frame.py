@@ -41,7 +41,7 @@ class Frame:
         signature = self.spec.signature(index)
         if signature not in self.models:
             self.models[signature] = one_layer_model(self.spec, index)
-            self.models[signature].rotary_emb.to(self.device)
+            _remember_rotations(self.models[signature].rotary_emb.to(self.device))
         self.model = self.models[signature]
         state = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.layer.load_state_dict(state, assign=True)
@@ -117,6 +117,20 @@ class Frame:
         finally:
             for handle in hooks:
                 handle.remove()
+
+
+def _remember_rotations(rotary: nn.Module) -> None:
+    """Let a module of rotary embeddings answer at once where it is asked for the positions of the batch before."""
+    plain, last = rotary.forward, list[tuple[Tensor, torch.dtype, object]]()
+
+    def forward(like: Tensor, position_ids: Tensor, *kind: object, **named: object) -> object:
+        if kind or named or torch.is_inference_mode_enabled():
+            return plain(like, position_ids, *kind, **named)
+        if not last or last[0][1] != like.dtype or not torch.equal(last[0][0], position_ids):
+            last[:] = [(position_ids.clone(), like.dtype, plain(like, position_ids))]
+        return last[0][2]
+
+    rotary.forward = forward
 
 
 def load_final_norm(view: View, device: torch.device) -> nn.Module:
