@@ -87,7 +87,7 @@ def compress(model: Model, recipe: RecipeText,
 
 
 def print_result(result: Result, said: Sequence[str] = ()) -> None:
-    """Print what became smaller, what trainings learned, how long it took, where the result is, and what to do next.
+    """Print what became smaller, what trainings learned, how long it took, and where the result is.
 
     Notes that were `said` before are not repeated.
     """

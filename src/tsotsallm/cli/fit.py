@@ -76,23 +76,22 @@ def fit(model: Model,
             print_json(fitted.plain() | ({"examination": scores.plain()} if scores else {}))
             return
         print_fit(fitted, scores)
-        print(in_plain_words(fitted, Path(model)))
+        print(in_plain_words(fitted))
         print("run it:", *(f"  {line}" for line in ways_to_run(fitted.gguf)), sep="\n")
 
 
-def in_plain_words(fitted: Fitted, original: Path) -> str:
+def in_plain_words(fitted: Fitted) -> str:
     """What a result weighs, what it needs, what was lost, and how fast it is, as far as that was measured."""
     from tsotsallm.checkpoint.reader import Checkpoint
     from tsotsallm.engine.llama import most_context
-    from tsotsallm.inspection import inspect_checkpoint
     from tsotsallm.units import human_bytes
 
-    before, spec = inspect_checkpoint(Checkpoint.streamed(str(original))), Checkpoint.open(fitted.path).spec
+    spec = Checkpoint.open(fitted.path).spec
     context = most_context(spec.context)
     same, best = fitted.evaluation["same_top_token"], fitted.best
     speed = "" if fitted.tokens_per_s is None else f" Here it writes about {fitted.tokens_per_s:.0f} tokens a second."
     memory = human_bytes(best.bytes + context * spec.kv_bytes_per_token())
-    return (f"The file has {human_bytes(best.bytes)}, where the original has {human_bytes(before.bytes)}. To run, it takes "
+    return (f"The file has {human_bytes(best.bytes)}, where the original has {human_bytes(fitted.before)}. To run, it takes "
             f"about {memory} of memory with a conversation of {context} tokens. On text that it was not calibrated on, it "
             f"expects the same next token as the original in {same:.0%} of all places, and its perplexity is "
             f"{fitted.evaluation['perplexity']:.4g} where the original's is "

@@ -50,6 +50,7 @@ class Fitted:
     answered      how far it is from the original on its answers, where it was compared on some
     in_llama      its file on that text in llama.cpp, which rounds activations too; None without llama.cpp
     tokens_per_s  new tokens a second in llama.cpp on this machine; None without it
+    before        bytes of the original's weights
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Fitted:
     answered: Answered | None = None
     in_llama: JsonObject | None = None
     tokens_per_s: float | None = None
+    before: int = 0
 
     def plain(self) -> JsonObject:
         """The result as plain data for JSON."""

@@ -31,6 +31,7 @@ from tsotsallm.fit.reach import Settings, require_reached
 from tsotsallm.fit.rounds import Fitted, Round
 from tsotsallm.fit.target import USUAL_BITS, Target
 from tsotsallm.fit.units import Bench, Say
+from tsotsallm.inspection import inspect_checkpoint
 from tsotsallm.journal import Kind, begun_threads, held_work
 from tsotsallm.machine import fingerprint
 from tsotsallm.run.work import Progress
@@ -339,7 +340,7 @@ class _Fit:
         fitted = Fitted(self.out / "model", kept, self.target, best, tuple(self.rounds), measured, self.corrections, holds,
                         round(60 * self.bench.minutes_gone, 1), evaluation,
                         self.bench.answered(View.of(Checkpoint.open(path))), self._in_llama(file, best),
-                        best.decode_tokens_per_s or self._speed(file))
+                        best.decode_tokens_per_s or self._speed(file), inspect_checkpoint(self.bench.source).bytes)
         write_json(self.out / "fit.json", fitted.plain() | {
             "model": self.bench.model, "source": self.bench.source.fingerprint(), "settings": asdict(settings)})
         file.replace(kept)
