@@ -6,7 +6,7 @@ import html
 import json
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tsotsallm.errors import CorpusError, MissingExtraError, ReportError
 from tsotsallm.evaluation.examination import text_task
 from tsotsallm.inspection import layer_map
 from tsotsallm.report import result as report_result
-from tsotsallm.report.document import Number
+from tsotsallm.report.document import DataTable, Number
 from tsotsallm.study.study import open_study, run_study
 from tsotsallm.study.verdict import names_of, recipe_in_words
 
@@ -249,11 +249,27 @@ def test_answers_to_instructions_stand_side_by_side(tmp_path: Path) -> None:
     tsotsallm.compress("embedded", "rtn:2:64", tmp_path / "two")
     tsotsallm.write_report([tmp_path / "two"], tmp_path / "page.html", reference="embedded", tasks=["instructions"], limit=2)
     page = html.unescape((tmp_path / "page.html").read_text("utf-8"))
-    found = tsotsallm.examine(["embedded", tmp_path / "two"], ["instructions"], limit=2).results[0]
+    examined = tsotsallm.examine(["embedded", tmp_path / "two"], ["instructions"], limit=2)
+    found = examined.results[0]
     for result in found:
         for one in result.exchanges:
             assert f"“{one.prompt}”" in page
             assert f"<p>{one.reply}</p>" in page
+    rows = Page(tmp_path / "page.html").rows
+    [side] = [row for row in rows if row and row[0][0] == "kind of instruction"]
+    measures = [measure.name for measure in found[0].measures if measure.share]
+    assert len(side) == 1 + 2 * len(measures)
+    four = replace(examined, results=((*found, *found),))
+    names = ["one", "two", "three", "four"]
+    [section] = report_result.answered_sections(names, [four])
+    table = section.blocks[1]
+    assert isinstance(table, DataTable)
+    assert list(table.header) == ["kind of instruction", "model", *measures]
+    kinds = list(dict.fromkeys(found[0].groups)) if len(set(found[0].groups)) > 1 else []
+    assert [tuple(row[:2]) for row in table.rows] == [(kind, name) for kind in ("all", *kinds) for name in names]
+    assert table.marks == {0, 1, 2, 3}
+    scores = {score.measure: score.value for score in found[1].scores if not score.group}
+    assert [cell.value for cell in table.rows[1][2:] if isinstance(cell, Number)] == [scores[name] for name in measures]
     wrong = sum(not one.features["stops"] or one.features["repeats"] or not one.features["follows"]
                 for result in found for one in result.exchanges)
     assert page.count('class="wrong"') == page.count('class="remark"') == wrong > 0
