@@ -199,6 +199,34 @@ def test_many_models_have_a_row_each(tiny: Path, text: Path, tmp_path: Path) -> 
     assert page.row("three")[1][1] is not None
 
 
+@pytest.mark.parametrize(("before", "named"), [([], "original"), ([{"layers": {"skip": [0]}}], "all layers")])
+def test_importance_by_perplexity_stands_beside_that_of_all_layers(
+        before: list[Any], named: str, tiny: Path, text: Path, tmp_path: Path) -> None:
+    """A result that does not say it has no line."""
+    depth = {"remove": 1, "protect": {"first": 0, "last": 0}}
+    tsotsallm.compress(tiny, [*before, {"depth": depth}], tmp_path / "small", calibration=text, windows=2, window=32)
+    tsotsallm.write_report([tmp_path / "small"], tmp_path / "page.html")
+    picture = tmp_path / "page-pictures" / "importance-0-perplexity.svg"
+    made = tmp_path / "small" / "tsotsallm.json"
+    provenance = json.loads(made.read_text("utf-8"))
+    whole = provenance["choices"][-1]["rounds"][0].pop("whole")
+    assert f"The dashed line, {named}: {whole:.4g}." in picture.read_text("utf-8")
+    assert "the dashed line is the model with all layers" in (tmp_path / "page.html").read_text("utf-8")
+    made.write_text(json.dumps(provenance), "utf-8")
+    tsotsallm.write_report([tmp_path / "small"], tmp_path / "page.html")
+    assert "dashed line" not in picture.read_text("utf-8")
+
+
+def test_a_study_s_importance_stands_beside_that_of_all_layers(tiny: Path, text: Path, tmp_path: Path) -> None:
+    stages = [{"depth": {"remove": 1, "importance": "perplexity", "protect": {}}},
+              {"quantize": {"method": "rtn", "bits": 8, "group": "channel"}}]
+    run_study(spec_of(text, stages=stages), str(tiny), tmp_path / "study")
+    [trial] = open_study(tmp_path / "study").trials
+    tsotsallm.write_report([tmp_path / "study"], tmp_path / "page.html")
+    svg = (tmp_path / "page-pictures" / "importance-perplexity.svg").read_text("utf-8")
+    assert f"The dashed line, original: {trial.facts['importance_of_whole']['perplexity']:.4g}." in svg
+
+
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_evaluated(
         tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:

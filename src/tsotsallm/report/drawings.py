@@ -30,6 +30,13 @@ Drawn = tuple[Any, dict[str, str]]
 """A matplotlib figure, and what its elements with a gid stand for."""
 PART_COLOURS = {"embeddings": "#8e6c8a", "attention": "#1b6ca8", "feed-forward": "#c8553d", "norms": "#999999",
                 "head": "#2f4858", "adapter": "#d9a441"}
+ORIGINAL, ALL_LAYERS = "original", "all layers"
+"""What the line of a baseline is called: the model's original, or the model that layers are left out of."""
+
+
+def the_line(drawn: bool) -> str:
+    """What a caption says of the line that is drawn, if it is."""
+    return "; the dashed line is the model with all layers" if drawn else ""
 
 
 @dataclass(frozen=True)
@@ -201,19 +208,19 @@ def plane(name: str, points: Sequence[Point], x: str, y: str, caption: str, *, l
 
 
 def by_place(name: str, values: Mapping[str, float], x: str, y: str, caption: str, *, marked: Sequence[str] = (),
-             baseline: float | None = None) -> Figure:
+             baseline: float | None = None, named: str = ORIGINAL) -> Figure:
     """Draw one value per key, marked ones in another colour: bars from zero, or points where the axis has none.
 
-    `baseline` is the value of the original.
+    `baseline` is the value of the original, or of what `named` says; it is drawn as a line.
     """
     description = f"{y} by {x}: " + ", ".join(f"{key}: {value:.4g}" for key, value in values.items()) + (
         f". Marked: {', '.join(marked)}" if marked else "") + (
-        "." if baseline is None else f". The original has {baseline:.4g}.")
+        "." if baseline is None else f". The dashed line, {named}: {baseline:.4g}.")
 
     def draw(plot: Plot) -> Drawn:
         figure, axis = plot.subplots(figsize=(max(4.8, 0.36 * len(values) + 1.6), 3.0))
         marks = values_by_place(axis, list(values.values()), [COLOURS[1] if key in marked else COLOURS[0] for key in values],
-                                baseline)
+                                baseline, named=named)
         tips = {}
         for place, (mark, (key, value)) in enumerate(zip(marks, values.items(), strict=True)):
             mark.set_gid(f"bar-{place}")

@@ -14,7 +14,7 @@ from tsotsallm.evaluation.cost import Cost
 from tsotsallm.evaluation.energy import ANSWERS_A_DAY
 from tsotsallm.evaluation.examination import Examination
 from tsotsallm.evaluation.results import Comparison, Exchange, TaskResult
-from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
+from tsotsallm.inspection import first_by, importance_in, inspect_checkpoint, layer_map, whole_in
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Glance, Number, Paragraph, Section, TextSamples
 from tsotsallm.study.verdict import recipe_in_words
@@ -250,10 +250,14 @@ def _importance(results: Mapping[str, Checkpoint]) -> list[Block]:
     blocks: list[Block] = []
     for number, (name, result) in enumerate(results.items()):
         gone = set(range(layer_map(result).layers)) - set(layer_map(result).runs)
-        for metric, values in importance_in(result.provenance).items():
+        made, whole = result.provenance, whole_in(result.provenance)
+        for metric, values in importance_in(made).items():
+            original = made is not None and made.ancestry is None and first_by(metric, made.recipe)
             blocks.append(drawings.by_place(f"importance-{number}-{metric}", values, "layer", IMPORTANCE[metric],
                                         f"Importance of the layers of {name} that may be removed, by {metric}; marked: "
-                                        "removed.", marked=[str(layer) for layer in sorted(gone)]))
+                                        f"removed{drawings.the_line(metric in whole)}.",
+                                        marked=[str(layer) for layer in sorted(gone)], baseline=whole.get(metric),
+                                        named=drawings.ORIGINAL if original else drawings.ALL_LAYERS))
     return blocks
 
 
