@@ -70,6 +70,14 @@ class Page(HTMLParser):
         return next(row for row in self.rows if row and row[0][0].startswith(start))
 
 
+def first_screen(page: Path) -> dict[str, str]:
+    """The four facts at the head of a page, as text."""
+    found = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.read_text("utf-8"), re.DOTALL)
+    facts = {name: html.unescape(re.sub(r"<[^>]*>", "", text)) for name, text in found}
+    assert list(facts) == ["What it is", "How small", "What was lost", "How to run it"]
+    return facts
+
+
 def check_page(page: Page, written: list[Path]) -> None:
     assert not page.outside
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"|http://www.w3.org/[^"<]*', "", page.text.split("application/json")[0])
@@ -111,6 +119,15 @@ def test_a_study_s_page_tells_the_ledger(tiny: Path, text: Path, tmp_path: Path)
     assert embedded["trials"] == json.loads(json.dumps([trial.plain() for trial in found.trials]))
     for note in ("plan", "implement", "revise", "re-implement"):
         assert page.row(f"0, {note}")
+    first = first_screen(written[0])
+    assert "A study of" in first["What it is"]
+    assert f"{len(found.trials)} recipes tried" in first["What it is"]
+    least = min(found.front, key=lambda trial: trial.measures["full"]["kl"])
+    assert f"with {names[least.number]}" in first["What was lost"]
+    assert "KL divergence from the original, nats per token" in first["What was lost"]
+    assert re.search(r"On the front: [\d.]+ .B \(\d+% of the original\)", first["How small"])
+    assert f"tsotsallm compress {tiny}" in first["How to run it"]
+    assert first["How to run it"].endswith("tsotsallm chat result")
     svg = (tmp_path / "page-pictures" / "front.svg").read_text("utf-8")
     full = [trial for trial in found.trials if trial.level == "full"]
     assert svg.count('class="tip"') == len(full)
@@ -152,10 +169,9 @@ def test_the_headline_has_the_loss_and_the_recipe_stands_once(tiny: Path, text: 
     [page, *_] = tsotsallm.write_report([tmp_path / "small"], tmp_path / "page.html", reference=tiny, text=text, limit=3,
                                         tokens=2)
     shown = page.read_text("utf-8").partition('<script type="application/json"')[0]
-    glance = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", shown))
-    assert list(glance) == ["What it is", "How small", "What was lost", "How to run it"]
+    glance = first_screen(page)
     assert "made smaller: 4 bits by rounding." in glance["What it is"]
-    assert "of the original&#39;s bytes" in glance["How small"]
+    assert "of the original's bytes" in glance["How small"]
     assert "KL divergence from the original" in glance["What was lost"]
     assert "±" in glance["What was lost"]
     assert f"tsotsallm chat {tmp_path / 'small'}" in glance["How to run it"]
