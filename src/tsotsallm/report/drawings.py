@@ -30,6 +30,9 @@ Drawn = tuple[Any, dict[str, str]]
 """A matplotlib figure, and what its elements with a gid stand for."""
 PART_COLOURS = {"embeddings": "#8e6c8a", "attention": "#1b6ca8", "feed-forward": "#c8553d", "norms": "#999999",
                 "head": "#2f4858", "adapter": "#d9a441"}
+LEAST_SCALE = 0.95
+"""Pixels a point of a picture on a page, at least: its letters, of 10 points, have 9.5 pixels where it must be scrolled."""
+MOST_SCALE = 1.45
 ORIGINAL, ALL_LAYERS = "original", "all layers"
 """What the line of a baseline is called: the model's original, or the model that layers are left out of."""
 
@@ -76,8 +79,8 @@ def _for_page(svg: str, name: str, description: str, tips: Mapping[str, str]) ->
     head, rest = svg.split(">", 1)
     wide = re.search(r'\bwidth="([\d.]+)pt"', head)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    if wide is not None:        # the text of all pictures has one size, unless the page is narrower
-        head += f' style="max-width: {1.45 * float(wide[1]):.0f}px"'
+    if wide is not None:        # the text of all pictures has one size, unless the page is narrower; it stays legible
+        head += f' style="--least: {LEAST_SCALE * float(wide[1]):.0f}px; max-width: {MOST_SCALE * float(wide[1]):.0f}px"'
     return (f'{head} role="group" aria-labelledby="{name}-description"><title id="{name}-description">{escape(description)}'
             f'</title>{rest}')
 
@@ -98,7 +101,8 @@ def layers(name: str, plan: LayerMap, caption: str) -> Figure:
     def draw(plot: Plot) -> Drawn:
         from matplotlib.patches import Rectangle
 
-        figure, axis = plot.subplots(figsize=(max(5.2, 0.36 * plan.layers + 2.6), 0.34 * (len(linears) + 1) + 1.1))
+        cell = 0.36 if plan.layers <= 24 else 0.28      # inches; of many layers every other one has its number
+        figure, axis = plot.subplots(figsize=(max(5.2, cell * plan.layers + 2.6), 0.34 * (len(linears) + 1) + 1.1))
         tips = {}
         for layer in range(plan.layers):
             places = [place for place, run in enumerate(plan.runs) if run == layer]
