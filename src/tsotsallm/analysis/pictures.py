@@ -27,6 +27,7 @@ COLOURS = ("#1b6ca8", "#c8553d", "#d9a441", "#8e6c8a")
 """No green: some people see it as the red."""
 DISTINCT = ("#0072b2", "#e69f00", "#56b4e9", "#cc79a7", "#000000", "#d55e00", "#999999")
 """Colours that people who see red and green alike tell apart (Okabe and Ito, without green)."""
+DARK = "#2b3038"
 MARKERS = "os^Dv<>"
 MOST_HEADS = 8
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130}
@@ -253,7 +254,8 @@ def training_curve(trained: Mapping[str, Json], path: Path) -> Path:
         axis.plot(layers, first, color=COLOURS[1], marker="o", markersize=3, label="before")
         axis.plot(layers, best, color=COLOURS[0], marker="o", markersize=3, label="after")
         axis.set(xlabel="layer", ylabel="relative squared error, held out", ylim=(0, None))
-        axis.legend(frameon=False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        figure.legend(loc="outside right center", frameon=False)
         return _save(figure, path)
     figure, axes = plot.subplots(1, len(samples), figsize=(5.2 * len(samples), 3.2), squeeze=False, layout="constrained")
     for axis, sample in zip(axes[0], samples, strict=True):
@@ -267,7 +269,7 @@ def training_curve(trained: Mapping[str, Json], path: Path) -> Path:
         axis.plot(*zip(*curve["held_out"], strict=True), color=COLOURS[1], marker="o", markersize=3, label="held out")
         axis.axvline(curve["best_step"], color="#999999", linewidth=0.8, linestyle=":")
         axis.set(xlabel="step", ylabel="loss, nats per token", title=Path(sample["source"]).name)
-        axis.legend(frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return _save(figure, path)
 
 

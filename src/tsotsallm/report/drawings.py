@@ -11,6 +11,7 @@ from xml.sax.saxutils import escape
 
 from tsotsallm.analysis.pictures import (
     COLOURS,
+    DARK,
     STYLE,
     classes_of_bits,
     colour_of_bits,
@@ -121,7 +122,7 @@ def layers(name: str, plan: LayerMap, caption: str) -> Figure:
                 axis.add_patch(patch)
             if not places or len(places) > 1:
                 axis.text(layer, -0.95, "×" if not places else f"{len(places)}×", ha="center", va="center",
-                          color="#a03020" if not places else "#1b4f80", fontweight="bold")
+                          color=DARK, fontweight="bold")
         axis.set(xlim=(-0.6, plan.layers - 0.4), ylim=(len(linears) - 0.4, -1.5 if removed or repeated else -0.6),
                  xlabel="layer of the original")
         axis.set_xticks(range(0, plan.layers, 1 if plan.layers <= 20 else 2))
