@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tsotsallm.checkpoint.adapter import is_adapter
 from tsotsallm.checkpoint.gguf_file import GgufFile, GgufTensor
@@ -123,20 +124,40 @@ def _runs(provenance: Provenance) -> list[int] | None:
 
 @dataclass(frozen=True)
 class Round(Record):
-    """A round of `depth`: the importance of every candidate by its number as text, and the layers that went."""
+    """A round of `depth`: the importance of every candidate by its number as text, and the layers that went.
+
+    whole  by perplexity, that of the model with all its layers; None by other metrics, and in older results
+    """
 
     importance: dict[str, float]
     removed: list[int]
+    whole: float | None = None
 
 
 def importance_in(provenance: Provenance | None) -> dict[str, dict[str, float]]:
     """Metric -> layer -> its importance as `depth` measured it before anything was removed, from a result's provenance."""
+    return {metric: {layer: float(value) for layer, value in one.importance.items()}
+            for metric, one in _first_rounds(provenance).items()}
+
+
+def whole_in(provenance: Provenance | None) -> dict[str, float]:
+    """Metric -> its value for the model with all its layers, beside `importance_in`; metrics without one are left out."""
+    return {metric: float(one.whole) for metric, one in _first_rounds(provenance).items() if one.whole is not None}
+
+
+def first_by(metric: str, recipe: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the first stage of a recipe is its only `depth` by that metric, and so measures the recipe's source."""
+    fields = [stage.get("depth") or {} for stage in recipe]
+    asked = [one.get("importance", "perplexity") if one.get("remove") else None for one in fields]
+    return asked[:1] == [metric] and asked.count(metric) == 1
+
+
+def _first_rounds(provenance: Provenance | None) -> dict[str, Round]:
     if provenance is None:
         return {}
     metrics = [str(stage["depth"]["importance"]) for stage in provenance.recipe if stage.get("depth", {}).get("remove")]
     rounds = [rounds[0] for one in provenance.choices if isinstance(rounds := one.reasons.get("rounds"), list) and rounds]
-    return {metric: {layer: float(value) for layer, value in Round.parsed(one).importance.items()}
-            for metric, one in zip(metrics, rounds, strict=False)}
+    return {metric: Round.parsed(one) for metric, one in zip(metrics, rounds, strict=False)}
 
 
 PARTS = ("embeddings", "attention", "feed-forward", "norms", "head", "adapter")

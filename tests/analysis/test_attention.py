@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import tsotsallm
+from tsotsallm.analysis import pictures
 from tsotsallm.analysis.attention import attention_spectrum, look_inside, state_spectrum
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.checkpoint.view import View
@@ -68,12 +70,38 @@ def test_an_analysis_writes_pictures_and_numbers(tiny: Path, text: Path, tmp_pat
     assert all(path.stat().st_size > 1000 for path in found.files)
     numbers = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert set(numbers["importance"]) == {"perplexity", "taylor", "magnitude", "cosine"}
+    assert set(numbers["beside"]["original"]["importance"]) == set(numbers["importance"])
     assert numbers["layers"] == {"model": [0, 3], "original": [0, 3]}
     assert len(numbers["outliers"]) == 4 * 7
     for heads in numbers["attention"]["model"].values():
         assert all(0 <= value <= math.log(numbers["tokens"]) for value in heads["entropy"])
     with pytest.raises(TsotsallmError, match="there is no layer 9"):
         tsotsallm.analyze(tiny, text, tmp_path / "bad", layers=[9], windows=4, window=64)
+
+
+def test_importance_is_that_of_both_models_and_the_line_is_the_original_s(
+        tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original's numbers are those of its own analysis; layers stand at the place they have in the original."""
+    tsotsallm.compress(tiny, [{"layers": {"skip": [1]}}, "rtn:3:channel"], tmp_path / "small")
+    drawn: list[dict[str, Any]] = []
+    draw = pictures.importance
+
+    def noted(models: Any, path: Path, **given: Any) -> Path:
+        drawn.append({"models": models, **given})
+        return draw(models, path, **given)
+
+    monkeypatch.setattr(pictures, "importance", noted)
+    alone = tsotsallm.analyze(tiny, text, tmp_path / "alone", windows=4, window=64).numbers
+    found = tsotsallm.analyze(tmp_path / "small", text, tmp_path / "both", reference=tiny, windows=4, window=64).numbers
+    assert found["beside"] == {"original": {"importance": alone["importance"], "perplexity": alone["perplexity"]}}
+    assert found["perplexity"] != alone["perplexity"]
+    assert "beside" not in alone
+    own, both = drawn
+    assert (own["baseline"], own["named"], own["places"]) == (alone["perplexity"], "all layers", None)
+    assert (both["baseline"], both["named"]) == (alone["perplexity"], "original")
+    assert {name: list(places) for name, places in both["places"].items()} == {"model": [0, 2, 3], "original": [0, 1, 2, 3]}
+    assert both["models"] == {"model": found["importance"], "original": alone["importance"]}
+    assert [len(values) for values in found["importance"].values()] == [3] * 4
 
 
 def test_outliers_are_found_where_they_are(tmp_path: Path, text: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import within
+from tests.report.test_report import first_screen
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.stages.quantize.sizes import matrix_weights
+from tsotsallm.units import human_bytes, plus_minus
 
 
 def test_a_model_that_fits_already_is_no_error(tiny: Path, tmp_path: Path) -> None:
@@ -48,5 +50,14 @@ def test_no_decision_is_needed(tiny: Path, text: Path, tmp_path: Path, monkeypat
     assert f"tsotsallm chat {out}/model.gguf" in found
     assert f"ollama create {tiny.name}-small -f {out}/model.Modelfile && ollama run {tiny.name}-small" in found
     assert "The file has" in found
+    first = first_screen(out / "report.html")
+    fit = json.loads((out / "fit.json").read_text("utf-8"))
+    assert f"The best model found for {told:,} bytes" in first["What it is"]
+    assert first["How small"].startswith(human_bytes(fit["best"]["bytes"]))
+    assert f", {fit['tokens_per_s']:.0f} new tokens per second." in first["How small"]       # although none was asked for
+    assert fit["best"]["decode_tokens_per_s"] is None
+    assert f"{plus_minus(fit['best']['measured'], fit['best']['error'])} nats per token" in first["What was lost"]
+    assert re.search(r"perplexity [\d.]+ before and [\d.]+ after", first["What was lost"])
+    assert first["How to run it"] == f"tsotsallm chat {out}/model.gguf"
     again = within("fit", tiny, "--calibration", text, check=False)
     assert f"{out / 'model'} exists already" in again.stderr

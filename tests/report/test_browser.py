@@ -9,6 +9,10 @@ import pytest
 
 import tsotsallm
 from tests.study.test_study import spec_of
+from tsotsallm.inspection import LayerMap
+from tsotsallm.report import drawings
+from tsotsallm.report.document import Document, Glance, Section
+from tsotsallm.report.page import write
 from tsotsallm.study.study import open_study, run_study
 from tsotsallm.study.verdict import names_of
 
@@ -22,7 +26,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny: Path, text: Path) -> d
     tsotsallm.compress(tiny, [{"layers": {"order": [0, 2, 2]}}, "rtn:4:channel"], folder / "small")
     tsotsallm.write_report([folder / "study"], folder / "study.html")
     tsotsallm.write_report([folder / "small"], folder / "small.html", reference=tiny, text=text, limit=3, tokens=3)
-    return {"study": folder / "study.html", "small": folder / "small.html", "folder": folder}
+    linears = ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")
+    plan = LayerMap(30, tuple(layer for layer in range(30) if layer not in (20, 21)),
+                    tuple(dict.fromkeys(linears, 4.25 + layer % 3) for layer in range(28)), {"embeddings": 8.5})
+    figures = [drawings.layers("layers", plan, "A map of 30 layers."),
+               drawings.bytes_by_part("bytes", {"model": {"embeddings": 10 ** 6, "attention": 10 ** 7}}, "Bytes."),
+               drawings.by_place("importance", {str(layer): 8.0 + layer % 7 for layer in range(30)}, "layer", "perplexity",
+                                 "Importance.", marked=["20"], baseline=7.0),
+               drawings.plane("front", [drawings.Point(1.0, 0.1, "one", True, 0.02, "a kind"), drawings.Point(
+                   2.0, 0.2, "two", False, 0.02, "another kind")], "megabytes", "KL divergence", "A front.")]
+    write(Document("Wide pictures", Glance("A model", "1 MB", "nothing", "tsotsallm chat small"),
+                   [Section("Pictures", figures)]), folder / "wide.html")
+    return {"study": folder / "study.html", "small": folder / "small.html", "wide": folder / "wide.html", "folder": folder}
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -44,6 +59,39 @@ def test_a_page_opens_without_a_word(browser: Any, pages: dict[str, Path], name:
         assert box["height"] > 60
     shot = page.screenshot(full_page=True)
     assert len(shot) > 20_000
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["study", "small", "wide"])
+def test_a_page_has_no_serious_fault_of_access(browser: Any, pages: dict[str, Path], name: str, scheme: str,
+                                               width: int) -> None:
+    browsing = pytest.importorskip("tests.serve.browsing", reason="axe is in the extra [dev]")
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(f"file://{pages[name]}")
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    browsing.no_serious_fault(page)
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_letters_of_a_map_of_thirty_layers_can_be_read(browser: Any, pages: dict[str, Path], width: int) -> None:
+    """They have 9 pixels or more; the picture is scrolled inside its box where the screen is narrow, not the page."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(f"file://{pages['wide']}")
+    letters = page.evaluate("""() => [...document.querySelectorAll('figure svg')].map(svg => {
+        const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+        return Math.min(...[...svg.querySelectorAll('text')].map(one => scale * parseFloat(getComputedStyle(one).fontSize)));
+    })""")
+    assert len(letters) == 4        # the map, bytes, importance, and a plane
+    assert min(letters) >= 9
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = page.evaluate("[...document.querySelectorAll('figure .wide')].map(one => [one.scrollWidth, one.clientWidth])")
+    assert (boxes[0][0] > boxes[0][1]) == (width == 390)
+    page.emulate_media(media="print")
+    assert page.evaluate("[...document.querySelectorAll('figure svg')].every(svg => svg.getBoundingClientRect().width "
+                         "<= svg.parentElement.clientWidth)")
     page.close()
 
 

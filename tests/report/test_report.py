@@ -6,7 +6,7 @@ import html
 import json
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tsotsallm.errors import CorpusError, MissingExtraError, ReportError
 from tsotsallm.evaluation.examination import text_task
 from tsotsallm.inspection import layer_map
 from tsotsallm.report import result as report_result
-from tsotsallm.report.document import Number
+from tsotsallm.report.document import DataTable, Number
 from tsotsallm.study.study import open_study, run_study
 from tsotsallm.study.verdict import names_of, recipe_in_words
 
@@ -70,6 +70,14 @@ class Page(HTMLParser):
         return next(row for row in self.rows if row and row[0][0].startswith(start))
 
 
+def first_screen(page: Path) -> dict[str, str]:
+    """The four facts at the head of a page, as text."""
+    found = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.read_text("utf-8"), re.DOTALL)
+    facts = {name: html.unescape(re.sub(r"<[^>]*>", "", text)) for name, text in found}
+    assert list(facts) == ["What it is", "How small", "What was lost", "How to run it"]
+    return facts
+
+
 def check_page(page: Page, written: list[Path]) -> None:
     assert not page.outside
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"|http://www.w3.org/[^"<]*', "", page.text.split("application/json")[0])
@@ -111,6 +119,15 @@ def test_a_study_s_page_tells_the_ledger(tiny: Path, text: Path, tmp_path: Path)
     assert embedded["trials"] == json.loads(json.dumps([trial.plain() for trial in found.trials]))
     for note in ("plan", "implement", "revise", "re-implement"):
         assert page.row(f"0, {note}")
+    first = first_screen(written[0])
+    assert "A study of" in first["What it is"]
+    assert f"{len(found.trials)} recipes tried" in first["What it is"]
+    least = min(found.front, key=lambda trial: trial.measures["full"]["kl"])
+    assert f"with {names[least.number]}" in first["What was lost"]
+    assert "KL divergence from the original, nats per token" in first["What was lost"]
+    assert re.search(r"On the front: [\d.]+ .B \(\d+% of the original\)", first["How small"])
+    assert f"tsotsallm compress {tiny}" in first["How to run it"]
+    assert first["How to run it"].endswith("tsotsallm chat result")
     svg = (tmp_path / "page-pictures" / "front.svg").read_text("utf-8")
     full = [trial for trial in found.trials if trial.level == "full"]
     assert svg.count('class="tip"') == len(full)
@@ -152,10 +169,9 @@ def test_the_headline_has_the_loss_and_the_recipe_stands_once(tiny: Path, text: 
     [page, *_] = tsotsallm.write_report([tmp_path / "small"], tmp_path / "page.html", reference=tiny, text=text, limit=3,
                                         tokens=2)
     shown = page.read_text("utf-8").partition('<script type="application/json"')[0]
-    glance = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", shown))
-    assert list(glance) == ["What it is", "How small", "What was lost", "How to run it"]
+    glance = first_screen(page)
     assert "made smaller: 4 bits by rounding." in glance["What it is"]
-    assert "of the original&#39;s bytes" in glance["How small"]
+    assert "of the original's bytes" in glance["How small"]
     assert "KL divergence from the original" in glance["What was lost"]
     assert "±" in glance["What was lost"]
     assert f"tsotsallm chat {tmp_path / 'small'}" in glance["How to run it"]
@@ -197,6 +213,34 @@ def test_many_models_have_a_row_each(tiny: Path, text: Path, tmp_path: Path) -> 
     assert [row[1][0] for row in scored] == [tiny.name, *names]
     assert max(map(len, page.rows)) <= 10
     assert page.row("three")[1][1] is not None
+
+
+@pytest.mark.parametrize(("before", "named"), [([], "original"), ([{"layers": {"skip": [0]}}], "all layers")])
+def test_importance_by_perplexity_stands_beside_that_of_all_layers(
+        before: list[Any], named: str, tiny: Path, text: Path, tmp_path: Path) -> None:
+    """A result that does not say it has no line."""
+    depth = {"remove": 1, "protect": {"first": 0, "last": 0}}
+    tsotsallm.compress(tiny, [*before, {"depth": depth}], tmp_path / "small", calibration=text, windows=2, window=32)
+    tsotsallm.write_report([tmp_path / "small"], tmp_path / "page.html")
+    picture = tmp_path / "page-pictures" / "importance-0-perplexity.svg"
+    made = tmp_path / "small" / "tsotsallm.json"
+    provenance = json.loads(made.read_text("utf-8"))
+    whole = provenance["choices"][-1]["rounds"][0].pop("whole")
+    assert f"The dashed line, {named}: {whole:.4g}." in picture.read_text("utf-8")
+    assert "the dashed line is the model with all layers" in (tmp_path / "page.html").read_text("utf-8")
+    made.write_text(json.dumps(provenance), "utf-8")
+    tsotsallm.write_report([tmp_path / "small"], tmp_path / "page.html")
+    assert "dashed line" not in picture.read_text("utf-8")
+
+
+def test_a_study_s_importance_stands_beside_that_of_all_layers(tiny: Path, text: Path, tmp_path: Path) -> None:
+    stages = [{"depth": {"remove": 1, "importance": "perplexity", "protect": {}}},
+              {"quantize": {"method": "rtn", "bits": 8, "group": "channel"}}]
+    run_study(spec_of(text, stages=stages), str(tiny), tmp_path / "study")
+    [trial] = open_study(tmp_path / "study").trials
+    tsotsallm.write_report([tmp_path / "study"], tmp_path / "page.html")
+    svg = (tmp_path / "page-pictures" / "importance-perplexity.svg").read_text("utf-8")
+    assert f"The dashed line, original: {trial.facts['importance_of_whole']['perplexity']:.4g}." in svg
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_evaluated(
@@ -249,11 +293,27 @@ def test_answers_to_instructions_stand_side_by_side(tmp_path: Path) -> None:
     tsotsallm.compress("embedded", "rtn:2:64", tmp_path / "two")
     tsotsallm.write_report([tmp_path / "two"], tmp_path / "page.html", reference="embedded", tasks=["instructions"], limit=2)
     page = html.unescape((tmp_path / "page.html").read_text("utf-8"))
-    found = tsotsallm.examine(["embedded", tmp_path / "two"], ["instructions"], limit=2).results[0]
+    examined = tsotsallm.examine(["embedded", tmp_path / "two"], ["instructions"], limit=2)
+    found = examined.results[0]
     for result in found:
         for one in result.exchanges:
             assert f"“{one.prompt}”" in page
             assert f"<p>{one.reply}</p>" in page
+    rows = Page(tmp_path / "page.html").rows
+    [side] = [row for row in rows if row and row[0][0] == "kind of instruction"]
+    measures = [measure.name for measure in found[0].measures if measure.share]
+    assert len(side) == 1 + 2 * len(measures)
+    four = replace(examined, results=((*found, *found),))
+    names = ["one", "two", "three", "four"]
+    [section] = report_result.answered_sections(names, [four])
+    table = section.blocks[1]
+    assert isinstance(table, DataTable)
+    assert list(table.header) == ["kind of instruction", "model", *measures]
+    kinds = list(dict.fromkeys(found[0].groups)) if len(set(found[0].groups)) > 1 else []
+    assert [tuple(row[:2]) for row in table.rows] == [(kind, name) for kind in ("all", *kinds) for name in names]
+    assert table.marks == {0, 1, 2, 3}
+    scores = {score.measure: score.value for score in found[1].scores if not score.group}
+    assert [cell.value for cell in table.rows[1][2:] if isinstance(cell, Number)] == [scores[name] for name in measures]
     wrong = sum(not one.features["stops"] or one.features["repeats"] or not one.features["follows"]
                 for result in found for one in result.exchanges)
     assert page.count('class="wrong"') == page.count('class="remark"') == wrong > 0

@@ -68,3 +68,8 @@ def test_all_importances_choose_layers(tmp_path: Path, text: Path) -> None:
             assert len(choice["order"]) == 4
             assert {0, 5} <= set(choice["order"])
             assert len(choice["rounds"]) == (2 if iterative else 1)
+            first, *more = choice["rounds"]
+            assert ("whole" in first) == (importance == "perplexity")
+            for then in more:
+                if importance == "perplexity":      # the second round's model is the first one's without the layer
+                    assert then["whole"] == pytest.approx(first["importance"][str(first["removed"][0])], rel=1e-6)

@@ -12,27 +12,21 @@ from tsotsallm.checkpoint.shapes import input_groups
 from tsotsallm.checkpoint.view import View
 from tsotsallm.records import Record
 from tsotsallm.stages.contract import Workplace
-from tsotsallm.stages.depth import IMPORTANCES
+from tsotsallm.stages.depth import IMPORTANCES, WHOLE
 from tsotsallm.streaming.corpus import Corpus
-from tsotsallm.streaming.score import leave_one_out_losses
 from tsotsallm.streaming.sweep import Tick, TwoStates, embed_corpus, silent, sweep
 
 
 def importances(view: View, corpus: Corpus, scratch: Path, device: torch.device,
-                tick: Tick = silent) -> dict[str, list[float]]:
-    """Metric -> importance of every layer, by which `depth` would rank them."""
+                tick: Tick = silent) -> tuple[dict[str, list[float]], float]:
+    """Metric -> importance of every layer, by which `depth` would rank them; and the perplexity with all layers."""
     layers = list(range(view.spec.layers))
-    found = {}
+    found, perplexity = {}, math.nan
     for metric, measure in IMPORTANCES.items():
         scores = dict(measure(view, layers, Workplace(corpus, scratch / metric, device, tick), {}))
         found[metric] = [scores[layer] for layer in layers]
-    return found
-
-
-def perplexity_of(view: View, corpus: Corpus, scratch: Path, device: torch.device) -> float:
-    """The perplexity of a model with all its layers, which its perplexity without a layer compares with."""
-    loss, _ = leave_one_out_losses(view, corpus, [], scratch / "original", device)
-    return math.exp(loss)
+        perplexity = scores.get(WHOLE, perplexity)
+    return found, perplexity
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ COLOURS = ("#1b6ca8", "#c8553d", "#d9a441", "#8e6c8a")
 """No green: some people see it as the red."""
 DISTINCT = ("#0072b2", "#e69f00", "#56b4e9", "#cc79a7", "#000000", "#d55e00", "#999999")
 """Colours that people who see red and green alike tell apart (Okabe and Ito, without green)."""
+DARK = "#2b3038"
 MARKERS = "os^Dv<>"
 MOST_HEADS = 8
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130}
@@ -71,25 +72,30 @@ def plain_ticks(axis: Axes) -> None:
         which(FuncFormatter(lambda value, _place: f"{value:g}" if f"{value:.0e}"[0] in "125" else ""))
 
 
-def values_by_place(axis: Axes, values: Sequence[float], colours: Sequence[str], baseline: float | None = None) -> list[Any]:
+def values_by_place(axis: Axes, values: Sequence[float], colours: Sequence[str], baseline: float | None = None, *,
+                    named: str = "original", places: Sequence[int] | None = None,
+                    markers: Sequence[str] | None = None) -> list[Any]:
     """Draw one value per place, and return the marks: bars from zero; points where the axis has no zero.
 
     It has none where it is logarithmic (positive values that span more than a factor of 30), where all values are of
-    similar size, and where there is a `baseline`, which is drawn as a line.
+    similar size, and where there is a `baseline`, which is drawn as a line and `named` at its end. With `markers` there are
+    open points in any case, of which several may have one of the `places`.
     """
+    places = range(len(values)) if places is None else places
     least, most = min(values), max(values)
     wide = least > 0 and most > 30 * least
-    if not wide and baseline is None and not 0 < most < 2 * least:
-        return list(axis.bar(range(len(values)), values, color=list(colours)))
+    if not wide and baseline is None and markers is None and not 0 < most < 2 * least:
+        return list(axis.bar(places, values, color=list(colours)))
     if wide:
         axis.set_yscale("log")
         plain_ticks(axis)
-    marks = [axis.plot(place, value, marker="o", markersize=5, color=colour, linestyle="")[0]
-             for place, (value, colour) in enumerate(zip(values, colours, strict=True))]
+    marks = [axis.plot(place, value, marker=marker, markersize=5, color=colour, linestyle="",
+                       markerfacecolor=colour if markers is None else "none")[0]
+             for place, value, colour, marker in zip(places, values, colours, markers or "o" * len(values), strict=True)]
     if baseline is not None:
         axis.axhline(baseline, color="#777777", linewidth=0.9, linestyle="--", zorder=0)
-        axis.annotate("original", (1.0, baseline), xycoords=("axes fraction", "data"), xytext=(3, 0),
-                      textcoords="offset points", va="center", color="#555555", fontsize=8)
+        axis.annotate(named, (1.0, baseline), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                      textcoords="offset points", va="center", color="#555555")
     return marks
 
 
@@ -175,14 +181,36 @@ IMPORTANCE = {"perplexity": "perplexity without the layer", "taylor": "Σ|w·∂
 
 
 @styled
-def importance(metrics: Mapping[str, Sequence[float]], path: Path, *, original: float | None = None) -> Path:
-    """Draw one panel for each metric, with a value for each layer; `original` is the perplexity of all layers together."""
+def importance(models: Mapping[str, Mapping[str, Sequence[float]]], path: Path, *, baseline: float | None = None,
+               named: str = "original", places: Mapping[str, Sequence[int]] | None = None) -> Path:
+    """Draw one panel for each metric, with a value for each layer of each model.
+
+    models    metric -> importance of every layer, for each model; they have their metrics in common
+    baseline  a perplexity that those without a layer compare with; `named` says whose it is
+    places    the original's layer behind each layer of each model; None: they are numbered as they are
+    """
     plot = pyplot()
-    figure, axes = plot.subplots(2, 2, figsize=(8.6, 5.4), layout="constrained")
-    for axis, (metric, values) in zip(axes.flat, metrics.items(), strict=True):
-        values_by_place(axis, values, [COLOURS[0]] * len(values), original if metric == "perplexity" else None)
-        axis.set(title=metric, xlabel="layer", ylabel=IMPORTANCE[metric])
+    several = len(models) > 1
+    figure, axes = plot.subplots(2, 2, figsize=(8.6 + 1.2 * several, 5.4), layout="constrained")
+    for axis, metric in zip(axes.flat, next(iter(models.values())), strict=True):
+        values: list[float] = []
+        at: list[int] = []
+        colours: list[str] = []
+        markers: list[str] = []
+        for number, (name, metrics) in enumerate(models.items()):
+            count = len(metrics[metric])
+            values += metrics[metric]
+            at += range(count) if places is None else places[name]
+            colours += [COLOURS[number % len(COLOURS)]] * count
+            markers += [MARKERS[number % len(MARKERS)]] * count
+        values_by_place(axis, values, colours, baseline if metric == "perplexity" else None, named=named, places=at,
+                        markers=markers if several else None)
+        axis.set(title=metric, xlabel="layer" if places is None else "layer of the original", ylabel=IMPORTANCE[metric])
         axis.xaxis.get_major_locator().set_params(integer=True)
+    if several:
+        marks = [plot.Line2D([], [], marker=MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)],
+                             markersize=5, markerfacecolor="none", linestyle="") for number in range(len(models))]
+        figure.legend(marks, list(models), loc="outside right center", frameon=False)
     return _save(figure, path)
 
 
@@ -226,7 +254,8 @@ def training_curve(trained: Mapping[str, Json], path: Path) -> Path:
         axis.plot(layers, first, color=COLOURS[1], marker="o", markersize=3, label="before")
         axis.plot(layers, best, color=COLOURS[0], marker="o", markersize=3, label="after")
         axis.set(xlabel="layer", ylabel="relative squared error, held out", ylim=(0, None))
-        axis.legend(frameon=False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        figure.legend(loc="outside right center", frameon=False)
         return _save(figure, path)
     figure, axes = plot.subplots(1, len(samples), figsize=(5.2 * len(samples), 3.2), squeeze=False, layout="constrained")
     for axis, sample in zip(axes[0], samples, strict=True):
@@ -240,7 +269,7 @@ def training_curve(trained: Mapping[str, Json], path: Path) -> Path:
         axis.plot(*zip(*curve["held_out"], strict=True), color=COLOURS[1], marker="o", markersize=3, label="held out")
         axis.axvline(curve["best_step"], color="#999999", linewidth=0.8, linestyle=":")
         axis.set(xlabel="step", ylabel="loss, nats per token", title=Path(sample["source"]).name)
-        axis.legend(frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return _save(figure, path)
 
 

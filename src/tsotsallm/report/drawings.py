@@ -11,6 +11,7 @@ from xml.sax.saxutils import escape
 
 from tsotsallm.analysis.pictures import (
     COLOURS,
+    DARK,
     STYLE,
     classes_of_bits,
     colour_of_bits,
@@ -30,6 +31,16 @@ Drawn = tuple[Any, dict[str, str]]
 """A matplotlib figure, and what its elements with a gid stand for."""
 PART_COLOURS = {"embeddings": "#8e6c8a", "attention": "#1b6ca8", "feed-forward": "#c8553d", "norms": "#999999",
                 "head": "#2f4858", "adapter": "#d9a441"}
+LEAST_SCALE = 0.95
+"""Pixels a point of a picture on a page, at least: its letters, of 10 points, have 9.5 pixels where it must be scrolled."""
+MOST_SCALE = 1.45
+ORIGINAL, ALL_LAYERS = "original", "all layers"
+"""What the line of a baseline is called: the model's original, or the model that layers are left out of."""
+
+
+def the_line(drawn: bool) -> str:
+    """What a caption says of the line that is drawn, if it is."""
+    return "; the dashed line is the model with all layers" if drawn else ""
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,8 @@ def _for_page(svg: str, name: str, description: str, tips: Mapping[str, str]) ->
     head, rest = svg.split(">", 1)
     wide = re.search(r'\bwidth="([\d.]+)pt"', head)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    if wide is not None:        # the text of all pictures has one size, unless the page is narrower
-        head += f' style="max-width: {1.45 * float(wide[1]):.0f}px"'
+    if wide is not None:        # the text of all pictures has one size, unless the page is narrower; it stays legible
+        head += f' style="--least: {LEAST_SCALE * float(wide[1]):.0f}px; max-width: {MOST_SCALE * float(wide[1]):.0f}px"'
     return (f'{head} role="group" aria-labelledby="{name}-description"><title id="{name}-description">{escape(description)}'
             f'</title>{rest}')
 
@@ -91,7 +102,8 @@ def layers(name: str, plan: LayerMap, caption: str) -> Figure:
     def draw(plot: Plot) -> Drawn:
         from matplotlib.patches import Rectangle
 
-        figure, axis = plot.subplots(figsize=(max(5.2, 0.36 * plan.layers + 2.6), 0.34 * (len(linears) + 1) + 1.1))
+        cell = 0.36 if plan.layers <= 24 else 0.28      # inches; of many layers every other one has its number
+        figure, axis = plot.subplots(figsize=(max(5.2, cell * plan.layers + 2.6), 0.34 * (len(linears) + 1) + 1.1))
         tips = {}
         for layer in range(plan.layers):
             places = [place for place, run in enumerate(plan.runs) if run == layer]
@@ -110,7 +122,7 @@ def layers(name: str, plan: LayerMap, caption: str) -> Figure:
                 axis.add_patch(patch)
             if not places or len(places) > 1:
                 axis.text(layer, -0.95, "×" if not places else f"{len(places)}×", ha="center", va="center",
-                          color="#a03020" if not places else "#1b4f80", fontweight="bold")
+                          color=DARK, fontweight="bold")
         axis.set(xlim=(-0.6, plan.layers - 0.4), ylim=(len(linears) - 0.4, -1.5 if removed or repeated else -0.6),
                  xlabel="layer of the original")
         axis.set_xticks(range(0, plan.layers, 1 if plan.layers <= 20 else 2))
@@ -201,19 +213,19 @@ def plane(name: str, points: Sequence[Point], x: str, y: str, caption: str, *, l
 
 
 def by_place(name: str, values: Mapping[str, float], x: str, y: str, caption: str, *, marked: Sequence[str] = (),
-             baseline: float | None = None) -> Figure:
+             baseline: float | None = None, named: str = ORIGINAL) -> Figure:
     """Draw one value per key, marked ones in another colour: bars from zero, or points where the axis has none.
 
-    `baseline` is the value of the original.
+    `baseline` is the value of the original, or of what `named` says; it is drawn as a line.
     """
     description = f"{y} by {x}: " + ", ".join(f"{key}: {value:.4g}" for key, value in values.items()) + (
         f". Marked: {', '.join(marked)}" if marked else "") + (
-        "." if baseline is None else f". The original has {baseline:.4g}.")
+        "." if baseline is None else f". The dashed line, {named}: {baseline:.4g}.")
 
     def draw(plot: Plot) -> Drawn:
         figure, axis = plot.subplots(figsize=(max(4.8, 0.36 * len(values) + 1.6), 3.0))
         marks = values_by_place(axis, list(values.values()), [COLOURS[1] if key in marked else COLOURS[0] for key in values],
-                                baseline)
+                                baseline, named=named)
         tips = {}
         for place, (mark, (key, value)) in enumerate(zip(marks, values.items(), strict=True)):
             mark.set_gid(f"bar-{place}")

@@ -13,8 +13,8 @@ from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.evaluation.cost import Cost
 from tsotsallm.evaluation.energy import ANSWERS_A_DAY
 from tsotsallm.evaluation.examination import Examination
-from tsotsallm.evaluation.results import Comparison, Exchange
-from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
+from tsotsallm.evaluation.results import Comparison, Exchange, TaskResult
+from tsotsallm.inspection import first_by, importance_in, inspect_checkpoint, layer_map, whole_in
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Glance, Number, Paragraph, Section, TextSamples
 from tsotsallm.study.verdict import recipe_in_words
@@ -152,21 +152,37 @@ def answered_sections(models: Sequence[str], examinations: Sequence[Examination]
     for row in (row for examination in examinations for row in examination.results if row[0].exchanges):
         by_model = dict(zip(models, row, strict=True))
         kinds = list(dict.fromkeys(row[0].groups)) if len(set(row[0].groups)) > 1 else []
-        header = ["kind of instruction", *(f"{model}: {measure.name}" for measure in row[0].measures if measure.share
-                                           for model in models)]
-        rows: list[list[Cell]] = []
-        for kind in ("", *kinds):
-            scores = [{score.measure: score for score in result.scores if score.group == kind} for result in row]
-            rows.append([kind or "all", *(Number.share(of[measure.name].value, of[measure.name].standard_error) if of else ""
-                                          for measure in row[0].measures if measure.share for of in scores)])
+        header, rows, whole = _shares_by_kind(models, row, kinds)
         samples = TextSamples([one.prompt for one in row[0].exchanges],
                               {model: [one.reply for one in result.exchanges] for model, result in by_model.items()},
                               {model: [_remark(one) for one in result.exchanges] for model, result in by_model.items()})
         sections.append(Section(f"What they answer: {row[0].task}", [
             Paragraph("Greedy answers in the chat template, each cut off where it had not ended by itself. Whether an "
                       "answer is true is not judged."),
-            DataTable("Share of the answers, by kind", header, rows, marks=frozenset({0})), samples]))
+            DataTable("Share of the answers, by kind", header, rows, marks=frozenset(range(whole))), samples]))
     return sections
+
+
+def _shares_by_kind(models: Sequence[str], results: Sequence[TaskResult],
+                    kinds: Sequence[str]) -> tuple[list[str], list[list[Cell]], int]:
+    """Header and rows of the shares of answers, of all kinds together in the first rows, and how many those are.
+
+    There is a column for each measure and model, or a row for each kind and model where there are many.
+    """
+    measures = [measure.name for measure in results[0].measures if measure.share]
+
+    def shares(result: TaskResult, kind: str) -> list[Cell]:
+        of = {score.measure: score for score in result.scores if score.group == kind}
+        return [Number.share(of[name].value, of[name].standard_error) if name in of else "" for name in measures]
+
+    cells = {kind: [shares(result, kind) for result in results] for kind in ("", *kinds)}
+    if len(models) > SIDE_BY_SIDE:
+        return ["kind of instruction", "model", *measures], [
+            [kind or "all", model, *values] for kind, of_kind in cells.items()
+            for model, values in zip(models, of_kind, strict=True)], len(models)
+    return ["kind of instruction", *(f"{model}: {name}" for name in measures for model in models)], [
+        [kind or "all", *(values[place] for place in range(len(measures)) for values in of_kind)]
+        for kind, of_kind in cells.items()], 1
 
 
 def _remark(exchange: Exchange) -> str:
@@ -234,10 +250,14 @@ def _importance(results: Mapping[str, Checkpoint]) -> list[Block]:
     blocks: list[Block] = []
     for number, (name, result) in enumerate(results.items()):
         gone = set(range(layer_map(result).layers)) - set(layer_map(result).runs)
-        for metric, values in importance_in(result.provenance).items():
+        made, whole = result.provenance, whole_in(result.provenance)
+        for metric, values in importance_in(made).items():
+            original = made is not None and made.ancestry is None and first_by(metric, made.recipe)
             blocks.append(drawings.by_place(f"importance-{number}-{metric}", values, "layer", IMPORTANCE[metric],
                                         f"Importance of the layers of {name} that may be removed, by {metric}; marked: "
-                                        "removed.", marked=[str(layer) for layer in sorted(gone)]))
+                                        f"removed{drawings.the_line(metric in whole)}.",
+                                        marked=[str(layer) for layer in sorted(gone)], baseline=whole.get(metric),
+                                        named=drawings.ORIGINAL if original else drawings.ALL_LAYERS))
     return blocks
 
 

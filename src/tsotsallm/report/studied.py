@@ -12,7 +12,7 @@ import yaml
 from tsotsallm.analysis.pictures import IMPORTANCE
 from tsotsallm.errors import ReportError
 from tsotsallm.files import Json
-from tsotsallm.inspection import LayerMap
+from tsotsallm.inspection import LayerMap, first_by
 from tsotsallm.report import drawings
 from tsotsallm.report.document import Block, Cell, Code, DataTable, Document, Glance, Number, Paragraph, Section
 from tsotsallm.study.ledger import Ledger, Trial
@@ -194,9 +194,11 @@ def _importance(trials: Sequence[Trial]) -> list[Block]:
             known.setdefault(metric, (values, trial))
     blocks: list[Block] = []
     for metric, (values, trial) in known.items():
+        whole = trial.facts.get("importance_of_whole", {}).get(metric)     # older studies lack it
         blocks.append(drawings.by_place(f"importance-{metric}", values, "layer", IMPORTANCE[metric],
                                         f"Importance of the layers that may be removed, by {metric}, as measured for trial "
-                                        f"{trial.number}."))
+                                        f"{trial.number}{drawings.the_line(whole is not None)}.", baseline=whole,
+                                        named=drawings.ORIGINAL if first_by(metric, trial.recipe) else drawings.ALL_LAYERS))
     return blocks
 
 

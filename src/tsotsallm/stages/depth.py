@@ -24,6 +24,8 @@ from tsotsallm.validation import Natural
 
 HEAD_ROWS = 8192
 """Rows of the head that are in memory at a time."""
+WHOLE = -1
+"""Stands in the place of a layer for the model with all its layers."""
 
 
 def _short(values: list[str]) -> JsonObject:
@@ -114,7 +116,10 @@ class Depth(LayerChoice):
         return rounds * (2 if self.importance == "taylor" else 1)
 
     def choose(self, view: View, workplace: Workplace) -> Choice:
-        """The layers that stay, with the importance of every candidate in every round."""
+        """The layers that stay, with the importance of every candidate in every round.
+
+        By perplexity, `whole` is that of the round's model with all its layers, which the importances compare with.
+        """
         kept = list(range(view.spec.layers))
         candidates = self.protect.open_layers(len(kept))
         rounds: list[JsonObject] = []
@@ -122,32 +127,37 @@ class Depth(LayerChoice):
             places = [kept.index(layer) for layer in candidates]
             work = replace(workplace, scratch=workplace.scratch / f"round-{len(rounds)}")
             scores = self._scores(view.reordered(kept), places, work, f"round {len(rounds)}, layer ")
+            whole = {"whole": scores.pop(WHOLE)} if WHOLE in scores else {}
             ranked = sorted((score, kept[place]) for place, score in scores.items())
             going = [layer for _, layer in ranked[:1 if self.iterative else self.remove]]
             rounds.append({"importance": {str(kept[place]): score for place, score in sorted(scores.items())},
-                           "removed": going})
+                           "removed": going} | whole)
             kept = [layer for layer in kept if layer not in going]
             candidates = [layer for layer in candidates if layer not in going]
         return Choice(kept, {"rounds": rounds})
 
     def _scores(self, view: View, candidates: list[int], work: Workplace, note: str) -> dict[int, float]:
-        """The importance of every candidate; what an interrupted attempt measured is not measured again."""
+        """The importance of every candidate; what an interrupted attempt measured is not measured again.
+
+        By perplexity, that of the whole view is among them under WHOLE.
+        """
+        wanted = [WHOLE] * (self.importance == "perplexity") + candidates
         scores = {int(key.removeprefix(note)): value for key, value in work.noted.items() if key.startswith(note)}
-        if not scores.keys() >= set(candidates):
+        if not scores.keys() >= set(wanted):
             for layer, score in IMPORTANCES[self.importance](view, candidates, work, dict(scores)):
                 scores[layer] = score
                 work.note(f"{note}{layer}", score)
         if work.scratch.exists():
             shutil.rmtree(work.scratch)
-        return {layer: scores[layer] for layer in candidates}
+        return {layer: scores[layer] for layer in wanted}
 
 
 Scores = Iterator[tuple[int, float]]
 
 
 def _perplexity(view: View, candidates: list[int], work: Workplace, _known: dict[int, float]) -> Scores:
-    _, losses = leave_one_out_losses(view, work.text("depth"), candidates, work.scratch, work.device, work.tick)
-    for layer, loss in losses.items():
+    whole, losses = leave_one_out_losses(view, work.text("depth"), candidates, work.scratch, work.device, work.tick)
+    for layer, loss in {WHOLE: whole, **losses}.items():
         yield layer, math.exp(loss)
 
 
@@ -190,4 +200,7 @@ def _cosine(view: View, candidates: list[int], work: Workplace, known: dict[int,
 
 IMPORTANCES: dict[str, Callable[[View, list[int], Workplace, dict[int, float]], Scores]] = {
     "perplexity": _perplexity, "taylor": _taylor, "magnitude": _magnitude, "cosine": _cosine}
-"""Importance metric -> (layer, importance) of a view's layers; what an interrupted attempt knows is given to it."""
+"""Importance metric -> (layer, importance) of a view's layers; what an interrupted attempt knows is given to it.
+
+Perplexity gives that of the view with all its layers too, as layer WHOLE.
+"""

@@ -20,7 +20,7 @@ from tsotsallm.evaluation.perplexity import evaluate_perplexity
 from tsotsallm.evaluation.results import TaskResult, compare
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.files import Json, JsonObject
-from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map
+from tsotsallm.inspection import importance_in, inspect_checkpoint, layer_map, whole_in
 from tsotsallm.lab.texts import world_text
 from tsotsallm.machine import fingerprint, free_disk_bytes
 from tsotsallm.store import Store, key_of, link_tree
@@ -143,6 +143,7 @@ def _execute(setup: Setup, job: TrialJob, work: Path, model: Path, store: Store,
                                  "nonzero_parameters": count_nonzero(written)}
     outcome.facts["layers"] = layer_map(written).plain()
     outcome.facts["importance"] = importance_in(written.provenance)
+    outcome.facts["importance_of_whole"] = whole_in(written.provenance)
     outcome.facts["hashes"] = {path.name: _sha256(path) for path in sorted(model.glob("*.safetensors"))}
     if setup.speed:
         outcome.measures["model"] |= _speed(written, work / f"{job.key}.gguf")
