@@ -12,6 +12,8 @@ import pytest
 
 from tests.serve.browsing import page_at, settings
 from tests.serve.running import Scripted, serving, with_scripted
+from tsotsallm.evaluation.cost import devices_here
+from tsotsallm.stages import STAGES
 
 PAGE = Path(str(resources.files("tsotsallm.serve") / "page"))
 NAMES = json.loads((PAGE / "languages.json").read_text("utf-8"))
@@ -53,6 +55,12 @@ def test_every_text_that_the_page_shows_has_a_key() -> None:
         re.findall(r'\b(?:say\([^;]*?, |word\(|label\(\w+, |quietButton\()"(\w+)"', sources))
     assert len(used) > 100
     assert used <= set(texts("en"))
+
+
+def test_stages_and_devices_have_words() -> None:
+    names = [*(f"stage {name}" for name in (*STAGES, "copy", "calibration")),
+             *(f"device{about} {name}" for name in devices_here() for about in ("", " about"))]
+    assert {re.sub(r"\W+", "_", name) for name in names} <= set(texts("en"))
 
 
 def test_french_punctuation_does_not_break_lines() -> None:
