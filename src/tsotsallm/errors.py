@@ -27,7 +27,12 @@ def read_on_a_command_line() -> Iterator[None]:
 
 
 class TsotsallmError(Exception):
-    """Base of every error that the user can correct; the command line prints it without a traceback."""
+    """Base of every error that the user can correct; the command line prints it without a traceback.
+
+    param  the field of a request that it is about, where a service knows it
+    """
+
+    param: str | None = None
 
     def __str__(self) -> str:
         text = super().__str__()

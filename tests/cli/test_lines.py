@@ -77,7 +77,19 @@ def test_programs_get_json_even_where_people_see_nothing(capsys: pytest.CaptureF
     bar, show = lines.progress_bar(quiet=True)
     with bar:
         show(passing(1, 2, 1.0))
-    assert json.loads(capsys.readouterr().err)["step"] == "quantize 3/3 editing"
+    assert json.loads(capsys.readouterr().err) == {
+        "step": "quantize 3/3 editing", "share": 0.9833, "stage": "quantize", "layer": 3, "layers": 3, "done": 0.9667}
+
+
+def test_what_comes_before_a_sweep_has_its_own_share(capsys: pytest.CaptureFixture[str],
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a model writes its text, or a candidate is compared, nothing is known of the whole."""
+    monkeypatch.setenv("TSOTSALLM_PROGRESS", "1")
+    bar, show = lines.progress_bar(quiet=True)
+    with bar:
+        show(Progress(-1, 1, "comparing with the original:", 0, 0, "", 0.4))
+    said = json.loads(capsys.readouterr().err)
+    assert (said["stage"], said["layers"], said["share"], said["done"]) == ("comparing with the original", 0, 0.0, 0.4)
 
 
 def test_quiet_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

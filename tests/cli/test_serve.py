@@ -36,6 +36,18 @@ def test_options_reach_the_service(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
     assert shown.splitlines()[-1] == "asked"
 
 
+def test_the_studio_makes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastapi.testclient import TestClient
+
+    def run(app: Any, _place: socket.socket, say: Callable[[str], None]) -> None:
+        say(TestClient(app, base_url="http://127.0.0.1").get("/studio/choices").json()["folder"])
+
+    monkeypatch.setattr("tsotsallm.serve.app.run", run)
+    new = tmp_path / "new" / "models"
+    assert within("studio", "--folder", new, "--port", 0).stdout.split() == [str(new)]
+    assert new.is_dir()
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     (["serve", "TINY", "--host", "0.0.0.0"], "key"), (["serve", "nowhere"], "does not exist"),
     (["serve", "TINY", "--max-body", "lots"], "--max-body is 'lots'"),

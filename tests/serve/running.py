@@ -19,9 +19,10 @@ from tsotsallm.serve.served import Models, Served
 
 @contextmanager
 def serving(models: Models, rules: Rules | None = None, *, most_tokens: int = 64,
-            studio: Path | None = None) -> Iterator[str]:
-    """The address of a service with these models."""
-    app = create_app(models, rules or Rules(), most_tokens=most_tokens, jobs=None if studio is None else Jobs(studio))
+            studio: Path | Jobs | None = None) -> Iterator[str]:
+    """The address of a service with these models, and with the studio of a folder or of jobs."""
+    jobs = Jobs(studio) if isinstance(studio, Path) else studio
+    app = create_app(models, rules or Rules(), most_tokens=most_tokens, jobs=jobs)
     place = listening("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", http="h11", timeout_graceful_shutdown=3))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)

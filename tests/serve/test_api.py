@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 import tsotsallm
 from tests.serve.running import serving
+from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.cli import app
 from tsotsallm.engine.interface import Question, Sampling, said
+from tsotsallm.serve import served
 from tsotsallm.serve.guard import Rules
 from tsotsallm.serve.served import Loading, Models, load, load_all, name_of
 
@@ -257,6 +259,22 @@ def test_curl(address: str) -> None:
     events = [line.removeprefix("data: ") for line in found.stdout.splitlines() if line]
     assert events[-1] == "[DONE]"
     assert len([json.loads(event) for event in events[:-1]]) == 4
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_memory_is_counted_with_one_conversation(file: Path, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that models with different numbers of slots compare."""
+    seen = iter((0, 10**9))
+    monkeypatch.setattr(served, "rss_bytes", lambda: next(seen))
+    one = load(str(file), "file", Loading(slots=slots))
+    others = (slots - 1) * one.speaker.context * Checkpoint.open("embedded").spec.kv_bytes_per_token()
+    assert one.memory_bytes == 10**9 - others
+
+
+def test_memory_is_under_an_answer(address: str, models: Models) -> None:
+    assert models.by_name["file"].memory_bytes
+    answer = ask(address, "/v1/completions", {"model": "file", "prompt": PROMPT, "max_tokens": 2})
+    assert answer["timings"]["ram_bytes"] == models.by_name["file"].memory_bytes
 
 
 def test_health_and_metrics(address: str) -> None:

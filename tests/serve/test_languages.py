@@ -12,6 +12,8 @@ import pytest
 
 from tests.serve.browsing import page_at, settings
 from tests.serve.running import Scripted, serving, with_scripted
+from tsotsallm.evaluation.cost import devices_here
+from tsotsallm.stages import STAGES
 
 PAGE = Path(str(resources.files("tsotsallm.serve") / "page"))
 NAMES = json.loads((PAGE / "languages.json").read_text("utf-8"))
@@ -55,10 +57,17 @@ def test_every_text_that_the_page_shows_has_a_key() -> None:
     assert used <= set(texts("en"))
 
 
+def test_stages_and_devices_have_words() -> None:
+    names = [*(f"stage {name}" for name in (*STAGES, "copy", "calibration")),
+             *(f"device{about} {name}" for name in devices_here() for about in ("", " about"))]
+    assert {re.sub(r"\W+", "_", name) for name in names} <= set(texts("en"))
+
+
 def test_french_punctuation_does_not_break_lines() -> None:
-    """No-break spaces stand before double punctuation and within quotation marks; what is sent to a model has plain ones."""
+    """No-break spaces stand before double punctuation and within quotation marks, none before an ellipsis; what is sent to a
+    model has plain ones."""
     sent = re.compile(r"example_\d|level_.*_text|question_to_continue")
-    wrong = [key for key, text in texts("fr").items() if re.search(r" [:;!?»]|« ", text) and not sent.fullmatch(key)]
+    wrong = [key for key, text in texts("fr").items() if re.search(r" [:;!?»]|« |\s…", text) and not sent.fullmatch(key)]
     assert not wrong
 
 

@@ -126,13 +126,44 @@ def test_candidates_and_results_are_heard(tmp_path: Path) -> None:
     job = StudioJob("1", "a fit", ["fit"], str(tmp_path))
     for number, kl in ((0, 0.3), (1, 0.2), (1, 0.1)):
         jobs._hear(job, json.dumps({"candidate": {"number": number, "name": "all", "bytes": 5, "kl": kl, "error": 0.01}}))
-    jobs._hear(job, '{"step": "forward 2/3", "share": 0.5}')
+    jobs._hear(job, '{"step": "quantize 2/3 editing", "share": 0.5, "stage": "quantize", "layer": 2, "layers": 3}')
     jobs._hear(job, '{"step": torn')
     assert [(one["number"], one["kl"]) for one in job.candidates] == [(0, 0.3), (1, 0.1)]
-    assert (job.step, job.share, job.lines) == ("forward 2/3", 0.5, ['{"step": torn'])
+    assert (job.step, job.share, job.lines) == ("quantize 2/3 editing", 0.5, ['{"step": torn'])
+    assert (job.at["stage"], job.at["layer"], job.at["layers"]) == ("quantize", 2, 3)
     assert running._result_in('{"result_bytes": 7, "stages": []}') == {"bytes": 7}
     assert running._result_in('{"fits_already": true}') is None
     assert running._result_in("no JSON") is None
+
+
+def test_the_bar_of_a_job_with_a_limit_is_its_time(tmp_path: Path) -> None:
+    """The work of a search begins at zero with every candidate."""
+    job = StudioJob("1", "a fit", ["fit"], str(tmp_path), share=0.02, began=time.monotonic() - 30, limit_s=100.0)
+    assert job.plain()["share"] == pytest.approx(0.3, abs=0.05)
+    job.limit_s = 10.0
+    assert job.plain()["share"] == 1.0
+    job.limit_s = None
+    assert job.plain()["share"] == 0.02
+
+
+@pytest.mark.parametrize(("wish", "field"), [
+    ({"bytes": "lots"}, "bytes"), ({"bytes": "1kB", "calibration": "self"}, "bytes"), ({"device": "pi9"}, "device"),
+    ({"device": THIS_COMPUTER}, "device"), ({"recipe": "nonsense:4"}, "recipe"), ({"recipe": "depth:40"}, "recipe"),
+    ({"recipe": "gptq:q4_0"}, "calibration"), ({"recipe": "rtn:4", "keep": ["prose.txt"]}, "keep"),
+    ({"model": "hub:no name"}, "model"), ({"bytes": "1MB", "recipe": "rtn:4"}, None)])
+def test_a_refusal_names_the_field_of_the_wish(maker: Maker, wish: dict[str, Any], field: str | None) -> None:
+    with pytest.raises(TsotsallmError) as found:
+        maker.start(Wish(**{"model": "model"} | wish))
+    assert found.value.param == field
+
+
+def test_the_field_reaches_the_page(tmp_path: Path) -> None:
+    with serving(Models(), studio=tmp_path) as address:
+        request = urllib.request.Request(f"{address}/studio/plan", b'{"model": "embedded", "bytes": "lots"}',
+                                         {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as found:
+            urllib.request.urlopen(request, timeout=30)
+        assert json.loads(found.value.read())["error"]["param"] == "bytes"
 
 
 def test_large_bodies_are_for_texts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def print_notes(notes: Iterable[str]) -> None:
 class _Lines:
     """Progress without a terminal: `report` prints what `text` makes of it, wherever that says something new."""
 
-    def __init__(self, text: Callable[[str, float], str | None]) -> None:
+    def __init__(self, text: Callable[..., str | None]) -> None:
         self.text = text
 
     def __enter__(self) -> _Lines:
@@ -85,15 +85,15 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         return
 
-    def report(self, step: str, share: float) -> None:
+    def report(self, step: str, share: float, **parts: object) -> None:
         import sys
 
-        if (line := self.text(step, share)) is not None:
+        if (line := self.text(step, share, **parts)) is not None:
             print(line, file=sys.stderr, flush=True)
 
 
-def _for_programs() -> Callable[[str, float], str | None] | None:
-    """What makes lines of JSON of progress, a few a second, where a program reads it."""
+def _for_programs() -> Callable[..., str | None] | None:
+    """What makes lines of JSON of progress and of the parts of its step, a few a second, where a program reads it."""
     import json
     import os
     import time
@@ -102,12 +102,12 @@ def _for_programs() -> Callable[[str, float], str | None] | None:
 
     last = 0.0
 
-    def text(step: str, share: float) -> str | None:
+    def text(step: str, share: float, **parts: object) -> str | None:
         nonlocal last
         if (now := time.monotonic()) - last <= 0.2 and share < 1:
             return None
         last = now
-        return json.dumps({"step": step, "share": round(share, 4)})
+        return json.dumps({"step": step, "share": round(share, 4)} | parts)
     return text if os.environ.get(PROGRESS) else None
 
 
@@ -124,11 +124,11 @@ def candidate_line(one: Round) -> None:
         print(json.dumps({"candidate": found}), file=sys.stderr, flush=True)
 
 
-def _for_a_log() -> Callable[[str, float], str | None]:
+def _for_a_log() -> Callable[..., str | None]:
     """What makes lines of progress for a file or a pipe: one for each layer, else one for each quarter of a step."""
     last: tuple[str, str, int] = ("", "", 0)
 
-    def text(step: str, share: float) -> str | None:
+    def text(step: str, share: float, **_parts: object) -> str | None:
         nonlocal last
         layer = _LAYER.match(step)
         now = (layer[0], "", 0) if layer else ("", re.split(r"[\s\d]", step)[0], int(4 * share))
@@ -214,7 +214,9 @@ def progress_bar(quiet: bool, minutes: float | None = None) -> tuple[Bar | _Line
     if (lines := _reporter(quiet)) is not None:
         def report(now: Progress) -> None:
             _, step, done = walks.of(now)
-            lines.report(step, min(1.0, (now.sweep + done) / max(now.sweeps, 1)) if now.sweep >= 0 else 0.0)
+            lines.report(step, min(1.0, (now.sweep + done) / max(now.sweeps, 1)) if now.sweep >= 0 else 0.0,
+                         stage=now.stages.removesuffix(":"), layer=min(now.layer + 1, now.layers), layers=now.layers,
+                         done=round(done, 4))
         return lines, report
 
     from rich.progress import TextColumn

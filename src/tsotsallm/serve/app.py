@@ -84,7 +84,7 @@ def _with_errors(app: FastAPI) -> None:
 
     @app.exception_handler(TsotsallmError)
     async def wrong(_request: Request, error: TsotsallmError) -> Response:
-        return answer(Refused(400, str(error), "not_possible"))
+        return answer(Refused(400, str(error), "not_possible", param=error.param))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:

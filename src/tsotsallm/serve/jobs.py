@@ -42,6 +42,7 @@ class StudioJob:
     state  waiting, running, done, stopped or failed
     began  when its process started, by time.monotonic(); None while it does not run. `seconds` are those before
     share  how much is done, 0 to 1; None where it is not known
+    step   what it is doing, as the command line names it; `at` has its parts: stage, layer, layers, the share that is done
     source      the model that is made smaller, as the command names it; `before` its bytes
     limit_s     seconds of a run after which its search stops; None: it takes as long as its recipe does
     candidates  what its search found so far: number, name, bytes and KL divergence with its error
@@ -55,6 +56,7 @@ class StudioJob:
     state: str = "waiting"
     share: float | None = None
     step: str = ""
+    at: JsonObject = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     seconds: float = 0.0
     error: str | None = None
@@ -84,9 +86,16 @@ class StudioJob:
         """Seconds that it has run for until now, resumed ones together."""
         return round(self.seconds + (0.0 if self.began is None else time.monotonic() - self.began), 1)
 
+    @property
+    def gone(self) -> float | None:
+        """How much of its time is over, or of its work where its time has no limit: 0 to 1; None where that is not known."""
+        if self.limit_s is None or self.began is None:
+            return self.share
+        return min((time.monotonic() - self.began) / self.limit_s, 1.0)
+
     def plain(self) -> dict[str, object]:
         """What the page shows of the job, as plain data."""
-        shown = asdict(self) | {"seconds": self.taken_s}
+        shown = asdict(self) | {"seconds": self.taken_s, "share": self.gone}
         for name in ("arguments", "out", "began", "source", "limit_s"):
             del shown[name]
         shown["left_s"] = None if self.limit_s is None or self.began is None else max(
@@ -143,7 +152,7 @@ class Jobs:
         with self._lock:
             if job.state not in ("stopped", "failed"):
                 raise ServeError(f"job {job.id} is {job.state}; only a job that was stopped or failed can be resumed")
-            job.state, job.error, job.share, job.step = "waiting", None, None, ""
+            job.state, job.error, job.share, job.step, job.at = "waiting", None, None, "", {}
             self._stopped.discard(job.id)
             self._keep()
         self._start_next()
@@ -200,7 +209,7 @@ class Jobs:
             self._hear(job, line.rstrip())
         code = process.wait()
         reader.join()
-        job.seconds, job.began = job.taken_s, None
+        job.seconds, job.share, job.began = job.taken_s, job.gone, None
         with self._lock:
             if code == 0:
                 job.state, job.share, job.step = "done", 1.0, ""
@@ -222,7 +231,7 @@ class Jobs:
                     found = [one for one in job.candidates if one["number"] != heard["candidate"]["number"]]
                     job.candidates = [*found, heard["candidate"]][-CANDIDATES:]
                 else:
-                    job.step, job.share = str(heard["step"]), float(heard["share"])
+                    job.step, job.share, job.at = str(heard["step"]), float(heard["share"]), heard
                 return
         if line:
             job.lines = [*job.lines, line][-LINES:]

@@ -79,7 +79,10 @@ def routes(service: Service, jobs: Jobs, how: Loading | None = None, *, rules: R
 
     @router.post("/jobs/{key}/serve")
     async def serve(key: str) -> dict[str, object]:
-        """Serve a result, and the model that it was made from beside it where memory holds both."""
+        """Serve a result, and beside it the model that it was made from, where that is in the folder and memory holds both.
+
+        `why` is the error where the original could not be loaded.
+        """
         job = _job(jobs, key)
         if job.state != "done":
             raise Refused(400, f"job {key} is {job.state}; its model can be served once it is done", "not_done")
@@ -96,8 +99,6 @@ def routes(service: Service, jobs: Jobs, how: Loading | None = None, *, rules: R
             try:
                 if original is None and maker.is_here(job.source):
                     original = await loaded(job.source, name_of(job.source))
-                elif original is None:
-                    why = "it is not among the models of the studio's folder"
             except TsotsallmError as error:
                 why = str(error)
             if original is not None:

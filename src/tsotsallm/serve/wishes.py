@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +67,16 @@ class Wish(RequestBody):
     def goal(self) -> str:
         """The goal in a word, for titles and names of folders."""
         return self.device or self.bytes or ("small" if self.recipe is None else "recipe")
+
+
+@contextmanager
+def about(field: str | None) -> Iterator[None]:
+    """Errors within name the field of a wish that they are about, unless they name one already."""
+    try:
+        yield
+    except TsotsallmError as error:
+        error.param = error.param or field
+        raise
 
 
 class Maker:
@@ -173,7 +185,8 @@ class Maker:
         stages = recipe.plain() if recipe is not None else [{"quantize": {"bits_per_weight": 4.5}}]
         obstacle = text_obstacle(checkpoint, asked, Recipe.parse(stages).resolved(whole_spec(checkpoint)))
         if obstacle is not None and wish.calibration is not None:
-            raise CorpusError(obstacle)
+            with about("calibration"):
+                raise CorpusError(obstacle)
         return obstacle is not None
 
     def _calibration(self, wish: Wish) -> str | None:
@@ -208,6 +221,7 @@ class Maker:
                            window=min(CALIBRATION[1], checkpoint.spec.context))
         except RecipeError as error:
             if target is None:
+                error.param = "recipe"
                 raise
             sizes = [("weights", human_bytes(checkpoint.weight_bytes)), ("target", human_bytes(target.bytes))]
             return {"facts": _facts(sizes),
@@ -229,8 +243,9 @@ class Maker:
         """Check a wish and add its job."""
         path, _, recipe = self._read(wish)
         if self._lacks_text(wish, path, recipe):
-            raise ServeError("a text is needed to make this model smaller, and none is within reach; choose one: what the "
-                             f"model writes itself, or a text (.txt or .jsonl) in {self.folder}")
+            with about("calibration"):
+                raise ServeError("a text is needed to make this model smaller, and none is within reach; choose one: what "
+                                 f"the model writes itself, or a text (.txt or .jsonl) in {self.folder}")
         checkpoint, limit_s = Checkpoint.streamed(path), None
         if recipe is None:
             minutes = self._minutes(wish, path, self._used(wish, checkpoint, lacks=False))
@@ -243,28 +258,33 @@ class Maker:
 
     def _read(self, wish: Wish) -> tuple[str, Target | None, Recipe | None]:
         """The path of a wish's model and its goal; raises Refused or TsotsallmError where the wish is wrong."""
-        path = self._path(wish.model)
-        goals = sum(goal is not None for goal in (wish.device, wish.bytes, wish.recipe))
-        if goals > 1:
-            raise ServeError(f"{goals} goals are given; give one of them, a device, a size or a recipe, or none for this "
-                             "computer")
+        goals = [name for name in ("device", "bytes", "recipe") if getattr(wish, name) is not None]
+        if len(goals) > 1:
+            raise ServeError(f"{len(goals)} goals are given; give one of them, a device, a size or a recipe, or none for "
+                             "this computer")
+        with about("model"):
+            path = self._path(wish.model)
+            checkpoint = Checkpoint.streamed(path)
         kept = [self._text(key, "keep") for key in wish.keep]
-        checkpoint = Checkpoint.streamed(path)
-        if wish.recipe is not None:
-            if kept:
+        if wish.recipe is not None and kept:
+            with about("keep"):
                 raise ServeError("languages to keep belong to a device or a size; a recipe names them in its stage "
                                  "vocabulary, on the command line")
-            recipe = inline_recipe(wish.recipe)
-            recipe.check(checkpoint.spec)
-            return path, None, recipe
-        if goals == 0:
-            target = usual_target(checkpoint, wish.model)
-        else:
-            size = None if wish.bytes is None else bytes_from_text(wish.bytes, "the size", ServeError)
-            target = target_of(checkpoint.spec.kv_bytes_per_token(), device=wish.device, size=size, faster_than=None)
-        refuse_what_fits(checkpoint, wish.model, target)
-        vocabularies = Vocabularies(checkpoint, kept)
-        require_reached(least(files_of(path, vocabularies, Settings(keep_text=tuple(kept))), vocabularies), target.bytes)
+        with about(goals[0] if goals else None):
+            if wish.recipe is not None:
+                recipe = inline_recipe(wish.recipe)
+                recipe.check(checkpoint.spec)
+                return path, None, recipe
+            if not goals:
+                target = usual_target(checkpoint, wish.model)
+            else:
+                size = None if wish.bytes is None else bytes_from_text(wish.bytes, "the size", ServeError)
+                target = target_of(checkpoint.spec.kv_bytes_per_token(), device=wish.device, size=size, faster_than=None)
+            refuse_what_fits(checkpoint, wish.model, target)
+            vocabularies = Vocabularies(checkpoint, kept)
+            with about("keep" if kept else None):
+                smallest = least(files_of(path, vocabularies, Settings(keep_text=tuple(kept))), vocabularies)
+            require_reached(smallest, target.bytes)
         return path, target, None
 
     def _arguments(self, wish: Wish, out: Path) -> list[str]:

@@ -25,7 +25,7 @@ export function startChoice(onChoice, onShade) {
   document.addEventListener("language", fillMenus);
 }
 
-/** Take the models of the service; the original is compared with a reduced model from the start, where both are served. */
+/** Take the models of the service; a reduced model and its original are compared from the start, where both are served. */
 export function takeModels(state) {
   const first = !models.length;
   models = state.models;
@@ -38,7 +38,12 @@ export function takeModels(state) {
   if ($("max-tokens").valueAsNumber > state.limits.tokens) { $("max-tokens").value = state.limits.tokens; }
   say($("max-tokens-about"), "max_tokens_about", () => ({ n: number(state.limits.tokens) }));
   fillMenus();
-  const kin = preselectSecond();
+  let kin = preselectSecond();
+  const made = models.find((one) => one.original);
+  if (first && !kin && made) {
+    $("model-a").value = made.name;
+    kin = preselectSecond();
+  }
   if (first) { $("compare").checked = kin; }
   chosen();
 }

@@ -4,11 +4,12 @@ import { say, word } from "./words.js";
 
 let key = remembered();
 
-/** The server refused, or did not answer; the message is for the user. */
+/** The server refused, or did not answer; the message is for the user, `param` the field of the request that is wrong. */
 export class Refusal extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status = 0, param = null) {
     super(message);
     this.status = status;
+    this.param = param;
   }
 }
 
@@ -44,12 +45,12 @@ async function request(path, body, kind, signal) {
 export const askJson = async (path, body) => (await ask(path, body)).json();
 
 async function refusal(response) {
-  let reason = "";
-  try { reason = (await response.json()).error.message; } catch { /* not every proxy answers in JSON */ }
+  let reason = "", param = null;
+  try { ({ message: reason, param } = (await response.json()).error); } catch { /* not every proxy answers in JSON */ }
   const message = [word("refused", { status: response.status, reason: (reason || response.statusText).replace(/[^.!?]$/, "$&.") })];
   const wait = response.headers.get("Retry-After");
   if (response.status === 429) { message.push(wait ? word("retry_after", { seconds: wait }) : word("retry_later")); }
-  return new Refusal(message.join(" "), response.status);
+  return new Refusal(message.join(" "), response.status, param);
 }
 
 /** The JSON pieces of a streamed answer; an error among them, or an end without "[DONE]", is thrown. */

@@ -1,6 +1,7 @@
 // The studio: choose a model and a goal, see the plan, start, watch, and talk to the result.
 
 import { drawCandidates } from "./chart.js";
+import { HUB, hideFault, put, remember, restore, showFault } from "./form.js";
 import { askJson, fileLink, reportLink, send } from "./stream.js";
 import { bytes, duration, known, number, say, share, unsay, word } from "./words.js";
 
@@ -8,7 +9,6 @@ const $ = (id) => document.getElementById(id);
 const BUSY = ["waiting", "running"];
 const MOST_TEXT = 20 * 1024 * 1024;
 let choices = { models: [], devices: [], texts: [], recipes: [] };
-const HUB = "hub:";                 // stands for a model of the hub among the choices
 const names = new Map();            // id of an added text -> the name of its file
 let drawn = "";                     // the candidates that the chart shows
 let job = null;                     // the job on view
@@ -17,22 +17,24 @@ let timer = 0;
 let lost = false;                   // the server did not answer the last request
 
 export function startStudio(onResult) {
-  $("studio-form").addEventListener("submit", (event) => { event.preventDefault(); attempt(begin, $("start-job"), $("studio-error")); });
+  $("studio-form").addEventListener("submit", (event) => { event.preventDefault(); attempt(begin, $("start-job"), showFault); });
   $("see-plan").addEventListener("click", () => {
-    if ($("studio-form").reportValidity()) { attempt(plan, $("see-plan"), $("studio-error")); }
+    if ($("studio-form").reportValidity()) { attempt(plan, $("see-plan"), showFault); }
   });
   $("studio-model").addEventListener("change", showChoice);
   $("device").addEventListener("change", showChoice);
   for (const radio of document.getElementsByName("goal")) { radio.addEventListener("change", showGoal); }
-  $("studio-form").addEventListener("input", () => { $("plan").hidden = true; $("studio-error").hidden = true; });
+  $("studio-form").addEventListener("input", () => { $("plan").hidden = true; hideFault(); remember(); });
   startTexts();
   $("stop-job").addEventListener("click", () => attempt(async () => { showJob(await askJson(`/studio/jobs/${job.id}/stop`, {})); watch(); }));
   $("resume-job").addEventListener("click", () => attempt(async () => { showJob(await askJson(`/studio/jobs/${job.id}/resume`, {})); watch(); }));
   $("talk-to-result").addEventListener("click", () => attempt(async () => {
     const served = await askJson(`/studio/jobs/${job.id}/serve`, {});
     await onResult(served.model);
-    if (served.why) { document.dispatchEvent(new CustomEvent("trouble", { detail: word("original_not_served", { reason: served.why }) })); }
+    if (served.original) { return; }
+    trouble({ message: served.why ? word("original_not_served", { reason: served.why }) : word("original_elsewhere") });
   }, $("talk-to-result")));
+  $("log").addEventListener("toggle", toLogEnd);
   document.addEventListener("language", () => { fillChoices(); if (job) { showJob(job); } showList(); });
   showGoal();
 }
@@ -40,31 +42,30 @@ export function startStudio(onResult) {
 export async function openStudio() {
   choices = await askJson("/studio/choices");
   fillChoices();
+  restore();
+  showChoice();
+  showGoal();
   jobs = (await askJson("/studio/jobs")).jobs;
   const shown = jobs.find((one) => one.id === job?.id) ?? jobs.find((one) => BUSY.includes(one.state));
   if (shown) { showJob(shown); watch(); }
   showList();
 }
 
-/** Do something, and show why it failed: in `place`, else at the top of the page. */
-async function attempt(action, button, place) {
+/** Do something, and show why it failed: at the top of the page unless `show` does. */
+async function attempt(action, button, show = trouble) {
   document.dispatchEvent(new Event("no-trouble"));
-  if (place) { place.hidden = true; }
+  if (show === showFault) { hideFault(); }
   if (button) { button.disabled = true; }
   try {
     await action();
   } catch (error) {
-    if (place && error.status !== 401) {
-      place.textContent = error.message;
-      place.hidden = false;
-      place.focus();
-    } else {
-      document.dispatchEvent(new CustomEvent("trouble", { detail: error.message }));
-    }
+    (error.status === 401 ? trouble : show)(error);
   } finally {
     if (button) { button.disabled = false; }
   }
 }
+
+const trouble = ({ message }) => document.dispatchEvent(new CustomEvent("trouble", { detail: message }));
 
 const goal = () => document.querySelector('input[name="goal"]:checked').value;
 
@@ -80,14 +81,14 @@ function wish() {
 /** Ask for a text to calibrate on, where the usual one is out of reach. */
 function needText() {
   $("calibration-about").hidden = false;
-  $("calibration").value = "self";
+  put($("calibration"), "self");
   $("calibration").focus();
 }
 
 function startTexts() {
   const drop = $("drop"), file = $("text-file");
   $("add-text").addEventListener("click", () => file.click());
-  file.addEventListener("change", () => { attempt(() => addTexts([...file.files]), $("add-text"), $("studio-error")); });
+  file.addEventListener("change", () => { attempt(() => addTexts([...file.files]), $("add-text"), showFault); });
   for (const kind of ["dragenter", "dragover"]) {
     drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
   }
@@ -95,7 +96,7 @@ function startTexts() {
   drop.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
-    attempt(() => addTexts([...event.dataTransfer.files]), $("add-text"), $("studio-error"));
+    attempt(() => addTexts([...event.dataTransfer.files]), $("add-text"), showFault);
   });
 }
 
@@ -110,7 +111,7 @@ async function addTexts(files) {
       say($("added").appendChild(document.createElement("li")), "text_added", () => ({ name: file.name, place: id }));
       $("said").textContent = word("text_added", { name: file.name, place: id });
       fillTexts();
-      $("calibration").value = id;
+      put($("calibration"), id);
       $("calibration-about").hidden = true;
     }
   } finally {
@@ -122,10 +123,10 @@ function fillTexts() {
   const named = (id) => (names.has(id) ? `${names.get(id)} (${id})` : id);
   refill($("calibration"), [["", word("calibration_usual")], ["self", word("calibration_self")], ...choices.texts.map((id) => [id, named(id)])]);
   const before = new Set([...$("keep-texts").querySelectorAll("input:checked")].map((box) => box.value));
-  $("keep-texts").replaceChildren(...choices.texts.filter((id) => id.endsWith(".txt")).map((id, place) => {
+  $("keep-texts").replaceChildren(...choices.texts.filter((id) => id.endsWith(".txt")).map((id) => {
     const row = document.createElement("p"), box = document.createElement("input"), label = document.createElement("label");
     row.className = "check";
-    Object.assign(box, { type: "checkbox", id: `keep-${place}`, value: id, checked: before.has(id) });
+    Object.assign(box, { type: "checkbox", id: `keep-${encodeURIComponent(id)}`, value: id, checked: before.has(id) });
     label.htmlFor = box.id;
     label.textContent = named(id);
     row.append(box, " ", label);
@@ -166,7 +167,7 @@ async function take(latest) {
   const before = job?.id === latest.id ? job.state : null;
   showJob(latest);
   if (job.state === before) { return; }
-  if (before) { $("said").textContent = `${job.title}: ${word(`state_${job.state}`)}`; }
+  if (before) { $("said").textContent = `${titleOf(job)}: ${word(`state_${job.state}`)}`; }
   jobs = (await askJson("/studio/jobs")).jobs;
   showList();
 }
@@ -183,7 +184,7 @@ function watch() {
       if (lost) { lost = false; document.dispatchEvent(new Event("no-trouble")); }
     } catch (error) {
       if (error.status === 401) { return; }
-      if (!lost) { document.dispatchEvent(new CustomEvent("trouble", { detail: error.message })); }
+      if (!lost) { trouble(error); }
       lost = true;
     }
     watch();
@@ -197,7 +198,8 @@ async function refreshList() {
 function fillChoices() {
   refill($("studio-model"), [...choices.models.map((one) => [one.id, one.label]), [HUB, word("from_hub")]]);
   fillTexts();
-  refill($("device"), choices.devices.map((one) => [one.name, word("device_option", { name: one.name, bytes: bytes(one.bytes) })]));
+  refill($("device"), choices.devices.map((one) => [
+    one.name, word("device_option", { name: wordFor("device", one.name) ?? one.name, bytes: bytes(one.bytes) })]));
   $("folder").hidden = !choices.folder;
   say($("folder"), "folder", () => ({ folder: choices.folder }));
   $("packaged").hidden = choices.recipes.length === 0;
@@ -206,7 +208,7 @@ function fillChoices() {
     button.type = "button";
     button.textContent = name;
     button.addEventListener("click", () => {
-      $("recipe").value = name;
+      put($("recipe"), name);
       $("packaged-text").textContent = text;
       $("packaged-text").hidden = false;
       $("plan").hidden = true;
@@ -234,7 +236,8 @@ function showChoice() {
   } else {
     unsay($("studio-model-about"));
   }
-  $("device-about").textContent = choices.devices.find(({ name }) => name === $("device").value)?.about ?? "";
+  const device = choices.devices.find(({ name }) => name === $("device").value);
+  $("device-about").textContent = device ? wordFor("device_about", device.name) ?? device.about : "";
 }
 
 function showGoal() {
@@ -250,10 +253,10 @@ function showJob(latest) {
   job = latest;
   const lines = latest.lines.join("\n");
   $("job").hidden = false;
-  $("job-title").textContent = job.title;
+  $("job-title").textContent = titleOf(job);
   say($("job-state"), `state_${job.state}`);
   $("job-state").dataset.state = job.state;
-  $("job-step").textContent = BUSY.includes(job.state) ? job.step ?? "" : "";
+  $("job-step").textContent = step();
   say($("job-seconds"), BUSY.includes(job.state) ? "elapsed" : "took", () => ({ time: duration(job.seconds) }));
   showProgress();
   showLeft();
@@ -292,9 +295,11 @@ function showJob(latest) {
   if (log.textContent !== lines) {
     const atEnd = fresh || log.scrollHeight - log.clientHeight - log.scrollTop < 30;
     log.textContent = lines;
-    if (atEnd) { log.scrollTop = log.scrollHeight; }
+    if (atEnd) { toLogEnd(); }
   }
 }
+
+function toLogEnd() { $("job-log").scrollTop = $("job-log").scrollHeight; }
 
 /** How much longer it may take: until the search ends, or by the share that is done. */
 function showLeft() {
@@ -339,9 +344,27 @@ function showProgress() {
     bar.setAttribute("aria-valuetext", word("progress_unknown"));
   } else {
     bar.setAttribute("aria-valuenow", Math.round(100 * at));
-    bar.setAttribute("aria-valuetext", [share(at), job.step].filter(Boolean).join(", "));
+    bar.setAttribute("aria-valuetext", [share(at), step()].filter(Boolean).join(", "));
   }
 }
+
+/** What the job is doing, in words; as the command line names it where there are none. */
+function step() {
+  if (!BUSY.includes(job.state)) { return ""; }
+  const { stage = "", layer, layers, done } = job.at;
+  const what = stage.split(" + ").map((name) => wordFor("stage", name));
+  if (what.includes(null)) { return job.step; }
+  return word(layers ? "step_layer" : "step", { what: what.join(", "), layer: number(layer), layers: number(layers), share: share(Math.round(100 * done) / 100) });
+}
+
+/** The words for a stage or a device, by the name that the command line gives it; null where there are none. */
+function wordFor(kind, name) {
+  const key = `${kind}_${name.replace(/\W+/g, "_")}`;
+  return known(key) ? word(key) : null;
+}
+
+/** The title of a job; it ends with its goal, which may be a device. */
+const titleOf = ({ title }) => title.replace(/[\w-]+$/, (goal) => wordFor("device", goal) ?? goal);
 
 /** Hide a button; the focus goes to the title of the job instead of nowhere. */
 function toggle(button, on) {
@@ -354,7 +377,7 @@ function showList() {
   fillList($("job-list"), jobs, (item, one) => {
     const button = item.appendChild(document.createElement("button"));
     button.type = "button";
-    button.textContent = one.title;
+    button.textContent = titleOf(one);
     button.dataset.testid = "job-choice";
     if (one.id === job?.id) { button.setAttribute("aria-current", "true"); }
     button.addEventListener("click", () => attempt(async () => {
