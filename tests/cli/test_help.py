@@ -79,6 +79,7 @@ def test_alone_it_shows_three_commands_to_begin_with() -> None:
     assert [line.strip() for line in said.splitlines() if line.startswith("  ")] == list(FIRST)
     assert len(FIRST) == 3
     assert "tsotsallm --help lists all commands" in said
+    assert "`tsotsallm fit MODEL`" in said
     assert max(map(len, said.splitlines())) <= 80
 
 
