@@ -120,9 +120,9 @@ def begin(context: typer.Context,
     """Make LLaMA-family models small enough for the computer you have."""
     if context.invoked_subcommand is None:
         print("To get started, with the small model that is included:", "", *(f"  {line}" for line in FIRST), "",
-              "To use your own model, give its folder instead of 'embedded'. Without any decision,",
-              "`tsotsallm fit MODEL` makes it small enough for this computer, and `tsotsallm",
-              "studio` does so in a browser.", "tsotsallm --help lists all commands.",
+              "To use your own model, give its folder instead of 'embedded'.",
+              "`tsotsallm fit MODEL` makes it small enough for this computer by itself,",
+              "`tsotsallm studio` does so in a browser. tsotsallm --help lists all commands.",
               sep="\n")
 
 
