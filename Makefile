@@ -34,7 +34,7 @@ test-slow: setup-dev
 
 # the slow commands of the pages in docs/, a quarter of an hour and more
 test-docs: setup-dev
-	$(BIN)/python -m pytest -m pages tests/docs
+	$(BIN)/python -m pytest -m pages tests/docs tests/cli
 
 lint: setup-dev
 	$(BIN)/ruff check src tests benchmarks examples

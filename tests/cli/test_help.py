@@ -84,6 +84,7 @@ def test_alone_it_shows_three_commands_to_begin_with() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.pages
 def test_the_commands_to_begin_with_run_one_after_another(tmp_path: Path) -> None:
     for line in FIRST:
         name, *arguments = shlex.split(line)
