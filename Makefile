@@ -26,8 +26,8 @@ demo: setup
 test: setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
-# browsers, services and damaged inputs have the machine to themselves; the rest runs in two processes
-ALONE := tests/serve tests/fuzz
+# browsers and damaged inputs have the machine to themselves; the rest runs in two processes
+ALONE := $(filter-out tests/serve/test_fuzz.py tests/serve/test_bundle.py,$(wildcard tests/serve/test_*.py)) tests/fuzz
 test-slow: setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not pages" -n 2 --durations=12 $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest -m "slow and not pages" --durations=12 $(ALONE)
