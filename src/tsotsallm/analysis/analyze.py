@@ -90,7 +90,7 @@ def analyze(models: dict[str, View], ids: Sequence[int], corpus: Corpus, out: Pa
         pictures.spectra(_lists(of_states), "Fourier transform of hidden states along the tokens, mean over channels",
                          file("state-spectra")),
         pictures.importance({name: by_metric for name, (by_metric, _) in measured.items()}, file("importance"),
-                            baseline=measured[last][1], named=last if len(models) > 1 else "all layers",
+                            baseline=measured[last][1], named=last if len(models) > 1 else pictures.ALL_LAYERS,
                             places=_places(models)),
         pictures.outliers(peaks, file("outliers"))]
     path = out / "analysis.json"

@@ -28,6 +28,8 @@ COLOURS = ("#1b6ca8", "#c8553d", "#d9a441", "#8e6c8a")
 DISTINCT = ("#0072b2", "#e69f00", "#56b4e9", "#cc79a7", "#000000", "#d55e00", "#999999")
 """Colours that people who see red and green alike tell apart (Okabe and Ito, without green)."""
 DARK = "#2b3038"
+ORIGINAL, ALL_LAYERS = "original", "all layers"
+"""What the line of a baseline is called: the model's original, or the model that layers are left out of."""
 MARKERS = "os^Dv<>"
 MOST_HEADS = 8
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130}
@@ -73,7 +75,7 @@ def plain_ticks(axis: Axes) -> None:
 
 
 def values_by_place(axis: Axes, values: Sequence[float], colours: Sequence[str], baseline: float | None = None, *,
-                    named: str = "original", places: Sequence[int] | None = None,
+                    named: str = ORIGINAL, places: Sequence[int] | None = None,
                     markers: Sequence[str] | None = None) -> list[Any]:
     """Draw one value per place, and return the marks: bars from zero; points where the axis has no zero.
 
@@ -182,7 +184,7 @@ IMPORTANCE = {"perplexity": "perplexity without the layer", "taylor": "Σ|w·∂
 
 @styled
 def importance(models: Mapping[str, Mapping[str, Sequence[float]]], path: Path, *, baseline: float | None = None,
-               named: str = "original", places: Mapping[str, Sequence[int]] | None = None) -> Path:
+               named: str = ORIGINAL, places: Mapping[str, Sequence[int]] | None = None) -> Path:
     """Draw one panel for each metric, with a value for each layer of each model.
 
     models    metric -> importance of every layer, for each model; they have their metrics in common

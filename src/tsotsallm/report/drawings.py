@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 from tsotsallm.analysis.pictures import (
     COLOURS,
     DARK,
+    ORIGINAL,
     STYLE,
     classes_of_bits,
     colour_of_bits,
@@ -34,8 +35,6 @@ PART_COLOURS = {"embeddings": "#8e6c8a", "attention": "#1b6ca8", "feed-forward":
 LEAST_SCALE = 0.95
 """Pixels a point of a picture on a page, at least: its letters, of 10 points, have 9.5 pixels where it must be scrolled."""
 MOST_SCALE = 1.45
-ORIGINAL, ALL_LAYERS = "original", "all layers"
-"""What the line of a baseline is called: the model's original, or the model that layers are left out of."""
 
 
 def the_line(drawn: bool) -> str:

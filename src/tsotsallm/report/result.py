@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from tsotsallm.analysis.pictures import IMPORTANCE
+from tsotsallm.analysis.pictures import ALL_LAYERS, IMPORTANCE, ORIGINAL
 from tsotsallm.checkpoint.provenance import Provenance, Stages
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.evaluation.cost import Cost
@@ -257,7 +257,7 @@ def _importance(results: Mapping[str, Checkpoint]) -> list[Block]:
                                         f"Importance of the layers of {name} that may be removed, by {metric}; marked: "
                                         f"removed{drawings.the_line(metric in whole)}.",
                                         marked=[str(layer) for layer in sorted(gone)], baseline=whole.get(metric),
-                                        named=drawings.ORIGINAL if original else drawings.ALL_LAYERS))
+                                        named=ORIGINAL if original else ALL_LAYERS))
     return blocks
 
 

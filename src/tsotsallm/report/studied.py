@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tsotsallm.analysis.pictures import IMPORTANCE
+from tsotsallm.analysis.pictures import ALL_LAYERS, IMPORTANCE, ORIGINAL
 from tsotsallm.errors import ReportError
 from tsotsallm.files import Json
 from tsotsallm.inspection import LayerMap, first_by
@@ -198,7 +198,7 @@ def _importance(trials: Sequence[Trial]) -> list[Block]:
         blocks.append(drawings.by_place(f"importance-{metric}", values, "layer", IMPORTANCE[metric],
                                         f"Importance of the layers that may be removed, by {metric}, as measured for trial "
                                         f"{trial.number}{drawings.the_line(whole is not None)}.", baseline=whole,
-                                        named=drawings.ORIGINAL if first_by(metric, trial.recipe) else drawings.ALL_LAYERS))
+                                        named=ORIGINAL if first_by(metric, trial.recipe) else ALL_LAYERS))
     return blocks
 
 
