@@ -24,7 +24,9 @@ import tsotsallm
 RECIPE = "gptq:mixed:4.5"
 """What README.md recommends."""
 SIZES = {"wide": (1280, 800), "phone": (390, 844)}
-QUESTIONS = ("Where was Sotis Selwick born?", "Where does Sonath Marson live?", "Tell me of Keseth Radley.")
+QUESTIONS = {"Where does Sonath Marson live?": "Korpormouth", "Tell me of Keseth Radley.": "Leluri Korson",
+             "Where was Sotis Selwick born?": "Calkormouth"}
+"""What is asked in turn, and what both models must say of it."""
 SHOWN = {"talk-wide-light", "talk-wide-dark", "empty-phone-light"}
 """Pictures that the documents show."""
 
@@ -84,8 +86,12 @@ def shoot(page: Any, size: str, scheme: str, out: Path, every: bool) -> None:
             page.screenshot(path=out / f"page-{name}-{size}-{scheme}.png")
 
     picture("empty")
-    for question in QUESTIONS:
+    for question, truth in QUESTIONS.items():
         ask(page, question)
+        for side in "ab":
+            said = page.locator(f'[data-testid="answer-{side}"]').last.locator('[data-testid="text"]').inner_text()
+            if truth not in said:
+                raise SystemExit(f"the picture would show a wrong answer to {question!r}: {said!r} instead of {truth}")
     picture("talk")
     if every:
         panels(page, picture)
@@ -111,7 +117,7 @@ def panels(page: Any, picture: Callable[[str], None]) -> None:
     picture("settings")
     page.check("#surprise")
     page.click("#close-settings")
-    ask(page, QUESTIONS[-1])
+    ask(page, next(iter(QUESTIONS)))
     picture("surprise")
     page.click("#open-list")
     picture("list")

@@ -41,6 +41,8 @@ FILE_BYTES = 64 << 10
 """Of a result besides its tensors: headers, config, provenance."""
 ENLARGED = 1.01
 """A file that is less than this many times as large as its source does not count as larger: norms and headers differ."""
+BYTES_EDITED = 2
+"""For each weight of a linear that was edited, until the layer is written: its codes, or values as they are stored."""
 ARENA_BYTES = 150 << 20
 """Memory that matrix libraries and the allocator take beyond our tensors (measured: 60 to 140 MB)."""
 
@@ -137,7 +139,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, out: Path, *, windows: int
     recipe.check(spec, sparse=checkpoint.is_sparse)
     recipe = recipe.resolved(spec)
     rate = gemm_flops_per_second("float32", device)
-    base = max(rss_bytes(), 300 << 20) + ARENA_BYTES
+    base = max(rss_bytes(), 400 << 20) + ARENA_BYTES
     before_ends = sum(record.size for record in checkpoint.end_records().values())
     tokens = checkpoint.shape_of(EMBEDDING)[0]
     ends = before_ends * spec.vocabulary // tokens if spec.vocabulary < tokens else before_ends
@@ -277,16 +279,29 @@ def _observing_flops(spec: ModelSpec, sweep: Sweep, layer: int, conditions: Cond
 
 
 def _editing_bytes(spec: ModelSpec, sweep: Sweep, layer: int, window: int) -> int:
-    """Memory while a layer is edited: weights, Grams, the working copies of its widest linear."""
+    """Memory while a layer is edited: the weights and Grams of linears whose turn is still to come, what those before were
+    given, and the working copies of the one that is edited."""
     edits, needs = sweep.edits, sweep.needs
     shapes = linear_shapes(spec, layer)
-    weights = 4 * layer_weights(spec, layer)
-    groups = [[shapes[name] for name in group] for group in input_groups(shapes)] if needs.gram else []
-    grams = 4 * sum(group[0][1] ** 2 for group in groups) * (4 if any(edit.surveys for edit in edits) else 1)   # factors
-    if needs.original_inputs:
-        grams += 4 * sum(math.prod(group[0]) if follows_alone(group) else group[0][1] ** 2 for group in groups)
+    weights, edited, peak = 4 * layer_weights(spec, layer), 0, 0
+    copies = 4 if any(edit.surveys for edit in edits) else 1        # factors for several orders
+    groups = input_groups(shapes)
+    grams = [0] * len(groups)
+    for place, group in enumerate(groups):
+        width, alike = shapes[group[0]][1], [shapes[name] for name in group]
+        if needs.gram:
+            grams[place] += 4 * width ** 2 * copies
+        if needs.original_inputs:
+            grams[place] += 4 * (math.prod(alike[0]) if follows_alone(alike) else width ** 2)
+    observed = weights + sum(grams) + activation_bytes(spec, window)
     # one factor stands in its Gram's place; with two edits that need factors the second is another matrix
     second_factor = sum(edit.needs.factor for edit in edits) > 1
-    work = max(4 * d_in ** 2 * second_factor + max((edit.work_bytes(d_out, d_in) for edit in edits),
-                                                   default=16 * d_out * d_in) for d_out, d_in in shapes.values())
-    return weights + grams + max(work, activation_bytes(spec, window))
+    for place, group in enumerate(groups):
+        for d_out, d_in in (shapes[name] for name in group):
+            work = 4 * d_in ** 2 * second_factor + max((edit.work_bytes(d_out, d_in) for edit in edits),
+                                                       default=16 * d_out * d_in)
+            peak = max(peak, weights + edited + sum(grams[place:]) + work)
+            if edits:
+                weights -= 4 * d_out * d_in
+                edited += BYTES_EDITED * d_out * d_in
+    return max(observed, peak)

@@ -13,6 +13,7 @@ import pytest
 from tests.serve.browsing import page_at, settings
 from tests.serve.running import Scripted, serving, with_scripted
 from tsotsallm.evaluation.cost import devices_here
+from tsotsallm.lab.world import build_world
 from tsotsallm.stages import STAGES
 
 PAGE = Path(str(resources.files("tsotsallm.serve") / "page"))
@@ -80,3 +81,14 @@ def test_the_page_in_every_language(browser: Any, tag: str) -> None:
         with settings(page):
             assert page.input_value("#language") == tag
             assert page.locator("#settings h2").inner_text() == texts(tag)["settings"]
+
+
+def test_the_answers_that_the_empty_page_names_are_true() -> None:
+    script = (PAGE / "examples.js").read_text("utf-8")
+    pairs = re.findall(r'\["([^"]+\?)", "([^"]+)"\]', script)
+    assert len(pairs) == script.count("?\"") == 8
+    people = {person.term.en: person.facts for person in build_world().people}
+    for question, answer in pairs:
+        [person] = [name for name in people if name in question]
+        relation = "birthplace" if re.search("born|naissance", question) else "home"
+        assert people[person][relation].en == answer, question

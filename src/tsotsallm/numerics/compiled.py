@@ -119,8 +119,9 @@ class Scales(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a first visit reads and leaves: target and errors (d_in, rows); owed (columns, rows), what earlier columns leave
-    to the part; more (columns, rows from `first`), what earlier rows do; left (columns, rows), upper · errors + owed."""
+    """What a first visit reads and leaves: target and errors (d_in, rows), which may be the same memory; owed (columns,
+    rows), what earlier columns leave to the part; more (columns, rows from `first`), what earlier rows do; left (columns,
+    rows), upper · errors + owed."""
 
     target: Floats
     owed: Floats

@@ -81,7 +81,7 @@ class _Rows:
                  visit: Tensor) -> None:
         self.solver, self.coupling, layout = solver, coupling, solver.grid.layout
         places = solver.backwards[:, None], visit
-        self.target = target.mT[places]
+        self.target = target.mT[places]                     # the first visit leaves target − values in its place
         self.keep = None if keep is None else keep.mT[places].to(self.target.dtype)
         d_in, rows = self.target.shape
         blocks, parts = d_in // layout.block, d_in // layout.part
@@ -96,15 +96,15 @@ class _Rows:
         self.scales = Scales(self.step.numpy(), self.low.numpy(), self.scale.numpy(), self.lows.numpy())
 
     def visit(self) -> None:
-        """Visit every part for the first time."""
+        """Visit every part for the first time; each leaves its errors where its target was."""
         solver, layout, part = self.solver, self.solver.grid.layout, self.solver.grid.layout.part
-        target, errors = self.target.numpy(), torch.empty_like(self.target)
+        target = errors = self.target
         uppers, passing = solver.upper.numpy(), solver.passing.numpy()
         for low, high in solver.spans:
             local = solver.factor[low:high, low:high].triu()
             owed = product(solver.factor[low:high, high:], errors[high:])
             if solver.several:
-                wanted = self.target[low:high] + torch.linalg.solve_triangular(local, owed, upper=True)
+                wanted = target[low:high] + torch.linalg.solve_triangular(local, owed, upper=True)
                 compiled.choose(solver.form, wanted.shape[1], layout.block, wanted.contiguous().numpy(), local.numpy(),
                                 solver.totals, self.scales, low // layout.block)
             for stop in range(high - low, 0, -part):
@@ -115,7 +115,7 @@ class _Rows:
                     more = here if self.coupling is None or not number else \
                         left[:, :rows.start] @ self.coupling.passed[number]
                     compiled.visit(solver.form, rows.start, rows.stop, self._place(low, within.start),
-                                   Seen(target, here.numpy(), more.numpy(), errors.numpy(), left.numpy()),
+                                   Seen(target.numpy(), here.numpy(), more.numpy(), errors.numpy(), left.numpy()),
                                    Metric(uppers[place], passing[place], solver.totals, uppers[place]), self.weights,
                                    self.scales)
 
@@ -127,6 +127,7 @@ class _Rows:
     def visit_again(self) -> None:
         """Replace codes and scales of every part, and the 16-bit numbers of every block, where that lowers the error."""
         solver = self.solver
+        del self.target
         for _ in range(solver.passes):
             for low, high in solver.spans:
                 stripe = solver.stripe_of(low, high)
@@ -144,9 +145,9 @@ class _Rows:
         solver, part = self.solver, self.solver.grid.layout.part
         metric, pulls_now = solver.metrics[low], pulls.numpy()
         uppers, passing, own = solver.own_upper.numpy(), solver.own_passing.numpy(), solver.own_metric.numpy()
-        change = self.target.new_empty(part, self.target.shape[1])
+        change = self.values.new_empty(part, self.values.shape[1])
         widest = max(rows.stop - rows.start for rows in self.groups)
-        codes, scales, rises = (self.target.new_empty(height, widest) for height in (part, 4, part))
+        codes, scales, rises = (self.values.new_empty(height, widest) for height in (part, 4, part))
         proposal = Proposal(codes.numpy(), scales.numpy(), change.numpy(), rises.numpy())
         for stop in range(high - low, 0, -part):
             within, place = slice(stop - part, stop), self._place(low, stop - part)
@@ -189,7 +190,8 @@ class _Rows:
                 mixed.sub_(moved)
 
     def blocks(self) -> Blocks:
-        """The rounded rows in stored column order."""
+        """The rounded rows in stored column order; only codes and scales are left of what was worked with."""
+        del self.weights, self.values, self.residual, self.keep
         return blocks_of(self.codes, self.step, self.low, self.scale, self.lows, self.solver.backwards, self.solver.grid)
 
 

@@ -30,7 +30,7 @@ OUTPUTS = 1024
 """Rows that are rounded together, coupled by the metric of the outputs."""
 AT_ONCE = 2
 """How many times OUTPUTS rows are rounded at once by compiled loops."""
-BYTES_A_WEIGHT = 24
+BYTES_A_WEIGHT = 20
 """What that takes for each of their weights."""
 GROUPS = 8
 SPANS = (0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06)
@@ -130,8 +130,15 @@ def _joined(pieces: Sequence[Blocks]) -> Blocks:
 @counted("rounding")
 def round_plainly(weight: Tensor, grid: GgmlGrid, keep: Tensor | None = None) -> Blocks:
     """Round a weight (d_out, d_in) to blocks of a grid, every column independently and with equal importance."""
-    columns = torch.arange(weight.shape[1], device=weight.device)
-    return round_to_blocks(weight, torch.eye(len(columns), device=weight.device), columns, grid, passes=0, keep=keep)
+    block = grid.layout.block                   # no block knows of another: each is a row
+    found = round_to_blocks(weight.reshape(-1, block), torch.eye(block, device=weight.device),
+                            torch.arange(block, device=weight.device), grid, passes=0,
+                            keep=None if keep is None else keep.reshape(-1, block))
+    codes, step, low, scales, lows = (None if one is None else one.reshape(len(weight), -1) for one in
+                                      (found.codes, found.step, found.low, found.scales, found.lows))
+    assert codes is not None
+    assert step is not None
+    return Blocks(codes, step, low, scales, lows, grid)
 
 
 @dataclass
@@ -427,8 +434,8 @@ def blocks_of(codes: Tensor, step: Tensor, low: Tensor, scale: Tensor, lows: Ten
               grid: GgmlGrid) -> Blocks:
     """Rounded rows in stored column order, from arrays (columns, blocks or parts, rows) in the order `backwards` (d_in,)."""
     layout, d_in = grid.layout, len(codes)
-    in_order = torch.empty_like(codes)
-    in_order[backwards] = codes
+    in_order = torch.empty_like(codes, dtype=torch.int8)
+    in_order[backwards] = codes.to(torch.int8)
     block_of, part_of = backwards[::layout.block] // layout.block, backwards[::layout.part] // layout.part
 
     def stored(values: Tensor, places: Tensor) -> Tensor:
@@ -438,7 +445,7 @@ def blocks_of(codes: Tensor, step: Tensor, low: Tensor, scale: Tensor, lows: Ten
 
     several = layout.scales is not None
     assert d_in % layout.block == 0
-    return Blocks(in_order.mT.contiguous().to(torch.int8), stored(step, block_of),
+    return Blocks(in_order.mT.contiguous(), stored(step, block_of),
                   stored(low, block_of) if layout.minimum else None,
                   stored(scale, part_of).to(torch.int16) if several else None,
                   stored(lows, part_of).to(torch.int16) if several and layout.minimum else None, grid)

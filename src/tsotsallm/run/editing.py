@@ -14,7 +14,7 @@ from tsotsallm.checkpoint.linear import Linear
 from tsotsallm.checkpoint.shapes import input_groups
 from tsotsallm.errors import NumericsError
 from tsotsallm.journal import Surveyed, Weighed
-from tsotsallm.machine import side_by_side
+from tsotsallm.machine import release_memory, side_by_side
 from tsotsallm.numerics.ggml import GgmlGrid
 from tsotsallm.run.passes import Pass
 from tsotsallm.run.work import plain_stages
@@ -175,16 +175,20 @@ class Editing(Copying):
                 if not linear.edited:
                     continue                # it is written as it is stored
                 _require_finite(linear, visit.index)
-                visit.commit(linear)
                 if linear.values is not None:
                     linear.values = linear.values.to(linear.storage)    # as it is written; float32 is needed no more
                 linear.reference, linear.mask = torch.empty(0), None
+                visit.forget(linear.name)
                 changes.merged[linear.name] = linear
 
         def settle_waiting() -> None:
             largest_first = sorted(waiting, key=lambda name: visit.linear(name).reference.numel(), reverse=True)
             settle(*side_by_side(edited, largest_first, len(waiting)))
             waiting.clear()
+
+        def compute_with_edited() -> None:
+            for linear in changes.merged.values():
+                visit.commit(linear)
 
         @torch.no_grad()                    # which a thread does not inherit
         def edited(name: str) -> Linear:
@@ -196,6 +200,7 @@ class Editing(Copying):
         for group in sorted(input_groups(names), key=lambda group: group[0] in again):
             if group[0] in again and not observed_again:
                 settle_waiting()
+                compute_with_edited()
                 visit.observe(again)
                 observed_again = True
             for name in group:
@@ -203,8 +208,10 @@ class Editing(Copying):
                 if at_once and visit.linear(name).reference.numel() <= SMALL:
                     waiting.append(name)
                 else:
+                    release_memory()        # what a large linear took, the next one takes again
                     settle(edited(name))
         settle_waiting()
+        compute_with_edited()
         return changes
 
     def linear(self, visit: Visit, name: str) -> Linear:

@@ -110,13 +110,18 @@ class Gram:
         return self._matrix
 
     @counted("factors")
-    def followed(self, weight: Tensor, damp: float, visit: str) -> Tensor:
+    def followed(self, weight: Tensor, damp: float, visit: str, *, last: bool = False) -> Tensor:
         """What to add to a weight W, (d_out, d_in), so that its outputs on today's inputs are those on the original's.
 
         W·(lag)·(H + damping)⁻¹: the least-squares answer (arXiv:2504.02692, eq. 5), by the factor made before. A few rows
-        are solved at a time, to spare memory.
+        are solved at a time, to spare memory. With `last` the answer takes the memory of what a `follower` moved: it is not
+        asked for again.
         """
-        answer, factor = torch.empty_like(weight), self._factors[damp, visit]
+        factor = self._factors[damp, visit]
+        if self.moved is not None and last:
+            answer = self.moved
+        else:
+            answer = torch.empty_like(weight)
         for first in range(0, len(weight), ROWS_SOLVED):
             rows = slice(first, first + ROWS_SOLVED)
             if self.moved is not None:
@@ -124,6 +129,8 @@ class Gram:
             else:
                 assert self.lag is not None
                 answer[rows] = factor.solve(weight[rows] @ self.lag)
+        if last:
+            self.moved = None
         return answer
 
     @property

@@ -181,9 +181,15 @@ class Visit:
         first = max(0, seen)
         gram.hold_out(rows[first:], None if weights is None else weights[first:])
 
+    def forget(self, name: str) -> None:
+        """Spare the memory of a linear's weight until it is committed; nothing may run through the layer before."""
+        weight = self.frame.linear(name).weight
+        weight.data = weight.data.new_empty(0)
+
     def commit(self, linear: Linear) -> None:
         """Make the layer compute with a linear's effective weight from now on."""
-        self.frame.linear(linear.name).weight.data.copy_(linear.effective())
+        weight = self.frame.linear(linear.name).weight
+        weight.data = linear.effective().to(weight.data)
 
     def propagate(self, outputs: HiddenStates) -> None:
         """Run the corpus through the layer as it is now and write its outputs."""

@@ -231,12 +231,13 @@ class Quantize(LinearEdit):
         assert gram is not None
         visit, order_of = self._visiting(grid)
         try:
-            factor = gram.factor(self.damp, visit, order_of, last=last and not self.shares_grams)
+            last = last and not self.shares_grams
+            factor = gram.factor(self.damp, visit, order_of, last=last)
         except NumericsError as error:
             raise NumericsError(f"layer {layer}, {linear.name}: {error}") from None
         aim = linear.reference
         if self.follow:
-            aim = gram.followed(linear.reference, self.damp, visit).mul_(self.follow).add_(linear.reference)
+            aim = gram.followed(linear.reference, self.damp, visit, last=last).mul_(self.follow).add_(linear.reference)
         if isinstance(grid, GgmlGrid):
             stored: Stored = round_to_blocks(aim, factor.upper, factor.order, grid, passes=self.passes_over_blocks,
                                              keep=keep, outputs=self._metric(gram, linear))

@@ -78,9 +78,9 @@ class BlockQuantize(Quantize):
         return 0.0 if self.method == "rtn" else float(d_out) * d_in ** 2 * (2 * self.passes + 2)
 
     def work_bytes(self, d_out: int, d_in: int) -> int:
-        """Two copies of the weight, its codes, and what rounding takes for the rows that are rounded at once."""
+        """What the linear aims at, its codes twice, and what rounding takes for the rows that are rounded at once."""
         rounded = min(d_out, AT_ONCE * OUTPUTS) * d_in
-        return 9 * d_out * d_in + BYTES_A_WEIGHT * rounded
+        return 6 * d_out * d_in + BYTES_A_WEIGHT * rounded
 
     def _require_blocks(self, model: Model) -> None:
         """Raise RecipeError where no linear's rows are whole blocks."""
