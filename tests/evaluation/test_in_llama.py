@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM
 
 import tsotsallm
 from tests import llama
-from tsotsallm.api.evaluate import evaluate_in_llama
+from tsotsallm.api.evaluate import evaluate_in_llama, plan_in_llama
 from tsotsallm.checkpoint.reader import Checkpoint
 from tsotsallm.engine import library
 from tsotsallm.engine.library import Forced
 from tsotsallm.errors import CheckpointError, CorpusError, MissingExtraError, TsotsallmError
+from tsotsallm.evaluation import in_llama
 from tsotsallm.export.gguf import export_gguf
 from tsotsallm.streaming.corpus import evaluation_windows
 
@@ -68,12 +69,28 @@ def test_the_divergence_in_llama_cpp_is_that_of_its_log_probabilities(exact: Pat
     assert alone.kl is None
 
 
+def test_a_forecast_counts_windows_tokens_and_the_reference(exact: Path, tiny: Path, text: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_llama, "gemm_flops_per_second", lambda: 1e3)
+    alone = plan_in_llama(exact, text, context=48, limit=3)
+    assert (alone.how, alone.items, alone.tokens) == ("llama.cpp", 3, 144)
+    assert alone.floor_s == pytest.approx(3 * alone.pass_s)
+    beside = plan_in_llama(exact, text, reference=tiny, context=48, limit=3)
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    multiplied = sum(weight.numel() for weight in model.parameters() if weight.ndim == 2)       # the head is tied or counted
+    if not model.config.tie_word_embeddings:
+        multiplied -= model.get_input_embeddings().weight.numel()
+    assert beside.floor_s - 3 * beside.pass_s == pytest.approx(2 * multiplied * 144 / 1e3)
+
+
 def test_what_cannot_be_scored_is_refused(exact: Path, stories: Path, text: Path, tmp_path: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CorpusError, match="at most the"):
         evaluate_in_llama(exact, text, context=1_000_000)
     with pytest.raises(CheckpointError, match="cannot be compared token by token"):
         evaluate_in_llama(exact, text, reference=stories, context=32, limit=1)
+    with pytest.raises(CheckpointError, match="cannot be compared token by token"):
+        plan_in_llama(exact, text, reference=stories, context=32, limit=1)
     (tmp_path / "no.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(CheckpointError, match="cannot load"):
         Forced(tmp_path / "no.gguf", 32)

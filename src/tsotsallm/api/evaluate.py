@@ -17,7 +17,8 @@ from tsotsallm.errors import CorpusError, TsotsallmError
 from tsotsallm.evaluation.cost import Speed, measure_gguf_speed
 from tsotsallm.evaluation.energy import carbon_by_country
 from tsotsallm.evaluation.examination import Examination, examine
-from tsotsallm.evaluation.in_llama import perplexity_in_llama
+from tsotsallm.evaluation.forecast import TaskForecast
+from tsotsallm.evaluation.in_llama import forecast_in_llama, perplexity_in_llama
 from tsotsallm.evaluation.kv_cache import CachePerplexity, cache_perplexities
 from tsotsallm.evaluation.options import RunKeywords, RunOptions
 from tsotsallm.evaluation.perplexity import Kind, Perplexity, evaluate_perplexity
@@ -95,6 +96,15 @@ def evaluate_in_llama(model: str | Path, text: str | Path | None = None, *, refe
     content, source = text_and_source(text, (reference,))
     return perplexity_in_llama(_runnable(model), content, source, context=context, limit=limit, reference=original,
                                reference_name=str(reference or ""), name=str(model), tick=tick)
+
+
+def plan_in_llama(model: str | Path, text: str | Path | None = None, *, reference: str | Path | None = None,
+                  context: int = 512, limit: int | None = None) -> TaskForecast:
+    """How long `evaluate_in_llama` takes on this computer; two windows are scored to find out."""
+    original = None if reference is None else Checkpoint.streamed(reference)
+    content, source = text_and_source(text, (reference,))
+    return forecast_in_llama(_runnable(model), content, source, context=context, limit=limit, reference=original,
+                             reference_name=str(reference or ""), name=str(model))
 
 
 def _runnable(model: str | Path) -> Path:

@@ -63,7 +63,7 @@ def evaluate(models: Annotated[list[str], typer.Argument(help="Models to evaluat
              by_sweeps: Annotated[bool, typer.Option(help="Generate by sweeps although the model fits in memory.")] = False,
              stream: Annotated[bool, typer.Option(help="Score a GGUF file layer by layer in float32, without llama.cpp.")] =
              False,
-             plan_only: Annotated[bool, typer.Option("--plan", help="Only forecast how tasks would run, and how long.")] =
+             plan_only: Annotated[bool, typer.Option("--plan", help="Only forecast how it would run, and how long.")] =
              False,
              groups: Annotated[bool, typer.Option(help="Show every group of items (subjects, languages).")] = False,
              workers: Workers = None, tls_ca: TlsCa = None, tls_cert: TlsCert = None, tls_key: TlsKey = None,
@@ -202,10 +202,11 @@ def _on_cluster(request: Request, computers: Any) -> None:
     request.output(scores.plain(), lambda: print_examination(scores, groups=request.groups))
 
 
-def _check_gguf(request: Request) -> None:
+def _check_gguf(request: Request, *, plans: bool = False) -> None:
+    """Raise where options do not reach llama.cpp; `plans` says whether --plan does."""
     from tsotsallm.errors import TsotsallmError
 
-    if (request.country and not request.speed) or request.plan_only or request.by_sweeps or request.protocol != "windows":
+    if (request.country and not request.speed) or (request.plan_only and not plans) or request.by_sweeps or request.protocol != "windows":
         raise TsotsallmError("--country without --speed, --plan, --by-sweeps and --protocol do not reach GGUF files in "
                              "llama.cpp, which scores windows; leave them out, or add --stream")
 
@@ -222,10 +223,15 @@ def _gguf_speeds(request: Request) -> None:
 
 def _gguf_text(request: Request) -> None:
     """Perplexity of a GGUF file in llama.cpp, and its KL divergence from a reference."""
-    from tsotsallm.api.evaluate import evaluate_in_llama
+    from tsotsallm.api.evaluate import evaluate_in_llama, plan_in_llama
     from tsotsallm.cli.lines import step_bar
 
-    _check_gguf(request)
+    _check_gguf(request, plans=True)
+    if request.plan_only:
+        found = plan_in_llama(request.models[0], request.text, reference=request.reference, context=request.context,
+                              limit=request.limit)
+        request.output([found.plain()], lambda: print_forecasts([found]))
+        return
     bar, tick = step_bar(request.as_json)
     with bar:
         score = evaluate_in_llama(request.models[0], request.text, reference=request.reference, context=request.context,

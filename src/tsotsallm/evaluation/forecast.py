@@ -23,7 +23,7 @@ class TaskForecast(Record):
     task: str
     model: str
     items: int
-    how: str                # streamed, resident or sweeps
+    how: str                # streamed, resident, sweeps, or llama.cpp, which computes a window at a time
     tokens: int             # that run through the model
     passes: int             # over the weights
     pass_s: float           # to read the weights once, measured on one layer
