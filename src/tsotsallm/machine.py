@@ -276,9 +276,10 @@ def release_memory() -> None:
     import ctypes
 
     if sys.platform == "linux":
-        for library, name, arguments in ((_torch_library(), "mkl_serv_free_buffers", ()), ("libc.so.6", "malloc_trim", (0,))):
-            with suppress(OSError, AttributeError):             # another C library, a torch without MKL
-                getattr(ctypes.CDLL(library), name)(*arguments)
+        with suppress(OSError, AttributeError):             # a torch without MKL
+            ctypes.CDLL(_torch_library()).mkl_serv_free_buffers()
+        with suppress(OSError, AttributeError):             # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _torch_library() -> str:

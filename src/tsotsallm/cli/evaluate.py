@@ -206,7 +206,8 @@ def _check_gguf(request: Request, *, plans: bool = False) -> None:
     """Raise where options do not reach llama.cpp; `plans` says whether --plan does."""
     from tsotsallm.errors import TsotsallmError
 
-    if (request.country and not request.speed) or (request.plan_only and not plans) or request.by_sweeps or request.protocol != "windows":
+    planless = request.plan_only and not plans
+    if planless or (request.country and not request.speed) or request.by_sweeps or request.protocol != "windows":
         raise TsotsallmError("--country without --speed, --plan, --by-sweeps and --protocol do not reach GGUF files in "
                              "llama.cpp, which scores windows; leave them out, or add --stream")
 

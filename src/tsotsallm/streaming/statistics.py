@@ -118,10 +118,7 @@ class Gram:
         asked for again.
         """
         factor = self._factors[damp, visit]
-        if self.moved is not None and last:
-            answer = self.moved
-        else:
-            answer = torch.empty_like(weight)
+        answer = self.moved if self.moved is not None and last else torch.empty_like(weight)
         for first in range(0, len(weight), ROWS_SOLVED):
             rows = slice(first, first + ROWS_SOLVED)
             if self.moved is not None:
