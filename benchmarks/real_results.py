@@ -1,15 +1,15 @@
-"""Which approach is best at which size on a real LLaMA, SmolLM2-135M-Instruct: the study `approaches`, table and picture.
+"""Which approach is best at which size on a real LLaMA, SmolLM2-135M-Instruct: a packaged study, its table and its picture.
 
-    python benchmarks/real_results.py run --work DIR [--hours 2]      run or resume the study; its ledger goes to the results
-    python benchmarks/real_results.py write                           table and picture from the ledger among the results
+    python benchmarks/real_results.py run --work DIR [--study franken] [--hours 2]     run or resume the study
+    python benchmarks/real_results.py write [--study franken]                          table and picture from the results
 
-The ledger in benchmarks/results/real-smollm2 is the study's diary (trials.jsonl), from which another computer resumes, and a
-line for every trial (approaches.csv). Text: the first 20 windows of 512 tokens of WikiText-2 (raw, test). Calibration: 16
-windows of 512 tokens of prose. Tasks: ARC easy, HellaSwag, PIQA, BoolQ with its passages and TriviaQA from memory, as many
-items as --items says, with paired differences from the original. They are taken of every recipe that may be on the front:
-that no recipe tried before, of at most its bytes, beats by more than two standard errors of the divergence. Mixtures come
-first, which beat most, and recipes that learn come last. The energy of making each model is estimated. With --workers
-recipes are tried on a Dask cluster, with --device cuda on GPUs.
+The study is `approaches` unless another is named. What is kept of it in benchmarks/results/real-smollm2 is its diary
+(STUDY.jsonl), from which another computer resumes, and a line for every trial (STUDY.csv). Text: the first 20 windows of 512
+tokens of WikiText-2 (raw, test), 40 for recipes that may be on the front. Calibration: the windows of the study, at most 16,
+of 512 tokens of prose. Tasks: those of TASKS, as many items as --items says, with paired differences from the original. They
+are taken of every recipe that may be on the front: that no recipe tried before, of at most its size, beats by more than two
+standard errors of the divergence. In `approaches` mixtures come first, which beat most, and recipes that learn come last. The
+energy of making each model is estimated. With --workers recipes are tried on a Dask cluster, with --device cuda on GPUs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from benchmarks.peers import PROSE, SHARED
 from tests.real_model import real_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "real-smollm2"
-WINDOWS, TASKS = 20, ("arc-easy", "hellaswag", "piqa", "boolq", "triviaqa-closed")
+WINDOWS, CALIBRATION = 20, 16
+TASKS = {"approaches": ("arc-easy", "hellaswag", "piqa", "boolq", "triviaqa-closed"), "franken": ("hellaswag",),
+         "reference-pruning": ("arc-easy", "hellaswag")}
+"""Study -> the tasks that its models are compared on."""
 COUNTRY = "CM"
 """Whose electricity counts; watt-hours do not depend on it."""
 LEARN = {"adapt", "distill", "tune", "compensate"}
@@ -49,7 +52,7 @@ def turn(recipe: list[dict[str, Any]]) -> int:
 def run(asked: argparse.Namespace) -> None:
     """Run the study where it stopped, and keep its ledger; the folder `work` holds all that can be made again."""
     work, data = asked.work.absolute(), SHARED / "data"
-    study = work / "approaches"
+    study, kept = work / asked.study, RESULTS / f"{asked.study}.jsonl"
     study.mkdir(parents=True, exist_ok=True)
     if not (work / "source").exists():
         to_huggingface(str(real_model()), work / "source")       # dense, so that layers can learn
@@ -59,27 +62,32 @@ def run(asked: argparse.Namespace) -> None:
             shutil.copyfile(data / "calibration" / name, work / "texts" / name)
         shutil.copyfile(data / "wikitext-2-raw" / "wiki.test.raw", work / "wiki.test.raw")
         (work / "data").symlink_to(data)                         # the ledger names no folder of this computer
-    if not (study / "trials.jsonl").exists() and (RESULTS / "trials.jsonl").exists():
-        shutil.copyfile(RESULTS / "trials.jsonl", study / "trials.jsonl")
-    content = read_content("approaches")
+    if not (study / "trials.jsonl").exists() and kept.exists():
+        shutil.copyfile(kept, study / "trials.jsonl")
+    content = read_content(asked.study)
     content["evaluation"] = {"cheap": WINDOWS, "full": 2 * WINDOWS, "country": COUNTRY}
-    content["recipes"] = dict(sorted(content["recipes"].items(), key=lambda item: turn(item[1])))
-    (work / "approaches.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
-    words = ["-m", "tsotsallm", "study", "approaches.yaml", "-o", "approaches", "--model", "source", "--text",
-             "wiki.test.raw", "--calibration", "texts", "--task", ",".join(TASKS), "--data", "data", "--limit",
-             str(asked.items), "--hours", str(asked.hours), "--set", "texts=texts", "--threads", str(asked.threads),
-             "--device", asked.device, *(("--workers", asked.workers) if asked.workers else ())]
+    content["calibration"]["windows"] = min(CALIBRATION, content["calibration"]["windows"])
+    if asked.study == "approaches":
+        content["recipes"] = dict(sorted(content["recipes"].items(), key=lambda item: turn(item[1])))
+    (work / f"{asked.study}.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    words = ["-m", "tsotsallm", "study", f"{asked.study}.yaml", "-o", asked.study, "--model", "source", "--text",
+             "wiki.test.raw", "--calibration", "texts", "--task", ",".join(TASKS[asked.study]), "--data", "data", "--limit",
+             str(asked.items), "--hours", str(asked.hours), "--threads", str(asked.threads), "--device", asked.device]
+    if "texts" in content.get("optional", {}):
+        words += ["--set", "texts=texts"]
+    if asked.workers:
+        words += ["--workers", asked.workers]
     try:
         subprocess.run([sys.executable, *words], cwd=work, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     finally:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(study / "trials.jsonl", RESULTS / "trials.jsonl")
-        measured.run([sys.executable, "-m", "tsotsallm", "study", "export", study, "--csv", RESULTS / "approaches.csv"])
+        shutil.copyfile(study / "trials.jsonl", kept)
+        measured.run([sys.executable, "-m", "tsotsallm", "study", "export", study, "--csv", kept.with_suffix(".csv")])
 
 
-def rows() -> list[Row]:
-    """The finished trials, from the largest to the smallest model."""
-    with (RESULTS / "approaches.csv").open(encoding="utf-8", newline="") as file:
+def rows(study: str) -> list[Row]:
+    """The finished trials of a study, from the largest to the smallest model."""
+    with (RESULTS / f"{study}.csv").open(encoding="utf-8", newline="") as file:
         found = [row for row in csv.DictReader(file) if row["status"] == "done" and row["cheap.kl"]]
     return sorted(found, key=lambda row: -float(row["model.bytes"]))
 
@@ -92,7 +100,7 @@ def on_the_front(row: Row, every: list[Row]) -> bool:
 
 def table(every: list[Row]) -> str:
     """Every recipe, those on the front in bold."""
-    tasks = [task for task in TASKS if any(row.get(f"full.{task}") for row in every)]
+    tasks = [task for task in TASKS["approaches"] if any(row.get(f"full.{task}") for row in every)]
     lines = [["recipe", "MB", "KL", "99%", "perplexity", *tasks, "minutes", "Wh"]]
     lines.append(["---"] * len(lines[0]))
     for row in every:
@@ -147,6 +155,7 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "write"))
+    parser.add_argument("--study", choices=TASKS, default="approaches")
     parser.add_argument("--work", type=Path, default=Path("real-results"))
     parser.add_argument("--hours", type=float, default=2.0, help="no recipe begins later")
     parser.add_argument("--items", type=int, default=300, help="of every task")
@@ -156,9 +165,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.what == "run":
         run(asked)
-    every = rows()
-    (RESULTS / "approaches.md").write_text(table(every) + "\n", "utf-8")
-    draw(every, RESULTS / "approaches.png")
+    every = rows(asked.study)
+    (RESULTS / f"{asked.study}.md").write_text(table(every) + "\n", "utf-8")
+    draw(every, RESULTS / f"{asked.study}.png")
 
 
 if __name__ == "__main__":
