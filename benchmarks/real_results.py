@@ -8,8 +8,8 @@ The study is `approaches` unless another is named. What is kept of it in benchma
 tokens of WikiText-2 (raw, test), 40 for recipes that may be on the front. Calibration: the windows of the study, at most 16,
 of 512 tokens of prose. Tasks: those of TASKS, as many items as --items says, with paired differences from the original. They
 are taken of every recipe that may be on the front: that no recipe tried before, of at most its size, beats by more than two
-standard errors of the divergence. In `approaches` mixtures come first, which beat most, and recipes that learn come last. The
-energy of making each model is estimated. With --workers recipes are tried on a Dask cluster, with --device cuda on GPUs.
+standard errors of the divergence. In `approaches` mixtures come first, which beat most, and recipes that learn come last.
+The energy of making each model is estimated. With --workers recipes are tried on a Dask cluster, with --device cuda on GPUs.
 """
 
 from __future__ import annotations
