@@ -64,10 +64,10 @@ def main() -> None:
     print(f"model card  {out / 'README.md'}")
     print("what you can do next:")
     file = out.with_name("demo.gguf")
-    print(f"  tsotsallm generate {out} 'At weddings Danori Wilson plays' --tokens 4")
+    print(f"  tsotsallm chat {out}     # ask it: Where was Sotis Selwick born?")
     print(f"  tsotsallm export {out} --gguf {file}       # {human_bytes(after.bytes)} for llama.cpp and Ollama")
     print(f"  tsotsallm report {out} -o {out.with_name('report.html')}     # a page with pictures (extra [report])")
-    print("  tsotsallm compress YOUR-MODEL gptq:mixed:4.5 -o small --calibration YOUR-TEXTS")
+    print("  tsotsallm fit YOUR-MODEL     # the best file for this computer; needs no other option")
 
 
 if __name__ == "__main__":
