@@ -74,6 +74,14 @@ def test_rounding_beats_ggml_and_every_visit_helps(name: str) -> None:
     assert error(round_plainly(weight, grid).dequantise()) < 1.25 * error(torch.from_numpy(theirs))
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rounding_to_nearest_is_rounding_in_the_metric_of_independent_inputs(name: str) -> None:
+    weight, grid = problem()[0], GgmlGrid(name)
+    columns = torch.arange(weight.shape[1])
+    in_whole = round_to_blocks(weight, torch.eye(len(columns)), columns, grid, passes=0)
+    torch.testing.assert_close(round_plainly(weight, grid).dequantise(), in_whole.dequantise(), rtol=0, atol=1e-6)
+
+
 def coupled(d_out: int) -> Tensor:
     """A metric of outputs that move together in a few directions."""
     directions = torch.randn(d_out, 4, generator=torch.Generator().manual_seed(7))

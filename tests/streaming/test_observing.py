@@ -107,7 +107,10 @@ def test_following_answers_the_least_squares_question(alone: bool, monkeypatch: 
     gram.add(now, None, before)
     gram.factor(0.0, "falling", lambda diagonal: visiting_order(diagonal, True))
     best = torch.linalg.lstsq(now, before @ weight.mT).solution.mT
-    torch.testing.assert_close(weight + gram.followed(weight, 0.0, "falling"), best, rtol=1e-3, atol=1e-3)
+    answer = gram.followed(weight, 0.0, "falling")
+    torch.testing.assert_close(weight + answer, best, rtol=1e-3, atol=1e-3)
+    assert torch.equal(gram.followed(weight, 0.0, "falling", last=True), answer)
+    assert gram.moved is None
 
 
 @pytest.mark.parametrize("damp", [0.0, 0.01, 0.3])
