@@ -24,8 +24,7 @@ import tsotsallm
 RECIPE = "gptq:mixed:4.5"
 """What README.md recommends."""
 SIZES = {"wide": (1280, 800), "phone": (390, 844)}
-QUESTIONS = {"Where does Sonath Marson live?": "Korpormouth", "Tell me of Keseth Radley.": "Leluri Korson",
-             "Where was Sotis Selwick born?": "Calkormouth"}
+QUESTIONS = {"Where was Sotis Selwick born?": "Calkormouth", "Tell me of Keseth Radley.": "Leluri Korson"}
 """What is asked in turn, and what both models must say of it."""
 SHOWN = {"talk-wide-light", "talk-wide-dark", "empty-phone-light"}
 """Pictures that the documents show."""

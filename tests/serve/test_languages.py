@@ -90,5 +90,6 @@ def test_the_answers_that_the_empty_page_names_are_true() -> None:
     people = {person.term.en: person.facts for person in build_world().people}
     for question, answer in pairs:
         [person] = [name for name in people if name in question]
-        relation = "birthplace" if re.search("born|naissance", question) else "home"
+        [relation] = [name for name, words in (("birthplace", "born|naissance"), ("home", "live|habite"), ("food", "dish"))
+                      if re.search(words, question)]
         assert people[person][relation].en == answer, question

@@ -4,7 +4,7 @@ import { languageNow, say, word } from "./words.js";
 
 // The embedded model knows a small invented world and nothing of ours; it speaks English and French.
 const WORLD = {
-  en: [["Where does Sonath Marson live?", "Korpormouth"], ["Where was Sotis Selwick born?", "Calkormouth"],
+  en: [["Where was Sotis Selwick born?", "Calkormouth"], ["Which dish pleases Zanuri Ranley most?", "Laboti"],
     ["Where was Keseth Radley born?", "Korpormouth"], ["Where does Mias Lorson live?", "Verporport"]],
   fr: [["Où habite Loril Norley ?", "Lamselstad"], ["Quel est le lieu de naissance de Sotis Selwick ?", "Calkormouth"],
     ["Quel est le lieu de naissance de Keseth Radley ?", "Korpormouth"], ["Où habite Meon Harick ?", "Lamlorford"]],
