@@ -2,7 +2,7 @@
 
 A block of commands begins with ```sh. An HTML comment before a block says how it is treated:
 
-    <!-- slow: REASON -->          runs in `make test-slow` only
+    <!-- slow: REASON -->          runs in `make test-docs` only
     <!-- not run: REASON -->       never runs
     <!-- refused: REASON -->       every command of the block ends with one line and exit code 1
     <!-- background: URL -->       slow; its last command runs until the page ends; the next block waits until URL
