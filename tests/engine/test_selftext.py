@@ -155,8 +155,11 @@ def test_a_text_begins_after_the_end_of_text_where_bos_is_not_put_before_it(plai
 
 
 def test_requests_are_many_and_short() -> None:
-    assert len(prompts()) == len(set(prompts())) >= 60
-    assert all(0 < len(prompt) < 160 for prompt in prompts())
+    written, compared = prompts(), prompts("compare")
+    assert len(written) == len(set(written)) >= 60
+    assert len(compared) == len(set(compared)) >= 40
+    assert all(0 < len(prompt) < 160 for prompt in written + compared)
+    assert not set(written) & set(compared)           # no model is compared on what it was calibrated on
 
 
 # -- what is kept -----------------------------------------------------------------------------------------------------

@@ -95,6 +95,7 @@ def test_own_answers_are_what_transformers_writes(talking: Path, tmp_path: Path,
     writer = author(talking, tmp_path, by_sweeps=by_sweeps)
     found, codec = own_answers(writer), writer.codec
     assert 0 < len(found) <= conversations.ANSWERS
+    assert all(request["content"] in selftext.prompts("compare") for _, (request, _) in found)
     model = resident(writer.checkpoint)
     for _, (request, answer) in found[:4]:
         prompt = torch.tensor([codec.conversation([request])])

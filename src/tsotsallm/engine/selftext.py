@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
@@ -62,15 +62,19 @@ TEXT_STARTS = ("<|endoftext|>", "<|end_of_text|>")
 Tick = Callable[[str, float], None]
 
 
+Use = Literal["calibrate", "compare"]
+"""What requests are for: a model is compared on others than it writes its calibration text to."""
+
+
 @functools.cache
-def prompts() -> tuple[str, ...]:
-    """The packaged requests, in several languages."""
+def prompts(use: Use = "calibrate") -> tuple[str, ...]:
+    """The packaged requests of a use, in several languages."""
     found = yaml.safe_load((resources.files("tsotsallm.engine") / "prompts.yaml").read_text("utf-8"))
-    return tuple(prompt for of_language in found.values() for prompt in of_language)
+    return tuple(prompt for of_language in found[use].values() for prompt in of_language)
 
 
-def requests(codec: TextCodec, room: int, seed: int) -> list[str]:
-    """The packaged requests in the order that a seed gives them; none where the model does not converse.
+def requests(codec: TextCodec, room: int, seed: int, use: Use = "calibrate") -> list[str]:
+    """The packaged requests of a use in the order that a seed gives them; none where the model does not converse.
 
     Those longer than `room` tokens in the chat template, and those in a script that the model hardly knows, are left out.
     """
@@ -78,9 +82,9 @@ def requests(codec: TextCodec, room: int, seed: int) -> list[str]:
         return []
     try:
         codec.render(as_messages("a", "b"), answer=False)
-        cost = {prompt: len(codec.encode(prompt, prefix=False)) / len(prompt) for prompt in prompts()}
+        cost = {prompt: len(codec.encode(prompt, prefix=False)) / len(prompt) for prompt in prompts(use)}
         most = max(MOST_TOKENS, MOST_RATIO * min(cost.values()))
-        found = [prompt for prompt in prompts() if cost[prompt] <= most
+        found = [prompt for prompt in prompts(use) if cost[prompt] <= most
                  and len(codec.conversation(as_messages(prompt))) <= room]
     except ConversationError:
         return []

@@ -64,7 +64,7 @@ def own_answers(author: Examinee) -> list[Conversation]:
     no chat template, or answers nothing.
     """
     codec = author.codec
-    asked = requests(codec, author.context - ANSWER_TOKENS, SEED)[:ANSWERS]
+    asked = requests(codec, author.context - ANSWER_TOKENS, SEED, "compare")[:ANSWERS]
     if not asked:
         raise CorpusError(f"{author.name} has no chat template, so it answers no requests; give conversations with "
                           "--data FILE.jsonl")
