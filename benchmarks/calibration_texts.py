@@ -10,7 +10,7 @@ compared by the KL divergence from the original on WikiText-2, on web text that 
 and on the original's own answers to the packaged requests. Finished rows are kept among the results and not repeated.
 
 With --languages the sources are novels in English, the second halves of the Universal Declaration of Human Rights in twelve
-languages, and what the model writes itself; models are compared on the first halves, language by language.
+languages, both by halves, and what the model writes itself; models are compared on the first halves, language by language.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def languages(work: Path) -> tuple[dict[str, str], dict[str, Path]]:
         (work / "spoken" / path.name).write_text(text[len(text) // 2:], "utf-8")
         tests[name] = work / "spoken-test" / path.name
         tests[name].write_text(text[:len(text) // 2], "utf-8")
-    return {"English novels": sources(work)["novels"], "twelve languages": f"{work}/spoken", "self": "self"}, tests
+    novels, spoken = sources(work)["novels"], f"{work}/spoken"
+    return {"English novels": novels, "twelve languages": spoken, "novels and languages": f"{novels}:0.5,{spoken}:0.5",
+            "self": "self"}, tests
 
 
 def texts(work: Path) -> dict[str, Path]:
