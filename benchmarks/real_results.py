@@ -27,6 +27,7 @@ import yaml
 
 from tsotsallm.api.export import to_huggingface
 from tsotsallm.study.spec import read_content
+from tsotsallm.units import plus_minus
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import measured
@@ -86,9 +87,19 @@ def run(asked: argparse.Namespace) -> None:
 
 
 def rows(study: str) -> list[Row]:
-    """The finished trials of a study, from the largest to the smallest model."""
+    """The finished trials of a study, from the largest to the smallest model.
+
+    Of `approaches` some recipes were made on a GPU before, by the same protocol, without tasks, minutes and energy: they
+    stand for those that the study has not come to.
+    """
     with (RESULTS / f"{study}.csv").open(encoding="utf-8", newline="") as file:
         found = [row for row in csv.DictReader(file) if row["status"] == "done" and row["cheap.kl"]]
+    if study == "approaches":
+        tried = {row["name"] for row in found}
+        with (RESULTS / "first-recipes.csv").open(encoding="utf-8", newline="") as file:
+            found += [{"name": row["name"], "recipe": row["recipe"], "model.bytes": row["bytes"], "cheap.kl": row["kl"],
+                       "cheap.kl_error": row["kl_error"], "cheap.kl_99": row["kl_99"], "cheap.perplexity": row["perplexity"]}
+                      for row in csv.DictReader(file) if row["name"] not in tried]
     return sorted(found, key=lambda row: -float(row["model.bytes"]))
 
 
@@ -108,9 +119,10 @@ def table(every: list[Row]) -> str:
         scores = [f"{float(row[f'full.{task}']):.1%} ({100 * float(row[f'full.{task}_low']):+.1f} to "
                   f"{100 * float(row[f'full.{task}_high']):+.1f})" if row.get(f"full.{task}") else "" for task in tasks]
         lines.append([name, f"{float(row['model.bytes']) / 1e6:.1f}",
-                      f"{float(row['cheap.kl']):.4f} ± {float(row['cheap.kl_error']):.4f}",
+                      plus_minus(float(row["cheap.kl"]), float(row["cheap.kl_error"])),
                       f"{float(row['cheap.kl_99']):.2f}", f"{float(row['cheap.perplexity']):.2f}", *scores,
-                      f"{float(row['seconds']) / 60:.1f}", f"{float(row['energy_wh']):.2f}"])
+                      f"{float(row['seconds']) / 60:.1f}" if row.get("seconds") else "",
+                      f"{float(row['energy_wh']):.2f}" if row.get("energy_wh") else ""])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
