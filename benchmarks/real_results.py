@@ -131,7 +131,7 @@ def draw(every: list[Row], out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axis = pyplot.subplots(figsize=(10, 6), layout="constrained")
     kinds: dict[str, list[Row]] = {}
@@ -145,8 +145,11 @@ def draw(every: list[Row], out: Path) -> None:
     axis.step(*zip(*front, strict=True), where="pre", color="black", linestyle=":", label="best so far at each size")
     axis.set(xscale="log", yscale="log", xlabel="MB of the file with weights", ylabel="KL from the original, nats per token",
              title="SmolLM2-135M-Instruct, WikiText-2")
+    axis.xaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
     axis.grid(True, which="both", alpha=0.3)
-    axis.legend(fontsize="x-small", ncols=2)
+    figure.legend(fontsize="small", ncols=4, loc="outside lower center")
     figure.savefig(out, dpi=130)
     pyplot.close(figure)
 
