@@ -132,7 +132,7 @@ def test_the_conversation_fills_the_window(browser: Any, models: Models, width: 
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate("document.activeElement.id") == "prompt"
         first = page.locator("#examples button").first
-        assert "Korpormouth" in first.inner_text()
+        assert "Calkormouth" in first.inner_text()
         no_serious_fault(page)
         first.click()
         page.wait_for_selector("#send:not([disabled])", timeout=60_000)
