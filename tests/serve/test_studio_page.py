@@ -60,8 +60,8 @@ def test_steps_are_in_words_and_the_log_is_folded(browser: Any, jobs: Jobs) -> N
         assert not page.locator("#job-log").is_visible()
         page.click("#log summary")
         assert "line 59 of the program" in page.locator("#job-log").inner_text()
-        assert page.evaluate("(log => log.scrollTop + log.clientHeight >= log.scrollHeight - 1 && log.scrollTop > 0)"
-                             "(document.getElementById('job-log'))")
+        until(lambda: page.evaluate("(log => log.scrollTop + log.clientHeight >= log.scrollHeight - 1 && log.scrollTop > 0)"
+                                    "(document.getElementById('job-log'))"))    # after the event of its opening
         no_serious_fault(page)
 
 
