@@ -66,7 +66,8 @@ def test_a_forecast_scores_nothing(tiny: Path, task: list[object]) -> None:
     (["--task", "piqa", "--context", "64"], "--context and --protocol belong to --text"),
     (["--harness", "piqa", "--plan"], "do not reach tasks of lm-evaluation-harness"), ([], "give a text to evaluate on"),
     (["--text", "a.txt", "--protocol", "lines"], "there is no protocol 'lines'"),
-    (["--kv", "q8_0", "--country", "KEN"], "do not reach GGUF files"), (["--task", "piqaa"], "did you mean"),
+    (["--kv", "q8_0", "--country", "KEN"], "do not reach GGUF files"),
+    (["--kv", "f16,q8_0", "--plan"], "--plan does not forecast --kv"), (["--task", "piqaa"], "did you mean"),
     (["--workers", "tcp://127.0.0.1:9", "--text", "a.txt"], "--workers evaluates tasks on a cluster")])
 def test_options_that_do_not_belong_together_are_refused(tiny: Path, options: list[str], words: str) -> None:
     found = within("evaluate", tiny, *options, check=False)

@@ -202,14 +202,21 @@ def _on_cluster(request: Request, computers: Any) -> None:
     request.output(scores.plain(), lambda: print_examination(scores, groups=request.groups))
 
 
-def _check_gguf(request: Request, *, plans: bool = False) -> None:
-    """Raise where options do not reach llama.cpp; `plans` says whether --plan does."""
+def _check_gguf(request: Request) -> None:
+    """Raise where options do not reach llama.cpp."""
     from tsotsallm.errors import TsotsallmError
 
-    planless = request.plan_only and not plans
-    if planless or (request.country and not request.speed) or request.by_sweeps or request.protocol != "windows":
-        raise TsotsallmError("--country without --speed, --plan, --by-sweeps and --protocol do not reach GGUF files in "
-                             "llama.cpp, which scores windows; leave them out, or add --stream")
+    if (request.country and not request.speed) or request.by_sweeps or request.protocol != "windows":
+        raise TsotsallmError("--country without --speed, --by-sweeps and --protocol do not reach GGUF files in llama.cpp, "
+                             "which scores windows; leave them out, or add --stream")
+
+
+def _require_no_plan(request: Request, what: str) -> None:
+    """Raise where a forecast is asked for of what has none."""
+    from tsotsallm.errors import TsotsallmError
+
+    if request.plan_only:
+        raise TsotsallmError(f"--plan does not forecast {what} of a GGUF file; leave out --plan")
 
 
 def _gguf_speeds(request: Request) -> None:
@@ -217,6 +224,7 @@ def _gguf_speeds(request: Request) -> None:
     from tsotsallm.api.evaluate import gguf_speeds
 
     _check_gguf(request)
+    _require_no_plan(request, "--speed")
     speeds = gguf_speeds(request.models, text=request.text, task=request.task, kv=request.kv, reference=request.reference,
                          country=request.country)
     request.output({model: asdict(one) for model, one in speeds.items()}, lambda: print_speeds(speeds))
@@ -227,7 +235,7 @@ def _gguf_text(request: Request) -> None:
     from tsotsallm.api.evaluate import evaluate_in_llama, plan_in_llama
     from tsotsallm.cli.lines import step_bar
 
-    _check_gguf(request, plans=True)
+    _check_gguf(request)
     if request.plan_only:
         found = plan_in_llama(request.models[0], request.text, reference=request.reference, context=request.context,
                               limit=request.limit)
@@ -246,6 +254,7 @@ def _gguf_caches(request: Request) -> None:
     from tsotsallm.cli.lines import step_bar
 
     _check_gguf(request)
+    _require_no_plan(request, "--kv" if request.kv != "f16" else "a text without xllamacpp (extra [llama])")
     bar, tick = step_bar(request.as_json)
     with bar:
         caches = evaluate_gguf(request.models, request.text, kv=request.kv.split(","), context=request.context,

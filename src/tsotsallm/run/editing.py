@@ -167,7 +167,7 @@ class Editing(Copying):
         again = [name for name in names if name.rpartition(".")[2] in REOBSERVED and any(
             edit.needs.second_observation for edit in active)]
         at_once = self.work.device.type == "cpu" and any(edit.leaves_python for edit in active)
-        observed_again, waiting = False, list[str]()
+        observed_again, waiting, forgotten = False, list[str](), list[Linear]()
 
         def settle(*linears: Linear) -> None:
             for linear in linears:
@@ -179,6 +179,7 @@ class Editing(Copying):
                     linear.values = linear.values.to(linear.storage)    # as it is written; float32 is needed no more
                 linear.reference, linear.mask = torch.empty(0), None
                 visit.forget(linear.name)
+                forgotten.append(linear)
                 changes.merged[linear.name] = linear
 
         def settle_waiting() -> None:
@@ -187,8 +188,9 @@ class Editing(Copying):
             waiting.clear()
 
         def compute_with_edited() -> None:
-            for linear in changes.merged.values():
+            for linear in forgotten:
                 visit.commit(linear)
+            forgotten.clear()
 
         @torch.no_grad()                    # which a thread does not inherit
         def edited(name: str) -> Linear:
