@@ -114,6 +114,16 @@ def table(records: list[Record]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
+def table_by_language(records: list[Record]) -> str:
+    """One row for each recipe, that of the most bits first, and source; a column for each language."""
+    names = [name for name in records[0]["texts"] if name != "answers"]
+    rows = [["recipe", "calibrated on", *names]]
+    rows.append(["---"] * len(rows[0]))
+    for one in sorted(records, key=lambda one: (one["recipe"], one["windows"]), reverse=True):
+        rows.append([one["recipe"], one["source"], *(f"{one['texts'][name]['kl']:.2f}" for name in names)])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,9 +156,9 @@ def main() -> None:
                                   **row(source, asked.recipe, options, tests, work)})
                 print(kept.read_text("utf-8"), flush=True)
     records = [read_json(path) for path in sorted(asked.results.glob("*.json"))]
-    chosen = [one for one in records if one["recipe"] == asked.recipe]
+    chosen = [one for one in records if asked.languages or one["recipe"] == asked.recipe]
     chosen.sort(key=lambda one: (one["windows"], one["source"]))
-    print(table(chosen) if chosen else "no results yet")
+    print("no results yet" if not chosen else table_by_language(chosen) if asked.languages else table(chosen))
 
 
 if __name__ == "__main__":

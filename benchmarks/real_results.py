@@ -39,6 +39,14 @@ WINDOWS, CALIBRATION = 20, 16
 TASKS = {"approaches": ("arc-easy", "hellaswag", "piqa", "boolq", "triviaqa-closed"), "franken": ("hellaswag",),
          "reference-pruning": ("arc-easy", "hellaswag")}
 """Study -> the tasks that its models are compared on."""
+WORDS = {"two layers": "2 of 30 layers removed, by perplexity",
+         "layers-2+lora": "4 of 30 layers removed, then LoRA, 100 steps",
+         "layers-2+imitation": "4 of 30 layers removed, then layers imitate the original",
+         "integers-4": "4-bit integers in groups of 96, GPTQ", "integers-3": "3-bit integers in groups of 96, GPTQ",
+         "integers-4+eora": "4-bit integers + EoRA, rank 32", "integers-3+eora": "3-bit integers + EoRA, rank 32",
+         "integers-3+tune": "3-bit integers, GPTQ, then `tune`", "mixture-6": "mixture of 6 bits a weight",
+         "mixture-4.5": "mixture of 4.5 bits a weight"}
+"""Name of a recipe -> what it does to this model, where the name does not say it."""
 COUNTRY = "CM"
 """Whose electricity counts; watt-hours do not depend on it."""
 LEARN = {"adapt", "distill", "tune", "compensate"}
@@ -110,20 +118,40 @@ def on_the_front(row: Row, every: list[Row]) -> bool:
 
 
 def table(every: list[Row]) -> str:
-    """Every recipe, those on the front in bold."""
+    """Every recipe, those on the front in bold; of tasks, in percent, intervals that leave out zero too."""
     tasks = [task for task in TASKS["approaches"] if any(row.get(f"full.{task}") for row in every)]
     lines = [["recipe", "MB", "KL", "99%", "perplexity", *tasks, "minutes", "Wh"]]
     lines.append(["---"] * len(lines[0]))
     for row in every:
-        name = f"**{row['name']}**" if on_the_front(row, every) else row["name"]
-        scores = [f"{float(row[f'full.{task}']):.1%} ({100 * float(row[f'full.{task}_low']):+.1f} to "
-                  f"{100 * float(row[f'full.{task}_high']):+.1f})" if row.get(f"full.{task}") else "" for task in tasks]
-        lines.append([name, f"{float(row['model.bytes']) / 1e6:.1f}",
+        lines.append([_bold(described(row["name"]), on_the_front(row, every)), f"{float(row['model.bytes']) / 1e6:.1f}",
                       plus_minus(float(row["cheap.kl"]), float(row["cheap.kl_error"])),
-                      f"{float(row['cheap.kl_99']):.2f}", f"{float(row['cheap.perplexity']):.2f}", *scores,
+                      f"{float(row['cheap.kl_99']):.2f}", f"{float(row['cheap.perplexity']):.2f}",
+                      *(_score(row, task) for task in tasks),
                       f"{float(row['seconds']) / 60:.1f}" if row.get("seconds") else "",
-                      f"{float(row['energy_wh']):.2f}" if row.get("energy_wh") else ""])
+                      f"{float(row['energy_wh']):.1f}" if row.get("energy_wh") else ""])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def described(name: str) -> str:
+    """A recipe's name in words, where it has some."""
+    if name in WORDS:
+        return WORDS[name]
+    how, _, grid = name.partition("-")
+    grid, _, after = grid.partition("+")
+    if how not in ("rounded", "gptq"):
+        return name
+    return f"{grid}, {'rounded' if how == 'rounded' else 'GPTQ'}" + (f", then `{after}`" if after else "")
+
+
+def _score(row: Row, task: str) -> str:
+    if not row.get(f"full.{task}"):
+        return ""
+    low, high = (round(100 * float(row[f"full.{task}_{side}"]), 1) + 0.0 for side in ("low", "high"))      # no -0.0
+    return _bold(f"{100 * float(row[f'full.{task}']):.1f} ({low:+.1f} to {high:+.1f})", low > 0 or high < 0)
+
+
+def _bold(text: str, stands_out: bool) -> str:
+    return f"**{text}**" if stands_out else text
 
 
 def draw(every: list[Row], out: Path) -> None:
